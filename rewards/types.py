@@ -1,0 +1,133 @@
+"""Records of the reward side. Frozen; arrays are NumPy on the host.
+
+Letters in shapes: I items, U users, N comparisons, D embedding width, K basis outputs.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+Prompt = str | tuple[tuple[str, str], ...]
+"""A plain string, or chat messages as ((role, content), ...)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+    """Comparisons of many people over a table of distinct (prompt, completion) items.
+
+    Attributes:
+      prompts: distinct prompts.
+      item_prompt: int32[I], index into `prompts`.
+      item_text: I completion texts.
+      item_features: float32[I, D] when the file brings its own embeddings, else None.
+      user_ids: U external ids.
+      user_index: int32[N], index into `user_ids`.
+      chosen, rejected: int32[N], indices of items.
+      outcome: float32[N], 1.0 when `chosen` was preferred, 0.5 for a tie.
+      choice: int32[N], index of the choice event within the person, in time order; the rows of one
+        best-of-four share it.
+      row: int32[N], 1-based row of the source, for error messages.
+      columns: optional columns (`shown_first`, `frame`, `attributes`, ...) as lists of length N.
+      source: where the rows came from, for messages.
+    """
+
+    prompts: tuple[Prompt, ...]
+    item_prompt: np.ndarray
+    item_text: tuple[str, ...]
+    item_features: np.ndarray | None
+    user_ids: tuple[str, ...]
+    user_index: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    outcome: np.ndarray
+    choice: np.ndarray
+    row: np.ndarray
+    columns: dict[str, list[Any]]
+    source: str
+
+    @property
+    def num_comparisons(self) -> int:
+        return len(self.user_index)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_text)
+
+    def select(self, mask: np.ndarray) -> "Preferences":
+        """Keep the comparisons where `mask` (bool[N]) holds; item and user tables stay as they are."""
+        keep = np.flatnonzero(mask)
+        return dataclasses.replace(
+            self,
+            user_index=self.user_index[keep],
+            chosen=self.chosen[keep],
+            rejected=self.rejected[keep],
+            outcome=self.outcome[keep],
+            choice=self.choice[keep],
+            row=self.row[keep],
+            columns={name: [values[i] for i in keep] for name, values in self.columns.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gauge:
+    """How raw basis outputs are read: φ = scale · signs ⊙ (rotation · whitening · (raw − mean)).
+
+    The raw outputs and the coefficients are only identified up to an invertible change of basis and a
+    prompt-dependent shift; a prior, a lock or a norm means something only after this record is applied.
+
+    Attributes:
+      centring: name of the rule that removes the prompt-dependent shift.
+      mean: float32[K], whitening: float32[K, K], rotation: float32[K, K], signs: float32[K] of ±1, scale: float.
+      names: K labels; axis 0 is the aggregate direction.
+      encoder_hash: sha256 over the encoder's weights and settings.
+    """
+
+    centring: str
+    mean: np.ndarray
+    whitening: np.ndarray
+    rotation: np.ndarray
+    signs: np.ndarray
+    scale: float
+    names: tuple[str, ...]
+    encoder_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardBasis:
+    """raw(x, y) = head^T e(x, y), read through `gauge`.
+
+    Attributes:
+      head: float32[D, K].
+      gauge: the gauge record.
+      encoder: plain settings that rebuild e(x, y) (kind, model, layer, pooling, ...).
+    """
+
+    head: np.ndarray
+    gauge: Gauge
+    encoder: dict[str, Any]
+
+    @property
+    def num_basis(self) -> int:
+        return self.head.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPrior:
+    """N(mean, cov) over user coefficients in the canonical gauge: mean[K], cov[K, K]."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class UserPosterior:
+    """Laplace posterior N(coef_mean, coef_precision^-1) of one person: [K], [K, K]."""
+
+    coef_mean: np.ndarray
+    coef_precision: np.ndarray
+    num_answers: int
