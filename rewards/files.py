@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise UserError(f"{path}: cannot write here ({error.strerror}); choose another folder or free some space") from None
+        raise UserError(
+            f"{path}: cannot write here ({error.strerror}); choose another folder or free some space"
+        ) from None
     temporary = Path(name)
     try:
         yield temporary
@@ -37,10 +40,46 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from None
+        raise UserError(
+            f"{path}: cannot write ({error.strerror}); free some space or choose another folder"
+        ) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
+
+    Raises:
+      UserError: `path` exists and is not an empty folder, also when another process made it meanwhile; or the
+        disk refuses.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path}: exists already; choose another folder or remove it")
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write here ({error.strerror}); choose another folder or free some space"
+        ) from None
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        for file in temporary.rglob("*"):  # some writers leave their files readable by the owner alone
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+        os.rename(temporary, path)  # refuses a folder that is not empty
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write ({error.strerror}); free some space or choose another folder"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

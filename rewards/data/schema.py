@@ -1,0 +1,317 @@
+"""One row of a preference file: which columns there are, what each may hold, and what is wrong with a row.
+
+Text rows follow TRL's conventions: `prompt`, `chosen`, `rejected` are strings or chat message lists; with message
+lists the prompt may stand inside `chosen` and `rejected` (implicit prompt). Beyond TRL: `user_id`, and the optional
+columns below. Empty optional values (null) mean "not recorded".
+"""
+
+import dataclasses
+import datetime
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rewards.errors import UserError
+from rewards.types import Prompt
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+REQUIRED = ("prompt", "chosen", "rejected", "user_id")
+OWN = (*REQUIRED, "chosen_features", "rejected_features", "outcome")
+"""Columns that become fields of `Preferences`; every other column is kept in `Preferences.columns`."""
+OPTIONAL = (
+    "item_id", "chosen_id", "rejected_id", "shown_first", "frame", "repeat_of", "reason", "hint", "attributes",
+    "timestamp", "choice_context",
+)  # fmt: skip
+KNOWN = (*OWN, *OPTIONAL)
+
+
+class RowError(ValueError):
+    """`str(error)` is "field 'x': what is wrong and the fix"; the reader adds file and row."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"field {field!r}: {message}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """A checked comparison. Features are float32[D] or None; `optional` holds every column that is not in `OWN`."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    user_id: str
+    outcome: float
+    chosen_features: np.ndarray | None
+    rejected_features: np.ndarray | None
+    optional: dict[str, Any]
+
+
+def show(value: Any) -> str:
+    """The value as it may stand in a one-line message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
+    """Refuse a file whose columns cannot be right: a required one missing, or a misspelling of a known one.
+
+    A column that nearly spells a known one is refused only where the known one is absent: then its values would
+    be ignored without a word. With both present (`item_idx` beside `item_id`) it is an extra column like any other.
+    """
+    present = [str(name) for name in names]
+    known = [user_column if name == "user_id" else name for name in KNOWN]
+    for name in present:
+        if name in known:
+            continue
+        for right in known:
+            if right not in present and _nearly_spells(name, right):
+                raise UserError(f"{source}: column {name!r} is unknown; rename it to {right!r} if that is what it holds")
+    featured = "chosen_features" in present and "rejected_features" in present
+    needed = (user_column,) if featured else ("chosen", "rejected", user_column)
+    for name in needed:
+        if name in present:
+            continue
+        others = ", ".join(present) or "none"
+        fix = "name the column that says who chose (user_column)" if name == user_column else "add it"
+        raise UserError(f"{source}: column {name!r} is missing (columns: {others[:200]}); {fix}")
+
+
+def _nearly_spells(name: str, right: str) -> bool:
+    """The same letters up to case and separators, or one slip (two in long names), a swap of neighbours included."""
+
+    def plain(text: str) -> str:
+        return "".join(letter for letter in text.lower() if letter.isalnum())
+
+    short, goal = plain(name), plain(right)
+    return slips(short, goal) <= (0 if len(goal) < 4 else 1 if len(goal) < 8 else 2)
+
+
+def slips(a: str, b: str) -> int:
+    """Optimal string alignment distance (insert, delete, replace, swap neighbours).
+
+    Own code: difflib's ratio cannot tell `prompt_id`, a good extra column, from a misspelt `prompt`.
+    """
+    if abs(len(a) - len(b)) > 2:
+        return 3
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        line = [i]
+        for j, y in enumerate(b, 1):
+            cost = min(last[j] + 1, line[j - 1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, before[j - 2] + 1)
+            line.append(cost)
+        before, last = last, line
+    return last[-1]
+
+
+def parse_row(record: Any, user_column: str = "user_id") -> Row:
+    """Check one record (a JSON object) and bring it into one shape.
+
+    With message lists the text of the final assistant message becomes the completion and the rest the prompt.
+
+    Raises:
+      RowError: names the field, the value and the fix.
+    """
+    if not isinstance(record, Mapping):
+        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    prompt, chosen, rejected = _texts(record)
+    features = _features(record, "chosen_features"), _features(record, "rejected_features")
+    if (features[0] is None) != (features[1] is None):
+        lacking = "chosen_features" if features[0] is None else "rejected_features"
+        raise RowError(lacking, "is missing while the other side has features; give both or neither")
+    if features[0] is not None and len(features[0]) != len(features[1]):
+        raise RowError("rejected_features", f"{len(features[1])} numbers, but chosen_features has {len(features[0])}")
+    if features[0] is not None and not chosen and np.array_equal(*features):
+        raise RowError("rejected_features", "equals chosen_features and there is no text; drop the row")
+    optional = {
+        name: _OPTIONAL_CHECKS[name](name, value) if name in _OPTIONAL_CHECKS and value is not None else value
+        for name, value in record.items()
+        if name not in OWN and name != user_column
+    }
+    user_id = _identifier(user_column, record.get(user_column))
+    return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
+
+
+def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
+    prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
+    if record.get("chosen_features") is not None and chosen is None and rejected is None:
+        return ("" if prompt is None else _prompt(prompt)), "", ""  # features stand in for the text
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
+        raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
+    if isinstance(chosen, list):
+        context, chosen = _conversation("chosen", chosen)
+        other, rejected = _conversation("rejected", rejected)
+        if context != other:
+            raise RowError("rejected", "differs from chosen before the last message; only the final answer may differ")
+        prompt = _merged_prompt(prompt, context)
+    else:
+        chosen, rejected = _text("chosen", chosen), _text("rejected", rejected)
+        prompt = _prompt(prompt)
+    if chosen == rejected:
+        raise RowError("rejected", f"is the same text as chosen ({show(chosen)}); drop the row")
+    return prompt, chosen, rejected
+
+
+def _merged_prompt(prompt: Any, context: tuple[tuple[str, str], ...]) -> Prompt:
+    """The prompt of a chat row: what `chosen` and `rejected` share, after the explicit prompt where they lack it."""
+    if prompt is None or (isinstance(prompt, str) and context):
+        if not context:
+            raise RowError("prompt", "is missing and chosen holds nothing but the answer; add the prompt")
+        return context
+    explicit = _prompt(prompt)
+    if isinstance(explicit, str):
+        return (("user", explicit),)
+    return context if context[: len(explicit)] == explicit else explicit + context
+
+
+def _prompt(value: Any) -> Prompt:
+    return _messages("prompt", value) if isinstance(value, list) else _text("prompt", value)
+
+
+def _conversation(field: str, value: list[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
+    messages = _messages(field, value)
+    if messages[-1][0] != "assistant":
+        raise RowError(field, f"the last message has role {messages[-1][0]!r}; it must be the assistant's")
+    return messages[:-1], messages[-1][1]
+
+
+def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
+    if not value:
+        raise RowError(field, "is an empty list; give at least one message")
+    messages = []
+    for position, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise RowError(field, f"message {position} is {show(message)}, not {{'role': …, 'content': …}}")
+        role = message.get("role")
+        if role not in ROLES:
+            near = difflib.get_close_matches(str(role), ROLES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(ROLES)}"
+            raise RowError(field, f"message {position} has role {show(role)}; {hint}")
+        extra = [key for key, part in message.items() if key not in ("role", "content") and part is not None]
+        if extra:
+            raise RowError(field, f"message {position} has {extra[0]!r}; only role and content are read, remove it")
+        messages.append((role, _text(field, message.get("content"), f"message {position}: ")))
+    return tuple(messages)
+
+
+def _text(field: str, value: Any, place: str = "") -> str:
+    if value is None:
+        raise RowError(field, f"{place}is missing; add the text")
+    if not isinstance(value, str):
+        raise RowError(field, f"{place}is {type(value).__name__} {show(value)}; it must be a string or a message list")
+    if not value.strip():
+        raise RowError(field, f"{place}is empty ({show(value)}); drop the row or add the text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(field, f"{place}holds half a surrogate pair at {error.start}; re-encode as UTF-8") from None
+    return value
+
+
+def _identifier(field: str, value: Any) -> str:
+    """Ids are text; whole numbers are written in decimal, so 7 and "7" are one person."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise RowError(field, "is missing; say who chose" if value is None else f"is {show(value)}; it must be a string")
+    if not value.strip():
+        raise RowError(field, f"is empty ({show(value)}); say who chose")
+    return value
+
+
+def _outcome(value: Any) -> float:
+    if value is None:
+        return 1.0
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value in (1, 0.5):
+        return float(value)
+    raise RowError("outcome", f"is {show(value)}; use 1 (chosen preferred) or 0.5 (tie), and swap the texts for 0")
+
+
+def _features(record: Mapping[str, Any], field: str) -> np.ndarray | None:
+    value = record.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, (list, np.ndarray)) or len(value) == 0:
+        raise RowError(field, f"is {show(value)}; it must be a non-empty list of numbers")
+    try:
+        raw = np.asarray(value)
+    except ValueError:  # ragged
+        raise RowError(field, f"is {show(value)}; it must be a flat list of numbers") from None
+    # A bool among numbers would become 0/1 in silence, so the elements are asked, not the array.
+    if raw.ndim != 1 or raw.dtype.kind not in "iuf" or any(isinstance(part, bool) for part in value):
+        raise RowError(field, f"is {show(value)}; it must be a flat list of numbers")
+    with np.errstate(over="ignore"):
+        features = raw.astype(np.float32)
+    if not np.isfinite(features).all():
+        position = int(np.flatnonzero(~np.isfinite(features))[0])
+        raise RowError(field, f"number {position} is {value[position]}; it must be finite (float32)")
+    return features
+
+
+def _optional_text(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RowError(field, f"is {show(value)}; it must be a string or null")
+    return value
+
+
+def _mapping(field: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise RowError(field, f"is {show(value)}; it must be an object with named values, or null")
+    names = value.get("feature_names")
+    if field == "attributes" and names is not None:
+        for side in ("chosen", "rejected"):
+            numbers = value.get(side)
+            if not isinstance(numbers, list) or len(numbers) != len(names):
+                raise RowError(field, f"{side} is {show(numbers)}; feature_names asks for {len(names)} numbers")
+            if not all(isinstance(part, (int, float)) and math.isfinite(part) for part in numbers):
+                raise RowError(field, f"{side} is {show(numbers)}; every number must be finite")
+    return value
+
+
+def _shown_first(field: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "chosen" if value else "rejected"
+    if value not in ("chosen", "rejected"):
+        raise RowError(field, f"is {show(value)}; use 'chosen' or 'rejected', whichever stood first")
+    return value
+
+
+def epoch_seconds(field: str, value: Any) -> float:
+    """A time as seconds since 1970; ISO 8601 text, a number of seconds or a datetime. Without a zone it is UTC."""
+    if isinstance(value, str):
+        try:
+            value = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            raise RowError(field, f"is {show(value)}; write ISO 8601, such as 2025-03-31T09:30:00Z") from None
+    if isinstance(value, datetime.datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RowError(field, f"is {show(value)}; write ISO 8601 or seconds since 1970")
+    return float(value)
+
+
+def _timestamp(field: str, value: Any) -> Any:
+    epoch_seconds(field, value)
+    return value
+
+
+_OPTIONAL_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "item_id": _identifier,
+    "chosen_id": _identifier,
+    "rejected_id": _identifier,
+    "repeat_of": _identifier,
+    "shown_first": _shown_first,
+    "frame": _optional_text,
+    "reason": _optional_text,
+    "hint": _optional_text,
+    "attributes": _mapping,
+    "choice_context": _mapping,
+    "timestamp": _timestamp,
+}

@@ -1,0 +1,205 @@
+"""Where rows come from: files, Hugging Face datasets, TensorFlow Datasets. Each gives numbered raw records.
+
+A record that cannot even be parsed is handed on as a `RowError` in its place, so that the reader can count it.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rewards.data.schema import RowError, show
+from rewards.errors import UserError
+
+Records = Iterable[tuple[int, Any]]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+def open_source(path: str, split: str) -> Records:
+    """Numbered records of a file, `hf:…` or `tfds:…`; see `rewards.data.read.read_preferences`."""
+    if path.startswith("hf:"):
+        return hugging_face(path.removeprefix("hf:"), split)
+    if path.startswith("tfds:"):
+        return tensorflow_datasets(path.removeprefix("tfds:"), split)
+    if split not in ("train", "all"):
+        raise UserError(f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it, {_folder_hint(file)}")
+    if not file.exists():
+        raise UserError(f"{path}: no such file; check data.path")
+    if file.name.endswith(".parquet"):
+        return parquet(file)
+    if file.name.endswith(SUFFIXES):
+        return json_records(file)
+    raise UserError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}, or hf:NAME, or tfds:NAME")
+
+
+def _folder_hint(folder: Path) -> str:
+    if (folder / "features.json").exists():
+        return f"or write tfds:{folder}"
+    return f"or write hf:{folder} for a saved Hugging Face dataset"
+
+
+def json_records(file: Path) -> Iterator[tuple[int, Any]]:
+    """JSON lines, numbered by line (blank lines are skipped), or one JSON array in a `.json` file, by element."""
+    lines = _lines(file)
+    if ".json" in file.suffixes[-2:]:
+        text = b"".join(lines)
+        if text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield from enumerate(_array(file, text), 1)
+            return
+        lines = iter(text.splitlines(keepends=True))
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield number, _parse_line(line)
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RowError("row", f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return RowError("row", f"is not JSON ({error}); one JSON object a line is expected")
+
+
+def _array(file: Path, text: bytes) -> list[Any]:
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}); restore or recreate the file") from None
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Lines of a file, decompressed by content, not by name (a `.gz` that is plain text is read as text)."""
+    number = 0
+    try:
+        with open(file, "rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(file, "rb") if compressed else open(file, "rb") as stream:
+            for line in stream:
+                number += 1
+                yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{file}: damaged gzip after line {number} ({error}); the file is cut short or corrupt, copy or fetch it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
+
+
+def parquet(file: Path) -> list[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a readable parquet file ({_first_line(error)}); write it again") from None
+    return list(enumerate(table.to_pylist(), 1))
+
+
+def hugging_face(name: str, split: str) -> list[tuple[int, Any]]:
+    """A folder saved by `datasets` (or holding data files), or ORG/NAME[/CONFIG] on the hub."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"hf:{name}: needs the `datasets` package; install it with pip install 'chorus-rlhf[hub]'"
+        ) from None
+    folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or not name or name.count("/") > 2):
+        raise UserError(f"hf:{name}: no such folder; write hf:ORG/NAME[/CONFIG] for a dataset on the hub")
+    try:
+        if folder.is_dir() and any((folder / mark).exists() for mark in ("state.json", "dataset_dict.json")):
+            return _numbered(_choose_split(f"hf:{name}", datasets.load_from_disk(str(folder)), split))
+        place, config = (str(folder), None) if folder.exists() else _hub_name(name)
+        if split == "all":
+            return _numbered(_choose_split(f"hf:{name}", datasets.load_dataset(place, config), split))
+        return _numbered(datasets.load_dataset(place, config, split=split))
+    except UserError:
+        raise
+    except Exception as error:  # `datasets` and its transport raise a zoo of unrelated types for unreachable or absent
+        raise UserError(
+            f"hf:{name} split {split!r}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); check the "
+            "name, the split and the network"
+        ) from None
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    organisation, _, rest = name.partition("/")
+    dataset, _, config = rest.partition("/")
+    return (f"{organisation}/{dataset}" if dataset else organisation), (config or None)
+
+
+def _choose_split(place: str, loaded: Any, split: str) -> Any:
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
+        own = str(loaded.split) if loaded.split is not None else "train"
+        if split in ("all", "train", own):
+            return loaded
+        raise UserError(f"{place}: holds the one split {own!r}, not {split!r}; use 'train' or 'all'")
+    if split == "all":
+        return datasets.concatenate_datasets([loaded[name] for name in loaded])
+    if split in loaded:
+        return loaded[split]
+    raise UserError(f"{place}: has no split {split!r}; choose one of {', '.join(loaded)} or 'all'")
+
+
+def _numbered(dataset: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(dataset.to_list(), 1))
+
+
+def tensorflow_datasets(name: str, split: str) -> list[tuple[int, Any]]:
+    """A prepared folder, or the name of a registered data set; read at random access, without TensorFlow.
+
+    Rows come back in an order of their own (by hash of the key), so a `row` field, where there is one, restores the
+    order and the numbering of the original file.
+    """
+    from rewards.data import tfds_builder
+
+    rows = [_from_tfds(record) for record in tfds_builder.open_records(name, split)]
+    if rows and all(isinstance(row.get("row"), int) for row in rows):
+        return sorted(((row.pop("row"), row) for row in rows), key=lambda pair: pair[0])
+    return list(enumerate(rows, 1))
+
+
+def _from_tfds(record: dict[str, Any]) -> dict[str, Any]:
+    """NumPy and bytes → plain Python; undo what our own builder did to fit rows into features."""
+    row = {name: _plain(value) for name, value in record.items()}
+    if "other_columns" in row:  # JSON text written by tfds_builder
+        row |= json.loads(row.pop("other_columns"))
+    if row.pop("prompt_format", "text") == "chat":
+        row["prompt"] = json.loads(row["prompt"])
+    # TFDS has no null; '' stands for it wherever an empty text cannot be meant.
+    for optional in ("timestamp", "frame", "reason", "hint", "item_id", "shown_first", "repeat_of"):
+        if row.get(optional) == "":
+            row[optional] = None
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict):
+        parts = {name: _plain(part) for name, part in value.items()}
+        if parts.keys() == {"role", "content"} and isinstance(parts["role"], list):
+            # A sequence of messages comes back as one list per key.
+            return [{"role": role, "content": text} for role, text in zip(parts["role"], parts["content"], strict=True)]
+        return parts
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else show(error)

@@ -1,0 +1,162 @@
+"""The canonical gauge: which of all equivalent (φ, w) is meant.
+
+(φ, w) and (Aφ, A⁻ᵀw) predict the same, and φ is free up to a prompt-dependent shift, so a prior, a lock or a
+norm means nothing until both are fixed. Canonical:
+    1. centring: every prompt's mean over the reference items is 0,
+    2. whitening: Cov over the reference items is I,
+    3. rotation: axis 0 is the direction of μ (so μ = (‖μ‖, 0, …)); axes 1.. are the principal axes of Σ in its
+       orthogonal complement, by falling variance,
+    4. signs: μ_0 ≥ 0; on every other axis the reference item of largest |φ| is positive.
+With φ′ = B φ the coefficients become B⁻ᵀ w, covariances B⁻ᵀ Σ B⁻¹ and precisions B H Bᵀ.
+
+Letters in shapes: I items, D embedding width, K basis outputs.
+"""
+
+import numpy as np
+
+from rewards.errors import UserError
+from rewards.types import Gauge, GroupPrior, RewardBasis
+
+CENTRING = "prompt_mean"
+
+
+def canonicalise(
+    head: np.ndarray,
+    prior: GroupPrior,
+    embeddings: np.ndarray,
+    item_prompt: np.ndarray,
+    *,
+    encoder: dict,
+    encoder_hash: str = "",
+) -> tuple[RewardBasis, GroupPrior, np.ndarray]:
+    """Bring a raw fit into the canonical gauge.
+
+    Args:
+      head: float[D, K] of full column rank on the reference items; raw(x, y) = headᵀ e(x, y).
+      prior: N(μ, Σ) over raw coefficients.
+      embeddings: float[I, D] of the reference items; `item_prompt` int[I] says whose they are.
+      encoder: settings that rebuild the embeddings; `encoder_hash` the hash of its weights.
+    Returns:
+      the basis (same head, with its gauge), the prior in the canonical gauge, and B[K, K] with φ = B · raw
+      (up to a shift), for `transform_coef` and `transform_precision`.
+    Raises:
+      UserError: the basis outputs are linearly dependent over the reference items.
+    """
+    head64, embeddings64 = np.asarray(head, np.float64), np.asarray(embeddings, np.float64)
+    raw = embeddings64 @ head64
+    centred = centre(raw, item_prompt)
+    whitening = whitener(centred.T @ centred / len(centred))
+    rotation = rotate(
+        transform_coef(whitening, prior.mean), transform_cov(whitening, np.asarray(prior.cov, np.float64))
+    )
+    signs = sign(centred @ (rotation @ whitening).T)
+    gauge = Gauge(
+        centring=CENTRING,
+        mean=raw.mean(axis=0).astype(np.float32),
+        whitening=whitening.astype(np.float32),
+        rotation=rotation.astype(np.float32),
+        signs=signs.astype(np.float32),
+        scale=1.0,
+        names=axis_names(head.shape[1]),
+        encoder_hash=encoder_hash,
+    )
+    change = signs[:, None] * (rotation @ whitening)
+    basis = RewardBasis(np.asarray(head, np.float32), gauge, dict(encoder))
+    cov = transform_cov(change, np.asarray(prior.cov, np.float64))
+    canonical = GroupPrior(
+        transform_coef(change, prior.mean).astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32)
+    )
+    return basis, canonical, change
+
+
+def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray | None = None) -> np.ndarray:
+    """φ(x, y), float32[I, K]: the only way a basis is read.
+
+    φ = scale · signs ⊙ (rotation · whitening · (headᵀ e − c)). The shift c is the mean of the item's prompt over
+    the items given when `item_prompt` is given, else the stored mean, and then a row depends on no other row.
+    Both give the same differences within a prompt.
+
+    Raises:
+      UserError: embeddings of another width than the basis was fitted on, or not finite.
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or embeddings.shape[1] != basis.head.shape[0]:
+        raise UserError(
+            f"embeddings: shape {embeddings.shape}, but the basis reads width {basis.head.shape[0]}; "
+            "use the encoder the basis was fitted with"
+        )
+    if not np.isfinite(embeddings).all():
+        bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
+        raise UserError(f"embeddings: item {bad} holds a value that is not finite; check its text or features")
+    raw = embeddings.astype(np.float64) @ basis.head.astype(np.float64)
+    shifted = raw - basis.gauge.mean if item_prompt is None else centre(raw, item_prompt)
+    return (shifted @ matrix(basis.gauge).T).astype(np.float32)
+
+
+def matrix(gauge: Gauge) -> np.ndarray:
+    """B = scale · diag(signs) · rotation · whitening, float64[K, K]."""
+    product = gauge.rotation.astype(np.float64) @ gauge.whitening.astype(np.float64)
+    return gauge.scale * gauge.signs[:, None] * product
+
+
+def transform_coef(change: np.ndarray, coef: np.ndarray) -> np.ndarray:
+    """w′ = B⁻ᵀ w for coef[..., K]."""
+    return np.asarray(coef, np.float64) @ np.linalg.inv(change)
+
+
+def transform_cov(change: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    """Σ′ = B⁻ᵀ Σ B⁻¹ for cov[..., K, K]."""
+    inverse = np.linalg.inv(change)
+    return inverse.T @ cov @ inverse
+
+
+def transform_precision(change: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """H′ = B H Bᵀ for precision[..., K, K]."""
+    return change @ np.asarray(precision, np.float64) @ change.T
+
+
+def centre(values: np.ndarray, item_prompt: np.ndarray) -> np.ndarray:
+    """Subtract from values[I, K] the mean of each item's prompt over the items given."""
+    _, group = np.unique(item_prompt, return_inverse=True)
+    total = np.zeros((group.max() + 1, values.shape[1]), np.float64)
+    np.add.at(total, group, values)
+    return values - (total / np.bincount(group)[:, None])[group]
+
+
+def whitener(cov: np.ndarray) -> np.ndarray:
+    """Symmetric C^{-1/2}, float64[K, K]."""
+    values, vectors = np.linalg.eigh(cov)
+    if not values[0] > 1e-10 * max(values[-1], 1e-300):
+        raise UserError(
+            f"basis: {len(cov)} outputs are linearly dependent over the reference items "
+            f"(eigenvalues {values[0]:.2g} to {values[-1]:.2g}); choose fewer outputs (num_basis)"
+        )
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def rotate(mean: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    """Orthogonal R[K, K]: row 0 along μ, the others the principal axes of Σ in its complement."""
+    num_basis = len(mean)
+    norm = np.linalg.norm(mean)
+    spread = np.sqrt(np.trace(cov))
+    # A population with no common direction (opposite tastes) has no aggregate axis: order by variance alone.
+    if norm <= 1e-6 * spread:
+        return np.linalg.eigh(cov)[1].T[::-1]
+    axis = mean / norm
+    complement = np.linalg.svd(axis[None])[2][1:] if num_basis > 1 else np.zeros((0, 1))
+    vectors = np.linalg.eigh(complement @ cov @ complement.T)[1] if num_basis > 1 else np.zeros((0, 0))
+    return np.concatenate([axis[None], vectors.T[::-1] @ complement])
+
+
+def sign(rotated: np.ndarray) -> np.ndarray:
+    """±1 for each axis of φ[I, K] over the reference items; axis 0 is already oriented by μ."""
+    size = np.abs(rotated)
+    # The first item within 0.1 % of the largest: an exact tie must not be broken by rounding.
+    first = np.argmax(size >= 0.999 * size.max(axis=0), axis=0)
+    signs = np.sign(rotated[first, np.arange(rotated.shape[1])])
+    signs[0] = 1.0
+    return np.where(signs == 0, 1.0, signs)
+
+
+def axis_names(num_basis: int) -> tuple[str, ...]:
+    return ("aggregate", *(f"taste {axis}" for axis in range(1, num_basis)))

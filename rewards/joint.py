@@ -1,0 +1,120 @@
+"""The compiled part of the basis fit: one round of the joint estimation of φ and w.
+
+In the gauge of the round, with reduced embeddings x[I, P], directions V[P, K] and φ = Vᵀx, every person has a
+Gaussian belief N(m_u, C_u), m_u = μ + L z_u, Σ = L Lᵀ. A round lowers, over V, μ and all z_u together,
+
+    F = Σ_n a_n E_{s ~ N(m_u·Δφ_n, Δφ_nᵀ C_u Δφ_n)}[−log P(y_n | s)] + ½ Σ_u |z_u|²
+        + ½ λ (|V μ|² + |V L|²)
+
+and then sets C_u = (Σ⁻¹ + Σ_n a_n E[I(s)] Δφ Δφᵀ)⁻¹. With C_u = 0, as in the first round, F is the joint MAP
+objective. With C_u > 0 it is the same objective with the w_u averaged out, which is what keeps V from fitting
+the noise of people with few answers. The ridge is on the reward a typical person gets, not on V, so it cannot
+be undone by rescaling (V, w).
+
+Letters in shapes: I items, P reduced width, K basis outputs, U users, N comparisons, Q quadrature nodes.
+Source: Gaussian variational EM (Opper & Archambeau 2009) for a logistic factor model.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from rewards import likelihood
+
+NUM_NODES = 8
+_x, _w = np.polynomial.hermite_e.hermegauss(NUM_NODES)
+NODES, NODE_WEIGHTS = _x.astype(np.float32), (_w / _w.sum()).astype(np.float32)
+
+
+class Comparisons(NamedTuple):
+    """Training data on the device; `weight` is 0 for comparisons left out."""
+
+    items: Float[Array, "I P"]
+    user: Int[Array, " N"]
+    chosen: Int[Array, " N"]
+    rejected: Int[Array, " N"]
+    outcome: Float[Array, " N"]
+    weight: Float[Array, " N"]
+
+
+class State(NamedTuple):
+    """What one round hands to the next."""
+
+    directions: Float[Array, "P K"]
+    mean: Float[Array, " K"]
+    cov: Float[Array, "K K"]
+    coef_mean: Float[Array, "U K"]
+    coef_cov: Float[Array, "U K K"]
+
+
+def expected_loss(
+    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: float
+) -> Float[Array, " N"]:
+    """E[−log P(y | s)] over s ~ N(mean, var), by Gauss–Hermite quadrature."""
+    # sqrt has no gradient at 0, where the first round starts.
+    margins = margin_mean[:, None] + jnp.sqrt(margin_var + 1e-8)[:, None] * NODES
+    return likelihood.negative_log_likelihood(margins, outcome[:, None], lapse) @ NODE_WEIGHTS
+
+
+def objective(params, state: State, data: Comparisons, ridge: float, lapse: float):
+    """F above; `params` is (V, μ, z)."""
+    directions, mean, z = params
+    root = jnp.linalg.cholesky(state.cov)
+    coef = mean + z @ root.T
+    phi = data.items @ directions
+    delta = phi[data.chosen] - phi[data.rejected]
+    margin_mean = jnp.sum(coef[data.user] * delta, axis=1)
+    margin_var = jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
+    fit = jnp.sum(data.weight * expected_loss(margin_mean, margin_var, data.outcome, lapse))
+    size = jnp.sum((directions @ mean) ** 2) + jnp.sum((directions @ root) ** 2)
+    return fit + 0.5 * jnp.sum(z**2) + 0.5 * ridge * size
+
+
+@functools.partial(jax.jit, static_argnames=("steps",))
+def optimise(state: State, data: Comparisons, ridge: float, lapse: float, *, steps: int):
+    """`steps` iterations of L-BFGS on F, then the covariance of every belief. Returns (state, metrics)."""
+    root = jnp.linalg.cholesky(state.cov)
+    z = jax.scipy.linalg.solve_triangular(root, (state.coef_mean - state.mean).T, lower=True).T
+    params = (state.directions, state.mean, z)
+
+    def loss(params):
+        return objective(params, state, data, ridge, lapse)
+
+    solver = optax.lbfgs(memory_size=10)
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry, _):
+        params, solver_state = carry
+        value, grad = value_and_grad(params, state=solver_state)
+        updates, solver_state = solver.update(
+            grad, solver_state, params, value=value, grad=grad, value_fn=loss
+        )
+        return (optax.apply_updates(params, updates), solver_state), value
+
+    (params, _), values = jax.lax.scan(step, (params, solver.init(params)), None, length=steps)
+    directions, mean, z = params
+    coef = mean + z @ root.T
+    coef_cov, fit = _beliefs(directions, coef, state, data, lapse)
+    loss_nats = jnp.sum(data.weight * fit) / jnp.sum(data.weight)
+    new = State(directions, mean, state.cov, coef, coef_cov)
+    return new, {"objective": loss(params), "loss_nats": loss_nats, "start": values[0]}
+
+
+def _beliefs(directions, coef, state: State, data: Comparisons, lapse: float):
+    """C_u of every person, and the expected loss of every comparison under the belief before."""
+    phi = data.items @ directions
+    delta = phi[data.chosen] - phi[data.rejected]
+    margin_mean = jnp.sum(coef[data.user] * delta, axis=1)
+    margin_var = jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
+    margins = margin_mean[:, None] + jnp.sqrt(margin_var)[:, None] * NODES
+    curvature = data.weight * (likelihood.fisher_information(margins, lapse) @ NODE_WEIGHTS)
+    outer = curvature[:, None, None] * delta[:, :, None] * delta[:, None, :]
+    num_users = coef.shape[0]
+    information = jax.ops.segment_sum(outer, data.user, num_segments=num_users)
+    coef_cov = jnp.linalg.inv(jnp.linalg.inv(state.cov) + information)
+    return coef_cov, expected_loss(margin_mean, margin_var, data.outcome, lapse)

@@ -1,0 +1,77 @@
+"""The population of users: N(μ, Σ) over coefficients, estimated by empirical Bayes.
+
+Letters in shapes: U users, K basis outputs.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rewards.errors import UserError
+from rewards.types import GroupPrior
+
+
+def empirical_bayes(
+    coef_mean: Float[Array, "U K"],
+    coef_cov: Float[Array, "U K K"],
+    user_weight: Float[Array, " U"],
+    shrinkage: float,
+) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
+    """M-step of the population given Gaussian posteriors of its members.
+
+        μ = Σ_u a_u m_u / Σ_u a_u
+        Σ = Σ_u a_u [(m_u − μ)(m_u − μ)ᵀ + C_u] / Σ_u a_u
+        Σ ← (1 − τ) Σ + τ diag(Σ)
+
+    Without C_u the spread of the population is underestimated (the m_u are already shrunk) and shrinks
+    further at every round. The diagonal target only means something in a fixed gauge: call it in the
+    canonical one.
+
+    Args:
+      user_weight: a_u ≥ 0, 0 for people left out.
+      shrinkage: τ in [0, 1].
+    Source: Dempster, Laird & Rubin 1977; shrinkage as in Ledoit & Wolf 2004 with a diagonal target.
+    """
+    share = user_weight / jnp.sum(user_weight)
+    mean = share @ coef_mean
+    deviation = coef_mean - mean
+    cov = jnp.einsum("u,uk,ul->kl", share, deviation, deviation) + jnp.einsum("u,ukl->kl", share, coef_cov)
+    return mean, (1.0 - shrinkage) * cov + shrinkage * jnp.diag(jnp.diag(cov))
+
+
+def precision(prior: GroupPrior) -> np.ndarray:
+    """Σ⁻¹ as float32[K, K], symmetric, computed in float64.
+
+    Raises:
+      UserError: Σ is not positive definite.
+    """
+    inverse = np.linalg.inv(_cholesky(prior.cov))
+    return (inverse.T @ inverse).astype(np.float32)
+
+
+def standardise(prior: GroupPrior, coef: np.ndarray) -> np.ndarray:
+    """z = Σ^{-1/2} (w − μ) with the symmetric root, for coef[..., K]; z = 0 is the aggregate."""
+    values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
+    if values[0] <= 0:
+        _cholesky(prior.cov)
+        raise UserError("group prior: covariance is singular; refit with fewer basis outputs (num_basis)")
+    root = (vectors / np.sqrt(values)) @ vectors.T
+    return ((np.asarray(coef, np.float64) - prior.mean) @ root).astype(np.float32)
+
+
+def unstandardise(prior: GroupPrior, z: np.ndarray) -> np.ndarray:
+    """w = μ + Σ^{1/2} z, the inverse of `standardise`."""
+    values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return (prior.mean + np.asarray(z, np.float64) @ root).astype(np.float32)
+
+
+def _cholesky(cov: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.cholesky(np.asarray(cov, np.float64))
+    except np.linalg.LinAlgError:
+        smallest = float(np.linalg.eigvalsh(np.asarray(cov, np.float64)).min())
+        raise UserError(
+            f"group prior: covariance is not positive definite (smallest eigenvalue {smallest:.3g}); "
+            "refit the basis, or choose fewer outputs (num_basis)"
+        ) from None

@@ -1,0 +1,75 @@
+"""Rotary positions, masks and grouped-query attention.
+
+Shapes: B rows, T queries, S keys, H heads, G key/value heads, h head width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf.models.config import Rope
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Inverse wavelengths [h/2]; the scaled kinds as transformers defines them (`modeling_rope_utils`)."""
+    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.kind == "linear":
+        frequencies = frequencies / rope.factor
+    if rope.kind == "llama3":
+        wavelength = 2 * math.pi / frequencies
+        low = rope.original_positions / rope.low_freq_factor
+        high = rope.original_positions / rope.high_freq_factor
+        ramp = (rope.original_positions / wavelength - rope.low_freq_factor) / (
+            rope.high_freq_factor - rope.low_freq_factor
+        )
+        between = (1 - ramp) * frequencies / rope.factor + ramp * frequencies
+        frequencies = np.where(wavelength > low, frequencies / rope.factor, frequencies)
+        frequencies = np.where((wavelength <= low) & (wavelength >= high), between, frequencies)
+    return frequencies.astype(np.float32)
+
+
+def rope_tables(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [B, T, 1, h/2]."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(rope, head_dim)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the two halves of each head of x[B, T, heads, h] (Hugging Face's layout)."""
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def tree_mask(end: jax.Array) -> jax.Array:
+    """bool[B, T, T]: node j sees i iff i ≤ j < end[i], i is j or one of its ancestors (depth-first order)."""
+    index = jnp.arange(end.shape[1])
+    return (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < end[:, None, :])
+
+
+def within_window(query_positions: jax.Array, key_positions: jax.Array, window: int) -> jax.Array:
+    """bool[B, T, S]: the key lies at most window − 1 positions back."""
+    return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, scale: float, softcap: float | None
+) -> jax.Array:
+    """Softmax attention of query[B, T, H, h] over key, value[B, S, G, h] where mask[B, T, S]; softmax in float32.
+
+    With `softcap` c the scores s become c·tanh(s/c) (Gemma 2); jax.nn.dot_product_attention has no such
+    argument, so that case is written out.
+    """
+    if softcap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
+    batch, num_queries, num_heads, head_dim = query.shape
+    num_groups = key.shape[2]
+    query = query.reshape(batch, num_queries, num_groups, num_heads // num_groups, head_dim)
+    scores = jnp.einsum("btgrh,bsgh->bgrts", query, key, preferred_element_type=jnp.float32) * scale
+    scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bgrts,bsgh->btgrh", weights, value)
+    return out.reshape(batch, num_queries, num_heads, head_dim)

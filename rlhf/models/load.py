@@ -1,0 +1,251 @@
+"""Model names → Hugging Face directories → parameter trees. Strict: every tensor accounted for, or an error that names it."""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from rewards.errors import UserError
+from rewards.files import cache_dir, read_json, sha256_json
+from rlhf.models import fetch, layout
+from rlhf.models.config import ModelConfig
+from rlhf.models.layout import INDEX, SINGLE
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+# Gemma 3 checkpoints with a vision tower keep the language model one level deeper (old and new spelling).
+PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")  # written by older transformers
+
+
+def read_hf_config(directory: str | Path) -> dict[str, Any]:
+    """`config.json` of a model directory as a dictionary.
+
+    Raises:
+      UserError: no such directory, no config.json in it, or not a JSON object.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such model directory; give a Hugging Face directory or a model's name"
+        )
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; a model directory holds config.json, model.safetensors and tokenizer.json"
+        )
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: must be a JSON object, is a {type(raw).__name__}; take the file of the model"
+        )
+    return raw
+
+
+def load_params(
+    directory: str | Path, config: ModelConfig, stages: tuple[int, ...], dtype: Any
+) -> dict[str, Any]:
+    """Read safetensors (one file, or shards with an index) into the decoder's base parameters.
+
+    Kernels become [in, out]; layers are stacked along axis 0, `stages[i]` of them under tree["stages"][i].
+    Norm weights stay as in the file (Gemma's decoder adds 1).
+
+    Args:
+      directory: Hugging Face directory.
+      config: its architecture.
+      stages: numbers of layers of the stacks, bottom first, adding up to `config.num_layers`.
+      dtype: of every array returned.
+
+    Raises:
+      UserError: a tensor is missing, left over, of another shape or not floating point; a file is missing or damaged.
+    """
+    if sum(stages) != config.num_layers:
+        raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
+    with contextlib.ExitStack() as stack:
+        files = _Checkpoint(Path(directory), stack)
+        leaves = layout.layer_leaves(config)
+        names = [leaf.name for leaf in layout.top_leaves(config)]
+        names += [layout.layer_name(i, leaf) for i in range(config.num_layers) for leaf in leaves]
+        files.check_names(names, config.tied)
+        tree: dict[str, Any] = {"stages": {}}
+        for leaf in layout.top_leaves(config):
+            layout.put(tree, leaf.path, jnp.asarray(files.read(leaf.name, leaf, dtype)))
+        first = 0
+        for index, size in enumerate(stages):
+            for leaf in leaves:
+                stacked = np.empty((size, *leaf.shape), dtype)
+                for i in range(size):
+                    stacked[i] = files.read(layout.layer_name(first + i, leaf), leaf, dtype)
+                layout.put(tree, ("stages", index, *leaf.path), jnp.asarray(stacked))
+            first += size
+    return jax.tree.map(jax.block_until_ready, tree)
+
+
+def resolve_model(name: str | Path) -> Path:
+    """Local Hugging Face directory of a model.
+
+    Args:
+      name: a directory, a .gguf file (converted once into the cache), a short name (`fetch.KNOWN`), or a hub
+        id "owner/name".
+
+    Raises:
+      UserError: none of these, or the model cannot be had.
+    """
+    text, path = str(name), Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return _converted(path)
+    if path.is_dir():
+        return path
+    if text in fetch.KNOWN:
+        return fetch.fetch(text)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
+        return fetch.hub_snapshot(text)
+    known = ", ".join(fetch.KNOWN)
+    close = difflib.get_close_matches(text, fetch.KNOWN, n=1)
+    fix = (
+        f"did you mean {close[0]}?"
+        if close
+        else f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}"
+    )
+    raise UserError(f"{text}: no such model; {fix}")
+
+
+def _converted(path: Path) -> Path:
+    """Directory made from a GGUF file; made again when the file has changed."""
+    from rlhf.models.gguf import convert_gguf  # most runs read no GGUF
+
+    try:
+        status = path.stat()
+    except OSError:
+        raise UserError(f"{path}: no such file; give the path of a .gguf file") from None
+    identity = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    directory = cache_dir() / "models" / f"{path.stem}-{identity[:16]}"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.with_name(f".{directory.name}.lock")):
+            if not directory.is_dir():
+                convert_gguf(path, directory)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot write ({error.strerror}); free some space or set CHORUS_CACHE"
+        ) from None
+    return directory
+
+
+class _Checkpoint:
+    """The safetensors files of one directory, opened lazily and closed with `stack`."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack):
+        self.directory, self.stack = directory, stack
+        self.open_files: dict[Path, Any] = {}
+        self.where = self._locate()
+        self.prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in self.where), "model.")
+
+    def _locate(self) -> dict[str, Path]:
+        """Name of each tensor → the file that holds it."""
+        if (self.directory / INDEX).is_file():
+            return self._locate_shards(self.directory / INDEX)
+        path = self.directory / SINGLE
+        if not path.is_file():
+            pickled = sorted(p.name for p in self.directory.glob("*.bin"))
+            found = (
+                f"; {pickled[0]} is a pickle and is never read, save the model as safetensors"
+                if pickled
+                else ""
+            )
+            raise UserError(f"{path}: missing{found or '; download the whole model again'}")
+        return dict.fromkeys(self._open(path).keys(), path)
+
+    def _locate_shards(self, index: Path) -> dict[str, Path]:
+        raw = read_json(index)
+        weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(
+                f"{index}: weight_map: missing or empty; take the index that came with the shards"
+            )
+        where = {}
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise UserError(
+                    f"{index}: weight_map: {name}: {file!r} must be a file name in the same directory"
+                )
+            where[name] = self.directory / file
+        for path in sorted(set(where.values())):
+            held = set(self._open(path).keys()) if path.is_file() else None
+            if held is None:
+                raise UserError(f"{path}: missing, but {index.name} names it; download this shard")
+            listed = {name for name, file in where.items() if file == path}
+            if listed != held:
+                name = min(listed ^ held)
+                place = "is listed in the index only" if name in listed else "is not listed in the index"
+                raise UserError(f"{path}: tensor {name} {place}; download index and shards from one revision")
+        return where
+
+    def _open(self, path: Path) -> Any:
+        if path not in self.open_files:
+            with _damage(path):
+                self.open_files[path] = self.stack.enter_context(safe_open(path, framework="numpy"))
+        return self.open_files[path]
+
+    def _file_name(self, name: str) -> str:
+        """Name in the files of a tensor whose plain name is `name`."""
+        if name != "lm_head.weight":
+            return self.prefix + name.removeprefix("model.")
+        return next((n for n in (name, "language_model.lm_head.weight") if n in self.where), name)
+
+    def check_names(self, names: list[str], tied: bool) -> None:
+        """Every expected tensor is there, and nothing that the decoder would silently ignore."""
+        wanted = {self._file_name(name) for name in names}
+        missing = sorted(wanted - set(self.where))
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{self.directory}: tensor {missing[0]}{more} missing from the safetensors files; "
+                "config.json and weights must be of one model"
+            )
+        for name in sorted(set(self.where) - wanted):
+            unused_head = tied and name == self._file_name("lm_head.weight")
+            vision = self.prefix != "model." and VISION.match(name)
+            if not (unused_head or vision or BUFFERS.match(name)):
+                raise UserError(
+                    f"{self.where[name]}: unexpected tensor {name}; config.json describes no such weight, "
+                    "use the config.json of this model"
+                )
+
+    def read(self, name: str, leaf: layout.Leaf, dtype: Any) -> np.ndarray:
+        """One tensor in the tree's orientation, cast to `dtype`; a view of the file where no cast is needed."""
+        name = self._file_name(name)
+        path = self.where[name]
+        with _damage(path):
+            piece = self._open(path).get_slice(name)
+            kind, shape = piece.get_dtype(), tuple(piece.get_shape())
+            if kind not in FLOATS:
+                raise UserError(
+                    f"{path}: tensor {name} is stored as {kind}; save the model as one of {', '.join(FLOATS)}"
+                )
+            if shape != layout.file_shape(leaf):
+                raise UserError(
+                    f"{path}: tensor {name} has shape {list(shape)}, config.json asks for "
+                    f"{list(layout.file_shape(leaf))}; use the config.json of this model"
+                )
+            array = self._open(path).get_tensor(name)
+        array = array.astype(dtype, copy=False)
+        return array.T if leaf.transposed else array
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn the safetensors library's errors into one line about the file."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: truncated or damaged ({reason}); download it again") from None

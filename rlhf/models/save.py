@@ -1,0 +1,136 @@
+"""Parameter trees → Hugging Face directories that transformers loads."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from rewards.errors import UserError
+from rewards.files import atomic_directory, write_json
+from rlhf.models import layout
+from rlhf.models.config import ModelConfig
+from rlhf.models.layout import ARCHITECTURES, INDEX, TOKENIZER_FILES
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+class _Source(NamedTuple):
+    """One tensor to write: where it is in the tree, which layer of a stack (None outside the layers)."""
+
+    leaf: layout.Leaf
+    path: tuple[Any, ...]
+    layer: int | None
+
+
+def save_hf(
+    directory: str | Path,
+    params: dict[str, Any],
+    hf_config: dict[str, Any],
+    tokenizer_dir: str | Path | None,
+    dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write config.json, safetensors (shards with an index above `max_shard_bytes`) and the tokenizer's files.
+
+    The folder appears complete or not at all.
+
+    Args:
+      directory: to make; must not exist, or be empty.
+      params: base parameters as `load_params` returns them, in any number of stages.
+      hf_config: `config.json` of the model the parameters came from.
+      tokenizer_dir: where tokenizer and generation_config.json are copied from; None to write the model only.
+      dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+      UserError: the folder exists, the disk is full, dtype unknown, or a value too large for the dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+    config = ModelConfig.from_hf(hf_config)
+    sources = _sources(params, config)
+    with atomic_directory(directory) as temporary:
+        _write_weights(temporary, params, sources, jnp.dtype(dtype), max_shard_bytes)
+        write_json(temporary / "config.json", _exported_config(hf_config, config, dtype))
+        if tokenizer_dir is not None:
+            for name in TOKENIZER_FILES:
+                if (Path(tokenizer_dir) / name).is_file():
+                    shutil.copyfile(Path(tokenizer_dir) / name, temporary / name)
+    return Path(directory)
+
+
+def _sources(params: dict[str, Any], config: ModelConfig) -> dict[str, _Source]:
+    """Hugging Face name → where it comes from; a tree that does not fit `config` is a programming error."""
+    sources = {leaf.name: _Source(leaf, leaf.path, None) for leaf in layout.top_leaves(config)}
+    leaves, first = layout.layer_leaves(config), 0
+    for stage in sorted(params["stages"], key=int):
+        size = layout.get(params["stages"], (stage, *leaves[0].path)).shape[0]
+        for i in range(size):
+            for leaf in leaves:
+                sources[layout.layer_name(first + i, leaf)] = _Source(leaf, ("stages", stage, *leaf.path), i)
+        first += size
+    if first != config.num_layers:
+        raise ValueError(f"the tree has {first} layers, the configuration {config.num_layers}")
+    for name, source in sources.items():
+        held = layout.get(params, source.path).shape
+        held = held if source.layer is None else held[1:]
+        if held != source.leaf.shape:
+            raise ValueError(f"{name}: the tree holds {held}, the configuration asks for {source.leaf.shape}")
+    return sources
+
+
+def _write_weights(
+    directory: Path,
+    params: dict[str, Any],
+    sources: dict[str, _Source],
+    dtype: np.dtype,
+    max_shard_bytes: int,
+) -> None:
+    """Write the shards one after another, so that one shard at a time is in memory."""
+    split = split_state_dict_into_shards_factory(
+        sources,
+        get_storage_size=lambda source: int(np.prod(source.leaf.shape)) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: _tensor(name, params, sources[name], dtype) for name in names}
+        try:
+            save_file(tensors, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # the library's name for a full disk
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{directory.parent}: cannot write ({reason}); free some space or choose another folder"
+            ) from None
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensor(name: str, params: dict[str, Any], source: _Source, dtype: np.dtype) -> np.ndarray:
+    array = layout.get(params, source.path)
+    array = np.asarray(array if source.layer is None else array[source.layer])
+    with np.errstate(over="ignore"):
+        cast = (array.T if source.leaf.transposed else array).astype(dtype)
+    if not np.isfinite(cast.astype(np.float32)).all():
+        raise UserError(
+            f"{name}: holds a value that is not finite in {dtype.name}; export as float32, check training"
+        )
+    # safetensors.numpy writes the bytes as they lie in memory: a transposed view would be saved wrong, silently.
+    return np.ascontiguousarray(cast)
+
+
+def _exported_config(hf_config: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The text model's config.json (a vision tower is not exported), with the dtype of the weights written."""
+    raw = {**hf_config.get("text_config", hf_config)}
+    raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]]}
+    raw |= {"tie_word_embeddings": config.tied, "dtype": dtype}
+    raw.pop("torch_dtype", None)  # the older spelling of dtype
+    raw.pop("quantization_config", None)  # the weights written are plain
+    return raw

@@ -1,0 +1,125 @@
+"""A policy: frozen base weights, LoRA and the conditioner, and the log-probs it gives.
+
+    π(y | x, w) = Decoder(base + LoRA + Σ_k z_k A_k B_k),  z = Σ^(-1/2)(w_eff − μ)
+
+z = 0 is the aggregate policy π_agg exactly, because the conditioner is multiplied by z.
+Shapes: B rows, T nodes, C completions, K basis outputs, D width.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlhf.models import attention
+from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
+from rlhf.models.config import ModelConfig
+from rlhf.models.decoder import Decoder
+from rlhf.packing import PackedRows
+
+
+class PolicyParams(NamedTuple):
+    """The arrays of a policy by role; each is an `nnx.State`, empty where there are none."""
+
+    base: Any
+    lora: Any
+    conditioner: Any
+
+
+def stages_of(config: ModelConfig, adapter_layers: int | None) -> tuple[int, ...]:
+    """Layer counts of the stages when only the top `adapter_layers` (None: all) carry adapters."""
+    if adapter_layers is None or adapter_layers >= config.num_layers:
+        return (config.num_layers,)
+    return (config.num_layers - adapter_layers, adapter_layers)
+
+
+@functools.lru_cache(maxsize=32)
+def structure(
+    config: ModelConfig, stages: tuple[int, ...], spec: AdapterSpec | None, dtype: str, remat: bool
+) -> tuple[nnx.GraphDef, PolicyParams]:
+    """The graph definition (static under jit) and the shapes of the parameters, without allocating any.
+
+    Cached, so that equal settings give the identical graph definition and nothing compiles twice.
+    """
+
+    def make():
+        return Decoder(
+            config, stages=stages, spec=spec, dtype=jnp.dtype(dtype), remat=remat, rngs=nnx.Rngs(params=0)
+        )
+
+    graphdef, base, lora, conditioner = nnx.split(nnx.eval_shape(make), nnx.Param, Lora, Conditioner)
+    return graphdef, PolicyParams(base, lora, conditioner)
+
+
+def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) -> tuple[Any, Any]:
+    """Fresh LoRA and conditioner: the inputs' factors He-uniform (as PEFT does), the outputs' zero.
+
+    Zero output factors make the new policy equal to its base for every z.
+    """
+
+    def fill(path, leaf):
+        name = str(path[-2].key if hasattr(path[-1], "name") else path[-1].key)
+        if name.endswith("_b"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        leaf_key = jax.random.fold_in(key, hash_path(path))
+        bound = (6.0 / leaf.shape[-2]) ** 0.5
+        return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+
+    return jax.tree_util.tree_map_with_path(fill, (shapes.lora, shapes.conditioner))
+
+
+def hash_path(path) -> int:
+    """A number for a tree path that is the same in every process (Python's hash of a string is not)."""
+    import zlib
+
+    return zlib.crc32(jax.tree_util.keystr(path).encode())
+
+
+def lower_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows) -> jax.Array:
+    """Activations [B, T, D] under the top stage, which no adapter changes: computed once for fixed rows."""
+    decoder = nnx.merge(graphdef, *params)
+    context = decoder.context(rows.positions, attention.tree_mask(rows.end))
+    hidden, _ = decoder.run_stages(decoder.embed_tokens(rows.tokens), context, last=len(decoder.stages) - 1)
+    return hidden
+
+
+def token_logprobs(
+    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, z: jax.Array | None, hidden: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
+
+    Args:
+      rows: packed rows.
+      z: [B, K], or None for the aggregate policy.
+      hidden: what `lower_hidden` returned for these rows, to skip the lower stages.
+
+    Returns:
+      float32[B, N] log-probs in nats and float32[B, S] entropies in nats.
+    """
+    decoder = nnx.merge(graphdef, *params)
+    context = decoder.context(rows.positions, attention.tree_mask(rows.end), z=z)
+    first = 0 if hidden is None else len(decoder.stages) - 1
+    hidden = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
+    hidden, _ = decoder.run_stages(hidden, context, first=first)
+    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1))
+    logsumexp = jax.nn.logsumexp(logits, axis=-1)
+    entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
+    tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
+    row = jnp.arange(tokens.shape[0])[:, None]
+    taken = logits[row, rows.scored_head, tokens]
+    return taken - jnp.take_along_axis(logsumexp, rows.scored_head, axis=1), entropy
+
+
+def completion_sums(values: jax.Array, rows: PackedRows) -> jax.Array:
+    """Sum values[B, N] over the nodes of each completion → [B, C]."""
+    return jnp.einsum("bcn,bn->bc", rows.member.astype(values.dtype), values)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sequence_logprobs(
+    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, z: jax.Array | None, hidden: jax.Array | None = None
+) -> jax.Array:
+    """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
+    return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)

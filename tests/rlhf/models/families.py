@@ -1,0 +1,142 @@
+"""Small random Hugging Face models of every family, made by transformers itself, and helpers to run ours."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from rlhf.models.config import ModelConfig
+from rlhf.models.decoder import Decoder
+from rlhf.models.load import load_params, read_hf_config
+
+VOCAB, WINDOW, NUM_TOKENS = 97, 6, 21  # rows are longer than three windows
+
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# Rotary scaling that is felt within the few positions of a test row.
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+
+FAMILIES = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama_bias": ("LlamaConfig", {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 12}),
+    "llama3_rope": ("LlamaConfig", {"rope_parameters": _LLAMA3, "tie_word_embeddings": False}),
+    "llama_linear_rope": ("LlamaConfig", {"rope_parameters": _LINEAR, "tie_word_embeddings": False}),
+    "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 1}),
+    "mistral": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 8}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2_window": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": False},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 24,
+            # Caps low enough to bend the small logits of a random model.
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 24, "layer_types": None},
+    ),
+}
+
+
+def make_model(family: str, seed: int = 0):
+    """A transformers model whose every parameter is random (norms and biases, too), in float32."""
+    name, extra = FAMILIES[family]
+    if family == "gemma3_text":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+        extra = {**extra, "layer_types": kinds}
+    config = getattr(transformers, name)(**{**_SIZES, **extra})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in parameter_name and not family.startswith("gemma") else 0.0
+            parameter.copy_(centre + 0.3 * torch.randn_like(parameter))
+    return model
+
+
+def save_model(family: str, directory: Path, **options) -> Path:
+    make_model(family).save_pretrained(directory, **options)
+    return directory
+
+
+def load_decoder(directory: Path, stages: tuple[int, ...] | None = None) -> Decoder:
+    """Our decoder with the directory's weights, float32."""
+    config = ModelConfig.from_hf(read_hf_config(directory))
+    stages = stages or (config.num_layers,)
+    model = Decoder(
+        config, stages=stages, spec=None, dtype=jnp.float32, remat=False, rngs=nnx.Rngs(jax.random.key(0))
+    )
+    state = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(state, load_params(directory, config, stages, jnp.float32))
+    nnx.update(model, state)
+    return model
+
+
+def padded_batch() -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens [3, T] and bool mask of real ones: a full row, and two with padding at the end."""
+    tokens = np.random.default_rng(0).integers(3, VOCAB, (3, NUM_TOKENS))
+    real = np.arange(NUM_TOKENS) < np.array([NUM_TOKENS, NUM_TOKENS - 4, 9])[:, None]
+    return np.where(real, tokens, 0), real
+
+
+def decoder_logits(model: Decoder, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Float32 logits [B, T, V] of right-padded rows."""
+    num_tokens = tokens.shape[1]
+    causal = np.tril(np.ones((num_tokens, num_tokens), bool))
+    mask = causal[None] & real[:, None, :]
+    positions = np.broadcast_to(np.arange(num_tokens), tokens.shape)
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, tokens, positions, mask):
+        model = nnx.merge(graphdef, state)
+        hidden, _ = model.run_stages(model.embed_tokens(tokens), model.context(positions, mask))
+        return model.logits(hidden)
+
+    return np.asarray(run(state, jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(mask)))
+
+
+def torch_logits(model, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(real.astype(np.int64)))
+    return out.logits.float().numpy()
+
+
+def rewrite_config(directory: Path, **changes) -> None:
+    """Change keys of config.json; None removes one."""
+    path = directory / "config.json"
+    raw = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
