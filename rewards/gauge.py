@@ -42,14 +42,8 @@ def canonicalise(
     Raises:
       UserError: the basis outputs are linearly dependent over the reference items.
     """
-    head64, embeddings64 = np.asarray(head, np.float64), np.asarray(embeddings, np.float64)
-    raw = embeddings64 @ head64
-    centred = centre(raw, item_prompt)
-    whitening = whitener(centred.T @ centred / len(centred))
-    rotation = rotate(
-        transform_coef(whitening, prior.mean), transform_cov(whitening, np.asarray(prior.cov, np.float64))
-    )
-    signs = sign(centred @ (rotation @ whitening).T)
+    raw = np.asarray(embeddings, np.float64) @ np.asarray(head, np.float64)
+    whitening, rotation, signs = _parts(raw, prior.mean, prior.cov, item_prompt)
     gauge = Gauge(
         centring=CENTRING,
         mean=raw.mean(axis=0).astype(np.float32),
@@ -60,13 +54,31 @@ def canonicalise(
         names=axis_names(head.shape[1]),
         encoder_hash=encoder_hash,
     )
-    change = signs[:, None] * (rotation @ whitening)
     basis = RewardBasis(np.asarray(head, np.float32), gauge, dict(encoder))
+    change = matrix(gauge)
+    mean = transform_coef(change, prior.mean)
     cov = transform_cov(change, np.asarray(prior.cov, np.float64))
-    canonical = GroupPrior(
-        transform_coef(change, prior.mean).astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32)
-    )
+    canonical = GroupPrior(mean.astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
     return basis, canonical, change
+
+
+def canonical_change(
+    raw: np.ndarray, mean: np.ndarray, cov: np.ndarray, item_prompt: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """B[K, K] for raw outputs[I, K] of the reference items, and μ, Σ in the canonical gauge (float64)."""
+    whitening, rotation, signs = _parts(raw, mean, cov, item_prompt)
+    change = signs[:, None] * (rotation @ whitening)
+    cov = transform_cov(change, np.asarray(cov, np.float64))
+    return change, transform_coef(change, mean), 0.5 * (cov + cov.T)
+
+
+def _parts(raw, mean, cov, item_prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whitening, rotation and signs of the canonical gauge."""
+    centred = centre(raw, item_prompt)
+    whitening = whitener(centred.T @ centred / len(centred))
+    cov = np.asarray(cov, np.float64)
+    rotation = rotate(transform_coef(whitening, mean), transform_cov(whitening, cov))
+    return whitening, rotation, sign(centred @ (rotation @ whitening).T)
 
 
 def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray | None = None) -> np.ndarray:

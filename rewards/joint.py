@@ -24,7 +24,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from rewards import likelihood
+from rewards import likelihood, users
+from rewards.types import GroupPrior
 
 NUM_NODES = 8
 _x, _w = np.polynomial.hermite_e.hermegauss(NUM_NODES)
@@ -59,6 +60,17 @@ def expected_loss(
     # sqrt has no gradient at 0, where the first round starts.
     margins = margin_mean[:, None] + jnp.sqrt(margin_var + 1e-8)[:, None] * NODES
     return likelihood.negative_log_likelihood(margins, outcome[:, None], lapse) @ NODE_WEIGHTS
+
+
+@jax.jit
+def predictive_loss(
+    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: float
+) -> Float[Array, " N"]:
+    """−y log E[P(s)] − (1 − y) log E[P(−s)] over s ~ N(mean, var): the loss of a prediction with its doubt."""
+    margins = margin_mean[:, None] + jnp.sqrt(jnp.maximum(margin_var, 0.0))[:, None] * NODES
+    log_p = jax.nn.logsumexp(likelihood.log_probability(margins, lapse), axis=1, b=NODE_WEIGHTS)
+    log_q = jax.nn.logsumexp(likelihood.log_probability(-margins, lapse), axis=1, b=NODE_WEIGHTS)
+    return -(outcome * log_p + (1.0 - outcome) * log_q)
 
 
 def objective(params, state: State, data: Comparisons, ridge: float, lapse: float):
@@ -118,3 +130,60 @@ def _beliefs(directions, coef, state: State, data: Comparisons, lapse: float):
     information = jax.ops.segment_sum(outer, data.user, num_segments=num_users)
     coef_cov = jnp.linalg.inv(jnp.linalg.inv(state.cov) + information)
     return coef_cov, expected_loss(margin_mean, margin_var, data.outcome, lapse)
+
+
+def initial_state(
+    data: Comparisons, answers: np.ndarray, num_basis: int, ridge: float, lapse: float
+) -> State:
+    """Start: the pooled direction θ, then the main directions in which people deviate from it.
+
+    One scoring step from θ gives every person's deviation, the label-weighted mean of their residuals in the
+    metric of the pooled Hessian, δ_u ≈ H̄⁻¹ Σ_n a_n (y_n − P(s_n)) Δx_n / n_u; its right singular vectors, people
+    weighted by √n_u, are the directions. With K = 1 there is no room for both: then the SVD is of θ + δ_u,
+    uncentred, so that a population of opposite tastes still finds its axis.
+    """
+    items, user = np.asarray(data.items, np.float64), np.asarray(data.user)
+    delta = items[np.asarray(data.chosen)] - items[np.asarray(data.rejected)]
+    pooled = pooled_direction(delta, np.asarray(data.outcome), np.asarray(data.weight), ridge, lapse)
+    theta = pooled.astype(np.float64)
+    margin = (delta @ theta).astype(np.float32)
+    weight = np.asarray(data.weight, np.float64)
+    residual = weight * np.asarray(likelihood.score(margin, data.outcome, lapse))
+    curvature = weight * np.asarray(likelihood.fisher_information(margin, lapse))
+    hessian = (delta * curvature[:, None]).T @ delta / weight.sum()
+    hessian += 0.02 * np.trace(hessian) / len(theta) * np.eye(len(theta))
+    pull = np.zeros((len(answers), len(theta)))
+    np.add.at(pull, user, residual[:, None] * delta)
+    weighted = np.linalg.solve(hessian, pull.T).T / np.sqrt(np.maximum(answers, 1.0))[:, None]
+    if num_basis == 1:
+        directions = _leading(weighted + np.sqrt(answers)[:, None] * theta, 1)
+    else:
+        axis = theta / max(np.linalg.norm(theta), 1e-12)
+        others = _leading(weighted - np.outer(weighted @ axis, axis), num_basis - 1)
+        directions = np.linalg.qr(np.concatenate([axis[:, None], others], axis=1))[0]
+        directions[:, 0] *= np.sign(directions[:, 0] @ axis) or 1.0
+    mean = directions.T @ theta
+    parts = (
+        directions,
+        mean,
+        np.eye(num_basis),
+        np.tile(mean, (len(answers), 1)),
+        np.zeros((len(answers), num_basis, num_basis)),
+    )
+    return State(*(np.asarray(part, np.float32) for part in parts))
+
+
+def pooled_direction(
+    delta: Float[Array, "N P"], outcome: np.ndarray, weight: np.ndarray, ridge: float, lapse: float
+) -> np.ndarray:
+    """One θ[P] for everybody: ridge logistic regression, float32. The same Newton as a person's posterior."""
+    width = delta.shape[1]
+    prior = GroupPrior(np.zeros(width, np.float32), np.eye(width, dtype=np.float32) / ridge)
+    kept = weight > 0
+    return users.posterior(prior, delta[kept], outcome[kept], lapse=lapse).coef_mean
+
+
+def _leading(rows: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` right singular vectors of rows[U, P] as columns, from the P × P moments."""
+    _, _, vectors = np.linalg.svd(rows.T @ rows)
+    return vectors[:count].T

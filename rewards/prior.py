@@ -3,20 +3,19 @@
 Letters in shapes: U users, K basis outputs.
 """
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from rewards.errors import UserError
 from rewards.types import GroupPrior
 
 
 def empirical_bayes(
-    coef_mean: Float[Array, "U K"],
-    coef_cov: Float[Array, "U K K"],
-    user_weight: Float[Array, " U"],
+    coef_mean: Float[np.ndarray, "U K"],
+    coef_cov: Float[np.ndarray, "U K K"],
+    user_weight: Float[np.ndarray, " U"],
     shrinkage: float,
-) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "K K"]]:
     """M-step of the population given Gaussian posteriors of its members.
 
         μ = Σ_u a_u m_u / Σ_u a_u
@@ -32,11 +31,11 @@ def empirical_bayes(
       shrinkage: τ in [0, 1].
     Source: Dempster, Laird & Rubin 1977; shrinkage as in Ledoit & Wolf 2004 with a diagonal target.
     """
-    share = user_weight / jnp.sum(user_weight)
+    share = user_weight / user_weight.sum()
     mean = share @ coef_mean
     deviation = coef_mean - mean
-    cov = jnp.einsum("u,uk,ul->kl", share, deviation, deviation) + jnp.einsum("u,ukl->kl", share, coef_cov)
-    return mean, (1.0 - shrinkage) * cov + shrinkage * jnp.diag(jnp.diag(cov))
+    cov = (deviation * share[:, None]).T @ deviation + np.einsum("u,ukl->kl", share, coef_cov)
+    return mean, (1.0 - shrinkage) * cov + shrinkage * np.diag(np.diag(cov))
 
 
 def precision(prior: GroupPrior) -> np.ndarray:

@@ -7,10 +7,12 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 """
 
 import functools
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rlhf.models import attention
@@ -60,7 +62,7 @@ def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) 
     """
 
     def fill(path, leaf):
-        name = str(path[-2].key if hasattr(path[-1], "name") else path[-1].key)
+        name = [str(key.key) for key in path if hasattr(key, "key")][-1]
         if name.endswith("_b"):
             return jnp.zeros(leaf.shape, leaf.dtype)
         leaf_key = jax.random.fold_in(key, hash_path(path))
@@ -72,8 +74,6 @@ def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) 
 
 def hash_path(path) -> int:
     """A number for a tree path that is the same in every process (Python's hash of a string is not)."""
-    import zlib
-
     return zlib.crc32(jax.tree_util.keystr(path).encode())
 
 
@@ -123,3 +123,48 @@ def sequence_logprobs(
 ) -> jax.Array:
     """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
     return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)
+
+
+MAX_CACHED_BYTES = 2 << 30
+
+
+def cached_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, chunk: int = 8) -> Any:
+    """`lower_hidden` of every row of a data set, [R, T, D] on the host, or None.
+
+    None when all layers carry adapters (nothing to cache) or the cache would exceed 2 GiB.
+    """
+    decoder = nnx.merge(graphdef, *params)
+    if len(decoder.stages) == 1:
+        return None
+    dtype = decoder.embed.embedding[...].dtype
+    if rows.tokens.size * decoder.config.width * dtype.itemsize > MAX_CACHED_BYTES:
+        return None
+    parts = [
+        np.asarray(_lower_hidden(graphdef, params, chunk_of(rows, start, chunk)))[: len(rows.tokens) - start]
+        for start in range(0, len(rows.tokens), chunk)
+    ]
+    return np.concatenate(parts)
+
+
+_lower_hidden = jax.jit(lower_hidden, static_argnums=0)
+
+
+def chunk_of(rows: PackedRows, start: int, size: int) -> PackedRows:
+    """Rows start … start+size−1, the last row repeated where there are fewer, so that every chunk has one shape."""
+    index = np.minimum(np.arange(start, start + min(size, len(rows.tokens))), len(rows.tokens) - 1)
+    return rows.take(index)
+
+
+def all_logprobs(
+    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, hidden: Any, *, z: Any = None, chunk: int = 8
+) -> Any:
+    """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
+    parts = []
+    for start in range(0, len(rows.tokens), chunk):
+        part = chunk_of(rows, start, chunk)
+        index = np.minimum(np.arange(start, start + len(part.tokens)), len(rows.tokens) - 1)
+        logprobs = sequence_logprobs(
+            graphdef, params, part, None if z is None else z[index], None if hidden is None else hidden[index]
+        )
+        parts.append(np.asarray(logprobs)[: len(rows.tokens) - start])
+    return np.concatenate(parts)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rewards.data.leak import leak_check
+from rewards.data.leak import leak_check, wilson_interval
 from rewards.types import Preferences
 
-__all__ = ["describe", "leak_check", "wilson_interval"]
+__all__ = ["describe", "leak_check"]
 
 
 def describe(prefs: Preferences) -> dict[str, Any]:
@@ -19,13 +19,14 @@ def describe(prefs: Preferences) -> dict[str, Any]:
       users, items, prompts, comparisons, choice_events: counts over what the comparisons use.
       comparisons_per_user: min, q25, median, q75, max. choice_events_per_user: the same.
       ties: count and share.
-      items_on_both_sides: share of items that are chosen in one comparison and rejected in another; a rendering
-        that differs between the sides makes it 0.
+      items_on_both_sides: share of items that are chosen in one comparison and rejected in another; a
+        rendering that differs between the sides makes it 0.
       shown_first: share of comparisons won by what stood first, with a 95 % interval; None when not recorded.
       agreement: probability that two people who compared the same two items chose alike (ties left out, each
-        person's first answer), with the number of such pairs of items and of people; None when there are none.
-      retest: a person compared the same two items more than once: `cases` (person and pair of items), `inconsistent`
-        (not always the same answer), `consistency` = 1 − inconsistent / cases.
+        person's first answer), with the number of such pairs of items and of people; None when there are
+        none.
+      retest: a person compared the same two items more than once: `cases` (person and pair of items),
+        `inconsistent` (not always the same answer), `consistency` = 1 − inconsistent / cases.
       duplicates: rows equal to an earlier one in everything, recorded context included; they are not retests.
       notes: sentences on what will make this set hard to use.
     """
@@ -54,18 +55,13 @@ def describe(prefs: Preferences) -> dict[str, Any]:
     return result | {"notes": _notes(result)}
 
 
-def wilson_interval(successes: float, total: float, z: float = 1.96) -> list[float]:
-    """Wilson's 95 % interval of a proportion: [(p̂ + z²/2n) ± z √(p̂(1−p̂)/n + z²/4n²)] / (1 + z²/n). Wilson 1927."""
-    if total == 0:
-        return [0.0, 1.0]
-    rate, weight = successes / total, z * z / total
-    half = z * float(np.sqrt(rate * (1 - rate) / total + weight / (4 * total)))
-    return [max(0.0, (rate + weight / 2 - half) / (1 + weight)), min(1.0, (rate + weight / 2 + half) / (1 + weight))]
-
-
 def _quantiles(counts: np.ndarray) -> dict[str, float]:
     names = ("min", "q25", "median", "q75", "max")
-    return dict(zip(names, np.quantile(counts, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True)) if len(counts) else {}
+    return (
+        dict(zip(names, np.quantile(counts, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
+        if len(counts)
+        else {}
+    )
 
 
 def _share(part: int, total: int) -> float:
@@ -94,7 +90,11 @@ def _shown_first(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
     if not places:
         return None
     first = sum(place == "chosen" for place in places)
-    return {"chosen_share": first / len(places), "interval": wilson_interval(first, len(places)), "rows": len(places)}
+    return {
+        "chosen_share": first / len(places),
+        "interval": wilson_interval(first, len(places)),
+        "rows": len(places),
+    }
 
 
 def _agreement(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
@@ -135,7 +135,9 @@ def _notes(result: dict[str, Any]) -> list[str]:
     if result["ties"]["share"] == 1:
         notes.append("every comparison is a tie: nothing can be learned from it")
     if result["duplicates"]:
-        notes.append(f"{result['duplicates']} rows repeat an earlier row exactly; drop them if they are copies")
+        notes.append(
+            f"{result['duplicates']} rows repeat an earlier row exactly; drop them if they are copies"
+        )
     shown = result["shown_first"]
     if shown and not shown["interval"][0] <= 0.5 <= shown["interval"][1]:
         notes.append(f"what stands first wins {shown['chosen_share']:.1%} of the time: an order effect")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rewards.data import columns as known_columns
 from rewards.data import schema, sources
 from rewards.data.schema import Row, RowError
 from rewards.errors import UserError
@@ -18,9 +19,9 @@ def read_preferences(path: str, split: str = "train", *, user_column: str = "use
     """Read and check a preference set.
 
     Args:
-      path: a file (.jsonl, .json, either with .gz, or .parquet); `hf:ORG/NAME[/CONFIG]` or `hf:FOLDER` (Hugging Face
-        datasets); `tfds:NAME` or `tfds:FOLDER` (TensorFlow Datasets, read without TensorFlow).
-      split: for files "train", which is the whole file, or "all"; otherwise a split of the data set, or "all".
+      path: a file (.jsonl, .json, either with .gz, or .parquet); `hf:ORG/NAME[/CONFIG]` or `hf:FOLDER`
+        (Hugging Face datasets); `tfds:NAME` or `tfds:FOLDER` (TensorFlow Datasets, read without TensorFlow).
+      split: for files "train", which is the whole file, or "all"; otherwise a split's name, or "all".
       user_column: the column that says who chose.
     Returns:
       The comparisons in file order. `choice` numbers a person's choice events in time order, from
@@ -37,15 +38,17 @@ def read_preferences(path: str, split: str = "train", *, user_column: str = "use
         raise UserError(f"{path}: holds no rows; give at least one comparison")
     names = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
     rows, problems = _parse(numbers, records, user_column)
-    # A misspelt or missing column breaks every row; it is the better message. A file that is no JSON has no columns.
+    # A misspelt or missing column breaks every row; it is the better message, where there are columns at all.
     if names:
-        schema.check_columns(names, user_column, path)
+        known_columns.check_columns(names, user_column, path)
     _raise_first(path, problems)
     _raise_first(path, _width_problems(numbers, rows))
     return _assemble(path, np.asarray(numbers, np.int32), rows, list(names), user_column)
 
 
-def _parse(numbers: list[int], records: list[Any], user_column: str) -> tuple[list[Row], list[tuple[int, RowError]]]:
+def _parse(
+    numbers: list[int], records: list[Any], user_column: str
+) -> tuple[list[Row], list[tuple[int, RowError]]]:
     rows, problems = [], []
     for number, record in zip(numbers, records, strict=True):
         try:
@@ -73,11 +76,15 @@ def _width_problems(numbers: list[int], rows: list[Row]) -> list[tuple[int, RowE
             here = "is missing" if width is None else f"has {width} numbers"
             first = "has none" if widths[0] is None else f"has {widths[0]}"
             fix = "every row needs features of one width, or none"
-            problems.append((number, RowError("chosen_features", f"{here}, but row {numbers[0]} {first}; {fix}")))
+            problems.append(
+                (number, RowError("chosen_features", f"{here}, but row {numbers[0]} {first}; {fix}"))
+            )
     return problems
 
 
-def _assemble(path: str, numbers: np.ndarray, rows: list[Row], names: list[str], user_column: str) -> Preferences:
+def _assemble(
+    path: str, numbers: np.ndarray, rows: list[Row], names: list[str], user_column: str
+) -> Preferences:
     prompts: dict[Prompt, int] = {}
     items: dict[tuple[int, str, bytes | None], int] = {}
     features: list[np.ndarray] = []
@@ -103,7 +110,7 @@ def _assemble(path: str, numbers: np.ndarray, rows: list[Row], names: list[str],
     columns = {
         name: [row.optional.get(name) for row in rows]
         for name in names
-        if name not in schema.OWN and name != user_column
+        if name not in known_columns.OWN and name != user_column
     }
     _add_shown_first(columns)
     return Preferences(
@@ -134,11 +141,14 @@ def _add_shown_first(columns: dict[str, list[Any]]) -> None:
         ]
 
 
-def choice_events(user_index: np.ndarray, columns: dict[str, list[Any]], num_users: int, path: str) -> np.ndarray:
+def choice_events(
+    user_index: np.ndarray, columns: dict[str, list[Any]], num_users: int, path: str
+) -> np.ndarray:
     """int32[N]: rank of each row's choice event among its person's events, 0 first.
 
-    Rows of one person with the same `choice_set` (or `order`) are one event; without them each row is its own.
-    Times order a person's rows only when every row of that person has one; equal times keep the file order.
+    Rows of one person with the same `choice_set` (or `order`) are one event; without them each row is its
+    own. Times order a person's rows only when every row of that person has one; equal times keep the file
+    order.
     """
     num_rows = len(user_index)
     rank = np.arange(num_rows, dtype=np.float64)
@@ -147,7 +157,8 @@ def choice_events(user_index: np.ndarray, columns: dict[str, list[Any]], num_use
         rank = event
     elif "timestamp" in columns:
         times = [
-            np.nan if value is None else schema.epoch_seconds("timestamp", value) for value in columns["timestamp"]
+            np.nan if value is None else schema.epoch_seconds("timestamp", value)
+            for value in columns["timestamp"]
         ]
         seconds = np.array(times, np.float64)
         untimed = np.bincount(user_index, np.isnan(seconds), num_users)[user_index] > 0
@@ -174,7 +185,11 @@ def _recorded_events(columns: dict[str, list[Any]], path: str) -> np.ndarray | N
             continue
         wrong = [value for value in present if isinstance(value, bool) or not isinstance(value, (int, float))]
         if wrong or len(present) != len(values):
-            problem = f"is {schema.show(wrong[0])}" if wrong else f"is missing in {len(values) - len(present)} rows"
-            raise UserError(f"{path}: choice_context.{name} {problem}; number the choices in every row, or in none")
+            problem = (
+                f"is {schema.show(wrong[0])}" if wrong else f"is missing in {len(values) - len(present)} rows"
+            )
+            raise UserError(
+                f"{path}: choice_context.{name} {problem}; number the choices in every row, or in none"
+            )
         return np.asarray(values, np.float64)
     return None

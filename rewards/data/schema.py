@@ -1,31 +1,23 @@
-"""One row of a preference file: which columns there are, what each may hold, and what is wrong with a row.
+"""One row of a preference file: what each column may hold, and what is wrong with a row.
 
-Text rows follow TRL's conventions: `prompt`, `chosen`, `rejected` are strings or chat message lists; with message
-lists the prompt may stand inside `chosen` and `rejected` (implicit prompt). Beyond TRL: `user_id`, and the optional
-columns below. Empty optional values (null) mean "not recorded".
+Text rows follow TRL's conventions: `prompt`, `chosen`, `rejected` are strings or chat message lists; with
+message lists the prompt may stand inside `chosen` and `rejected` (implicit prompt). Beyond TRL: `user_id`,
+and the optional columns below. Empty optional values (null) mean "not recorded".
 """
 
 import dataclasses
 import datetime
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from rewards.errors import UserError
+from rewards.data.columns import OWN
 from rewards.types import Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-REQUIRED = ("prompt", "chosen", "rejected", "user_id")
-OWN = (*REQUIRED, "chosen_features", "rejected_features", "outcome")
-"""Columns that become fields of `Preferences`; every other column is kept in `Preferences.columns`."""
-OPTIONAL = (
-    "item_id", "chosen_id", "rejected_id", "shown_first", "frame", "repeat_of", "reason", "hint", "attributes",
-    "timestamp", "choice_context",
-)  # fmt: skip
-KNOWN = (*OWN, *OPTIONAL)
 
 
 class RowError(ValueError):
@@ -37,7 +29,9 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A checked comparison. Features are float32[D] or None; `optional` holds every column that is not in `OWN`."""
+    """A checked comparison. Features are float32[D] or None; `optional` holds every column that is not in
+    `OWN`.
+    """
 
     prompt: Prompt
     chosen: str
@@ -53,60 +47,6 @@ def show(value: Any) -> str:
     """The value as it may stand in a one-line message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
-    """Refuse a file whose columns cannot be right: a required one missing, or a misspelling of a known one.
-
-    A column that nearly spells a known one is refused only where the known one is absent: then its values would
-    be ignored without a word. With both present (`item_idx` beside `item_id`) it is an extra column like any other.
-    """
-    present = [str(name) for name in names]
-    known = [user_column if name == "user_id" else name for name in KNOWN]
-    for name in present:
-        if name in known:
-            continue
-        for right in known:
-            if right not in present and _nearly_spells(name, right):
-                raise UserError(f"{source}: column {name!r} is unknown; rename it to {right!r} if that is what it holds")
-    featured = "chosen_features" in present and "rejected_features" in present
-    needed = (user_column,) if featured else ("chosen", "rejected", user_column)
-    for name in needed:
-        if name in present:
-            continue
-        others = ", ".join(present) or "none"
-        fix = "name the column that says who chose (user_column)" if name == user_column else "add it"
-        raise UserError(f"{source}: column {name!r} is missing (columns: {others[:200]}); {fix}")
-
-
-def _nearly_spells(name: str, right: str) -> bool:
-    """The same letters up to case and separators, or one slip (two in long names), a swap of neighbours included."""
-
-    def plain(text: str) -> str:
-        return "".join(letter for letter in text.lower() if letter.isalnum())
-
-    short, goal = plain(name), plain(right)
-    return slips(short, goal) <= (0 if len(goal) < 4 else 1 if len(goal) < 8 else 2)
-
-
-def slips(a: str, b: str) -> int:
-    """Optimal string alignment distance (insert, delete, replace, swap neighbours).
-
-    Own code: difflib's ratio cannot tell `prompt_id`, a good extra column, from a misspelt `prompt`.
-    """
-    if abs(len(a) - len(b)) > 2:
-        return 3
-    before: list[int] = []
-    last = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        line = [i]
-        for j, y in enumerate(b, 1):
-            cost = min(last[j] + 1, line[j - 1] + 1, last[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                cost = min(cost, before[j - 2] + 1)
-            line.append(cost)
-        before, last = last, line
-    return last[-1]
 
 
 def parse_row(record: Any, user_column: str = "user_id") -> Row:
@@ -125,7 +65,9 @@ def parse_row(record: Any, user_column: str = "user_id") -> Row:
         lacking = "chosen_features" if features[0] is None else "rejected_features"
         raise RowError(lacking, "is missing while the other side has features; give both or neither")
     if features[0] is not None and len(features[0]) != len(features[1]):
-        raise RowError("rejected_features", f"{len(features[1])} numbers, but chosen_features has {len(features[0])}")
+        raise RowError(
+            "rejected_features", f"{len(features[1])} numbers, but chosen_features has {len(features[0])}"
+        )
     if features[0] is not None and not chosen and np.array_equal(*features):
         raise RowError("rejected_features", "equals chosen_features and there is no text; drop the row")
     optional = {
@@ -148,7 +90,9 @@ def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
         context, chosen = _conversation("chosen", chosen)
         other, rejected = _conversation("rejected", rejected)
         if context != other:
-            raise RowError("rejected", "differs from chosen before the last message; only the final answer may differ")
+            raise RowError(
+                "rejected", "differs from chosen before the last message; only the final answer may differ"
+            )
         prompt = _merged_prompt(prompt, context)
     else:
         chosen, rejected = _text("chosen", chosen), _text("rejected", rejected)
@@ -159,7 +103,9 @@ def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
 
 
 def _merged_prompt(prompt: Any, context: tuple[tuple[str, str], ...]) -> Prompt:
-    """The prompt of a chat row: what `chosen` and `rejected` share, after the explicit prompt where they lack it."""
+    """The prompt of a chat row: what `chosen` and `rejected` share, after the explicit prompt where they
+    lack it.
+    """
     if prompt is None or (isinstance(prompt, str) and context):
         if not context:
             raise RowError("prompt", "is missing and chosen holds nothing but the answer; add the prompt")
@@ -195,7 +141,9 @@ def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
             raise RowError(field, f"message {position} has role {show(role)}; {hint}")
         extra = [key for key, part in message.items() if key not in ("role", "content") and part is not None]
         if extra:
-            raise RowError(field, f"message {position} has {extra[0]!r}; only role and content are read, remove it")
+            raise RowError(
+                field, f"message {position} has {extra[0]!r}; only role and content are read, remove it"
+            )
         messages.append((role, _text(field, message.get("content"), f"message {position}: ")))
     return tuple(messages)
 
@@ -204,14 +152,18 @@ def _text(field: str, value: Any, place: str = "") -> str:
     if value is None:
         raise RowError(field, f"{place}is missing; add the text")
     if not isinstance(value, str):
-        raise RowError(field, f"{place}is {type(value).__name__} {show(value)}; it must be a string or a message list")
+        raise RowError(
+            field, f"{place}is {type(value).__name__} {show(value)}; it must be a string or a message list"
+        )
     if not value.strip():
         raise RowError(field, f"{place}is empty ({show(value)}); drop the row or add the text")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise RowError(field, f"{place}holds half a surrogate pair at {error.start}; re-encode as UTF-8") from None
+            raise RowError(
+                field, f"{place}holds half a surrogate pair at {error.start}; re-encode as UTF-8"
+            ) from None
     return value
 
 
@@ -220,7 +172,9 @@ def _identifier(field: str, value: Any) -> str:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise RowError(field, "is missing; say who chose" if value is None else f"is {show(value)}; it must be a string")
+        raise RowError(
+            field, "is missing; say who chose" if value is None else f"is {show(value)}; it must be a string"
+        )
     if not value.strip():
         raise RowError(field, f"is empty ({show(value)}); say who chose")
     return value
@@ -231,7 +185,9 @@ def _outcome(value: Any) -> float:
         return 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value in (1, 0.5):
         return float(value)
-    raise RowError("outcome", f"is {show(value)}; use 1 (chosen preferred) or 0.5 (tie), and swap the texts for 0")
+    raise RowError(
+        "outcome", f"is {show(value)}; use 1 (chosen preferred) or 0.5 (tie), and swap the texts for 0"
+    )
 
 
 def _features(record: Mapping[str, Any], field: str) -> np.ndarray | None:
@@ -269,7 +225,9 @@ def _mapping(field: str, value: Any) -> Any:
         for side in ("chosen", "rejected"):
             numbers = value.get(side)
             if not isinstance(numbers, list) or len(numbers) != len(names):
-                raise RowError(field, f"{side} is {show(numbers)}; feature_names asks for {len(names)} numbers")
+                raise RowError(
+                    field, f"{side} is {show(numbers)}; feature_names asks for {len(names)} numbers"
+                )
             if not all(isinstance(part, (int, float)) and math.isfinite(part) for part in numbers):
                 raise RowError(field, f"{side} is {show(numbers)}; every number must be finite")
     return value
@@ -284,7 +242,9 @@ def _shown_first(field: str, value: Any) -> str:
 
 
 def epoch_seconds(field: str, value: Any) -> float:
-    """A time as seconds since 1970; ISO 8601 text, a number of seconds or a datetime. Without a zone it is UTC."""
+    """A time as seconds since 1970; ISO 8601 text, a number of seconds or a datetime. Without a zone it is
+    UTC.
+    """
     if isinstance(value, str):
         try:
             value = datetime.datetime.fromisoformat(value)

@@ -1,6 +1,7 @@
 """Where rows come from: files, Hugging Face datasets, TensorFlow Datasets. Each gives numbered raw records.
 
-A record that cannot even be parsed is handed on as a `RowError` in its place, so that the reader can count it.
+A record that cannot even be parsed is handed on as a `RowError` in its place, so that the reader can count
+it.
 """
 
 import gzip
@@ -24,7 +25,9 @@ def open_source(path: str, split: str) -> Records:
     if path.startswith("tfds:"):
         return tensorflow_datasets(path.removeprefix("tfds:"), split)
     if split not in ("train", "all"):
-        raise UserError(f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}")
+        raise UserError(
+            f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
+        )
     file = Path(path).expanduser()
     if file.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it, {_folder_hint(file)}")
@@ -34,7 +37,9 @@ def open_source(path: str, split: str) -> Records:
         return parquet(file)
     if file.name.endswith(SUFFIXES):
         return json_records(file)
-    raise UserError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}, or hf:NAME, or tfds:NAME")
+    raise UserError(
+        f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}, or hf:NAME, or tfds:NAME"
+    )
 
 
 def _folder_hint(folder: Path) -> str:
@@ -44,7 +49,7 @@ def _folder_hint(folder: Path) -> str:
 
 
 def json_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """JSON lines, numbered by line (blank lines are skipped), or one JSON array in a `.json` file, by element."""
+    """JSON lines, numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file."""
     lines = _lines(file)
     if ".json" in file.suffixes[-2:]:
         text = b"".join(lines)
@@ -63,7 +68,9 @@ def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return RowError("row", f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8")
+        return RowError(
+            "row", f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
+        )
     except (json.JSONDecodeError, RecursionError) as error:
         return RowError("row", f"is not JSON ({error}); one JSON object a line is expected")
 
@@ -87,10 +94,13 @@ def _lines(file: Path) -> Iterator[bytes]:
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{file}: damaged gzip after line {number} ({error}); the file is cut short or corrupt, copy or fetch it again"
+            f"{file}: damaged gzip after line {number} ({error}); the file is cut short or corrupt, "
+            "copy or fetch it again"
         ) from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from None
 
 
 def parquet(file: Path) -> list[tuple[int, Any]]:
@@ -100,7 +110,9 @@ def parquet(file: Path) -> list[tuple[int, Any]]:
     try:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({_first_line(error)}); write it again") from None
+        raise UserError(
+            f"{file}: not a readable parquet file ({_first_line(error)}); write it again"
+        ) from None
     return list(enumerate(table.to_pylist(), 1))
 
 
@@ -124,9 +136,12 @@ def hugging_face(name: str, split: str) -> list[tuple[int, Any]]:
         return _numbered(datasets.load_dataset(place, config, split=split))
     except UserError:
         raise
-    except Exception as error:  # `datasets` and its transport raise a zoo of unrelated types for unreachable or absent
+    except (
+        Exception
+    ) as error:  # `datasets` and its transport raise a zoo of unrelated types for unreachable or absent
         raise UserError(
-            f"hf:{name} split {split!r}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); check the "
+            f"hf:{name} split {split!r}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+            "check the "
             "name, the split and the network"
         ) from None
 
@@ -159,12 +174,17 @@ def _numbered(dataset: Any) -> list[tuple[int, Any]]:
 def tensorflow_datasets(name: str, split: str) -> list[tuple[int, Any]]:
     """A prepared folder, or the name of a registered data set; read at random access, without TensorFlow.
 
-    Rows come back in an order of their own (by hash of the key), so a `row` field, where there is one, restores the
-    order and the numbering of the original file.
+    Rows come back in an order of their own (by hash of the key), so a `row` field, where there is one,
+    restores the order and the numbering of the original file.
     """
     from rewards.data import tfds_builder
 
-    rows = [_from_tfds(record) for record in tfds_builder.open_records(name, split)]
+    try:
+        rows = [_from_tfds(record) for record in tfds_builder.open_records(name, split)]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"tfds:{name}: holds text that cannot be decoded ({error}); prepare the data set again"
+        ) from None
     if rows and all(isinstance(row.get("row"), int) for row in rows):
         return sorted(((row.pop("row"), row) for row in rows), key=lambda pair: pair[0])
     return list(enumerate(rows, 1))
@@ -173,14 +193,14 @@ def tensorflow_datasets(name: str, split: str) -> list[tuple[int, Any]]:
 def _from_tfds(record: dict[str, Any]) -> dict[str, Any]:
     """NumPy and bytes → plain Python; undo what our own builder did to fit rows into features."""
     row = {name: _plain(value) for name, value in record.items()}
-    if "other_columns" in row:  # JSON text written by tfds_builder
-        row |= json.loads(row.pop("other_columns"))
-    if row.pop("prompt_format", "text") == "chat":
-        row["prompt"] = json.loads(row["prompt"])
     # TFDS has no null; '' stands for it wherever an empty text cannot be meant.
     for optional in ("timestamp", "frame", "reason", "hint", "item_id", "shown_first", "repeat_of"):
         if row.get(optional) == "":
             row[optional] = None
+    if "other_columns" in row:  # JSON text written by tfds_builder, which keeps '' and null apart
+        row |= json.loads(row.pop("other_columns"))
+    if row.pop("prompt_format", "text") == "chat":
+        row["prompt"] = json.loads(row["prompt"])
     return row
 
 
@@ -191,7 +211,10 @@ def _plain(value: Any) -> Any:
         parts = {name: _plain(part) for name, part in value.items()}
         if parts.keys() == {"role", "content"} and isinstance(parts["role"], list):
             # A sequence of messages comes back as one list per key.
-            return [{"role": role, "content": text} for role, text in zip(parts["role"], parts["content"], strict=True)]
+            return [
+                {"role": role, "content": text}
+                for role, text in zip(parts["role"], parts["content"], strict=True)
+            ]
         return parts
     if hasattr(value, "tolist"):
         return _plain(value.tolist())

@@ -1,7 +1,7 @@
 """Splits that do not leak: by person, by prompt, by time within a person; never by pair.
 
-Membership comes from hashes of the names, so it depends on the seed and the set of people (or prompts) alone, not on
-the order of the file, and is the same on every machine.
+Membership comes from hashes of the names, so it depends on the seed and the set of people (or prompts)
+alone, not on the order of the file, and is the same on every machine.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from rewards.types import Preferences
 def split_people(prefs: Preferences, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a fraction of the people, each with all comparisons.
 
-    The round(held_out · U) people with the smallest sha256(f"{seed}:{user_id}") are held out, U counting people with
-    at least one comparison.
+    The round(held_out · U) people with the smallest sha256(f"{seed}:{user_id}") are held out; U counts people
+    with at least one comparison.
 
     Args:
       held_out: fraction in [0, 1); 0 holds nobody out.
@@ -34,7 +34,8 @@ def split_people(prefs: Preferences, held_out: float, seed: int) -> tuple[np.nda
 
 
 def split_prompts(prefs: Preferences, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a fraction of the prompts, each with all comparisons of all people; as `split_people` otherwise.
+    """Hold out a fraction of the prompts, each with all comparisons of all people; as `split_people`
+    otherwise.
 
     A chat prompt is hashed as the JSON list of its (role, content) pairs.
     """
@@ -47,15 +48,18 @@ def split_prompts(prefs: Preferences, held_out: float, seed: int) -> tuple[np.nd
 
 
 def last_choices(prefs: Preferences, n: int) -> np.ndarray:
-    """bool[N], true on each person's last `n` choice events (all rows of an event; everything if there are fewer).
+    """bool[N], true on each person's last `n` choice events (all rows of an event; everything if there are
+    fewer).
 
-    Events are counted among the comparisons in `prefs`, so a selection is handled as the person's whole record.
+    Events are counted among the comparisons in `prefs`, so a selection is handled as the person's whole
+    record.
     """
     if n < 0:
         raise UserError(f"last_choices {n}: must be 0 or more")
     event, inverse = np.unique(np.stack([prefs.user_index, prefs.choice]), axis=1, return_inverse=True)
     inverse = inverse.reshape(-1)
-    # Events come sorted by (user, choice): the distance to the end of the user's block is the rank from the end.
+    # Events come sorted by (user, choice): the distance to the end of the user's block is the rank from the
+    # end.
     block_end = np.searchsorted(event[0], event[0], side="right")
     from_end = block_end - 1 - np.arange(event.shape[1])
     return (from_end < n)[inverse]

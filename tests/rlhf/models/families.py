@@ -71,14 +71,14 @@ FAMILIES = {
 }
 
 
-def make_model(family: str, seed: int = 0):
-    """A transformers model whose every parameter is random (norms and biases, too), in float32."""
+def make_model(family: str, **changes):
+    """A transformers model of `family` (with `changes` to its configuration) whose every parameter is random (norms and biases, too), in float32."""
     name, extra = FAMILIES[family]
     if family == "gemma3_text":
         kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
         extra = {**extra, "layer_types": kinds}
-    config = getattr(transformers, name)(**{**_SIZES, **extra})
-    torch.manual_seed(seed)
+    config = getattr(transformers, name)(**{**_SIZES, **extra, **changes})
+    torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -96,13 +96,14 @@ def load_decoder(directory: Path, stages: tuple[int, ...] | None = None) -> Deco
     """Our decoder with the directory's weights, float32."""
     config = ModelConfig.from_hf(read_hf_config(directory))
     stages = stages or (config.num_layers,)
-    model = Decoder(
-        config, stages=stages, spec=None, dtype=jnp.float32, remat=False, rngs=nnx.Rngs(jax.random.key(0))
-    )
-    state = nnx.state(model, nnx.Param)
+
+    def make():
+        rngs = nnx.Rngs(jax.random.key(0))
+        return Decoder(config, stages=stages, spec=None, dtype=jnp.float32, remat=False, rngs=rngs)
+
+    graphdef, state = nnx.split(nnx.eval_shape(make))  # no time spent on random weights
     nnx.replace_by_pure_dict(state, load_params(directory, config, stages, jnp.float32))
-    nnx.update(model, state)
-    return model
+    return nnx.merge(graphdef, state)
 
 
 def padded_batch() -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,73 @@
+"""The columns of a preference file, and how a misspelt one is noticed."""
+
+from collections.abc import Iterable
+
+from rewards.errors import UserError
+
+REQUIRED = ("prompt", "chosen", "rejected", "user_id")
+OWN = (*REQUIRED, "chosen_features", "rejected_features", "outcome")
+"""Columns that become fields of `Preferences`; every other column is kept in `Preferences.columns`."""
+OPTIONAL = (
+    *("item_id", "chosen_id", "rejected_id", "shown_first", "frame", "repeat_of", "reason", "hint"),
+    *("attributes", "timestamp", "choice_context"),
+)
+KNOWN = (*OWN, *OPTIONAL)
+
+
+def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
+    """Refuse a file whose columns cannot be right: a required one missing, or a misspelling of a known one.
+
+    A column that nearly spells a known one is refused only where the known one is absent: then its values
+    would be ignored without a word. With both present (`item_idx` beside `item_id`) it is an extra column
+    like any other.
+    """
+    present = [str(name) for name in names]
+    known = [user_column if name == "user_id" else name for name in KNOWN]
+    for name in present:
+        if name in known:
+            continue
+        for right in known:
+            if right not in present and _nearly_spells(name, right):
+                raise UserError(
+                    f"{source}: column {name!r} is unknown; rename it to {right!r} if that is what it holds"
+                )
+    featured = "chosen_features" in present and "rejected_features" in present
+    needed = (user_column,) if featured else ("chosen", "rejected", user_column)
+    for name in needed:
+        if name in present:
+            continue
+        others = ", ".join(present) or "none"
+        fix = "name the column that says who chose (user_column)" if name == user_column else "add it"
+        raise UserError(f"{source}: column {name!r} is missing (columns: {others[:200]}); {fix}")
+
+
+def _nearly_spells(name: str, right: str) -> bool:
+    """The same letters up to case and separators, or one slip (two in long names), a swap of neighbours
+    included.
+    """
+
+    def plain(text: str) -> str:
+        return "".join(letter for letter in text.lower() if letter.isalnum())
+
+    short, goal = plain(name), plain(right)
+    return slips(short, goal) <= (0 if len(goal) < 4 else 1 if len(goal) < 8 else 2)
+
+
+def slips(a: str, b: str) -> int:
+    """Optimal string alignment distance (insert, delete, replace, swap neighbours).
+
+    Own code: difflib's ratio cannot tell `prompt_id`, a good extra column, from a misspelt `prompt`.
+    """
+    if abs(len(a) - len(b)) > 2:
+        return 3
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        line = [i]
+        for j, y in enumerate(b, 1):
+            cost = min(last[j] + 1, line[j - 1] + 1, last[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, before[j - 2] + 1)
+            line.append(cost)
+        before, last = last, line
+    return last[-1]

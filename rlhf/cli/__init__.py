@@ -1,0 +1,129 @@
+"""The `chorus` command: parse, call, print; every mistake of the user's ends in one line and status 2.
+
+A group module has `add_parser(subparsers)`; every subcommand sets `run(args) -> dict | None`, which works and
+returns the result, and `show(result)`, which prints it for people. With --json the result is printed as one JSON
+object, last on stdout, and everything else that is printed goes to stderr.
+Heavy modules are imported inside `run`, so that --help answers at once.
+"""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rewards.errors import UserError
+
+GROUPS = ("quickstart", "data", "models", "rewards", "users", "train", "generate", "evaluate", "export", "config")
+_OK, _BUG, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that name the nearest right word."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("allow_abbrev", False)  # `--out` must not silently mean --output
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$", message)
+        if found:
+            choices = [choice.strip(" '\"") for choice in found[2].split(",")]
+            message = f"{found[1]!r} is not known; {suggestion(found[1], choices)}"
+        raise UserError(f"{message} ({self.prog} --help)")
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="chorus",
+        description="Fine-tune one language model for many people: preferences in, one policy that answers each.",
+        epilog="Start with:  chorus quickstart\nEvery command has --help with an example.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name in GROUPS:
+        importlib.import_module(f"rlhf.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments; a misspelt option is an error that names the nearest one of that command."""
+    parser = build_parser()
+    # argparse takes the value in `--coefficients -1,2` for an option: tie it to its name.
+    words = re.sub(r"\0--coefficients\0(?=-[\d.])", "\0--coefficients=", "\0".join(["", *argv])).split("\0")[1:]
+    args, rest = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):  # argparse takes no key=value after an option: hand them on
+        args.overrides += [word for word in rest if not word.startswith("-") and "=" in word]
+        rest = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest:
+        used = getattr(args, "parser", parser)
+        options = sorted(set(re.findall(r"--[a-z][\w-]*", used.format_help())))
+        advice = suggestion(rest[0], options) if rest[0].startswith("-") else "remove it, or quote text with spaces"
+        raise UserError(f"{rest[0]}: not an argument of {used.prog}; {advice} ({used.prog} --help)")
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("chorus-rlhf"))
+        raise SystemExit(_OK)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        raise SystemExit(_OK)
+    return args
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Run a command and print its result."""
+    if not args.json:
+        result = args.run(args)
+        if result is not None and args.show is not None:
+            args.show(result)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        result = args.run(args)
+    from rlhf.run import plain
+
+    print(json.dumps(plain(result if result is not None else {}), ensure_ascii=False, allow_nan=False))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `chorus`; returns the exit status."""
+    # Libraries speak on stderr in the middle of our lines; a user's own setting wins.
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        execute(parse(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return _OK
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) is gone; point stdout elsewhere so that the interpreter's exit stays quiet, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return _complain(f"{error.filename or 'output'}: cannot write ({error.strerror}); free some space and run the command again")
+        raise
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else _OK
+
+
+def _complain(message: str) -> int:
+    print(f"chorus: {' '.join(message.split())}", file=sys.stderr)
+    return _MISTAKE

@@ -1,0 +1,121 @@
+"""From a person's coefficients to the policy's conditioning signal.
+
+    w_eff = (β w + η μ) / (β + η)          the aggregate-prior rail, as shrinkage of coefficients
+    z     = Σ^(-1/2) (w_eff − μ)           z = 0 is the aggregate policy
+
+The optimum of E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) is π_ref tilted by w_eff at temperature β, so the rail lives
+here, once, and is exact, free and reported (ρ = η/(β+η)).
+
+Shapes: B rows, K basis outputs, U users.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rewards.types import GroupPrior, UserPosterior
+
+
+class Conditioning(NamedTuple):
+    """The population as the policy sees it: mean[K], symmetric cov_sqrt[K, K] and its inverse."""
+
+    mean: np.ndarray
+    cov_sqrt: np.ndarray
+    inverse_sqrt: np.ndarray
+
+    @classmethod
+    def from_prior(cls, prior: GroupPrior) -> "Conditioning":
+        """Symmetric square roots of Σ by eigendecomposition."""
+        values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
+        root = np.sqrt(np.maximum(values, 1e-12))
+        return cls(
+            np.asarray(prior.mean, np.float32),
+            ((vectors * root) @ vectors.T).astype(np.float32),
+            ((vectors / root) @ vectors.T).astype(np.float32),
+        )
+
+
+def effective_coef(
+    user_coef: Float[Array, "*b k"], mean: Float[Array, " k"], beta: float | Array, eta: float | Array
+) -> Float[Array, "*b k"]:
+    """w_eff = (β w + η μ)/(β + η); η = 0 leaves w alone, η → ∞ gives everyone μ."""
+    return (beta * user_coef + eta * mean) / (beta + eta)
+
+
+def signal(coef: Float[Array, "*b k"], conditioning: Conditioning) -> Float[Array, "*b k"]:
+    """z = Σ^(-1/2)(w_eff − μ) for already shrunk coefficients."""
+    return (coef - conditioning.mean) @ conditioning.inverse_sqrt
+
+
+@dataclasses.dataclass(frozen=True)
+class UserShares:
+    """How many rows of a micro-batch are drawn for whom (static: they fix the shapes).
+
+    Attributes:
+      posterior: a training person's posterior; prior: N(μ, Σ); extremes: ±sd along one axis of z; generic: w = μ.
+    """
+
+    posterior: int
+    prior: int
+    extremes: int
+    generic: int
+
+    @classmethod
+    def of(cls, batch: int, posterior: float, prior: float, extremes: float, generic: float) -> "UserShares":
+        """Split `batch` rows by largest remainder; a positive generic share gets at least one row."""
+        wanted = np.array([posterior, prior, extremes, generic]) * batch
+        counts = np.floor(wanted).astype(int)
+        for index in np.argsort(-(wanted - counts), kind="stable")[: batch - counts.sum()]:
+            counts[index] += 1
+        if generic > 0 and counts[3] == 0 and batch > 1:
+            counts[int(np.argmax(counts[:3]))] -= 1
+            counts[3] = 1
+        return cls(*(int(count) for count in counts))
+
+
+class Population(NamedTuple):
+    """What training coefficients are drawn from: the conditioning and the training people's posteriors.
+
+    Attributes:
+      conditioning: prior mean and square roots.
+      user_mean: [U, K]; user_scale: [U, K, K], with user_scale·ε ~ N(0, H⁻¹).
+      extreme_sd: how far out the axis extremes lie, in prior standard deviations.
+    """
+
+    conditioning: Conditioning
+    user_mean: np.ndarray
+    user_scale: np.ndarray
+    extreme_sd: np.ndarray
+
+    @classmethod
+    def from_posteriors(
+        cls, prior: GroupPrior, posteriors: list[UserPosterior], extreme_sd: float
+    ) -> "Population":
+        means = np.stack([p.coef_mean for p in posteriors]) if posteriors else prior.mean[None]
+        covs = [np.linalg.inv(p.coef_precision.astype(np.float64)) for p in posteriors]
+        scales = np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
+        return cls(
+            Conditioning.from_prior(prior),
+            means.astype(np.float32),
+            scales.astype(np.float32),
+            np.float32(extreme_sd),
+        )
+
+
+def sample_coef(key: jax.Array, population: Population, shares: UserShares) -> Float[Array, "b k"]:
+    """Coefficients for one micro-batch, in the order posterior, prior, extremes, generic."""
+    user_key, noise_key, prior_key, axis_key, sign_key = jax.random.split(key, 5)
+    conditioning, num_basis = population.conditioning, population.user_mean.shape[1]
+    user = jax.random.randint(user_key, (shares.posterior,), 0, population.user_mean.shape[0])
+    noise = jax.random.normal(noise_key, (shares.posterior, num_basis))
+    of_users = population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)
+    drawn = jax.random.normal(prior_key, (shares.prior, num_basis))
+    axis = jax.random.randint(axis_key, (shares.extremes,), 0, num_basis)
+    sign = jax.random.rademacher(sign_key, (shares.extremes, 1), jnp.float32)
+    extreme = sign * population.extreme_sd * jax.nn.one_hot(axis, num_basis)
+    z = jnp.concatenate([drawn, extreme, jnp.zeros((shares.generic, num_basis))])
+    return jnp.concatenate([of_users, conditioning.mean + z @ conditioning.cov_sqrt])

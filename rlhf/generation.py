@@ -1,0 +1,74 @@
+"""Prompts and coefficients → completions, in batches of one shape."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rewards.errors import UserError
+from rewards.types import Prompt
+from rlhf.policy_store import Policy
+from rlhf.sampling import SamplingSettings, generate, left_pad, row_keys
+
+
+class Completion(NamedTuple):
+    """text: without special tokens; logprob: summed over its tokens, nats; finished: whether it stopped by itself."""
+
+    text: str
+    num_tokens: int
+    logprob: float
+    finished: bool
+
+
+def complete(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    z: np.ndarray | None,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    batch: int = 32,
+) -> list[Completion]:
+    """Sample one completion for each prompt; row i uses z[i] and the key fold_in(key(seed), i).
+
+    Raises:
+      UserError: prompt and new tokens do not fit into the model's context.
+    """
+    encoded = [policy.base.tokenizer.encode_prompt(prompt) for prompt in prompts]
+    longest, room = max(map(len, encoded)), policy.base.config.max_positions
+    if longest + max_new_tokens > room:
+        raise UserError(
+            f"prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {room}; "
+            "shorten the prompt or lower --max-new-tokens"
+        )
+    tokens, starts = left_pad(encoded)
+    batch = min(batch, len(encoded))
+    out: list[Completion] = []
+    for first in range(0, len(encoded), batch):
+        rows = np.minimum(np.arange(first, first + batch), len(encoded) - 1)
+        samples = generate(
+            policy.params,
+            tokens[rows],
+            starts[rows],
+            None if z is None else z[rows],
+            row_keys(seed, rows),
+            SamplingSettings.of(batch, temperature, top_k, top_p, min_p),
+            np.array(policy.base.tokenizer.eos_ids, np.int32),
+            graphdef=policy.graphdef,
+            max_new_tokens=max_new_tokens,
+            filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
+        )
+        host = [np.asarray(array) for array in samples]
+        out += [_completion(policy, *(a[i] for a in host)) for i in range(min(batch, len(encoded) - first))]
+    return out
+
+
+def _completion(policy: Policy, tokens: np.ndarray, logprobs: np.ndarray, mask: np.ndarray) -> Completion:
+    ids = tokens[mask].tolist()
+    finished = bool(ids) and ids[-1] in policy.base.tokenizer.eos_ids
+    text = policy.base.tokenizer.decode(ids[:-1] if finished else ids)
+    return Completion(text, len(ids), float(logprobs.sum()), finished)

@@ -1,0 +1,176 @@
+"""`chorus train dpo`: pairs and a reward run → one policy conditioned on coefficients (or an ordinary one)."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from rewards import gauge
+from rewards.data.read import read_preferences
+from rewards.errors import UserError
+from rewards.files import atomic_path, sha256_json
+from rewards.store import RewardRun, load_reward_run
+from rewards.types import Preferences
+from rlhf import dpo, encoder, optim, policy_store, train
+from rlhf.batches import PairRows, batch_rows, microbatches, pair_rows
+from rlhf.conditioning import Population, UserShares
+from rlhf.jobs.sft import base_record, final_metrics, frozen_parts, trained_parts
+from rlhf.models.adapters import AdapterSpec
+from rlhf.policy import PolicyParams, all_logprobs, cached_hidden, init_adapters
+from rlhf.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Everything a batch is gathered from, one entry a row."""
+
+    rows: PairRows
+    ref_logprobs: np.ndarray
+    basis_rewards: np.ndarray
+    hidden: np.ndarray | None
+
+
+def run(config: Any) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`."""
+    prefs = read_preferences(config.data.path, config.data.split)
+    personal = config.loss.kind in dpo.PERSONAL
+    rewards = load_reward_run(config.rewards) if personal else None
+    base = policy_store.load_base(
+        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+    )
+    observed = config.loss.kind not in ("soft", "regression")
+    if config.loss.kind == "observed":
+        prefs = known_people(prefs, rewards)
+    rows = pair_rows(
+        prefs,
+        base.tokenizer,
+        observed=observed,
+        size=config.groups.completions,
+        max_positions=base.config.max_positions,
+    )
+    if config.loss.kind == "observed":
+        place = {user_id: index for index, user_id in enumerate(rewards.user_ids)}
+        rows = rows._replace(user=np.array([place[prefs.user_ids[u]] for u in rows.user], np.int32))
+    with Run.open(config.output_dir, config, "dpo") as job:
+        full = config.tune.mode == "full"
+        spec = adapter_spec(config, rewards)
+        graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
+        init_key, run_key = jax.random.split(jax.random.key(config.seed))
+        lora, conditioner = init_adapters(graphdef, shapes, init_key)
+        params = params._replace(lora=lora, conditioner=conditioner)
+        hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+        reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
+        data = Data(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+        state = _train(config, job, graphdef, params, data, rewards, run_key, full)
+        params = params._replace(**state.params)
+        record = base_record(config, base, "dpo") | _personal_record(config, rewards)
+        policy_store.save_policy(Path(config.output_dir), params, spec, record, full=full)
+        result = final_metrics(job) | {"run_dir": str(config.output_dir), "num_rows": len(rows.user)}
+        job.write_result(result)
+        return result
+
+
+def adapter_spec(config: Any, rewards: RewardRun | None) -> AdapterSpec | None:
+    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
+    rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
+    num_basis = rewards.basis.num_basis if rewards else 0
+    if not rank and not num_basis:
+        return None
+    return AdapterSpec(rank, config.tune.lora_alpha, num_basis, config.conditioner.rank if num_basis else 0)
+
+
+def known_people(prefs: Preferences, rewards: RewardRun) -> Preferences:
+    """Comparisons of people whose coefficients the reward run has fitted (for their own labels)."""
+    fitted = set(rewards.user_ids)
+    known = np.array([user_id in fitted for user_id in prefs.user_ids])
+    kept = prefs.select(known[prefs.user_index])
+    if not kept.num_comparisons:
+        raise UserError(
+            f"{prefs.source}: none of its {prefs.num_users} people is in the reward run {rewards.directory}; "
+            "fit the rewards on this data or choose loss.kind=soft"
+        )
+    return kept
+
+
+def item_rewards(rewards: RewardRun | None, prefs: Preferences, rows: PairRows) -> np.ndarray:
+    """φ of every row's completions, float32[R, C, K]; 0 on padding, K = 0 without people."""
+    if rewards is None:
+        return np.zeros((*rows.item.shape, 0), np.float32)
+    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    return np.where((rows.item >= 0)[:, :, None], phi[rows.item], 0.0).astype(np.float32)
+
+
+def reference_logprobs(
+    directory: Path, base: policy_store.Base, graphdef: Any, params: PolicyParams, rows: PairRows, hidden: Any
+) -> np.ndarray:
+    """log π_ref of every completion, float32[R, C]; computed once, kept in the run's cache/.
+
+    Fresh adapters add exactly nothing, so the policy at its start is the reference.
+    """
+    key = sha256_json([base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()])
+    path = directory / "cache" / f"ref_logprobs-{key[:16]}.safetensors"
+    try:
+        return load_file(path)["ref_logprobs"]
+    except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
+        reference = all_logprobs(graphdef, params, rows.packed, hidden)
+    with atomic_path(path) as temporary:
+        save_file({"ref_logprobs": reference}, temporary)
+    return reference
+
+
+def _train(
+    config: Any, job: Run, graphdef: Any, params: PolicyParams, data: Data, rewards: RewardRun | None, key: Any, full: bool
+) -> optim.TrainState:
+    settings = config.train
+    hyper = optim.Hyper.from_config(config.optimizer, settings.steps)
+    users = config.users
+    population = shares = None
+    if rewards is not None:
+        population = Population.from_posteriors(rewards.prior, rewards.posteriors, users.extreme_sd)
+        shares = UserShares.of(settings.batch_rows, users.posterior, users.prior, users.extremes, users.generic)
+    static = dpo.Static(
+        graphdef=graphdef,
+        schedule=optim.Schedule(config.optimizer.schedule),
+        kind=config.loss.kind,
+        length_normalise=config.loss.length_normalise,
+        with_nll=config.loss.nll_coef > 0,
+        with_rail=config.rail.eta > 0,
+        shares=shares,
+    )
+    trained = trained_parts(params, full, conditioned=rewards is not None)
+    state = optim.init_state(trained, hyper, key)
+    step = functools.partial(
+        dpo.step,
+        frozen=frozen_parts(params, full),
+        population=population,
+        hyper=(hyper, dpo.LossHyper.from_config(config.loss, config.rail)),
+        static=static,
+    )
+    batch = settings.batch_rows * settings.accumulation_steps
+
+    def batch_of(number: int) -> dpo.Batch:
+        index = batch_rows(config.seed, number, len(data.rows.user), batch)
+        arrays = (data.rows, data.ref_logprobs, data.basis_rewards, data.hidden)
+        return dpo.Batch(*microbatches(arrays, index, settings.accumulation_steps))
+
+    tokens = int(np.mean(data.rows.packed.member.any(axis=1).sum(axis=1)) * batch)
+    return train.run_steps(job, state, step, batch_of, config, tokens_per_step=tokens)
+
+
+def _personal_record(config: Any, rewards: RewardRun | None) -> dict[str, Any]:
+    """What a policy must remember of the population it was trained for."""
+    if rewards is None:
+        return {"beta": config.loss.dpo_beta, "eta": 0.0}
+    return {
+        "beta": config.loss.dpo_beta,
+        "eta": config.rail.eta,
+        "rewards": str(Path(config.rewards).resolve()),
+        "basis": rewards.hash,
+        "names": list(rewards.basis.gauge.names),
+        "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},
+    }

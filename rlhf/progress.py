@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere, never silence."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressLine:
+    """Report `done` of `total` pieces of work.
+
+    On a terminal one bar is redrawn; otherwise a plain line is printed at the first update, then whenever
+    `every_seconds` have passed, and at the end, so that a log file shows life without being flooded.
+
+    Args:
+      title: what is being done, for example `embed`.
+      total: number of pieces.
+      unit: name of a piece, for the plain lines.
+      every_seconds: least time between plain lines; 0 prints every update.
+      start: pieces done before this run (after a resume).
+      stream: where to print; stderr when None.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        unit: str = "step",
+        every_seconds: float = 5.0,
+        start: int = 0,
+        stream: TextIO | None = None,
+    ):
+        self._title, self._total, self._unit, self._every = title, total, unit, every_seconds
+        self._stream = stream if stream is not None else sys.stderr
+        self._done, self._printed_at, self._printed = start, -float("inf"), -1
+        self._note = ""
+        self._bar: Progress | None = None
+        if self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(file=self._stream),
+            )
+            self._task = self._bar.add_task(title, total=total, completed=start, note="")
+            self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, done: int, note: str = "") -> None:
+        """Set the number of pieces done, with a short note such as the loss."""
+        self._done, self._note = done, note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif time.monotonic() - self._printed_at >= self._every:
+            self._print()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._printed != self._done and self._printed >= 0:
+            self._print()
+
+    def _print(self) -> None:
+        note = f": {self._note}" if self._note else ""
+        print(f"{self._title} {self._unit} {self._done}/{self._total}{note}", file=self._stream, flush=True)
+        self._printed_at, self._printed = time.monotonic(), self._done
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

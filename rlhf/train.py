@@ -1,0 +1,78 @@
+"""The host loop that every trainer shares: resume, data order, metrics one step late, checkpoints. No arithmetic."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rewards.errors import UserError
+from rlhf.checkpoint import Checkpointer
+from rlhf.metrics import MetricWriter
+from rlhf.optim import TrainState
+from rlhf.run import Run
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def run_steps(
+    run: Run, state: TrainState, step: Step, batch_of: Callable[[int], Any], config: Any, *, tokens_per_step: int
+) -> TrainState:
+    """Run `config.train.steps` optimiser steps, continuing after the newest good checkpoint.
+
+    Args:
+      run: the open run directory.
+      state: the state of step 0; a resumed run replaces its contents.
+      step: compiled step; its state is donated.
+      batch_of: step number → batch; a function of the number alone, so that a resumed run sees the same data.
+      config: has `train.{steps, log_every, checkpoint_every, keep_checkpoints}`.
+      tokens_per_step: for `perf/tokens_per_second`.
+
+    Raises:
+      UserError: a metric is not finite (which, and in which step).
+    """
+    settings = config.train
+    checkpointer = Checkpointer(run.directory / "checkpoints", keep=settings.keep_checkpoints)
+    names, leaves, treedef = _named(state)
+    restored = checkpointer.restore(dict(zip(names, leaves, strict=True)))
+    start = 0
+    if restored is not None:
+        start, tree, _ = restored
+        state = jax.tree.unflatten(treedef, [tree[name] for name in names])
+    with MetricWriter(run.directory, start_step=start, total_steps=settings.steps) as writer:
+        pending: tuple[int, dict[str, jax.Array], float] | None = None
+        for number in range(start, settings.steps):
+            began = time.perf_counter()
+            state, metrics = step(state, batch_of(number))
+            if pending:
+                _report(writer, pending, settings, tokens_per_step)
+            pending = (number + 1, metrics, began)
+            if (number + 1) % settings.checkpoint_every == 0 or number + 1 == settings.steps:
+                _report(writer, pending, settings, tokens_per_step)
+                pending = None
+                writer.flush()
+                names, leaves, _ = _named(state)
+                checkpointer.save(number + 1, dict(zip(names, leaves, strict=True)), {"next_step": number + 1})
+    return state
+
+
+def _named(state: TrainState) -> tuple[list[str], list[Any], Any]:
+    """Leaves by path, so that a checkpoint names what it holds."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(state)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat], [leaf for _, leaf in flat], treedef
+
+
+def _report(writer: MetricWriter, pending: tuple[int, dict[str, jax.Array], float], settings: Any, tokens: int) -> None:
+    number, metrics, began = pending
+    values = {name: float(value) for name, value in metrics.items()}
+    seconds = time.perf_counter() - began
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"step {number}: {', '.join(bad)} not finite; lower optimizer.learning_rate or optimizer.max_grad_norm, "
+            "then start in a new output_dir"
+        )
+    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds}
+    if number % settings.log_every == 0 or number in (1, settings.steps):
+        writer.write(number, values)

