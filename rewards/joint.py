@@ -54,7 +54,7 @@ class State(NamedTuple):
 
 
 def expected_loss(
-    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: float
+    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: Float[Array, ""]
 ) -> Float[Array, " N"]:
     """E[−log P(y | s)] over s ~ N(mean, var), by Gauss–Hermite quadrature."""
     # sqrt has no gradient at 0, where the first round starts.
@@ -64,7 +64,7 @@ def expected_loss(
 
 @jax.jit
 def predictive_loss(
-    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: float
+    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: Float[Array, ""]
 ) -> Float[Array, " N"]:
     """−y log E[P(s)] − (1 − y) log E[P(−s)] over s ~ N(mean, var): the loss of a prediction with its doubt."""
     margins = margin_mean[:, None] + jnp.sqrt(jnp.maximum(margin_var, 0.0))[:, None] * NODES
@@ -73,7 +73,7 @@ def predictive_loss(
     return -(outcome * log_p + (1.0 - outcome) * log_q)
 
 
-def objective(params, state: State, data: Comparisons, ridge: float, lapse: float):
+def objective(params, state: State, data: Comparisons, ridge: Float[Array, ""], lapse: Float[Array, ""]):
     """F above; `params` is (V, μ, z)."""
     directions, mean, z = params
     root = jnp.linalg.cholesky(state.cov)
@@ -88,7 +88,9 @@ def objective(params, state: State, data: Comparisons, ridge: float, lapse: floa
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
-def optimise(state: State, data: Comparisons, ridge: float, lapse: float, *, steps: int):
+def optimise(
+    state: State, data: Comparisons, ridge: Float[Array, ""], lapse: Float[Array, ""], *, steps: int
+) -> tuple[State, dict[str, Array]]:
     """`steps` iterations of L-BFGS on F, then the covariance of every belief. Returns (state, metrics)."""
     root = jnp.linalg.cholesky(state.cov)
     z = jax.scipy.linalg.solve_triangular(root, (state.coef_mean - state.mean).T, lower=True).T
@@ -117,7 +119,7 @@ def optimise(state: State, data: Comparisons, ridge: float, lapse: float, *, ste
     return new, {"objective": loss(params), "loss_nats": loss_nats, "start": values[0]}
 
 
-def _beliefs(directions, coef, state: State, data: Comparisons, lapse: float):
+def _beliefs(directions, coef, state: State, data: Comparisons, lapse: Float[Array, ""]):
     """C_u of every person, and the expected loss of every comparison under the belief before."""
     phi = data.items @ directions
     delta = phi[data.chosen] - phi[data.rejected]
@@ -174,7 +176,7 @@ def initial_state(
 
 
 def pooled_direction(
-    delta: Float[Array, "N P"], outcome: np.ndarray, weight: np.ndarray, ridge: float, lapse: float
+    delta: Float[np.ndarray, "N P"], outcome: np.ndarray, weight: np.ndarray, ridge: float, lapse: float
 ) -> np.ndarray:
     """One θ[P] for everybody: ridge logistic regression, float32. The same Newton as a person's posterior."""
     width = delta.shape[1]

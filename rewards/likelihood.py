@@ -11,50 +11,54 @@ Source: Bradley & Terry 1952; the lapse as in psychometric functions (Wichmann &
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
-def log_probability(margin: Float[Array, "*n"], lapse: Float[Array, ""] | float) -> Float[Array, "*n"]:
+def log_probability(margin: Float[ArrayLike, "*n"], lapse: Float[ArrayLike, ""]) -> Float[Array, "*n"]:
     """log P(s), finite for every finite margin; `lapse` in [0, 1) may be traced."""
-    lapse = jnp.asarray(lapse, margin.dtype)
+    margin, lapse = jnp.asarray(margin), jnp.asarray(lapse, jnp.float32)
     coin = jnp.where(lapse > 0, jnp.log(jnp.where(lapse > 0, 0.5 * lapse, 1.0)), -jnp.inf)
     return jnp.logaddexp(coin, jnp.log1p(-lapse) + jax.nn.log_sigmoid(margin))
 
 
 def negative_log_likelihood(
-    margin: Float[Array, "*n"], outcome: Float[Array, "*n"], lapse: Float[Array, ""] | float = 0.0
-) -> Float[Array, "*n"]:
-    """−[y log P(s) + (1 − y) log P(−s)] in nats, one value a comparison.
+    margin: Float[ArrayLike, "*#n"], outcome: Float[ArrayLike, "*#n"], lapse: Float[ArrayLike, ""] = 0.0
+) -> Float[Array, "..."]:
+    """−[y log P(s) + (1 − y) log P(−s)] in nats, one value a comparison; the two arguments broadcast.
 
     Args:
       margin: s = w · Δφ, chosen minus rejected.
       outcome: y, 1 when `chosen` was preferred, 0 when it was not, 0.5 for a tie.
       lapse: ε, the share of answers that are coin flips.
     """
+    margin, outcome = jnp.asarray(margin), jnp.asarray(outcome)
     return -(outcome * log_probability(margin, lapse) + (1.0 - outcome) * log_probability(-margin, lapse))
 
 
 def score(
-    margin: Float[Array, "*n"], outcome: Float[Array, "*n"], lapse: Float[Array, ""] | float = 0.0
-) -> Float[Array, "*n"]:
+    margin: Float[ArrayLike, "*#n"], outcome: Float[ArrayLike, "*#n"], lapse: Float[ArrayLike, ""] = 0.0
+) -> Float[Array, "..."]:
     """d log L / ds = y P′/P − (1 − y) P′/Q, Q = P(−s); at ε = 0 this is y − σ(s)."""
+    margin, outcome = jnp.asarray(margin), jnp.asarray(outcome)
     genuine, genuine_reverse = _genuine(margin, lapse), _genuine(-margin, lapse)
-    return outcome * genuine * jax.nn.sigmoid(-margin) - (1.0 - outcome) * genuine_reverse * jax.nn.sigmoid(margin)
+    up, down = genuine * jax.nn.sigmoid(-margin), genuine_reverse * jax.nn.sigmoid(margin)
+    return outcome * up - (1.0 - outcome) * down
 
 
 def fisher_information(
-    margin: Float[Array, "*n"], lapse: Float[Array, ""] | float = 0.0
+    margin: Float[ArrayLike, "*n"], lapse: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, "*n"]:
     """Expected curvature P′² / (P Q) of −log L in s; at ε = 0 it is σ′(s).
 
     The observed curvature turns negative once an answer looks like a lapse; the expected one never does,
     so Newton's matrix stays positive definite.
     """
+    margin = jnp.asarray(margin)
     slope = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
     return slope * _genuine(margin, lapse) * _genuine(-margin, lapse)
 
 
-def _genuine(margin: Float[Array, "*n"], lapse: Float[Array, ""] | float) -> Float[Array, "*n"]:
+def _genuine(margin: Float[ArrayLike, "*n"], lapse: Float[ArrayLike, ""]) -> Float[Array, "*n"]:
     """(1 − ε) σ(s) / P(s): the probability that an answer `chosen` was meant, not a coin flip."""
-    lapse = jnp.asarray(lapse, margin.dtype)
+    margin, lapse = jnp.asarray(margin), jnp.asarray(lapse, jnp.float32)
     return jnp.exp(jnp.log1p(-lapse) + jax.nn.log_sigmoid(margin) - log_probability(margin, lapse))

@@ -11,7 +11,7 @@ Source: Lindley 1956; "BALD", Houlsby et al. 2011, arXiv:1112.5745.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from rewards import likelihood
 from rewards.errors import UserError
@@ -26,10 +26,10 @@ TIE_NATS = 1e-5
 
 
 def information_gain(
-    coef_mean: Float[Array, " K"],
-    coef_cov: Float[Array, "K K"],
-    candidates: Float[Array, "M K"],
-    lapse: Float[Array, ""] | float = 0.0,
+    coef_mean: Float[ArrayLike, " K"],
+    coef_cov: Float[ArrayLike, "K K"],
+    candidates: Float[ArrayLike, "M K"],
+    lapse: Float[ArrayLike, ""] = 0.0,
 ) -> Float[Array, " M"]:
     """Expected information about w in the answer to each candidate, in nats; between 0 and log 2. Traceable."""
     margin_mean = candidates @ coef_mean

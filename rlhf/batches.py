@@ -5,11 +5,12 @@ Shapes: R rows of the data set, C completions a row, P pairs a row, I items.
 
 import collections
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
+from rewards.data import order
 from rewards.errors import UserError
 from rewards.types import Preferences, Prompt
 from rlhf.packing import PackedRows, Sequences, fill_rows, pack
@@ -98,7 +99,7 @@ def sft_rows(
     return SFTRows(packed, weight)
 
 
-def _pair_groups(prefs: Preferences, observed: bool, size: int | None) -> list[tuple[int, dict[tuple[int, int], list[float]]]]:
+def _pair_groups(prefs: Preferences, observed: bool, size: int | None) -> list[tuple[int, dict]]:
     """(user, {(first, second) items: outcomes}) for each row to build.
 
     With observed labels a row keeps one person's comparisons of one prompt (size None) or one comparison; without,
@@ -176,27 +177,9 @@ def batch_rows(seed: int, step: int, num_rows: int, batch: int) -> np.ndarray:
 
     A function of (seed, step) alone, so a resumed run reads what an uninterrupted one reads.
     """
-    start, rows = step * batch, []
-    for position in range(start, start + batch):
-        epoch, offset = divmod(position, num_rows)
-        rows.append(_permutation(seed, epoch, num_rows)[offset])
-    return np.array(rows)
+    return np.array([order.row_at(num_rows, seed, step * batch + offset) for offset in range(batch)])
 
 
-_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    key = (seed, epoch, num_rows)
-    if key not in _PERMUTATIONS:
-        if len(_PERMUTATIONS) > 2:  # a step touches at most a few epochs
-            _PERMUTATIONS.clear()
-        _PERMUTATIONS[key] = np.random.default_rng((seed, epoch)).permutation(num_rows)
-    return _PERMUTATIONS[key]
-
-
-def microbatches(rows: Sequence | NamedTuple, index: np.ndarray, accumulation: int):
+def microbatches(rows: Any, index: np.ndarray, accumulation: int):
     """Gather rows `index` of every array and split them: leaves get shape [accumulation, rows, ...]."""
-    import jax
-
-    return jax.tree.map(lambda a: a[index].reshape(accumulation, -1, *a.shape[1:]), rows)
+    return jax.tree.map(lambda a: a[index].reshape(accumulation, len(index) // accumulation, *a.shape[1:]), rows)

@@ -1,44 +1,27 @@
 """Checkpoints that are whole, checked, and named when they are not.
 
-Orbax writes the arrays. Around it stands what it lacks (measured with 0.12.8: it loads float32 as bfloat16 and a
-flipped bit without a word, and names no leaf when trees differ): a manifest with the sha256 of every file and the
-shape and type of every leaf, a completion marker written last, and a rename that publishes the step.
-
-    checkpoints/00000300/
-      arrays/          Orbax
-      manifest.json    {step, leaves: {name: {shape, dtype}}, files: {path: sha256}, meta}
-      COMPLETE         sha256 of manifest.json
+Orbax writes the arrays. Around it stands what it lacks (measured with 0.12.8: it loads float32 as bfloat16,
+and a flipped bit without a word, and names no leaf when trees differ): a manifest with the sha256 of every
+file and the shape and type of every leaf, a completion marker written last, and a rename that publishes the
+step (`rlhf.checkpoint_files`).
 """
 
-import contextlib
 import errno
-import hashlib
-import json
-import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import read_json, sha256_file, write_json
+from rlhf.checkpoint_files import ARRAYS, Damaged, read_arrays, sync, verify, write_step
 
-_ARRAYS, _MANIFEST, _MARKER = "arrays", "manifest.json", "COMPLETE"
 _STEP = re.compile(r"^\d{8,}$")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class Damaged(Exception):
-    """A checkpoint on disk that is not what was written; the message says which file and how."""
 
 
 class Checkpointer:
@@ -61,7 +44,7 @@ class Checkpointer:
     def save(self, step: int, tree: Any, meta: dict[str, Any] | None = None) -> None:
         """Write one step. A process killed here at any instant leaves the earlier steps as they were.
 
-        Later steps (of a past that a damaged file made us leave) and those beyond `keep` are removed afterwards.
+        Later steps (of a past that damage made us leave) and those beyond `keep` are removed afterwards.
 
         Args:
           step: number of finished optimiser steps.
@@ -79,7 +62,7 @@ class Checkpointer:
         except OSError as error:
             raise self._refused(step, error.strerror) from None
         try:
-            _write_step(temporary, step, leaves, meta or {})
+            write_step(temporary, step, leaves, meta or {})
             self._publish(temporary, step)
         except OSError as error:
             raise self._refused(step, error.strerror) from None
@@ -109,45 +92,51 @@ class Checkpointer:
             `target_tree` says (the leaf is named).
         """
         wanted = _named_leaves(target_tree, prefix)
-        for step, manifest in self._good_steps():
-            _compare(wanted, manifest["leaves"], prefix, self._path(step))
-            arrays = _read_arrays(self._path(step) / _ARRAYS, wanted, manifest["leaves"])
-            structure = jax.tree_util.tree_structure(target_tree)
-            return step, jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted]), manifest["meta"]
-        return None
+        if (found := self._newest_good()) is None:
+            return None
+        step, manifest = found
+        _compare(wanted, manifest["leaves"], prefix, self._path(step))
+        arrays = read_arrays(self._path(step) / ARRAYS, wanted, manifest["leaves"])
+        structure = jax.tree_util.tree_structure(target_tree)
+        tree = jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
+        return step, tree, manifest["meta"]
 
     def peek(self) -> tuple[int, dict[str, Any]] | None:
         """Step and meta of the newest good step, without its arrays; None when there is no step at all."""
-        return next(((step, manifest["meta"]) for step, manifest in self._good_steps()), None)
+        found = self._newest_good()
+        return None if found is None else (found[0], found[1]["meta"])
 
-    def _good_steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Good steps from the newest on; a UserError when there are steps and none is good."""
+    def _newest_good(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest good step and its manifest; a UserError when there are steps and none is good."""
         problems: list[str] = []
-        found = False
         for step in reversed(self.steps()):
             try:
-                manifest = _verify(self._path(step))
+                manifest = verify(self._path(step))
             except Damaged as damage:
                 problems.append(f"step {step} ({damage})")
-                print(f"checkpoint {self._path(step)}: damaged ({damage}); trying an earlier one", file=sys.stderr)
                 continue
-            found = True
-            yield step, manifest
-        if problems and not found:
+            if problems:
+                print(
+                    f"{self.directory}: damaged: {', '.join(problems)}; using step {step} instead",
+                    file=sys.stderr,
+                )
+            return step, manifest
+        if problems:
             raise UserError(
                 f"{self.directory}: no usable checkpoint: {', '.join(problems)}; "
                 "remove this folder to start again, or restore it from a copy"
             )
+        return None
 
     def _publish(self, temporary: Path, step: int) -> None:
         """Move the finished step to its name; a step of that name (a damaged one) is moved aside first."""
         if self._path(step).exists():
             self._remove(self._path(step))
         os.rename(temporary, self._path(step))
-        _sync(self.directory)
+        sync(self.directory)
 
     def _remove(self, path: Path) -> None:
-        """Delete a step: out of sight by one rename, then file by file, so that a kill leaves no half step."""
+        """Delete a step: out of sight by one rename, then file by file; a kill leaves no half step."""
         trash = Path(tempfile.mkdtemp(dir=self.directory, prefix=".old.", suffix=".tmp"))
         os.rename(path, trash / path.name)
         shutil.rmtree(trash, ignore_errors=True)
@@ -164,8 +153,8 @@ class Checkpointer:
 
     def _refused(self, step: int, reason: str) -> UserError:
         return UserError(
-            f"{self._path(step)}: cannot save the checkpoint ({reason}); free some space and run the same command "
-            "again, it resumes from the last good step"
+            f"{self._path(step)}: cannot save the checkpoint ({reason}); free some space and run the same "
+            "command again, it resumes from the last good step"
         )
 
     def _path(self, step: int) -> Path:
@@ -198,41 +187,6 @@ def _nbytes(leaf: Any) -> int:
     return int(leaf.size) * leaf.dtype.itemsize
 
 
-def _write_step(folder: Path, step: int, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Arrays, then the manifest over them, then the marker over the manifest; each synced before the next."""
-    ocp = _orbax()
-    with _quiet():
-        # Orbax refuses arrays without elements; the manifest alone says all about those.
-        ocp.save(folder / _ARRAYS, {name: leaf for name, leaf in leaves.items() if leaf.size} or {"": np.zeros(1)})
-    files = {}
-    for path in sorted(p for p in (folder / _ARRAYS).rglob("*") if p.is_file()):
-        _sync(path)
-        files[str(path.relative_to(folder))] = sha256_file(path)
-    described = {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()}
-    write_json(folder / _MANIFEST, {"step": step, "leaves": described, "files": files, "meta": meta})
-    _sync(folder / _MANIFEST)
-    (folder / _MARKER).write_text(sha256_file(folder / _MANIFEST))
-    _sync(folder / _MARKER)
-    _sync(folder)
-
-
-def _verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a step whose every byte is as written."""
-    try:
-        expected = (folder / _MARKER).read_bytes()
-        if hashlib.sha256((folder / _MANIFEST).read_bytes()).hexdigest().encode() != expected:
-            raise Damaged(f"{_MANIFEST} or {_MARKER} changed")
-        manifest = read_json(folder / _MANIFEST)
-        for name, digest in manifest["files"].items():
-            if sha256_file(folder / name) != digest:
-                raise Damaged(f"{name} changed")
-    except FileNotFoundError as error:
-        raise Damaged(f"{Path(error.filename).relative_to(folder)} is missing") from None
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}") from None
-    return manifest
-
-
 def _compare(wanted: dict[str, Any], stored: dict[str, Any], prefix: str, where: Path) -> None:
     """Raise a UserError that names the first leaf in which the two trees differ."""
     inside = {name for name in stored if not prefix or name == prefix or name.startswith(prefix + ".")}
@@ -245,61 +199,6 @@ def _compare(wanted: dict[str, Any], stored: dict[str, Any], prefix: str, where:
             if has[what] != needs[what]:
                 raise UserError(f"{where}: {name} has {what} {has[what]}, {needs[what]} is needed; {advice}")
     if left_over := sorted(inside - wanted.keys()):
-        raise UserError(f"{where}: {left_over[0]} is not part of this model ({len(left_over)} such); {advice}")
-
-
-def _read_arrays(folder: Path, wanted: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """Load the wanted leaves only, each placed as its target says."""
-    ocp = _orbax()
-    empty = {name: leaf for name, leaf in wanted.items() if leaf.size == 0}
-    target = {
-        name: _placed(wanted[name]) if name in wanted else ocp.PLACEHOLDER
-        for name, leaf in stored.items()
-        if 0 not in leaf["shape"]
-    }
-    with _quiet():
-        arrays = ocp.load(folder, target) if target.keys() & wanted.keys() else {}
-    zeros = {
-        name: np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else jnp.zeros(leaf.shape, leaf.dtype)
-        for name, leaf in empty.items()
-    }
-    return {name: zeros[name] if name in zeros else arrays[name] for name in wanted}
-
-
-def _placed(leaf: Any) -> Any:
-    """Give an abstract leaf without a sharding the default device; Orbax wants one."""
-    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-    return leaf
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _orbax() -> Any:
-    """Orbax's v1 interface, imported late (a second); it still lives under `experimental`, so only here."""
-    with _quiet():
-        import orbax.checkpoint.experimental.v1 as ocp
-    return ocp
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's log lines and its warnings about unfinished coroutines off stderr; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        raise UserError(
+            f"{where}: {left_over[0]} is not part of this model ({len(left_over)} such); {advice}"
+        )

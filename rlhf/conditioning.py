@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 from rewards.types import GroupPrior, UserPosterior
 
+AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
+
 
 class Conditioning(NamedTuple):
     """The population as the policy sees it: mean[K], symmetric cov_sqrt[K, K] and its inverse."""
@@ -40,13 +42,13 @@ class Conditioning(NamedTuple):
 
 
 def effective_coef(
-    user_coef: Float[Array, "*b k"], mean: Float[Array, " k"], beta: float | Array, eta: float | Array
-) -> Float[Array, "*b k"]:
+    user_coef: Float[AnyArray, "*b k"], mean: Float[AnyArray, " k"], beta: float | Array, eta: float | Array
+) -> Float[AnyArray, "*b k"]:
     """w_eff = (β w + η μ)/(β + η); η = 0 leaves w alone, η → ∞ gives everyone μ."""
     return (beta * user_coef + eta * mean) / (beta + eta)
 
 
-def signal(coef: Float[Array, "*b k"], conditioning: Conditioning) -> Float[Array, "*b k"]:
+def signal(coef: Float[AnyArray, "*b k"], conditioning: Conditioning) -> Float[AnyArray, "*b k"]:
     """z = Σ^(-1/2)(w_eff − μ) for already shrunk coefficients."""
     return (coef - conditioning.mean) @ conditioning.inverse_sqrt
 

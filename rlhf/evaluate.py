@@ -33,7 +33,7 @@ def normalise(logprobs: Float[np.ndarray, "*u c"]) -> Float[np.ndarray, "*u c"]:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def kl(log_q: Float[np.ndarray, "*u c"], log_p: Float[np.ndarray, "*u c"]) -> np.ndarray:
+def kl(log_q: Float[np.ndarray, "*u c"], log_p: Float[np.ndarray, "*v c"]) -> np.ndarray:
     """KL(q‖p) in nats over the last axis."""
     return np.sum(np.exp(log_q) * (log_q - log_p), axis=-1)
 

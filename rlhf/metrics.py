@@ -33,7 +33,9 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | No
         except ValueError:
             if number == len(lines):
                 break
-            raise UserError(f"{path}: line {number}: not a metric record; remove the line or choose another output_dir") from None
+            raise UserError(
+                f"{path}: line {number}: not a metric record; remove the line or choose another output_dir"
+            ) from None
         rows.append(row)
     return rows
 
@@ -41,9 +43,9 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | No
 class MetricWriter:
     """Write metrics of a run to metrics.jsonl, TensorBoard and the console.
 
-    A run that was killed and resumed at checkpoint s must leave the file an uninterrupted run leaves, apart from
-    wall-clock numbers (names under `perf/` or ending in `_seconds`): lines after `start_step` are dropped here,
-    and the trainer writes and `flush`es the metrics of step s before it saves checkpoint s.
+    A run that was killed and resumed at checkpoint s must leave the file an uninterrupted run leaves, apart
+    from wall-clock numbers (names under `perf/` or ending in `_seconds`): lines after `start_step` are
+    dropped here, and the trainer writes and `flush`es the metrics of step s before it saves checkpoint s.
 
     Args:
       directory: run directory.
@@ -77,20 +79,24 @@ class MetricWriter:
         return self
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one step's metrics: finite floats as they are, a non-finite one as null (JSON has no word for it).
+        """Append one step's metrics: finite floats as they are, others as null (JSON has no word for them).
 
         Raises:
           UserError: the disk is full.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        row = {"step": int(step)} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"step": int(step)} | {
+            name: value if math.isfinite(value) else None for name, value in values.items()
+        }
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
-            raise UserError(f"{self._path}: cannot write ({error.strerror}); free some space and run the command again") from None
+            raise UserError(
+                f"{self._path}: cannot write ({error.strerror}); free some space and run the command again"
+            ) from None
         names = [name for name in self._shown if name in values] or list(values)[:_CONSOLE]
         self._console.update(step, "  ".join(f"{name} {values[name]:.4g}" for name in names))
 

@@ -94,8 +94,8 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "train/learning_rate": rate,
-        "train/grad_norm": optax.global_norm(grads),
-        "train/update_norm": optax.global_norm(updates),
-        "train/param_norm": optax.global_norm(params),
+        "train/grad_norm": optax.tree.norm(grads),
+        "train/update_norm": optax.tree.norm(updates),
+        "train/param_norm": optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -1,9 +1,9 @@
 """A run directory: one resolved configuration, one owner at a time, a record of where it was made.
 
-    config.yaml        resolved configuration (first line: what made it)
-    environment.json   versions, seed, devices, code revision, command of every session
-    metrics.jsonl, tensorboard/, checkpoints/, users/, metrics.json, report.html   written by others
-    run.lock           held while a process works here
+config.yaml        resolved configuration (first line: what made it)
+environment.json   versions, seed, devices, code revision, command of every session
+metrics.jsonl, tensorboard/, checkpoints/, users/, metrics.json, report.html   written by others
+run.lock           held while a process works here
 """
 
 import contextlib
@@ -28,7 +28,17 @@ from rewards.files import read_json, write_json, write_text
 from rlhf.config.load import to_dict, to_yaml
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
-_PACKAGES = ("chorus-rlhf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scikit-learn")
+_PACKAGES = (
+    "chorus-rlhf",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "numpy",
+    "scikit-learn",
+)
 _SECRET = re.compile(r"(?i)token|key|secret|passw|auth")
 _ABSENT = object()
 
@@ -61,17 +71,21 @@ class Run:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output_dir {directory}: cannot create it ({error.strerror}); choose another output_dir") from None
-        lock = _acquire(directory)
+            raise UserError(
+                f"output_dir {directory}: cannot create it ({error.strerror}); choose another output_dir"
+            ) from None
+        run = cls(directory, _acquire(directory), resumed=True)
         try:
-            resumed = _check_before_creating(directory, config, kind)
+            run.resumed = resumed = _check_before_creating(directory, config, kind)
             if not resumed:
                 write_text(directory / CONFIG, f"# chorus {kind}\n{to_yaml(config)}")
             _record_environment(directory, config, kind)
         except BaseException:
-            os.close(lock)
+            if not run.resumed:
+                run._withdraw()
+            run.close()
             raise
-        return cls(directory, lock, resumed)
+        return run
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null."""
@@ -120,10 +134,13 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
         return False
     path = directory / CONFIG
     if not path.exists():
-        foreign = sorted(p.name for p in directory.iterdir() if p.name != LOCK and not p.name.endswith(".tmp"))
+        foreign = sorted(
+            p.name for p in directory.iterdir() if p.name != LOCK and not p.name.endswith(".tmp")
+        )
         if foreign:
             raise UserError(
-                f"output_dir {directory}: not empty ({foreign[0]}) and not a run (no {CONFIG}); choose another output_dir"
+                f"output_dir {directory}: not empty ({foreign[0]}) and not a run (no {CONFIG}); "
+                "choose another output_dir"
             )
         return False
     try:
@@ -135,18 +152,22 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
     if not isinstance(stored, dict):
         raise UserError(f"{path}: damaged, so the run cannot be resumed; choose another output_dir")
     if stored_kind != kind:
-        raise UserError(f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir")
+        raise UserError(
+            f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir"
+        )
     difference = first_difference(stored, to_dict(config))
     if difference is not None:
         key, old, new = difference
         raise UserError(
-            f"output_dir {directory}: holds a run with another configuration ({key} is {old} there, {new} here); "
-            f"choose another output_dir or set {key} back"
+            f"output_dir {directory}: holds a run with another configuration ({key} is {old} there, "
+            f"{new} here); choose another output_dir or set {key} back"
         )
     return True
 
 
-def first_difference(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> tuple[str, str, str] | None:
+def first_difference(
+    stored: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
+) -> tuple[str, str, str] | None:
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
@@ -173,7 +194,9 @@ def _acquire(directory: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"output_dir {directory}: cannot write here ({error.strerror}); choose another output_dir") from None
+        raise UserError(
+            f"output_dir {directory}: cannot write here ({error.strerror}); choose another output_dir"
+        ) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -197,7 +220,8 @@ def _record_environment(directory: Path, config: Any, kind: str) -> None:
     session = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [_without_secret(argument) for argument in sys.argv],
-        "versions": {"python": platform.python_version()} | {name: v for name in _PACKAGES if (v := _version(name))},
+        "versions": {"python": platform.python_version()}
+        | {name: v for name in _PACKAGES if (v := _version(name))},
         "platform": platform.platform(),
         "devices": _devices(),
         "git": _revision(),
@@ -233,15 +257,20 @@ def _revision() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        if git("ls-files", "--error-unmatch", Path(__file__).name):  # a virtual environment inside some repository is not ours
-            return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
+        if git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        ):  # a virtual environment inside some repository is not ours
+            return {
+                "commit": git("rev-parse", "HEAD"),
+                "modified": bool(git("status", "--porcelain", "-uno")),
+            }
     except (OSError, subprocess.SubprocessError):
         pass
     return None
 
 
 def plain(value: Any) -> Any:
-    """Nested results as JSON values: arrays to lists, NumPy scalars to numbers, non-finite numbers to None."""
+    """Nested results as JSON values: arrays to lists, NumPy scalars to numbers, non-finite ones to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

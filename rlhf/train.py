@@ -13,11 +13,12 @@ from rlhf.metrics import MetricWriter
 from rlhf.optim import TrainState
 from rlhf.run import Run
 
+SHOWN = ("train/loss/total", "train/reward", "train/accuracy", "train/kl_ref_nats", "train/grad_norm", "perf/tokens_per_second")
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def run_steps(
-    run: Run, state: TrainState, step: Step, batch_of: Callable[[int], Any], config: Any, *, tokens_per_step: int
+    run: Run, state: TrainState, step: Step, batch_of: Callable[[int], Any], config: Any, *, tokens_per_step: int, title: str
 ) -> TrainState:
     """Run `config.train.steps` optimiser steps, continuing after the newest good checkpoint.
 
@@ -28,6 +29,7 @@ def run_steps(
       batch_of: step number → batch; a function of the number alone, so that a resumed run sees the same data.
       config: has `train.{steps, log_every, checkpoint_every, keep_checkpoints}`.
       tokens_per_step: for `perf/tokens_per_second`.
+      title: name of the work on the console.
 
     Raises:
       UserError: a metric is not finite (which, and in which step).
@@ -40,7 +42,7 @@ def run_steps(
     if restored is not None:
         start, tree, _ = restored
         state = jax.tree.unflatten(treedef, [tree[name] for name in names])
-    with MetricWriter(run.directory, start_step=start, total_steps=settings.steps) as writer:
+    with MetricWriter(run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN) as writer:
         pending: tuple[int, dict[str, jax.Array], float] | None = None
         for number in range(start, settings.steps):
             began = time.perf_counter()

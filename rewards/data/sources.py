@@ -49,7 +49,7 @@ def _folder_hint(folder: Path) -> str:
 
 
 def json_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """JSON lines, numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file."""
+    """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file."""
     lines = _lines(file)
     if ".json" in file.suffixes[-2:]:
         text = b"".join(lines)

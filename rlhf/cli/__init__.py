@@ -1,8 +1,8 @@
 """The `chorus` command: parse, call, print; every mistake of the user's ends in one line and status 2.
 
 A group module has `add_parser(subparsers)`; every subcommand sets `run(args) -> dict | None`, which works and
-returns the result, and `show(result)`, which prints it for people. With --json the result is printed as one JSON
-object, last on stdout, and everything else that is printed goes to stderr.
+returns the result, and `show(result)`, which prints it for people. With --json the result is printed as one
+JSON object, last on stdout, and everything else that is printed goes to stderr.
 Heavy modules are imported inside `run`, so that --help answers at once.
 """
 
@@ -20,7 +20,18 @@ from typing import Any, NoReturn
 
 from rewards.errors import UserError
 
-GROUPS = ("quickstart", "data", "models", "rewards", "users", "train", "generate", "evaluate", "export", "config")
+GROUPS = (
+    "quickstart",
+    "data",
+    "models",
+    "rewards",
+    "users",
+    "train",
+    "generate",
+    "evaluate",
+    "export",
+    "config",
+)
 _OK, _BUG, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -49,7 +60,7 @@ def build_parser() -> Parser:
     """The whole command line."""
     parser = Parser(
         prog="chorus",
-        description="Fine-tune one language model for many people: preferences in, one policy that answers each.",
+        description="One language model fine-tuned for many people: preferences in, one policy for all out.",
         epilog="Start with:  chorus quickstart\nEvery command has --help with an example.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -62,16 +73,18 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments; a misspelt option is an error that names the nearest one of that command."""
     parser = build_parser()
-    # argparse takes the value in `--coefficients -1,2` for an option: tie it to its name.
-    words = re.sub(r"\0--coefficients\0(?=-[\d.])", "\0--coefficients=", "\0".join(["", *argv])).split("\0")[1:]
-    args, rest = parser.parse_known_args(words)
+    args, rest = parser.parse_known_args(_with_tied_values(argv))
     if hasattr(args, "overrides"):  # argparse takes no key=value after an option: hand them on
         args.overrides += [word for word in rest if not word.startswith("-") and "=" in word]
         rest = [word for word in rest if word.startswith("-") or "=" not in word]
     if rest:
         used = getattr(args, "parser", parser)
         options = sorted(set(re.findall(r"--[a-z][\w-]*", used.format_help())))
-        advice = suggestion(rest[0], options) if rest[0].startswith("-") else "remove it, or quote text with spaces"
+        advice = (
+            suggestion(rest[0], options)
+            if rest[0].startswith("-")
+            else "remove it, or quote text with spaces"
+        )
         raise UserError(f"{rest[0]}: not an argument of {used.prog}; {advice} ({used.prog} --help)")
     if args.version:
         from importlib.metadata import version
@@ -82,6 +95,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.print_help()
         raise SystemExit(_OK)
     return args
+
+
+def _with_tied_values(argv: Sequence[str]) -> list[str]:
+    """Join `--coefficients -1,2` by an equals sign: argparse takes a leading minus for an option."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--coefficients" and re.match(r"-[\d.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -101,7 +125,11 @@ def execute(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `chorus`; returns the exit status."""
     # Libraries speak on stderr in the middle of our lines; a user's own setting wins.
-    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false"}.items():
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
         os.environ.setdefault(name, value)
     try:
         execute(parse(sys.argv[1:] if argv is None else argv))
@@ -113,12 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) is gone; point stdout elsewhere so that the interpreter's exit stays quiet, too.
+        # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return _complain(f"{error.filename or 'output'}: cannot write ({error.strerror}); free some space and run the command again")
+            place = error.filename or "output"
+            return _complain(
+                f"{place}: cannot write ({error.strerror}); free some space and run the command again"
+            )
         raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _OK

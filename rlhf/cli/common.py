@@ -19,17 +19,23 @@ def add_group(subparsers: Any, name: str, help: str) -> Any:
     return parser.add_subparsers(dest="subcommand", metavar="COMMAND")
 
 
-def add_command(subparsers: Any, name: str, help: str, example: str, run: Run, show: Show | None = None) -> Any:
+def add_command(
+    subparsers: Any, name: str, help: str, example: str, run: Run, show: Show | None = None
+) -> Any:
     """A subcommand with --help, an example and --json."""
     parser = subparsers.add_parser(name, help=help, description=help, epilog=f"example:\n  {example}")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, last on stdout"
+    )
     parser.set_defaults(run=run, show=show, parser=parser)
     return parser
 
 
 def add_config(parser: Any, kind: str) -> None:
     parser.add_argument("config", metavar="CONFIG", help=f"YAML file; keys: chorus config describe {kind}")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100"
+    )
 
 
 def load_config(args: argparse.Namespace, kind: str) -> Any:

@@ -18,20 +18,32 @@ def add_parser(subparsers: Any) -> None:
         run,
         show,
     )
-    parser.add_argument("kind", metavar="KIND", choices=("rewards", "sft", "dpo", "evaluate"), help="rewards, sft, dpo or evaluate")
+    parser.add_argument(
+        "kind",
+        metavar="KIND",
+        choices=("rewards", "sft", "dpo", "evaluate"),
+        help="rewards, sft, dpo or evaluate",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from rlhf.config.describe import describe, schema_of
 
-    return {"kind": args.kind, "keys": [dataclasses.asdict(entry) for entry in describe(schema_of(args.kind))]}
+    return {
+        "kind": args.kind,
+        "keys": [dataclasses.asdict(entry) for entry in describe(schema_of(args.kind))],
+    }
 
 
 def show(result: dict[str, Any]) -> None:
     import yaml
 
     for entry in result["keys"]:
-        default = "required" if entry["required"] else "default " + yaml.safe_dump(entry["default"], default_flow_style=True).split("\n")[0]
+        default = (
+            "required"
+            if entry["required"]
+            else "default " + yaml.safe_dump(entry["default"], default_flow_style=True).split("\n")[0]
+        )
         limits = f", {entry['limits']}" if entry["limits"] else ""
         print(f"{entry['key']}  ({entry['type']}{limits}; {default})")
         print(textwrap.indent(textwrap.fill(entry["doc"], 96), "    "))

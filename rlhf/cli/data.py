@@ -18,12 +18,23 @@ def add_parser(subparsers: Any) -> None:
         run_check,
         show_check,
     )
-    check.add_argument("path", metavar="FILE", help=".jsonl[.gz], .parquet, hf:NAME, tfds:NAME or tfds:DIRECTORY")
-    check.add_argument("--split", default="train", help="split to read; a local file has only train (default)")
-    check.add_argument("--user-column", default="user_id", help="column that names the person (default user_id)")
+    check.add_argument(
+        "path", metavar="FILE", help=".jsonl[.gz], .parquet, hf:NAME, tfds:NAME or tfds:DIRECTORY"
+    )
+    check.add_argument(
+        "--split", default="train", help="split to read; a local file has only train (default)"
+    )
+    check.add_argument(
+        "--user-column", default="user_id", help="column that names the person (default user_id)"
+    )
     check.add_argument("--seed", type=int, default=0, help="seed of the leak check's folds (default 0)")
     fetch = add_command(
-        group, "fetch", f"fetch a public data set: {' or '.join(SETS)}", "chorus data fetch electricity", run_fetch, show_fetch
+        group,
+        "fetch",
+        f"fetch a public data set: {' or '.join(SETS)}",
+        "chorus data fetch electricity",
+        run_fetch,
+        show_fetch,
     )
     fetch.add_argument("name", metavar="NAME", choices=SETS, help=" or ".join(SETS))
     fetch.add_argument("--output", metavar="FILE", help="where to write it (default: the cache folder)")
@@ -44,7 +55,9 @@ def show_check(result: dict[str, Any]) -> None:
     show_values(result)
     for note in notes:
         print(f"note: {note}")
-    print(("ALARM: " if leak.get("alarm") else "leak check: ") + str(leak.get("message", "nothing suspicious")))
+    print(
+        ("ALARM: " if leak.get("alarm") else "leak check: ") + str(leak.get("message", "nothing suspicious"))
+    )
 
 
 def run_fetch(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,15 +19,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--policy", metavar="RUN", required=True, help="policy run (chorus train)")
     parser.add_argument("--output", metavar="DIR", required=True, help="directory to create")
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--user", metavar="NAME", help="person whose policy is merged (default: the aggregate policy)")
+    who.add_argument(
+        "--user", metavar="NAME", help="person whose policy is merged (default: the aggregate policy)"
+    )
     who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients whose policy is merged")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     coefficients = parse_coefficients(args.coefficients)
-    from rlhf.export import export
+    from rlhf.jobs.export import export
 
-    return {"path": str(export(args.policy, args.output, user=args.user, coefficients=coefficients))}
+    return export(args.policy, args.output, user=args.user, coefficients=coefficients)
 
 
 def parse_coefficients(text: str | None) -> tuple[float, ...] | None:
@@ -37,4 +39,6 @@ def parse_coefficients(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--coefficients {text!r}: write numbers with commas between, for example 1.5,-2,0") from None
+        raise UserError(
+            f"--coefficients {text!r}: write numbers with commas between, for example 1.5,-2,0"
+        ) from None

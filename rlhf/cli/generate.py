@@ -27,14 +27,38 @@ def add_parser(subparsers: Any) -> None:
     who.add_argument("--user", metavar="NAME", help="person who asks (default: the aggregate person)")
     who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients instead of a person")
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", metavar="TEXT", action="append", help="prompt; may be given several times")
-    prompts.add_argument("--input", metavar="FILE", help="one prompt a line, or JSON lines with a prompt; - for standard input")
+    prompts.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="prompt; may be given several times"
+    )
+    prompts.add_argument(
+        "--input", metavar="FILE", help="one prompt a line, or JSON lines with a prompt; - for standard input"
+    )
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token every time")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default 128)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default 128)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default 1)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens; 0 (default): all")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens of mass P (default 1)")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest (default 0)")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K likeliest tokens; 0 (default): all",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens of mass P (default 1)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="drop tokens below P times the likeliest (default 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
 
 
@@ -51,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if isinstance(prompt, str) and not prompt.strip():
             raise UserError("--prompt '': empty; write what the model is to answer")
     coefficients = parse_coefficients(args.coefficients)
-    from rlhf.generate import generate
+    from rlhf.jobs.generate import generate
 
     return generate(
         prompts,
@@ -70,17 +94,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_range(option: str, value: float, low: float, high: float | None) -> None:
     if not value >= low or (high is not None and value > high):
-        raise UserError(f"{option} {value}: must be at least {low}" + (f" and at most {high}" if high is not None else ""))
+        raise UserError(
+            f"{option} {value}: must be at least {low}" + (f" and at most {high}" if high is not None else "")
+        )
 
 
 def read_prompts(path: str) -> list[Any]:
-    """Prompts of a file or of standard input: plain lines, or JSON lines whose `prompt` is text or chat messages."""
+    """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot read prompts ({reason})") from None
-    prompts = [_prompt(line, f"{path}: line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    prompts = [
+        _prompt(line, f"{path}: line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()
+    ]
     if not prompts:
         raise UserError(f"{path}: no prompts; write one a line")
     return prompts
@@ -92,7 +120,9 @@ def _prompt(line: str, place: str) -> Any:
     try:
         prompt = json.loads(line)["prompt"]
     except (json.JSONDecodeError, KeyError):
-        raise UserError(f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text') from None
+        raise UserError(
+            f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text'
+        ) from None
     if isinstance(prompt, str) and prompt.strip():
         return prompt
     try:

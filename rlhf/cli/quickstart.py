@@ -10,15 +10,20 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "quickstart",
-        "the whole story on real data: fit rewards, train one policy, let two people ask it the same question",
+        "the whole story on real data: fit rewards, train one policy, two people ask it the same question",
         "chorus quickstart --output-dir runs/quickstart",
         run,
     )
-    parser.add_argument("--output-dir", metavar="DIR", default="runs/quickstart", help="run directory (default runs/quickstart)")
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        default="runs/quickstart",
+        help="run directory (default runs/quickstart)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from rlhf.quickstart import run as quickstart
+    from rlhf.jobs.quickstart import run as quickstart
 
     return quickstart(args.output_dir, seed=args.seed)

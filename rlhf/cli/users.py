@@ -17,8 +17,12 @@ def add_parser(subparsers: Any) -> None:
         show_user,
     )
     _add_person(ask)
-    ask.add_argument("--answers", metavar="FILE", help="take answers from a preference file instead of the terminal")
-    ask.add_argument("--max-questions", type=int, default=10, metavar="N", help="stop after N questions (default 10)")
+    ask.add_argument(
+        "--answers", metavar="FILE", help="take answers from a preference file instead of the terminal"
+    )
+    ask.add_argument(
+        "--max-questions", type=int, default=10, metavar="N", help="stop after N questions (default 10)"
+    )
     update = add_command(
         group,
         "update",
@@ -28,13 +32,25 @@ def add_parser(subparsers: Any) -> None:
         show_user,
     )
     _add_person(update)
-    update.add_argument("--answers", metavar="FILE", required=True, help="preference file; its user_id must be NAME")
+    update.add_argument(
+        "--answers", metavar="FILE", required=True, help="preference file; its user_id must be NAME"
+    )
     show = add_command(
-        group, "show", "coefficients of a person, with uncertainty", "chorus users show ada --rewards runs/rewards", run_show, show_user
+        group,
+        "show",
+        "coefficients of a person, with uncertainty",
+        "chorus users show ada --rewards runs/rewards",
+        run_show,
+        show_user,
     )
     _add_person(show)
     everybody = add_command(
-        group, "list", "people of a reward run", "chorus users list --rewards runs/rewards", run_list, show_list
+        group,
+        "list",
+        "people of a reward run",
+        "chorus users list --rewards runs/rewards",
+        run_list,
+        show_list,
     )
     _add_rewards(everybody)
     forget = add_command(

@@ -66,7 +66,13 @@ def _from_docstring(record: type, name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+    return (
+        to_dict(value)
+        if dataclasses.is_dataclass(value)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _in_words(annotation: Any) -> str:
@@ -81,12 +87,19 @@ def _in_words(annotation: Any) -> str:
         return "null"
     if dataclasses.is_dataclass(annotation):
         return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}.get(annotation.__name__, annotation.__name__)
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}.get(
+        annotation.__name__, annotation.__name__
+    )
 
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
 
 def _limits(metadata: list[Any]) -> str:
-    found = [f"{sign} {getattr(item, name)}" for item in metadata for name, sign in _SIGNS.items() if hasattr(item, name)]
+    found = [
+        f"{sign} {getattr(item, name)}"
+        for item in metadata
+        for name, sign in _SIGNS.items()
+        if hasattr(item, name)
+    ]
     return ", ".join(limit for limit in found if limit != "length ≥ 1")

@@ -27,12 +27,18 @@ class _Loader(yaml.SafeLoader):
 
 # Own resolvers because PyYAML still implements YAML 1.1, where `1e-5` is a string and `2026-01-01` a date.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
 
@@ -50,7 +56,9 @@ def _parse(text: str, source: str) -> tuple[Any, dict[Key, int]]:
         mark = getattr(error, "problem_mark", None)
         place = f"{source}:{mark.line + 1}" if mark is not None and not source.endswith("]") else source
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise UserError(f"{place}: not valid YAML ({problem}); check indentation, quotes and colons") from None
+        raise UserError(
+            f"{place}: not valid YAML ({problem}); check indentation, quotes and colons"
+        ) from None
     finally:
         loader.dispose()
 
@@ -63,7 +71,9 @@ def _key_lines(node: yaml.Node, path: Key, source: str) -> Iterator[tuple[Key, i
         name, line = str(key_node.value), key_node.start_mark.line + 1
         if name in seen:
             dotted = ".".join((*path, name))
-            raise UserError(f"{dotted} [{source}:{line}]: key given twice (first in line {seen[name]}); remove one")
+            raise UserError(
+                f"{dotted} [{source}:{line}]: key given twice (first in line {seen[name]}); remove one"
+            )
         seen[name] = line
         yield (*path, name), line
         yield from _key_lines(value_node, (*path, name), source)
@@ -91,7 +101,9 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"{override!r} [{_COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100")
+        raise UserError(
+            f"{override!r} [{_COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100"
+        )
     if not text.strip():
         raise UserError(f"{dotted} [{_COMMAND_LINE}]: no value after '='; write {dotted}=null or {dotted}=''")
     value, _ = _parse(text, f"{dotted} [{_COMMAND_LINE}]")
@@ -115,8 +127,14 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
 
 def _record(annotation: Any) -> type | None:
     """The dataclass inside an annotation (`X`, `X | None`), or None for a plain value."""
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+    options = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    return next(
+        (option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None
+    )
 
 
 def field_type(schema: type, path: Sequence[str]) -> Any:
@@ -182,7 +200,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _complaints(error: ValidationError, values: dict[str, Any], schema: type, sources: dict[Key, str], default: str) -> list[str]:
+def _complaints(
+    error: ValidationError, values: dict[str, Any], schema: type, sources: dict[Key, str], default: str
+) -> list[str]:
     """One line for every key pydantic refuses; branches of a union are joined by 'or'."""
     reasons: dict[Key, list[str]] = {}
     shown: dict[Key, str] = {}
@@ -232,10 +252,10 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     values, sources = _read(path)
     for override in overrides:
         _apply_override(values, override, sources, schema_class)
-    lines = [
-        f"{'.'.join(map(str, key))} [{_source(tuple(map(str, key)), sources, path.name)}]: {_nearest(key, schema_class)}"
-        for key in _unknown_keys(values, schema_class)
-    ]
+    lines = []
+    for key in _unknown_keys(values, schema_class):
+        place = _source(tuple(map(str, key)), sources, path.name)
+        lines.append(f"{'.'.join(map(str, key))} [{place}]: {_nearest(key, schema_class)}")
     if lines:
         _raise(lines)
     return validate(values, schema_class, sources, path.name)
@@ -247,7 +267,9 @@ def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, s
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
         return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
     except TypeError:
-        _raise([f"[{default}]: holds a value that is no text, number, list or section; remove YAML tags (!!...)"])
+        _raise(
+            [f"[{default}]: holds a value that is no text, number, list or section; remove YAML tags (!!...)"]
+        )
     except ValidationError as error:
         _raise(_complaints(error, values, schema_class, sources, default))
 
@@ -259,4 +281,5 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Resolved configuration, every key written out; `load` gives back an equal record."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+    # Escaped rather than raw Unicode: PyYAML writes U+0085 raw and then reads it as a line break.
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=100)

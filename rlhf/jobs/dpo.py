@@ -14,6 +14,7 @@ from rewards import gauge
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import atomic_path, sha256_json
+from rewards.population import People, load_people
 from rewards.store import RewardRun, load_reward_run
 from rewards.types import Preferences
 from rlhf import dpo, encoder, optim, policy_store, train
@@ -40,12 +41,13 @@ def run(config: Any) -> dict[str, Any]:
     prefs = read_preferences(config.data.path, config.data.split)
     personal = config.loss.kind in dpo.PERSONAL
     rewards = load_reward_run(config.rewards) if personal else None
+    people = load_people(rewards) if rewards else None
     base = policy_store.load_base(
         config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
     )
     observed = config.loss.kind not in ("soft", "regression")
     if config.loss.kind == "observed":
-        prefs = known_people(prefs, rewards)
+        prefs = known_people(prefs, people)
     rows = pair_rows(
         prefs,
         base.tokenizer,
@@ -54,7 +56,7 @@ def run(config: Any) -> dict[str, Any]:
         max_positions=base.config.max_positions,
     )
     if config.loss.kind == "observed":
-        place = {user_id: index for index, user_id in enumerate(rewards.user_ids)}
+        place = {user_id: index for index, user_id in enumerate(people.user_ids)}
         rows = rows._replace(user=np.array([place[prefs.user_ids[u]] for u in rows.user], np.int32))
     with Run.open(config.output_dir, config, "dpo") as job:
         full = config.tune.mode == "full"
@@ -66,7 +68,7 @@ def run(config: Any) -> dict[str, Any]:
         hidden = None if full else cached_hidden(graphdef, params, rows.packed)
         reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
         data = Data(rows, reference, item_rewards(rewards, prefs, rows), hidden)
-        state = _train(config, job, graphdef, params, data, rewards, run_key, full)
+        state = _train(config, job, graphdef, params, data, population(config, rewards, people), run_key, full)
         params = params._replace(**state.params)
         record = base_record(config, base, "dpo") | _personal_record(config, rewards)
         policy_store.save_policy(Path(config.output_dir), params, spec, record, full=full)
@@ -84,14 +86,14 @@ def adapter_spec(config: Any, rewards: RewardRun | None) -> AdapterSpec | None:
     return AdapterSpec(rank, config.tune.lora_alpha, num_basis, config.conditioner.rank if num_basis else 0)
 
 
-def known_people(prefs: Preferences, rewards: RewardRun) -> Preferences:
+def known_people(prefs: Preferences, people: People) -> Preferences:
     """Comparisons of people whose coefficients the reward run has fitted (for their own labels)."""
-    fitted = set(rewards.user_ids)
+    fitted = set(people.user_ids)
     known = np.array([user_id in fitted for user_id in prefs.user_ids])
     kept = prefs.select(known[prefs.user_index])
     if not kept.num_comparisons:
         raise UserError(
-            f"{prefs.source}: none of its {prefs.num_users} people is in the reward run {rewards.directory}; "
+            f"{prefs.source}: none of its {prefs.num_users} people was in the fit of the reward run; "
             "fit the rewards on this data or choose loss.kind=soft"
         )
     return kept
@@ -123,16 +125,27 @@ def reference_logprobs(
     return reference
 
 
+def population(config: Any, rewards: RewardRun | None, people: People | None) -> Population | None:
+    """Whose coefficients training rows get; None without people."""
+    if rewards is None:
+        return None
+    return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
+
+
 def _train(
-    config: Any, job: Run, graphdef: Any, params: PolicyParams, data: Data, rewards: RewardRun | None, key: Any, full: bool
+    config: Any,
+    job: Run,
+    graphdef: Any,
+    params: PolicyParams,
+    data: Data,
+    drawn_from: Population | None,
+    key: jax.Array,
+    full: bool,
 ) -> optim.TrainState:
     settings = config.train
     hyper = optim.Hyper.from_config(config.optimizer, settings.steps)
     users = config.users
-    population = shares = None
-    if rewards is not None:
-        population = Population.from_posteriors(rewards.prior, rewards.posteriors, users.extreme_sd)
-        shares = UserShares.of(settings.batch_rows, users.posterior, users.prior, users.extremes, users.generic)
+    shares = UserShares.of(settings.batch_rows, users.posterior, users.prior, users.extremes, users.generic)
     static = dpo.Static(
         graphdef=graphdef,
         schedule=optim.Schedule(config.optimizer.schedule),
@@ -140,14 +153,14 @@ def _train(
         length_normalise=config.loss.length_normalise,
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
-        shares=shares,
+        shares=shares if drawn_from else None,
     )
-    trained = trained_parts(params, full, conditioned=rewards is not None)
+    trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, hyper, key)
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),
-        population=population,
+        population=drawn_from,
         hyper=(hyper, dpo.LossHyper.from_config(config.loss, config.rail)),
         static=static,
     )
@@ -159,7 +172,7 @@ def _train(
         return dpo.Batch(*microbatches(arrays, index, settings.accumulation_steps))
 
     tokens = int(np.mean(data.rows.packed.member.any(axis=1).sum(axis=1)) * batch)
-    return train.run_steps(job, state, step, batch_of, config, tokens_per_step=tokens)
+    return train.run_steps(job, state, step, batch_of, config, tokens_per_step=tokens, title="dpo")
 
 
 def _personal_record(config: Any, rewards: RewardRun | None) -> dict[str, Any]:

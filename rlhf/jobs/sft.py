@@ -46,7 +46,7 @@ def run(config: Any) -> dict[str, Any]:
             static=sft.Static(graphdef, optim.Schedule(config.optimizer.schedule)),
         )
         state = train.run_steps(
-            job, state, step, _batches(config, rows, hidden), config, tokens_per_step=_tokens(config, rows)
+            job, state, step, _batches(config, rows, hidden), config, tokens_per_step=_tokens(config, rows), title="sft"
         )
         params = params._replace(**state.params)
         record = base_record(config, base, "sft")

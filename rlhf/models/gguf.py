@@ -1,7 +1,7 @@
 """GGUF → a Hugging Face directory, without torch (transformers' own GGUF reader needs it).
 
 Tensor names come from the gguf package's tables. What differs from Hugging Face and is undone here:
-  llama: the rows of q and k are interleaved, (first half, second half) of each head → pairs, for another rotary layout;
+  llama: the rows of q and k, (first half, second half) in each head, are interleaved as rotary pairs;
   gemma: norm weights have 1 added.
 Source of both: llama.cpp's convert_hf_to_gguf.py.
 """
@@ -39,9 +39,9 @@ DAMAGE = (ValueError, KeyError, IndexError, TypeError, OSError, struct.error, Ov
 def convert_gguf(path: str | Path, directory: str | Path) -> Path:
     """Write config.json, generation_config.json, tokenizer files and model.safetensors of a GGUF file.
 
-    Quantised weights are multiplied out in float32. They are stored as float16 or bfloat16 when every value of
-    every tensor survives that unchanged (files that were never quantised), otherwise as float32: the values of
-    most quantised formats are products of two float16 numbers and need more than 11 bits.
+    Quantised weights are multiplied out in float32, all in memory. They are stored as float16 or bfloat16
+    when every value of every tensor survives that unchanged (files that were never quantised), else as
+    float32: values of most quantised formats are products of float16 numbers and need more than 11 bits.
 
     Args:
       path: the .gguf file. A tokenizer.json beside it replaces the tokenizer inside it.
@@ -219,7 +219,9 @@ def _write_weights(reader: gguf.GGUFReader, raw: dict[str, Any], path: Path, dir
         )
     dtype = _smallest_exact(tensors)
     try:
-        stored = {name: np.ascontiguousarray(array.astype(dtype)) for name, array in tensors.items()}
+        stored = {
+            name: np.ascontiguousarray(array.astype(dtype, copy=False)) for name, array in tensors.items()
+        }
         save_file(stored, directory / SINGLE, metadata={"format": "pt"})
     except SafetensorError as error:  # the library's name for a full disk
         reason = " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file → Hugging Face tokenizer files, without torch.
 
-Only byte-level BPE is rebuilt, and only with a known pre-tokenizer: `tokenizer.ggml.pre` names a splitting rule
-that llama.cpp holds in code (src/llama-vocab.cpp), so a rule that is not in the table below cannot be guessed.
+Only byte-level BPE is rebuilt, and only with a known pre-tokenizer: `tokenizer.ggml.pre` names a splitting
+rule that llama.cpp holds in code (src/llama-vocab.cpp), so a rule that is not in the table cannot be guessed.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,10 @@ from rewards.files import write_json
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 
 # The splitting rules as the families publish them in their tokenizer.json.
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -51,7 +54,9 @@ RULES = {
 def check_tokenizer(metadata: dict[str, Any], source: Path) -> None:
     """Raise UserError, before any work is done, when the file's tokenizer cannot be rebuilt."""
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    proceed = "put the model's tokenizer.json and tokenizer_config.json beside the file, or load its safetensors instead"
+    proceed = (
+        "put the model's tokenizer.json and tokenizer_config.json beside the file, or load its safetensors"
+    )
     if model != "gpt2":
         raise UserError(f"{source}: tokenizer.ggml.model: {model!r} is not byte-level BPE (gpt2); {proceed}")
     if pre not in RULES:

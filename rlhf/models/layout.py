@@ -1,4 +1,4 @@
-"""Where each tensor of a Hugging Face checkpoint lives in the parameter tree: one table for loading and saving.
+"""Where each tensor of a Hugging Face checkpoint lives in the parameter tree: one table to load and save by.
 
 Letters: n layers of a stage, V vocabulary, D width, H heads, G key/value heads, h head width, F MLP width.
 """
@@ -18,9 +18,16 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "tokenizer.model", "vocab.json", "merges.txt", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
 
 
 class Leaf(NamedTuple):
@@ -57,8 +64,8 @@ def layer_leaves(config: ModelConfig) -> list[Leaf]:
         config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim,
     )
-    # The families disagree on what `post_attention_layernorm` means: with post-norms (Gemma 2, 3) it closes the
-    # attention block, without them it opens the MLP.
+    # The families disagree on what `post_attention_layernorm` means: with post-norms (Gemma 2, 3) it closes
+    # the attention block, without them it opens the MLP.
     norms = {"pre_attn": "input_layernorm", "pre_mlp": "post_attention_layernorm"}
     if config.post_norms:
         norms |= {

@@ -1,4 +1,7 @@
-"""Model names → Hugging Face directories → parameter trees. Strict: every tensor accounted for, or an error that names it."""
+"""Model names → Hugging Face directories → parameter trees.
+
+Strict: every tensor is accounted for, or there is an error that names it.
+"""
 
 import contextlib
 import difflib
@@ -65,7 +68,8 @@ def load_params(
       dtype: of every array returned.
 
     Raises:
-      UserError: a tensor is missing, left over, of another shape or not floating point; a file is missing or damaged.
+      UserError: a tensor is missing, left over, of another shape or not floating point; a file is missing or
+        damaged.
     """
     if sum(stages) != config.num_layers:
         raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
@@ -135,7 +139,7 @@ def _converted(path: Path) -> Path:
                 convert_gguf(path, directory)
     except OSError as error:
         raise UserError(
-            f"{directory}: cannot write ({error.strerror}); free some space or set CHORUS_CACHE"
+            f"{directory}: cannot write ({error.strerror or error}); free some space or set CHORUS_CACHE"
         ) from None
     return directory
 
@@ -221,7 +225,7 @@ class _Checkpoint:
                 )
 
     def read(self, name: str, leaf: layout.Leaf, dtype: Any) -> np.ndarray:
-        """One tensor in the tree's orientation, cast to `dtype`; a view of the file where no cast is needed."""
+        """One tensor in the tree's orientation, cast to `dtype`."""
         name = self._file_name(name)
         path = self.where[name]
         with _damage(path):

@@ -37,7 +37,7 @@ def save_hf(
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write config.json, safetensors (shards with an index above `max_shard_bytes`) and the tokenizer's files.
+    """Write config.json, safetensors (shards above `max_shard_bytes`) and the tokenizer's files.
 
     The folder appears complete or not at all.
 
@@ -122,12 +122,12 @@ def _tensor(name: str, params: dict[str, Any], source: _Source, dtype: np.dtype)
         raise UserError(
             f"{name}: holds a value that is not finite in {dtype.name}; export as float32, check training"
         )
-    # safetensors.numpy writes the bytes as they lie in memory: a transposed view would be saved wrong, silently.
+    # safetensors.numpy writes the bytes as they lie in memory: of a transposed view, silently the wrong ones.
     return np.ascontiguousarray(cast)
 
 
 def _exported_config(hf_config: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The text model's config.json (a vision tower is not exported), with the dtype of the weights written."""
+    """The text model's config.json (no vision tower is exported), with the dtype of the weights written."""
     raw = {**hf_config.get("text_config", hf_config)}
     raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]]}
     raw |= {"tie_word_embeddings": config.tied, "dtype": dtype}

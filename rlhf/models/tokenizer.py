@@ -20,7 +20,7 @@ class Tokenizer:
     completion that follows, and log-probs of sampled and of given completions are over the same tokens.
 
     Attributes:
-      end_id: token that closes a completion: the one that the chat template puts after an assistant's message,
+      end_id: token that closes a completion: the one the chat template puts after an assistant's message,
         else the end-of-text token.
       eos_ids: every token at which the model stops, `end_id` first.
       pad_id: filler; never attended to, so which id it is has no effect.
@@ -54,15 +54,17 @@ class Tokenizer:
         self.has_chat_template = bool(self._fast.chat_template)
         self.vocab_size = len(self._fast)
         settings = [self._settings("generation_config.json"), self._settings("config.json")]
-        eos_ids = _ids(s.get("eos_token_id") for s in settings) + _ids([self._fast.eos_token_id])
+        own_eos = _ids([self._fast.eos_token_id])
+        eos_ids = _ids(s.get("eos_token_id") for s in settings) + own_eos
         end_id = self._end_of_turn() if self.has_chat_template else None
-        self.end_id = (
-            end_id if end_id is not None else next(iter(_ids([self._fast.eos_token_id]) or eos_ids), None)
-        )
-        if self.end_id is None:
+        if end_id is None:
+            end_id = next(iter(own_eos + eos_ids), None)
+        if end_id is None:
             raise UserError(
-                f"{self.directory}/generation_config.json: eos_token_id: missing; name the token that ends a text"
+                f"{self.directory}/generation_config.json: eos_token_id: missing; "
+                "name the token that ends a text"
             )
+        self.end_id: int = end_id
         self.eos_ids = tuple(dict.fromkeys([self.end_id, *eos_ids]))
         pad_ids = _ids([self._fast.pad_token_id, *(s.get("pad_token_id") for s in settings)])
         self.pad_id = pad_ids[0] if pad_ids else self.end_id
@@ -116,7 +118,7 @@ class Tokenizer:
         )
 
     def encode_completion(self, text: str) -> list[int]:
-        """Ids of a completion and the token that closes it; special tokens spelt out in `text` stay plain text."""
+        """Ids of a completion and the token that closes it; special tokens spelt out in `text` stay text."""
         return [*self._fast.encode(text, add_special_tokens=False, split_special_tokens=True), self.end_id]
 
     def decode(self, ids: Iterable[int]) -> str:

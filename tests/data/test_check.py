@@ -162,14 +162,14 @@ def test_noise_gives_an_interval_around_one_half_and_the_seed_fixes_the_result(r
 
 def test_prompts_are_kept_in_one_fold(row, write):
     """Every prompt has its own pair of texts, repeated: memorising pairs must not count as predicting."""
-    pool, rng = texts(80), np.random.default_rng(1)
+    pool, rng = texts(30), np.random.default_rng(1)
     rows = [
         row(prompt=f"q{n}", chosen=pool[2 * n], rejected=pool[2 * n + 1])
-        for n in range(40)
-        for _ in range(12)
+        for n in range(15)
+        for _ in range(20)
     ]
     rng.shuffle(rows)
-    assert leak_check(read_preferences(write(rows)), seed=0)["accuracy"] < 0.8
+    assert leak_check(read_preferences(write(rows)), seed=0)["accuracy"] < 0.7
 
 
 def test_too_little_to_check_is_said(row, write):

@@ -38,7 +38,8 @@ HEAVY = ("jax", "transformers", "pydantic", "numpy", "orbax", "sklearn", "rich")
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys, time\nstart = time.perf_counter()\nfrom rlhf.cli import main\nstatus = main(['--help'])\n"
+        "import sys, time\nstart = time.perf_counter()\n"
+        "from rlhf.cli import main\nstatus = main(['--help'])\n"
         "print('SECONDS', time.perf_counter() - start)\n"
         f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])\nsys.exit(status)"
     )
@@ -74,7 +75,10 @@ def test_help_lists_exactly_the_commands_that_exist(capsys):
         (["trian"], "'trian' is not known; did you mean 'train'?"),
         (["train", "dop"], "did you mean 'dpo'?"),
         (["data", "fetch", "elektricity"], "did you mean 'electricity'?"),
-        (["data", "check", "x", "--jsno"], "--jsno: not an argument of chorus data check; did you mean '--json'?"),
+        (
+            ["data", "check", "x", "--jsno"],
+            "--jsno: not an argument of chorus data check; did you mean '--json'?",
+        ),
         (["data", "check", "x", "--jso"], "did you mean '--json'?"),
         (["data", "check"], "the following arguments are required: FILE"),
         (["data", "check", "a", "b"], "b: not an argument"),
@@ -96,7 +100,10 @@ def test_overrides_may_stand_on_both_sides_of_options():
 
 
 def test_negative_coefficients_are_no_option():
-    assert cli.parse(["export", "--policy", "p", "--output", "o", "--coefficients", "-1.5,2"]).coefficients == "-1.5,2"
+    assert (
+        cli.parse(["export", "--policy", "p", "--output", "o", "--coefficients", "-1.5,2"]).coefficients
+        == "-1.5,2"
+    )
 
 
 def namespace(run, json=False, show=None):
@@ -134,7 +141,9 @@ def test_what_ends_a_command_decides_its_status(monkeypatch, capsys):
 
 def test_a_closed_pipe_is_quiet():
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlhf.cli", "config", "describe", "dpo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "rlhf.cli", "config", "describe", "dpo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     process.stdout.close()
     assert process.stderr.read() == b""

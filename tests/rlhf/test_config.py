@@ -6,6 +6,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from rewards.errors import UserError
 from rlhf.config.describe import KINDS, describe, schema_of
@@ -44,7 +46,9 @@ def message(path, overrides=(), schema=DPOConfig):
 
 
 def test_values_come_from_the_file_then_the_command_line_then_the_defaults(write):
-    config = load(write(DPO), ["train.steps=20", "train.steps=30", "rail.eta=.5", "optimizer.beta2=99e-2"], DPOConfig)
+    config = load(
+        write(DPO), ["train.steps=20", "train.steps=30", "rail.eta=.5", "optimizer.beta2=99e-2"], DPOConfig
+    )
     assert config.train.steps == 30 and config.rail.eta == 0.5 and config.optimizer.beta2 == 0.99
     assert config.optimizer.learning_rate == 1e-4  # PyYAML alone reads this as a string
     assert config.data.path == "pairs.jsonl" and config.data.split == "train" and config.tune.lora_rank == 16
@@ -97,22 +101,52 @@ def test_resolved_yaml_reads_back_equal(tmp_path_factory, seed, rate, eta, name,
     ("edit", "expected"),
     [
         (lambda s: s + "  step: 4\n", "train.step [a.yaml:11]: unknown key; did you mean 'steps'?"),
-        (lambda s: s + "lerning_rate: 4\n", "lerning_rate [a.yaml:11]: unknown key; did you mean 'optimizer.learning_rate'?"),
+        (
+            lambda s: s + "lerning_rate: 4\n",
+            "lerning_rate [a.yaml:11]: unknown key; did you mean 'optimizer.learning_rate'?",
+        ),
         (lambda s: s + "xyzzy: 4\n", "xyzzy [a.yaml:11]: unknown key; known here: seed, output_dir, data,"),
-        (lambda s: s.replace("steps: 10", "steps: ten"), 'train.steps [a.yaml:10]: input should be a valid integer (got "ten")'),
-        (lambda s: s.replace("steps: 10", "steps: '10'"), 'train.steps [a.yaml:10]: input should be a valid integer (got "10")'),
-        (lambda s: s.replace("steps: 10", "steps: true"), "train.steps [a.yaml:10]: input should be a valid integer (got true)"),
-        (lambda s: s.replace("steps: 10", "steps: 0"), "train.steps [a.yaml:10]: input should be greater than or equal to 1 (got 0)"),
-        (lambda s: s.replace("1e-4", ".inf"), "optimizer.learning_rate [a.yaml:8]: input should be a finite number"),
+        (
+            lambda s: s.replace("steps: 10", "steps: ten"),
+            'train.steps [a.yaml:10]: input should be a valid integer (got "ten")',
+        ),
+        (
+            lambda s: s.replace("steps: 10", "steps: '10'"),
+            'train.steps [a.yaml:10]: input should be a valid integer (got "10")',
+        ),
+        (
+            lambda s: s.replace("steps: 10", "steps: true"),
+            "train.steps [a.yaml:10]: input should be a valid integer (got true)",
+        ),
+        (
+            lambda s: s.replace("steps: 10", "steps: 0"),
+            "train.steps [a.yaml:10]: input should be greater than or equal to 1 (got 0)",
+        ),
+        (
+            lambda s: s.replace("1e-4", ".inf"),
+            "optimizer.learning_rate [a.yaml:8]: input should be a finite number",
+        ),
         (lambda s: s.replace("  steps: 10", "  log_every: 2"), "train.steps [a.yaml:9]: field required"),
         (lambda s: s.replace("seed: 1\n", ""), "seed [a.yaml]: field required"),
-        (lambda s: s.replace("{path: pairs.jsonl}", "pairs.jsonl"), "data [a.yaml:3]: input should be a section of keys"),
+        (
+            lambda s: s.replace("{path: pairs.jsonl}", "pairs.jsonl"),
+            "data [a.yaml:3]: input should be a section of keys",
+        ),
         (lambda s: s + "seed: 3\n", "seed [a.yaml:11]: key given twice (first in line 1); remove one"),
-        (lambda s: s + "loss: {kind: softt}\n", "loss.kind [a.yaml:11]: input should be 'soft', 'regression', "),
-        (lambda s: s + "users: {prior: 0.9}\n", "users [a.yaml:11]: posterior + prior + extremes + generic must be 1, not 1.6"),
+        (
+            lambda s: s + "loss: {kind: softt}\n",
+            "loss.kind [a.yaml:11]: input should be 'soft', 'regression', ",
+        ),
+        (
+            lambda s: s + "users: {prior: 0.9}\n",
+            "users [a.yaml:11]: posterior + prior + extremes + generic must be 1, not 1.6",
+        ),
         (lambda s: s + "users: [\n", "a.yaml:12: not valid YAML"),
         (lambda s: s + "users: !!python/object/apply:os.getcwd []\n", "a.yaml:11: not valid YAML"),
-        (lambda s: s.replace("rewards: runs/rewards\n", ""), "[a.yaml]: rewards is required for loss.kind soft"),
+        (
+            lambda s: s.replace("rewards: runs/rewards\n", ""),
+            "[a.yaml]: rewards is required for loss.kind soft",
+        ),
         (lambda s: s + "model.name: x\n", "model.name [a.yaml:11]: unknown key; write it as a section"),
         (lambda s: "- 1\n", "a configuration is `key: value` lines, not a list"),
         (lambda s: "1: 2\n", "1 [a.yaml:1]: unknown key"),
@@ -126,7 +160,10 @@ def test_a_mistake_in_the_file(write, edit, expected):
     ("override", "expected"),
     [
         ("train.stpes=3", "train.stpes [command line]: unknown key; did you mean 'steps'?"),
-        ("train.steps.x=3", "train.steps.x [command line]: train.steps is a single value, not a section; write train.steps="),
+        (
+            "train.steps.x=3",
+            "train.steps.x [command line]: train.steps is a single value, not a section; write train.steps=",
+        ),
         ("train.steps=x", 'train.steps [command line]: input should be a valid integer (got "x")'),
         ("train={steps: x}", 'train.steps [command line]: input should be a valid integer (got "x")'),
         ("train.steps", "'train.steps' [command line]: an override is key.sub=value"),
@@ -141,6 +178,28 @@ def test_a_mistake_in_the_file(write, edit, expected):
 )
 def test_a_mistake_on_the_command_line(write, override, expected):
     assert expected in message(write(DPO), [override])
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Inner:
+    depth: int = 0
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Middle:
+    inner: Inner = Inner()
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Outer:
+    middle: Middle | None = None
+
+
+def test_a_misspelt_key_at_depth_three(write):
+    path = write("middle:\n  inner: {dept: 3}\n")
+    assert message(path, schema=Outer) == "middle.inner.dept [a.yaml:2]: unknown key; did you mean 'depth'?"
+    assert "middle.inner.dpeth [command line]" in message(write("{}"), ["middle.inner.dpeth=1"], Outer)
+    assert load(write("{}"), ["middle.inner.depth=1"], Outer) == Outer(Middle(Inner(1)))
 
 
 def test_several_mistakes_are_listed_and_the_rest_counted(write):

@@ -58,7 +58,9 @@ def test_another_configuration_is_refused_naming_the_first_difference(tmp_path):
     Run.open(tmp_path / "r", make_config(tmp_path), "sft").close()
     before = {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
     other = make_config(tmp_path, optimizer=OptimizerConfig(learning_rate=2e-4, beta1=0.5), completions="all")
-    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.0001 there, 0.0002 here.*choose another output_dir"):
+    with pytest.raises(
+        UserError, match=r"optimizer.learning_rate is 0.0001 there, 0.0002 here.*choose another output_dir"
+    ):
         Run.open(tmp_path / "r", other, "sft")
     with pytest.raises(UserError, match="holds a sft run, not dpo"):
         Run.open(tmp_path / "r", make_config(tmp_path), "dpo")
@@ -102,7 +104,9 @@ def test_two_processes_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
         "Run.open(sys.argv[1], load(sys.argv[1] + '/config.yaml', [], SFTConfig), 'sft')\n"
         "print('open', flush=True)\ntime.sleep(100)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "open\n"
     with pytest.raises(UserError, match=f"in use by process {process.pid} on"):
         Run.open(tmp_path / "r", config, "sft")
@@ -112,11 +116,17 @@ def test_two_processes_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
 
 
 def test_a_users_mistake_in_a_fresh_run_leaves_nothing_and_progress_stays(tmp_path):
-    with pytest.raises(UserError, match="bad row"), Run.open(tmp_path / "r", make_config(tmp_path), "sft") as run:
+    with (
+        pytest.raises(UserError, match="bad row"),
+        Run.open(tmp_path / "r", make_config(tmp_path), "sft") as run,
+    ):
         with MetricWriter(run.directory):
             raise UserError("bad row")
     assert not (tmp_path / "r").exists()
-    with pytest.raises(UserError, match="disk"), Run.open(tmp_path / "r", make_config(tmp_path), "sft") as run:
+    with (
+        pytest.raises(UserError, match="disk"),
+        Run.open(tmp_path / "r", make_config(tmp_path), "sft") as run,
+    ):
         with MetricWriter(run.directory) as writer:
             writer.write(1, {"loss": 1.0})
             raise UserError("disk")
@@ -125,8 +135,15 @@ def test_a_users_mistake_in_a_fresh_run_leaves_nothing_and_progress_stays(tmp_pa
 
 def test_results_are_plain_json(tmp_path):
     with Run.open(tmp_path / "r", make_config(tmp_path), "sft") as run:
-        run.write_result({"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": {1: (np.bool_(True), None)}})
-    assert json.loads((tmp_path / "r" / "metrics.json").read_text()) == {"a": 0.5, "b": [0, 1], "c": None, "d": {"1": [True, None]}}
+        run.write_result(
+            {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": {1: (np.bool_(True), None)}}
+        )
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text()) == {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": None,
+        "d": {"1": [True, None]},
+    }
     assert plain(np.float64("inf")) is None
 
 

@@ -44,12 +44,20 @@ FAMILIES = {
     "llama_bias": ("LlamaConfig", {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 12}),
     "llama3_rope": ("LlamaConfig", {"rope_parameters": _LLAMA3, "tie_word_embeddings": False}),
     "llama_linear_rope": ("LlamaConfig", {"rope_parameters": _LINEAR, "tie_word_embeddings": False}),
-    "smollm2": ("LlamaConfig", {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 1}),
+    "smollm2": (
+        "LlamaConfig",
+        {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 1},
+    ),
     "mistral": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 8}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen2_window": (
         "Qwen2Config",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": False},
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 2,
+            "tie_word_embeddings": False,
+        },
     ),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1}),
@@ -72,7 +80,10 @@ FAMILIES = {
 
 
 def make_model(family: str, **changes):
-    """A transformers model of `family` (with `changes` to its configuration) whose every parameter is random (norms and biases, too), in float32."""
+    """A float32 transformers model of `family`, with `changes` to its configuration.
+
+    Every parameter is random, norms and biases, too.
+    """
     name, extra = FAMILIES[family]
     if family == "gemma3_text":
         kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]

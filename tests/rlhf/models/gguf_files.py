@@ -19,7 +19,8 @@ TEXTS = [
     "<|im_start|>user\nHello<|im_end|>\n",
 ]
 CHAT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -40,7 +41,9 @@ def train_vocabulary(size: int = 400) -> tuple[list[str], list[str]]:
     return tokens, [f"{left} {right}" for left, right in merges]
 
 
-def write_gguf(path: Path, model, architecture: str, *, pre: str = "smollm", kind=QuantType.F32, metadata=None):
+def write_gguf(
+    path: Path, model, architecture: str, *, pre: str = "smollm", kind=QuantType.F32, metadata=None
+):
     """Store a transformers model with a small vocabulary.
 
     Args:
@@ -96,7 +99,8 @@ def add_tokenizer(writer, pre: str, size: int) -> None:
 
 def gguf_tensors(model, architecture: str) -> dict[str, np.ndarray]:
     names = gguf.get_tensor_name_map(
-        next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), model.config.num_hidden_layers
+        next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture),
+        model.config.num_hidden_layers,
     )
     tensors = {}
     for name, tensor in model.state_dict().items():

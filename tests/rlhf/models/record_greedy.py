@@ -1,18 +1,19 @@
-"""Records transformers' greedy completions of the real model, so that the test need not wait minutes for them.
+"""Records transformers' greedy completions of the real model, so that the test need not wait for them.
 
     python -m tests.rlhf.models.record_greedy
 
-writes smollm2_greedy.json beside this file. The record names the weights by hash; for other weights (the hub's are
-not the package's 4-bit ones) the test generates anew.
+writes smollm2_greedy.json beside this file. The record names the weights by hash; for other weights (the
+hub's are not the package's 4-bit ones) the test generates anew, which takes a minute or two.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
-from rewards.files import read_json, sha256_file, write_json
+from rewards.files import read_json, sha256_file, write_text
 from rlhf.models.fetch import MARKER, fetch
 from rlhf.models.tokenizer import Tokenizer
 
@@ -42,7 +43,10 @@ def generate(directory: Path) -> list[list[int]]:
     attention = np.array([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
     with torch.no_grad():
         out = model.generate(
-            torch.tensor(padded), attention_mask=torch.tensor(attention), max_new_tokens=NUM_NEW, do_sample=False
+            torch.tensor(padded),
+            attention_mask=torch.tensor(attention),
+            max_new_tokens=NUM_NEW,
+            do_sample=False,
         )
     completions = []
     for sampled in out[:, width:].tolist():
@@ -55,7 +59,9 @@ def recorded(directory: Path) -> list[list[int]] | None:
     """The record, when it was made with the weights in `directory`."""
     record = read_json(RECORD)
     weights = read_json(directory / MARKER)["files"]["model.safetensors"]["sha256"]
-    same = record["weights_sha256"] == weights and record["prompts"] == PROMPTS and record["num_new"] == NUM_NEW
+    same = (
+        record["weights_sha256"] == weights and record["prompts"] == PROMPTS and record["num_new"] == NUM_NEW
+    )
     return record["completions"] if same else None
 
 
@@ -67,7 +73,7 @@ def main() -> None:
         "num_new": NUM_NEW,
         "prompts": PROMPTS,
     }
-    write_json(RECORD, record | {"completions": generate(directory)})
+    write_text(RECORD, json.dumps(record | {"completions": generate(directory)}) + "\n")
 
 
 if __name__ == "__main__":

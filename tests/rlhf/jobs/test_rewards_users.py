@@ -1,0 +1,184 @@
+"""Reward runs and user records through the command line, on people whose tastes are known."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from rewards import records, store, users
+from rlhf import cli
+from rlhf.jobs import users as user_jobs
+
+NUM_ITEMS, WIDTH = 24, 4
+
+
+def features():
+    return np.random.default_rng(0).normal(size=(NUM_ITEMS, WIDTH))
+
+
+def answers_of(user_id, taste, count, rng):
+    rows, items = [], features()
+    for _ in range(count):
+        a, b = rng.choice(NUM_ITEMS, 2, replace=False)
+        if rng.random() > 1 / (1 + np.exp(-(items[a] - items[b]) @ taste)):
+            a, b = b, a
+        rows.append(
+            {
+                "prompt": "Which?",
+                "chosen": f"item {a}",
+                "rejected": f"item {b}",
+                "user_id": user_id,
+                "chosen_features": items[a].tolist(),
+                "rejected_features": items[b].tolist(),
+            }
+        )
+    return rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Sixty people: all like feature 0; half like feature 1, half dislike it."""
+    folder, rng = tmp_path_factory.mktemp("rewards"), np.random.default_rng(1)
+    rows = [
+        row
+        for person in range(60)
+        for row in answers_of(f"p{person:02}", np.array([1.5, 3.0 * (-1) ** person, 0, 0]), 24, rng)
+    ]
+    write_rows(folder / "pairs.jsonl", rows)
+    config = {
+        "seed": 0,
+        "output_dir": str(folder / "run"),
+        "data": {"path": str(folder / "pairs.jsonl"), "last_choices": 8},
+        "encoder": {"kind": "precomputed"},
+        "fit": {"num_basis": 2, "dims": 4, "rounds": 8},
+        "evaluation": {"counts": [0, 5, 10], "seeds": 2},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["rewards", "fit", str(folder / "config.yaml")]) == 0
+    return folder
+
+
+def result_of(capsys, *argv):
+    assert cli.main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_fit_writes_a_whole_run_and_the_same_command_only_reads_it(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run / "run").glob("*.safetensors")}
+    result = result_of(capsys, "rewards", "fit", run / "config.yaml")
+    assert result["training_people"] == 48 and result["held_out_people"] == 12 and result["num_basis"] == 2
+    assert result["training_accuracy"] > 0.8
+    assert before and before == {
+        path: path.stat().st_mtime_ns for path in (run / "run").glob("*.safetensors")
+    }
+    assert result == json.loads((run / "run" / "metrics.json").read_text())
+    assert len(list((run / "run" / "users").iterdir())) == 48
+    assert len((run / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_training_records_follow_from_their_answers(run):
+    loaded = store.load_reward_run(run / "run")
+    for user_id, count in records.list_records(run / "run" / "users")[:5]:
+        record = records.load(run / "run" / "users", user_id, loaded)
+        assert count == 24
+        np.testing.assert_allclose(
+            records.recompute(loaded, record).coef_mean, record.posterior.coef_mean, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_another_configuration_in_the_same_place_is_refused(run, capsys):
+    assert cli.main(["rewards", "fit", str(run / "config.yaml"), "fit.rounds=9"]) == 2
+    assert "fit.rounds is 8 there, 9 here" in capsys.readouterr().err
+
+
+def test_evaluation_sees_taste_and_its_absence(run, capsys):
+    result = result_of(capsys, "rewards", "evaluate", run / "config.yaml")["evaluation"]
+    accuracy = {n: value["mean"] for n, value in result["accuracy"].items()}
+    # Opposite tastes: without answers only feature 0 helps; the swap must cost what the answers brought.
+    assert accuracy["10"] > accuracy["0"] + 0.1
+    assert accuracy["10"] > result["pooled_accuracy"]["mean"] + 0.1
+    assert result["swap"]["answers"] == 10 and result["swap"]["difference"]["low"] > 0.05
+    assert result["people"] == 12
+    stored = json.loads((run / "run" / "metrics.json").read_text())
+    assert stored["evaluation"] == result and stored["training_people"] == 48
+
+
+def test_update_equals_the_posterior_of_the_file(run, capsys):
+    rows = answers_of("ada", np.array([1.5, -3.0, 0, 0]), 12, np.random.default_rng(5))
+    path = write_rows(run / "ada.jsonl", rows)
+    result = result_of(capsys, "users", "update", "ada", "--rewards", run / "run", "--answers", path)
+    loaded = store.load_reward_run(run / "run")
+    raw = np.array([row["chosen_features"] for row in rows]) - [row["rejected_features"] for row in rows]
+    gauge = loaded.basis.gauge
+    matrix = np.diag(gauge.signs) @ gauge.rotation @ gauge.whitening * gauge.scale
+    expected = users.posterior(loaded.prior, raw @ loaded.basis.head @ matrix.T, np.ones(len(rows)))
+    np.testing.assert_allclose(result["coef_mean"], expected.coef_mean, rtol=1e-3, atol=1e-4)
+    assert result["num_answers"] == result["added"] == 12
+    shown = result_of(capsys, "users", "show", "ada", "--rewards", run / "run")
+    assert shown["coef_mean"] == result["coef_mean"]
+    assert {"user_id": "ada", "num_answers": 12} in result_of(
+        capsys, "users", "list", "--rewards", run / "run"
+    )["users"]
+
+
+def test_ask_from_a_file_learns_the_side_of_the_person(run, capsys):
+    scores = {}
+    for name, taste in {"plus": 3.0, "minus": -3.0}.items():
+        rows = answers_of(name, np.array([1.5, taste, 0, 0]), 40, np.random.default_rng(6))
+        path = write_rows(run / f"{name}.jsonl", rows)
+        result = result_of(capsys, "users", "ask", name, "--rewards", run / "run", "--answers", path)
+        assert result["asked"] == result["num_answers"] == 10
+        scores[name] = np.array(result["z"])
+    assert np.sign(scores["plus"][1]) != np.sign(scores["minus"][1])
+    assert np.linalg.norm(scores["plus"] - scores["minus"]) > 1
+
+
+def test_ask_in_the_terminal_stores_every_answer_and_goes_on(run):
+    loaded, said = store.load_reward_run(run / "run"), []
+    replies = iter(["x", "1", "t", "s", "q"])
+    result = user_jobs.ask_terminal(
+        str(run / "run"), "eve", 10, read=lambda _: next(replies), say=said.append
+    )
+    record = records.load(run / "run" / "users", "eve", loaded)
+    assert result["num_answers"] == len(record.answers) == 2
+    assert [answer.outcome for answer in record.answers] == [1.0, 0.5]
+    text = "\n".join(said)
+    assert "'x' is none of 1, 2, t, s, q." in text and "Learned: " in text and "goes on from here" in text
+    shown_first = next(line for line in said if line.startswith("  [1] ")).removeprefix("  [1] ")
+    assert record.answers[0].chosen == shown_first
+    items, answer = features(), record.answers[0]
+    a, b = (int(text.split()[1]) for text in (answer.chosen, answer.rejected))
+    gauge = loaded.basis.gauge
+    matrix = np.diag(gauge.signs) @ gauge.rotation @ gauge.whitening * gauge.scale
+    np.testing.assert_allclose(
+        answer.delta_features, (items[a] - items[b]) @ loaded.basis.head @ matrix.T, atol=1e-4
+    )
+    user_jobs.ask_terminal(str(run / "run"), "eve", 1, read=lambda _: "2", say=said.append)
+    record = records.load(run / "run" / "users", "eve", loaded)
+    asked = {frozenset((answer.chosen, answer.rejected)) for answer in record.answers}
+    assert len(record.answers) == len(asked) == 3  # nothing is asked twice
+
+
+def test_closing_the_terminal_stops_quietly(run):
+    def closed(_):
+        raise EOFError
+
+    result = user_jobs.ask_terminal(str(run / "run"), "nobody", 3, read=closed, say=lambda _: None)
+    assert result["num_answers"] == 0
+    np.testing.assert_allclose(result["z"], 0, atol=1e-5)
+    assert not records.exists(run / "run" / "users", "nobody")
+
+
+def test_forget_erases(run, capsys):
+    write_rows(run / "tmp.jsonl", answers_of("tmp", np.ones(4), 3, np.random.default_rng(7)))
+    result_of(capsys, "users", "update", "tmp", "--rewards", run / "run", "--answers", run / "tmp.jsonl")
+    assert result_of(capsys, "users", "forget", "tmp", "--rewards", run / "run")["forgotten"]
+    assert cli.main(["users", "show", "tmp", "--rewards", str(run / "run")]) == 2
+    assert "no record of user 'tmp'" in capsys.readouterr().err
+    assert not any("tmp" in path.read_text() for path in (run / "run" / "users").iterdir())

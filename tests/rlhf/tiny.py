@@ -1,0 +1,138 @@
+"""A tiny random decoder of each kind, a toy tokenizer, and a forward pass that knows nothing of packing or caches."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rlhf import policy_store
+from rlhf.models.adapters import AdapterSpec
+from rlhf.models.config import ModelConfig
+from rlhf.policy import PolicyParams, stages_of, structure
+
+_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rope_theta": 100.0,
+    "tie_word_embeddings": True,
+}
+_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+KINDS = {
+    "llama": _LLAMA,
+    "qwen3": {**_LLAMA, "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": False},
+    # A window of 3 is felt in every row; the caps bend the small logits of a random model.
+    "gemma2": {
+        **_LLAMA,
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "sliding_window": 3,
+        "layer_types": _LAYERS,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma3": {
+        **_LLAMA,
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "sliding_window": 3,
+        "layer_types": _LAYERS,
+        "query_pre_attn_scalar": 8,
+        "rope_local_base_freq": 10.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+}
+
+
+class ToyTokenizer:
+    """Letters a–z are tokens 3–28, a space 29; 1 begins a prompt, 2 ends a completion."""
+
+    end_id, eos_ids, pad_id, vocab_size, has_chat_template = 2, (2,), 0, 32, False
+
+    def _ids(self, text: str) -> list[int]:
+        return [29 if letter == " " else ord(letter) - ord("a") + 3 for letter in text]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        return [1, *self._ids(prompt)]
+
+    def encode_completion(self, text: str) -> list[int]:
+        return [*self._ids(text), self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(" " if i == 29 else chr(i - 3 + ord("a")) for i in ids if 3 <= i <= 29)
+
+
+def make_config(kind: str = "llama", **changes) -> ModelConfig:
+    """`changes` are keys of a Hugging Face config.json."""
+    return ModelConfig.from_hf({**KINDS[kind], **changes})
+
+
+def make_base(config: ModelConfig, *, adapter_layers: int | None = None, dtype: str = "float32", seed: int = 0):
+    """A `Base` of random weights: norms and biases, too; the same weights however they are cut into stages."""
+    shapes = nnx.to_pure_dict(structure(config, (config.num_layers,), None, "float32", False)[1].base)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = str(path[-1].key)
+        centre = 1.0 if name == "scale" and not config.norm_plus_one else 0.0
+        return jnp.asarray(centre + 0.3 * rng.standard_normal(leaf.shape), jnp.dtype(dtype))
+
+    tree = jax.tree_util.tree_map_with_path(fill, shapes)
+    stages = stages_of(config, adapter_layers)
+    tree = policy_store.restage(tree, (config.num_layers,), stages)
+    return policy_store.Base("tiny", Path("tiny"), config, tree, stages, ToyTokenizer(), "tiny")
+
+
+def make_policy(
+    base: policy_store.Base, spec: AdapterSpec | None, *, scale: float = 0.15, seed: int = 1, conditioning=None
+) -> policy_store.Policy:
+    """A policy whose adapters are all random with standard deviation `scale` (0: identity), as after training."""
+    dtype = base.tree["embed"]["embedding"].dtype.name
+    graphdef, params, shapes = policy_store.base_state(base, spec, dtype, False)
+    rng = np.random.default_rng(seed)
+    lora, conditioner = jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype), (shapes.lora, shapes.conditioner)
+    )
+    params = params._replace(lora=lora, conditioner=conditioner)
+    return policy_store.Policy(base, graphdef, params, spec, conditioning, 1.0, 0.0, {})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def causal_logits(graphdef: nnx.GraphDef, params: PolicyParams, tokens: jax.Array, z: jax.Array | None) -> jax.Array:
+    """Logits [B, T, V] of right-padded rows: a causal mask, every layer, no cache, no tree."""
+    decoder = nnx.merge(graphdef, *params)
+    batch, length = tokens.shape
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    hidden, _ = decoder.run_stages(decoder.embed_tokens(tokens), decoder.context(positions, mask, z=z))
+    return decoder.logits(hidden)
+
+
+def separate_rows(prompts, completions, *, length: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Each completion in a right-padded row of its own: tokens [N, T], and 1.0 [N, T−1] where a token is predicted."""
+    tokens, counted = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length - 1), np.float32)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        both = [*prompt, *completion]
+        tokens[row, : len(both)] = both
+        counted[row, len(prompt) - 1 : len(both) - 1] = 1.0
+    return tokens, counted
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def separate_logprobs(graphdef, params, rows: tuple[jax.Array, jax.Array], z=None) -> jax.Array:
+    """Summed log-probs [N] of the rows of `separate_rows`; differentiable in params and z."""
+    tokens, counted = rows
+    logprobs = jax.nn.log_softmax(causal_logits(graphdef, params, tokens, z)[:, :-1])
+    taken = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=2)[..., 0]
+    return jnp.sum(taken * counted, axis=1)
