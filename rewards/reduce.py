@@ -16,6 +16,10 @@ from rewards import gauge
 from rewards.errors import UserError
 
 
+import os
+TEMPER = float(os.environ.get("TEMPER", "0.5"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduction:
     """x = projectionᵀ (e − prompt mean): projection[D, P], coordinates[I, P] of unit variance."""
@@ -51,5 +55,5 @@ def whitened_components(embeddings: np.ndarray, item_prompt: np.ndarray, dims: i
         raise UserError(
             "embeddings: the completions of every prompt have the same embedding; check the texts and the encoder"
         )
-    projection = pca.components_[:keep].T / np.sqrt(variance[:keep])
+    projection = pca.components_[:keep].T / np.sqrt(variance[:keep] ** (1 - TEMPER) * variance[0] ** TEMPER)
     return Reduction(projection, centred @ projection)

@@ -65,7 +65,8 @@ def filter_logits(logits: jax.Array, settings: SamplingSettings) -> jax.Array:
     descending = jnp.where(descending < kth, -jnp.inf, descending)
     probs = jax.nn.softmax(descending, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    kept = before < settings.top_p[:, None]
+    # Float32 sums of many small probabilities reach 1 before the end; top_p = 1 still keeps every token.
+    kept = (before < settings.top_p[:, None]) | (settings.top_p[:, None] >= 1.0)
     threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits < threshold, -jnp.inf, logits)
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.maximum(settings.min_p, 1e-38))[:, None]

@@ -44,7 +44,7 @@ def cold_start_world(seed, num_users=60, pool=300, test=300):
     """K = 6 features with spreads 1.5 … 0.5, coefficients N(0.4, I): diverse users, the basis known."""
     rng = np.random.default_rng(seed)
     count = pool + test
-    delta = rng.normal(size=(num_users * count, 6)) * np.linspace(1.5, 0.5, 6)
+    delta = np.sqrt(2) * rng.normal(size=(num_users * count, 6)) * np.linspace(1.5, 0.5, 6)
     mean = np.full(6, 0.4)
     coef = mean + rng.normal(size=(num_users, 6))
     user = np.repeat(np.arange(num_users), count)
@@ -73,9 +73,9 @@ def cold_start_world(seed, num_users=60, pool=300, test=300):
 
 def test_cold_start_information_gain_beats_random_questions():
     prefs, phi, mask, prior, delta, likes = cold_start_world(0)
-    key, counts = jax.random.key(0), (0, 2, 5, 10)
-    auc = {}
+    counts, auc = (0, 2, 5, 10), {}
     for method in ("information", "random"):
+        key = jax.random.key(0)
         result = evaluate.cold_start(prior, prefs, phi, mask, key=key, counts=counts, method=method)
         for n in counts:
             margin = np.sum(delta * result.coef[n][prefs.user_index], axis=1)

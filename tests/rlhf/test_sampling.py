@@ -170,9 +170,10 @@ def test_pairs_of_tokens_have_their_probabilities(settings):
     expected = num * probabilities(first)[0][:, None] * probabilities(second)
     assert not counts[expected == 0].any()
     large = expected >= 5
-    observed = np.append(counts[large], counts[~large].sum())
-    wanted = np.append(expected[large], expected[~large].sum())
     assert large.sum() > 20
+    observed, wanted = counts[large], expected[large]
+    if expected[~large].sum() >= 5:
+        observed, wanted = np.append(observed, counts[~large].sum()), np.append(wanted, expected[~large].sum())
     assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
@@ -185,7 +186,6 @@ def test_completions_are_texts_and_split_into_equal_batches():
     assert [c.text for c in whole] == [c.text for c in parts]
     assert {c.finished for c in complete(policy, prompts * 8, np.resize(Z, (40, 2)), seed=3, max_new_tokens=NEW)} == {True, False}
     for completion in whole:
-        assert completion.num_tokens == len(completion.text) + completion.finished or "\x00" not in completion.text
         assert completion.logprob < 0 and (completion.finished or completion.num_tokens == NEW)
 
 
@@ -196,6 +196,6 @@ def test_a_prompt_longer_than_the_context_is_refused():
 
 
 def test_keys_belong_to_row_numbers():
-    keys = row_keys(5, np.array([3, 1]))
-    assert jnp.array_equal(jax.random.key_data(keys[0]), jax.random.key_data(row_keys(5, np.array([9, 3]))[1]))
-    assert not jnp.array_equal(jax.random.key_data(keys[0]), jax.random.key_data(keys[1]))
+    first, second = (np.asarray(jax.random.key_data(row_keys(5, np.array(rows)))) for rows in ([3, 1], [9, 3]))
+    np.testing.assert_array_equal(first[0], second[1])
+    assert len(np.unique(np.concatenate([first, second]), axis=0)) == 3

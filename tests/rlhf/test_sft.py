@@ -1,0 +1,94 @@
+"""The supervised step: its loss by hand, packing and accumulation that change nothing, full training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf import optim, sft
+from rlhf.batches import SFTRows
+from rlhf.models.adapters import AdapterSpec
+from rlhf.packing import Sequences, fill_rows, pack
+from tests.rlhf import steps, tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+EXAMPLES = {
+    Sequences(p, (c,)): 1.0 + index % 3
+    for index, (p, c) in enumerate((p, c) for p, row in zip(steps.PROMPTS, steps.COMPLETIONS, strict=True) for c in row)
+}
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny.make_policy(tiny.make_base(tiny.make_config("gemma3")), AdapterSpec(2, 2.0))
+
+
+def make_batch(row_length: int, accumulation: int) -> sft.Batch:
+    """All examples, rows of at most `row_length`, padded with empty rows to a multiple of `accumulation`."""
+    rows = fill_rows(EXAMPLES, row_length)
+    packed = pack(rows)
+    weight = np.zeros(packed.member.shape[:2], np.float32)
+    for index, row in enumerate(rows):
+        weight[index, : len(row)] = [EXAMPLES[group] for group in row]
+    index = np.resize(np.arange(len(rows)), -(-len(rows) // accumulation) * accumulation)
+    weight = np.where((np.arange(len(index)) < len(rows))[:, None], weight[index], 0.0)
+
+    def split(array):
+        return jnp.asarray(array).reshape(accumulation, -1, *array.shape[1:])
+
+    return sft.Batch(jax.tree.map(split, SFTRows(packed.take(index), weight)), None)
+
+
+def run(policy, batch, part="lora"):
+    hyper = steps.make_hyper()
+    frozen = policy.params._replace(base=None) if part == "base" else policy.params
+    state = optim.init_state({part: jax.tree.map(jnp.array, getattr(policy.params, part))}, hyper, jax.random.key(0))
+    leaves = jax.tree.leaves(state.params)
+    static = sft.Static(policy.graphdef, optim.Schedule("constant"))
+    state, metrics = sft.step(state, batch, frozen, hyper, static=static)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    return state, metrics
+
+
+def by_hand(policy):
+    arrays = tiny.separate_rows([g.prompt for g in EXAMPLES], [g.completions[0] for g in EXAMPLES])
+    weight = np.array(list(EXAMPLES.values()))
+    tokens = np.array([len(g.completions[0]) for g in EXAMPLES])
+
+    def loss(parts):
+        logprobs = tiny.separate_logprobs(policy.graphdef, policy.params._replace(**parts), arrays)
+        return -jnp.sum(weight * logprobs) / np.sum(weight * tokens)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.mark.parametrize("part", ["lora", "base"])
+def test_loss_and_gradient_by_hand(policy, part):
+    _, metrics = run(policy, make_batch(24, 1), part)
+    wanted, grads = by_hand(policy)({part: getattr(policy.params, part)})
+    np.testing.assert_allclose(metrics["train/loss/total"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/grad_norm"], optim.optax.tree.norm(grads), rtol=1e-4)
+
+
+def test_packing_and_accumulation_change_nothing(policy):
+    """Micro-batches hold unequal numbers of tokens; the mean is over all of the batch's."""
+    whole, metrics = run(policy, make_batch(64, 1))
+    for row_length, accumulation in ((10, 1), (10, 2), (24, 3)):
+        state, other = run(policy, make_batch(row_length, accumulation))
+        np.testing.assert_allclose(other["train/loss/total"], metrics["train/loss/total"], rtol=1e-5)
+        np.testing.assert_allclose(other["train/grad_norm"], metrics["train/grad_norm"], rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_examples_are_learned(dtype):
+    policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype=dtype), AdapterSpec(4, 4.0))
+    hyper, static = steps.make_hyper(learning_rate=0.03, weight_decay=0.0), sft.Static(policy.graphdef, optim.Schedule("constant"))
+    state = optim.init_state({"lora": jax.tree.map(jnp.array, policy.params.lora)}, hyper, jax.random.key(0))
+    batch, losses = make_batch(64, 1), []
+    for _ in range(60):
+        state, metrics = sft.step(state, batch, policy.params, hyper, static=static)
+        losses.append(float(metrics["train/loss/total"]))
+    assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
