@@ -25,7 +25,7 @@ from flax import nnx
 from rlhf import losses, optim
 from rlhf.batches import PairRows
 from rlhf.conditioning import Population, UserShares, effective_coef, sample_coef, signal
-from rlhf.policy import PolicyParams, completion_sums, token_logprobs
+from rlhf.policy import PolicyParams, completion_sums, merge, token_logprobs
 
 PERSONAL = ("soft", "regression", "observed")
 
@@ -63,7 +63,10 @@ class LossHyper(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """What fixes the program: a change here compiles again, a change anywhere else does not."""
+    """What fixes the program: a change here compiles again, a change anywhere else does not.
+
+    `dtype` is what trained base weights are computed in (`policy.merge`).
+    """
 
     graphdef: nnx.GraphDef
     schedule: optim.Schedule
@@ -72,6 +75,7 @@ class Static:
     with_nll: bool
     with_rail: bool
     shares: UserShares | None
+    dtype: str = "float32"
 
     @property
     def personal(self) -> bool:
@@ -169,7 +173,7 @@ def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -
 
 def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHyper, key, static: Static):
     """Mean loss of one micro-batch and its metrics."""
-    params = merge(frozen, trained)
+    params = merge(frozen, trained, static.dtype)
     rows = batch.rows
     valid = rows.item >= 0
     coef = z = target = None
@@ -211,11 +215,6 @@ def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHy
         metrics["train/z_norm"] = jnp.linalg.norm(z, axis=1)
     metrics = {name: jnp.mean(value) for name, value in metrics.items()}
     return metrics["train/loss/total"], metrics
-
-
-def merge(frozen: PolicyParams, trained: dict[str, Any]) -> PolicyParams:
-    """Put the trained parts over the frozen ones."""
-    return frozen._replace(**trained)
 
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="state")

@@ -77,6 +77,18 @@ def hash_path(path) -> int:
     return zlib.crc32(jax.tree_util.keystr(path).encode())
 
 
+def merge(frozen: PolicyParams, trained: dict[str, Any], dtype: str) -> PolicyParams:
+    """Put the trained parts over the frozen ones.
+
+    Trained base weights are kept in float32, because a step is smaller than bfloat16 can add to a weight, and are
+    computed in `dtype`; adapters cast themselves.
+    """
+    if "base" in trained:
+        base = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), trained["base"])
+        trained = {**trained, "base": base}
+    return frozen._replace(**trained)
+
+
 def lower_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows) -> jax.Array:
     """Activations [B, T, D] under the top stage, which no adapter changes: computed once for fixed rows."""
     decoder = nnx.merge(graphdef, *params)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from rlhf import optim
 from rlhf.batches import SFTRows
-from rlhf.policy import PolicyParams, token_logprobs
+from rlhf.policy import PolicyParams, merge, token_logprobs
 
 
 class Batch(NamedTuple):
@@ -30,14 +30,18 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Static:
+    """What fixes the program; `dtype` is what trained base weights are computed in (`policy.merge`)."""
+
     graphdef: nnx.GraphDef
     schedule: optim.Schedule
+    dtype: str = "float32"
 
 
 def _loss(trained: dict[str, Any], frozen: PolicyParams, batch: Batch, total: jax.Array, static: Static):
     """This micro-batch's share of the batch loss, and metrics that add up over micro-batches."""
     rows = batch.rows
-    logprobs, entropy = token_logprobs(static.graphdef, frozen._replace(**trained), rows.packed, None, batch.hidden)
+    params = merge(frozen, trained, static.dtype)
+    logprobs, entropy = token_logprobs(static.graphdef, params, rows.packed, None, batch.hidden)
     weight = jnp.einsum("bc,bcn->bn", rows.weight, rows.packed.member.astype(jnp.float32))
     loss = -jnp.sum(weight * logprobs) / total
     return loss, {"train/loss/total": loss, "train/token_entropy_nats": jnp.mean(entropy)}

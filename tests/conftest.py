@@ -7,7 +7,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Every annotated shape of the mathematics is checked against the arrays it gets. Before the modules are imported.
+# Every annotated shape of the mathematics is checked against the arrays it gets; set before the imports.
 CHECKED = ["rlhf.losses", "rlhf.conditioning", "rlhf.evaluate", "rewards.likelihood"]
 install_import_hook(CHECKED, "beartype.beartype")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rewards.data import stated_choice
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
 
@@ -29,6 +30,8 @@ def open_source(path: str, split: str) -> Records:
             f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
         )
     file = Path(path).expanduser()
+    if path in stated_choice.SETS and not file.exists():
+        file = stated_choice.fetch(path)
     if file.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it, {_folder_hint(file)}")
     if not file.exists():

@@ -24,7 +24,7 @@ DType = Literal["float32", "bfloat16"]
 class DataConfig:
     path: str = Field(
         min_length=1,
-        description="A .jsonl[.gz] or .parquet file, hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
+        description="A .jsonl[.gz] or .parquet file, a shipped set (electricity, train-trips), hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
     )
     split: str = Field(
         "train", min_length=1, description="Split to read; a local file has only train (all of it)."

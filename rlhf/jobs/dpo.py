@@ -13,17 +13,17 @@ from safetensors.numpy import load_file, save_file
 from rewards import gauge
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import atomic_path, sha256_json
+from rewards.files import atomic_path, read_json, sha256_json
 from rewards.population import People, load_people
 from rewards.store import RewardRun, load_reward_run
 from rewards.types import Preferences
 from rlhf import dpo, encoder, optim, policy_store, train
 from rlhf.batches import PairRows, batch_rows, microbatches, pair_rows
 from rlhf.conditioning import Population, UserShares
-from rlhf.jobs.sft import base_record, final_metrics, frozen_parts, trained_parts
+from rlhf.jobs.sft import base_record, close, finished, frozen_parts, trained_parts
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import PolicyParams, all_logprobs, cached_hidden, init_adapters
-from rlhf.run import Run
+from rlhf.run import RESULT, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +37,19 @@ class Data:
 
 
 def run(config: Any) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`."""
-    prefs = read_preferences(config.data.path, config.data.split)
-    personal = config.loss.kind in dpo.PERSONAL
-    rewards = load_reward_run(config.rewards) if personal else None
-    people = load_people(rewards) if rewards else None
-    base = policy_store.load_base(
-        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
-    )
-    observed = config.loss.kind not in ("soft", "regression")
-    if config.loss.kind == "observed":
-        prefs = known_people(prefs, people)
-    rows = pair_rows(
-        prefs,
-        base.tokenizer,
-        observed=observed,
-        size=config.groups.completions,
-        max_positions=base.config.max_positions,
-    )
-    if config.loss.kind == "observed":
-        place = {user_id: index for index, user_id in enumerate(people.user_ids)}
-        rows = rows._replace(user=np.array([place[prefs.user_ids[u]] for u in rows.user], np.int32))
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
     with Run.open(config.output_dir, config, "dpo") as job:
+        if finished(job):
+            return read_json(job.directory / RESULT)
+        personal = config.loss.kind in dpo.PERSONAL
+        rewards = load_reward_run(config.rewards) if personal else None
+        people = load_people(rewards) if rewards else None
+        prefs = read_preferences(config.data.path, config.data.split)
+        prefs = known_people(prefs, people) if config.loss.kind == "observed" else prefs
+        base = policy_store.load_base(
+            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+        )
+        rows = build_rows(config, prefs, base, people)
         full = config.tune.mode == "full"
         spec = adapter_spec(config, rewards)
         graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
@@ -68,13 +59,27 @@ def run(config: Any) -> dict[str, Any]:
         hidden = None if full else cached_hidden(graphdef, params, rows.packed)
         reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
         data = Data(rows, reference, item_rewards(rewards, prefs, rows), hidden)
-        state = _train(config, job, graphdef, params, data, population(config, rewards, people), run_key, full)
+        drawn_from = population(config, rewards, people)
+        state = _train(config, job, graphdef, params, data, drawn_from, run_key, full)
         params = params._replace(**state.params)
         record = base_record(config, base, "dpo") | _personal_record(config, rewards)
-        policy_store.save_policy(Path(config.output_dir), params, spec, record, full=full)
-        result = final_metrics(job) | {"run_dir": str(config.output_dir), "num_rows": len(rows.user)}
-        job.write_result(result)
-        return result
+        policy_store.save_policy(job.directory, params, spec, record, full=full)
+        return close(job, len(rows.user))
+
+
+def build_rows(config: Any, prefs: Preferences, base: policy_store.Base, people: People | None) -> PairRows:
+    """Packed rows of this run; with observed labels `user` indexes the reward run's people."""
+    rows = pair_rows(
+        prefs,
+        base.tokenizer,
+        observed=config.loss.kind not in ("soft", "regression"),
+        size=config.groups.completions,
+        max_positions=base.config.max_positions,
+    )
+    if config.loss.kind != "observed":
+        return rows
+    place = {user_id: index for index, user_id in enumerate(people.user_ids)}
+    return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
 
 
 def adapter_spec(config: Any, rewards: RewardRun | None) -> AdapterSpec | None:
@@ -154,6 +159,7 @@ def _train(
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
         shares=shares if drawn_from else None,
+        dtype=config.model.dtype,
     )
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, hyper, key)

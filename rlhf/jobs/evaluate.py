@@ -12,7 +12,7 @@ from rewards import gauge
 from rewards.data.read import read_preferences
 from rewards.data.split import last_choices, split_people
 from rewards.errors import UserError
-from rewards.files import write_json
+from rewards.files import read_json, write_json
 from rewards.store import RewardRun, load_reward_run
 from rewards.types import Preferences
 from rlhf import encoder, evaluate, policy_store
@@ -21,8 +21,9 @@ from rlhf.conditioning import effective_coef
 from rlhf.generation import complete
 from rlhf.packing import Sequences, pack
 from rlhf.policy import all_logprobs, cached_hidden, sequence_logprobs
-from rlhf.run import Run
+from rlhf.run import RESULT, Run
 
+MATRIX = "matrix.json"
 Z_ROWS = 4
 """People scored in one forward pass over the answer tree."""
 
@@ -39,44 +40,48 @@ class People:
 
 def run(config: Any) -> dict[str, Any]:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics."""
-    prefs = read_preferences(config.data.path, config.data.split)
-    rewards = load_reward_run(config.rewards)
-    policy = policy_store.load_policy(config.policy)
-    if policy.record.get("basis") not in (None, rewards.hash):
-        raise UserError(
-            f"rewards: {config.rewards} has basis {rewards.hash[:12]}…, the policy {config.policy} was trained with "
-            f"{policy.record['basis'][:12]}…; name the reward run of the policy"
-        )
-    if policy.conditioning is None:
-        raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
-    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
-    people = held_out_people(config, prefs, rewards, policy, phi)
     with Run.open(config.output_dir, config, "evaluate") as job:
+        prefs = read_preferences(config.data.path, config.data.split)
+        rewards = load_reward_run(config.rewards)
+        policy = policy_store.load_policy(config.policy)
+        check_match(config, policy, rewards)
+        phi = gauge.features(
+            rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt
+        )
+        people, _ = held_out_people(config, prefs, rewards, policy, phi)
+        prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
         result: dict[str, Any] = {
+            "run_dir": str(job.directory),
             "people": people.user_ids,
             "answers_per_person": config.users.answers,
             "beta": policy.beta,
             "rho": policy.eta / (policy.beta + policy.eta),
         }
-        matrix = None
-        prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
+        result["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
         if config.enumerate:
-            exact, matrix = enumerated(config, policy, prefs, phi, people, prompts)
-            result["enumerated"] = exact
-        sampled, sampled_matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
-        result["sampled"] = sampled
-        result["run_dir"] = str(config.output_dir)
-        matrix = sampled_matrix if matrix is None else matrix
-        write_json(job.directory / "matrix.json", {"people": people.user_ids, "reward": matrix.tolist()})
+            result["enumerated"], matrix = enumerated(config, policy, prefs, phi, people, prompts)
+        write_json(job.directory / MATRIX, {"people": people.user_ids, "reward": matrix.tolist()})
         job.write_result(result)
-        _report(job.directory, result, matrix, people, texts)
-    return result
+        _report(job.directory, read_json(job.directory / RESULT), matrix, people, texts)
+        return read_json(job.directory / RESULT)
+
+
+def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:
+    """The policy must have users, and those of this reward run."""
+    if policy.conditioning is None:
+        raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
+    if policy.record["basis"] != rewards.hash:
+        raise UserError(
+            f"rewards: {config.rewards} has basis {rewards.hash[:12]}…, the policy {config.policy} was trained "
+            f"with {policy.record['basis'][:12]}…; name the reward run of the policy"
+        )
 
 
 def held_out_people(
     config: Any, prefs: Preferences, rewards: RewardRun, policy: policy_store.Policy, phi: np.ndarray
-) -> People:
-    """Coefficients of the held-out people after `users.answers` questions chosen among their recorded choices."""
+) -> tuple[People, replay.ColdStart]:
+    """Coefficients of the held-out people after `users.answers` questions chosen among their recorded choices,
+    and the replay they come from."""
     _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
     theirs = prefs.select(held)
     test = last_choices(theirs, config.data.last_choices)
@@ -99,7 +104,7 @@ def held_out_people(
     coef = result.coef[count]
     shrunk = np.asarray(effective_coef(coef, policy.conditioning.mean, policy.beta, policy.eta))
     ids = [prefs.user_ids[user] for user in result.people]
-    return People(ids, coef, shrunk, policy_store.coefficients_to_z(policy, coef))
+    return People(ids, coef, shrunk, policy_store.coefficients_to_z(policy, coef)), result
 
 
 def enumerated(

@@ -56,8 +56,7 @@ def fit(config: Any) -> dict[str, Any]:
         _write_people(run.directory, train, phi, fitted)
         _write_population(run.directory, train, fitted)
         result = _fit_result(config, prefs, train, held_out, phi, fitted)
-        run.write_result(result)
-        return read_json(run.directory / RESULT)
+        return _close(run, result)
 
 
 def evaluate_rewards(config: Any) -> dict[str, Any]:
@@ -79,9 +78,17 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
         phi = gauge.features(stored.basis, embeddings, prefs.item_prompt)
         pooled = fit_pooled(prefs.select(training), embeddings, config.fit)
         evaluation = evaluate_people(config, prefs, held_out, phi, stored.prior, pooled)
-        result = read_json(directory / RESULT) | {"evaluation": evaluation}
-        run.write_result(result)
-        return read_json(directory / RESULT)
+        return _close(run, read_json(directory / RESULT) | {"evaluation": evaluation})
+
+
+def _close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """Write metrics.json and report.html; returns the former as it was written."""
+    from rlhf.report import write_rewards_report  # matplotlib takes a second to import
+
+    run.write_result(result)
+    result = read_json(run.directory / RESULT)
+    write_rewards_report(run.directory, result)
+    return result
 
 
 def evaluate_people(
@@ -118,6 +125,7 @@ def evaluate_people(
         },
         "loss_nats": {n: _interval(value) for n, value in chosen.loss_nats.items()},
         "fully_asked": chosen.fully_asked,
+        "person_accuracy": chosen.person_accuracy,
     }
     answers = max((n for n in settings.counts if n <= 10), default=settings.counts[0])
     if answers > 0 and len(chosen.people) > 1:
@@ -141,6 +149,8 @@ def _fit_result(
     fitted: FitResult,
 ) -> dict[str, Any]:
     """What metrics.json says after the fit."""
+    from rlhf.report import axis_items  # matplotlib takes a second to import
+
     margin = np.sum(fitted.coef_mean[train.user_index] * (phi[train.chosen] - phi[train.rejected]), axis=1)
     untied = train.outcome != 0.5
     return {
@@ -156,6 +166,7 @@ def _fit_result(
         "prior_sd": np.sqrt(np.diag(fitted.prior.cov)),
         "candidates": [dataclasses.asdict(candidate) for candidate in fitted.candidates],
         "fit": fitted.metrics,
+        "axis_items": axis_items(prefs, phi),
     }
 
 

@@ -1,64 +1,95 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rewards.data.read import read_preferences
+from rewards.files import read_json
 from rlhf import optim, policy_store, sft, train
 from rlhf.batches import SFTRows, batch_rows, microbatches, sft_rows
+from rlhf.metrics import read_metrics
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import PolicyParams, cached_hidden, init_adapters
-from rlhf.run import Run
+from rlhf.run import RESULT, Run
 
 
 def run(config: Any) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`."""
-    prefs = read_preferences(config.data.path, config.data.split)
-    base = policy_store.load_base(
-        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
-    )
-    rows = sft_rows(
-        prefs,
-        base.tokenizer,
-        completions=config.completions,
-        row_length=config.train.row_length,
-        max_positions=base.config.max_positions,
-    )
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
     with Run.open(config.output_dir, config, "sft") as job:
-        full = config.tune.mode == "full"
-        spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
-        graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
-        init_key, run_key = jax.random.split(jax.random.key(config.seed))
-        lora, conditioner = init_adapters(graphdef, shapes, init_key)
-        params = params._replace(lora=lora, conditioner=conditioner)
-        trained = trained_parts(params, full)
-        hidden = None if full else cached_hidden(graphdef, params, rows.packed)
-        hyper = optim.Hyper.from_config(config.optimizer, config.train.steps)
-        state = optim.init_state(trained, hyper, run_key)
-        step = functools.partial(
-            sft.step,
-            frozen=frozen_parts(params, full),
-            hyper=hyper,
-            static=sft.Static(graphdef, optim.Schedule(config.optimizer.schedule)),
+        if finished(job):
+            return read_json(job.directory / RESULT)
+        prefs = read_preferences(config.data.path, config.data.split)
+        base = policy_store.load_base(
+            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
         )
-        state = train.run_steps(
-            job, state, step, _batches(config, rows, hidden), config, tokens_per_step=_tokens(config, rows), title="sft"
+        rows = sft_rows(
+            prefs,
+            base.tokenizer,
+            completions=config.completions,
+            row_length=config.train.row_length,
+            max_positions=base.config.max_positions,
         )
-        params = params._replace(**state.params)
-        record = base_record(config, base, "sft")
-        policy_store.save_policy(Path(config.output_dir), params, spec, record, full=full)
-        result = final_metrics(job) | {"run_dir": str(config.output_dir), "num_rows": len(rows.weight)}
-        job.write_result(result)
-        return result
+        params, spec = _train(config, job, base, rows)
+        policy_store.save_policy(
+            job.directory, params, spec, base_record(config, base, "sft"), full=config.tune.mode == "full"
+        )
+        return close(job, len(rows.weight))
+
+
+def _train(
+    config: Any, job: Run, base: policy_store.Base, rows: SFTRows
+) -> tuple[PolicyParams, AdapterSpec | None]:
+    full = config.tune.mode == "full"
+    spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
+    graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    lora, conditioner = init_adapters(graphdef, shapes, init_key)
+    params = params._replace(lora=lora, conditioner=conditioner)
+    hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    hyper = optim.Hyper.from_config(config.optimizer, config.train.steps)
+    state = optim.init_state(trained_parts(params, full), hyper, run_key)
+    step = functools.partial(
+        sft.step,
+        frozen=frozen_parts(params, full),
+        hyper=hyper,
+        static=sft.Static(graphdef, optim.Schedule(config.optimizer.schedule), config.model.dtype),
+    )
+    state = train.run_steps(
+        job,
+        state,
+        step,
+        _batches(config, rows, hidden),
+        config,
+        tokens_per_step=_tokens(config, rows),
+        title="sft",
+    )
+    return params._replace(**state.params), spec
+
+
+def finished(job: Run) -> bool:
+    """Whether an earlier session completed this very run."""
+    return job.resumed and (job.directory / RESULT).is_file() and policy_store.is_run(job.directory)
+
+
+def close(job: Run, num_rows: int) -> dict[str, Any]:
+    """Write report.html and metrics.json of a finished training run; returns the latter."""
+    from rlhf.report import write_training_report  # matplotlib takes a second to import
+
+    rows = read_metrics(job.directory)
+    write_training_report(job.directory, rows)
+    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
+    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
+    return read_json(job.directory / RESULT)
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:
-    """What the optimiser changes: base or LoRA, and the conditioner where there is one."""
-    parts = {"base": params.base} if full else {"lora": params.lora}
+    """What the optimiser changes: base (in float32) or LoRA, and the conditioner where there is one."""
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params.base) if full else None
+    parts = {"base": wide} if full else {"lora": params.lora}
     return parts | ({"conditioner": params.conditioner} if conditioned else {})
 
 
@@ -77,14 +108,6 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
         "dtype": config.model.dtype,
         "seed": config.seed,
     }
-
-
-def final_metrics(job: Run) -> dict[str, Any]:
-    """Metrics of the last step, without wall-clock figures."""
-    from rlhf.metrics import read_metrics
-
-    last = read_metrics(job.directory)[-1]
-    return {name: value for name, value in last.items() if not name.startswith("perf/") and name != "time"}
 
 
 def _tokens(config: Any, rows: SFTRows) -> int:

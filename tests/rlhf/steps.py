@@ -5,7 +5,7 @@ import numpy as np
 
 from rewards.types import GroupPrior, UserPosterior
 from rlhf import dpo, optim
-from rlhf.batches import PairRows
+from rlhf.batches import PairRows, microbatches
 from rlhf.conditioning import Population, UserShares
 from rlhf.packing import Sequences, pack
 from rlhf.policy import all_logprobs
@@ -17,7 +17,14 @@ COMPLETIONS = [((8, 9, 10 + r, 2), (8, 2), (r + 3, 20, 21, 22, 2)) for r in rang
 
 def make_hyper(**changes) -> optim.Hyper:
     values = dict(
-        learning_rate=0.01, warmup_steps=0, num_steps=100, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=1e-6, max_grad_norm=1.0
+        learning_rate=0.01,
+        warmup_steps=0,
+        num_steps=100,
+        weight_decay=0.1,
+        beta1=0.9,
+        beta2=0.99,
+        eps=1e-6,
+        max_grad_norm=1.0,
     )
     return optim.Hyper(**{name: jnp.float32(value) for name, value in (values | changes).items()})
 
@@ -33,7 +40,7 @@ def make_static(policy, kind: str, *, shares: UserShares | None = None, **change
 
 
 def make_rows() -> PairRows:
-    """Three completions a row, one with a pad of a fourth; the pairs (0, 1) and (2, 1), the second a tie in row 1."""
+    """Three completions a row and a padded fourth; the pairs (0, 1) and (2, 1), the second a tie in row 1."""
     packed = pack([[Sequences(p, c)] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
     packed = packed._replace(member=np.pad(packed.member, ((0, 0), (0, 1), (0, 0))))
     item = np.full((NUM_ROWS, NUM_COMPLETIONS + 1), -1, np.int32)
@@ -53,12 +60,8 @@ def make_batch(policy, *, num_basis: int = K, accumulation: int = 1, seed: int =
     reference = np.where(valid, reference + rng.normal(size=valid.shape), 0.0).astype(np.float32)
     basis = np.where(valid[:, :, None], rng.normal(size=(*valid.shape, num_basis)), 0.0).astype(np.float32)
 
-    def split(array):
-        return jnp.asarray(array).reshape(accumulation, -1, *array.shape[1:])
-
-    packed = type(rows.packed)(*map(split, rows.packed))
-    rows = PairRows(packed, *map(split, rows[1:]))
-    return dpo.Batch(rows, split(reference), split(basis), None)
+    arrays = (rows, reference, basis, None)
+    return dpo.Batch(*microbatches(arrays, np.arange(NUM_ROWS), accumulation))
 
 
 def make_population(seed: int = 0, *, spread: bool = True) -> Population:

@@ -59,7 +59,9 @@ def test_observed_rows_keep_one_persons_labels():
     assert rows.user.tolist() == [0, 1, 1]
     found = set()
     for r in range(3):
-        for (first, second), weight, outcome in zip(rows.pairs[r], rows.pair_weight[r], rows.outcome[r], strict=True):
+        for (first, second), weight, outcome in zip(
+            rows.pairs[r], rows.pair_weight[r], rows.outcome[r], strict=True
+        ):
             if weight:
                 names = spelled(rows.packed, r, first), spelled(rows.packed, r, second)
                 items = rows.item[r, first], rows.item[r, second]
@@ -89,7 +91,9 @@ def test_pairs_of_two_are_the_distinct_comparisons():
 
 
 def test_a_text_longer_than_the_context_is_named():
-    with pytest.raises(UserError, match=r"prefs.jsonl row 1: prompt and completion have 6 tokens, .* holds 5"):
+    with pytest.raises(
+        UserError, match=r"prefs.jsonl row 1: prompt and completion have 6 tokens, .* holds 5"
+    ):
         pair_rows(make_prefs(), TOKENIZER, observed=True, size=None, max_positions=5)
 
 
@@ -107,6 +111,8 @@ def test_every_epoch_visits_every_row_once_in_another_order():
 
 def test_microbatches_split_in_order_and_leave_none_alone():
     array = np.arange(20).reshape(10, 2)
-    out, nothing = microbatches((array, None), np.array([9, 0, 3, 4, 1, 2]), 3)
-    assert nothing is None and out.shape == (3, 2, 2)
+    out, nothing, no_basis = microbatches(
+        (array, None, np.zeros((10, 3, 0))), np.array([9, 0, 3, 4, 1, 2]), 3
+    )
+    assert nothing is None and out.shape == (3, 2, 2) and no_basis.shape == (3, 2, 3, 0)
     np.testing.assert_array_equal(out.reshape(6, 2), array[[9, 0, 3, 4, 1, 2]])

@@ -16,7 +16,9 @@ K = 3
 def make_prior(seed: int = 0) -> GroupPrior:
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(K, K))
-    return GroupPrior(rng.normal(size=K).astype(np.float32), (factor @ factor.T + 0.3 * np.eye(K)).astype(np.float32))
+    return GroupPrior(
+        rng.normal(size=K).astype(np.float32), (factor @ factor.T + 0.3 * np.eye(K)).astype(np.float32)
+    )
 
 
 def log_softmax(values):
@@ -25,7 +27,7 @@ def log_softmax(values):
 
 
 def test_the_rail_is_shrinkage_of_coefficients():
-    """The policy that maximises E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) over 12 answers is π_ref tilted by w_eff at β."""
+    """What maximises E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) over 12 answers is π_ref tilted by w_eff at β."""
     rng = np.random.default_rng(0)
     phi, ref = rng.normal(size=(12, K)), log_softmax(rng.normal(size=12))
     coef, mean, beta, eta = rng.normal(size=K), rng.normal(size=K), 0.4, 0.25
@@ -40,7 +42,9 @@ def test_the_rail_is_shrinkage_of_coefficients():
 
     found = minimize(negative_objective, np.zeros(12), jac=True, method="BFGS", options={"gtol": 1e-12})
     shrunk = effective_coef(coef.astype(np.float32), mean.astype(np.float32), beta, eta).astype(np.float64)
-    np.testing.assert_allclose(np.exp(log_softmax(found.x)), np.exp(log_softmax(ref + phi @ shrunk / beta)), atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(log_softmax(found.x)), np.exp(log_softmax(ref + phi @ shrunk / beta)), atol=1e-6
+    )
     assert np.abs(shrunk - coef).max() > 0.1
 
 
@@ -64,7 +68,9 @@ def test_z_whitens_the_population_and_is_zero_at_its_mean():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 16, 33])
-@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.1, 0.1), (0.98, 0.0, 0.0, 0.02), (0.25, 0.25, 0.25, 0.25), (0.0, 0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "shares", [(0.5, 0.3, 0.1, 0.1), (0.98, 0.0, 0.0, 0.02), (0.25, 0.25, 0.25, 0.25), (0.0, 0.0, 0.0, 1.0)]
+)
 def test_shares_add_up_and_someone_is_generic(batch, shares):
     counts = UserShares.of(batch, *shares)
     split = np.array([counts.posterior, counts.prior, counts.extremes, counts.generic])
@@ -94,7 +100,9 @@ def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
     np.testing.assert_allclose(np.cov(drawn.T), prior.cov, rtol=0.08, atol=0.08)
     z = signal(extreme, Conditioning.from_prior(prior))
     assert np.allclose(np.sort(np.abs(z), axis=1), [0.0, 0.0, 2.5], atol=1e-4)
-    assert {(int(np.abs(row).argmax()), bool(row.max() > 1)) for row in z[:500]} == {(a, s) for a in range(K) for s in (0, 1)}
+    assert {(int(np.abs(row).argmax()), bool(row.max() > 1)) for row in z[:500]} == {
+        (a, s) for a in range(K) for s in (0, 1)
+    }
     np.testing.assert_array_equal(generic, np.tile(prior.mean, (5, 1)))
 
 

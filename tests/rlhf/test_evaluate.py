@@ -27,7 +27,9 @@ def test_optimum_satisfies_the_gibbs_identity():
     q = distributions(3, 3)
     objective = (q * rewards).sum(axis=1) - beta * evaluate.kl(np.log(q), reference[None])
     np.testing.assert_allclose(beta * evaluate.kl(np.log(q), best), beta * log_z - objective, atol=1e-10)
-    np.testing.assert_allclose(evaluate.optimum(reference - 7.0, rewards, beta), best, atol=1e-10)  # mass outside
+    np.testing.assert_allclose(
+        evaluate.optimum(reference - 7.0, rewards, beta), best, atol=1e-10
+    )  # mass outside
 
 
 def test_dominance_counts_ordered_and_mutual_pairs():
@@ -86,4 +88,6 @@ def test_sampled_summary_agrees_with_the_enumerated_one():
     assert result["valid_answers"] == pytest.approx(probs[:, :3].sum() / num_users, abs=0.03)
     assert result["words"] == 2.0
     assert result["distinct_between_people"] == len(np.unique(drawn)) / drawn.size
-    assert result["distinct_within_person"] == pytest.approx(np.mean([len(np.unique(d)) / num_samples for d in drawn]))
+    assert result["distinct_within_person"] == pytest.approx(
+        np.mean([len(np.unique(d)) / num_samples for d in drawn])
+    )

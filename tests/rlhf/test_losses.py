@@ -1,8 +1,8 @@
-"""The DPO family against TRL's own loss code on the same log-probs, and the personal losses against their optima.
+"""The DPO family against TRL's own loss code on the same log-probs; the personal losses against their optima.
 
-TRL is driven without a model: its loss methods are called on an object that holds the settings they read, with log-probs
-as the model's output. What TRL 1.16 offers: sigmoid and ipo in DPOTrainer; SimPO and the smoothed sigmoid (cDPO, given
-log-ratios in place of log-probs) in CPOTrainer.cpo_loss.
+TRL is driven without a model: its loss methods are called on an object that holds the settings they read,
+with log-probs as the model's output. What TRL 1.16 offers: sigmoid and ipo in DPOTrainer; SimPO and the
+smoothed sigmoid (cDPO, given log-ratios in place of log-probs) in CPOTrainer.cpo_loss.
 """
 
 import collections
@@ -75,7 +75,7 @@ def trl_dpo(kind: str, policy: torch.Tensor, reference: torch.Tensor) -> torch.T
             "ref_chosen_logps": reference[index, :1],
             "ref_rejected_logps": reference[index, 1:],
         }
-        total = total + DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+        total = total + DPOTrainer._compute_loss(trainer, lambda outputs=outputs, **_: outputs, inputs, False)
     return total
 
 

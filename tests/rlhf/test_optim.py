@@ -11,7 +11,14 @@ from rlhf import optim
 
 def make_hyper(**changes) -> optim.Hyper:
     values = dict(
-        learning_rate=0.1, warmup_steps=4, num_steps=20, weight_decay=0.05, beta1=0.8, beta2=0.95, eps=1e-6, max_grad_norm=0.7
+        learning_rate=0.1,
+        warmup_steps=4,
+        num_steps=20,
+        weight_decay=0.05,
+        beta1=0.8,
+        beta2=0.95,
+        eps=1e-6,
+        max_grad_norm=0.7,
     )
     return optim.Hyper(**{name: jnp.float32(value) for name, value in (values | changes).items()})
 
@@ -30,10 +37,14 @@ def optax_schedule(kind: str):
 def test_twenty_steps_equal_optax(kind):
     hyper = make_hyper()
     rng = np.random.default_rng(0)
-    params = {"a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "b": jnp.asarray(rng.normal(size=5), jnp.float32)}
+    params = {
+        "a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=5), jnp.float32),
+    }
     wanted = params
     reference = optax.chain(
-        optax.clip_by_global_norm(0.7), optax.adamw(optax_schedule(kind), b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.05)
+        optax.clip_by_global_norm(0.7),
+        optax.adamw(optax_schedule(kind), b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.05),
     )
     reference_state = reference.init(params)
     state = optim.init_state(params, hyper, jax.random.key(0))

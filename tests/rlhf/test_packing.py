@@ -16,8 +16,8 @@ from tests.rlhf import tiny
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SPEC = AdapterSpec(lora_rank=2, lora_alpha=2.0, num_basis=3, basis_rank=2)
-# Shared prefixes, a completion that is a prefix of another, equal completions, two prompts of which one is a prefix of
-# the other, and rows of different sizes.
+# Shared prefixes, a completion that is a prefix of another, equal completions, two prompts of which one is a
+# prefix of the other, and rows of different sizes.
 ROWS = [
     [Sequences((1, 5, 6, 7), ((8, 9, 10, 2), (8, 9, 2), (8, 9), (11, 2), (8, 9, 2)))],
     [Sequences((1, 5, 6), ((7, 8, 9, 2), (4, 2))), Sequences((1, 5, 6, 7), ((8, 9, 3), (3, 3, 3, 3, 3, 2)))],
@@ -51,7 +51,8 @@ def test_log_probs_and_gradients_equal_separate_rows(kind):
     arrays = tiny.separate_rows(prompts, completions)
     adapters = {"lora": policy.params.lora, "conditioner": policy.params.conditioner}
     grads = [
-        jax.grad(f, argnums=(0, 1), has_aux=True)(adapters, z, data) for f, data in ((in_tree, packed), (apart, arrays))
+        jax.grad(f, argnums=(0, 1), has_aux=True)(adapters, z, data)
+        for f, data in ((in_tree, packed), (apart, arrays))
     ]
     (tree_grads, tree_values), (own_grads, own_values) = grads
     assert np.ptp(own_values) > 1  # they differ among themselves
@@ -63,7 +64,9 @@ def test_log_probs_and_gradients_equal_separate_rows(kind):
 def test_padding_changes_nothing():
     policy = tiny.make_policy(tiny.make_base(tiny.make_config("gemma3")), SPEC)
     z = np.ones((len(ROWS), 3), np.float32)
-    tight, wide = (sequence_logprobs(policy.graphdef, policy.params, pack(ROWS, multiple=m), z) for m in (1, 32))
+    tight, wide = (
+        sequence_logprobs(policy.graphdef, policy.params, pack(ROWS, multiple=m), z) for m in (1, 32)
+    )
     np.testing.assert_allclose(tight, wide, atol=1e-5)
 
 
@@ -116,10 +119,16 @@ def test_filled_rows_hold_every_example_once_within_the_length(many, length):
     rows = fill_rows(singles, length)
     assert sorted(group for row in rows for group in row) == sorted(singles)
     for row in rows:
-        distinct = {tuple((*g.prompt, *g.completions[0])[: n + 1]) for g in row for n in range(len(g.prompt) + len(g.completions[0]))}
+        distinct = {
+            tuple((*g.prompt, *g.completions[0])[: n + 1])
+            for g in row
+            for n in range(len(g.prompt) + len(g.completions[0]))
+        }
         assert len(distinct) <= length
 
 
 def test_an_example_longer_than_a_row_is_named():
-    with pytest.raises(UserError, match=r"train.row_length: 4 .* example of 6; set train.row_length to at least 6"):
+    with pytest.raises(
+        UserError, match=r"train.row_length: 4 .* example of 6; set train.row_length to at least 6"
+    ):
         fill_rows([Sequences((1, 2, 3), ((4, 5, 6),))], 4)

@@ -1,4 +1,4 @@
-"""A policy's log-probs: z = 0, merging, rows apart, stages, caches, initialisation; and transformers on trees."""
+"""A policy's log-probs: z = 0, merging, rows apart, stages, caches, initialisation; transformers on trees."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,9 @@ def test_a_merged_person_is_the_conditioned_policy(adapter_layers):
     base = tiny.make_base(tiny.make_config("gemma2"), adapter_layers=adapter_layers)
     policy = tiny.make_policy(base, SPEC)
     for z in (None, Z[0]):
-        plain = tiny.make_policy(policy_store.dataclasses.replace(base, tree=policy_store.merge_adapters(policy, z)), None)
+        plain = tiny.make_policy(
+            policy_store.dataclasses.replace(base, tree=policy_store.merge_adapters(policy, z)), None
+        )
         rows = None if z is None else np.tile(z, (4, 1))
         np.testing.assert_allclose(logits(plain, None), logits(policy, rows), atol=1e-5)
 
@@ -99,12 +101,16 @@ def test_cached_activations_change_nothing():
     hidden = cached_hidden(policy.graphdef, policy.params, packed, chunk=2)  # 2 does not divide 5
     assert hidden.shape == (*packed.tokens.shape, 16)
     whole = sequence_logprobs(policy.graphdef, policy.params, packed, z)
-    np.testing.assert_allclose(sequence_logprobs(policy.graphdef, policy.params, packed, z, hidden), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        sequence_logprobs(policy.graphdef, policy.params, packed, z, hidden), whole, atol=1e-5
+    )
     for cache in (None, hidden):
         parts = all_logprobs(policy.graphdef, policy.params, packed, cache, z=z, chunk=2)
         np.testing.assert_allclose(parts, whole, atol=1e-5)
     # The cache is what is read, not recomputed.
-    assert np.abs(sequence_logprobs(policy.graphdef, policy.params, packed, z, hidden + 1.0) - whole).max() > 0.1
+    assert (
+        np.abs(sequence_logprobs(policy.graphdef, policy.params, packed, z, hidden + 1.0) - whole).max() > 0.1
+    )
 
 
 def test_no_cache_when_every_layer_is_trained(policy):
@@ -135,7 +141,9 @@ def test_entropy_is_that_of_the_read_distributions(policy):
     logprobs, entropy = token_logprobs(policy.graphdef, policy.params, packed, None)
     padded = np.zeros((4, 12), np.int32)
     padded[:, :4] = [1, 7, 8, 9]
-    wanted = np.asarray(tiny.causal_logits(policy.graphdef, policy.params, padded, None))[0, 2:4].astype(np.float64)
+    wanted = np.asarray(tiny.causal_logits(policy.graphdef, policy.params, padded, None))[0, 2:4].astype(
+        np.float64
+    )
     probs = np.exp(wanted - wanted.max(axis=1, keepdims=True))
     probs /= probs.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(entropy[0], scipy_entropy(probs, axis=1), atol=1e-5)
@@ -155,10 +163,14 @@ def test_trees_have_transformers_log_probs(family, tmp_path):
     policy = tiny.make_policy(base, None)
     prompt = (1, 40, 50, 60, 70, 80, 90, 20)
     completions = ((8, 9, 10, 11, 2), (8, 9, 2), (8, 9), (33, 2))
-    ours = sequence_logprobs(policy.graphdef, policy.params, pack([[Sequences(prompt, completions)]]), None)[0]
+    ours = sequence_logprobs(policy.graphdef, policy.params, pack([[Sequences(prompt, completions)]]), None)[
+        0
+    ]
     model = families.make_model(family)
     for completion, value in zip(completions, ours, strict=True):
         with torch.no_grad():
-            row = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+            row = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[
+                0, len(prompt) - 1 : -1
+            ]
         wanted = row[torch.arange(len(completion)), torch.tensor(completion)].sum().item()
         assert float(value) == pytest.approx(wanted, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Sampling: log-probs, greedy text, stops, rows that do not see one another, filters, and what temperature does."""
+"""Sampling: log-probs, greedy text, stops, rows that do not see one another, filters, temperature."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,14 @@ Z = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
 SPEC = AdapterSpec(lora_rank=2, lora_alpha=2.0, num_basis=2, basis_rank=2)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", "gemma3"])
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
 def policy(request):
     return tiny.make_policy(tiny.make_base(tiny.make_config(request.param), adapter_layers=2), SPEC)
 
 
-def sample(policy, prompts=PROMPTS, z=Z, *, rows=None, seed=0, stop=STOP, filtered=False, multiple=16, **settings):
+def sample(
+    policy, prompts=PROMPTS, z=Z, *, rows=None, seed=0, stop=STOP, filtered=False, multiple=16, **settings
+):
     tokens, starts = left_pad(prompts, multiple=multiple)
     rows = np.arange(len(prompts)) if rows is None else rows
     samples = generate(
@@ -96,7 +98,9 @@ def test_what_a_row_says_does_not_depend_on_its_batch(policy):
     np.testing.assert_array_equal(permuted[0], tokens[order])
     np.testing.assert_allclose(permuted[1], logprobs[order], atol=1e-5)
     for row in range(4):  # alone among strangers: other prompts, lengths, coefficients and keys
-        prompts = [PROMPTS[row] if i == row else [1, 3 + i, 8, 8, 8, 8, 8, 8, 8][: 3 + 2 * i] for i in range(4)]
+        prompts = [
+            PROMPTS[row] if i == row else [1, 3 + i, 8, 8, 8, 8, 8, 8, 8][: 3 + 2 * i] for i in range(4)
+        ]
         z = np.where(np.arange(4)[:, None] == row, Z, 5.0 - Z)
         rows = np.where(np.arange(4) == row, row, 100 + np.arange(4))
         other = sample(policy, prompts, z, rows=rows, temperature=1.0)
@@ -162,7 +166,9 @@ def test_pairs_of_tokens_have_their_probabilities(settings):
     def probabilities(logits):
         scores = torch.tensor(logits / temperature)
         if filtered:
-            scores = TopPLogitsWarper(settings["top_p"])(None, TopKLogitsWarper(settings["top_k"])(None, scores))
+            scores = TopPLogitsWarper(settings["top_p"])(
+                None, TopKLogitsWarper(settings["top_k"])(None, scores)
+            )
         return scores.softmax(-1).numpy().astype(np.float64)
 
     _, first = naive_logits(policy, [prompt], z[None], length=8)
@@ -173,7 +179,10 @@ def test_pairs_of_tokens_have_their_probabilities(settings):
     assert large.sum() > 20
     observed, wanted = counts[large], expected[large]
     if expected[~large].sum() >= 5:
-        observed, wanted = np.append(observed, counts[~large].sum()), np.append(wanted, expected[~large].sum())
+        observed, wanted = (
+            np.append(observed, counts[~large].sum()),
+            np.append(wanted, expected[~large].sum()),
+        )
     assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
@@ -184,7 +193,9 @@ def test_completions_are_texts_and_split_into_equal_batches():
     whole = complete(policy, prompts, z, seed=3, max_new_tokens=NEW, batch=5)
     parts = complete(policy, prompts, z, seed=3, max_new_tokens=NEW, batch=2)
     assert [c.text for c in whole] == [c.text for c in parts]
-    assert {c.finished for c in complete(policy, prompts * 8, np.resize(Z, (40, 2)), seed=3, max_new_tokens=NEW)} == {True, False}
+    assert {
+        c.finished for c in complete(policy, prompts * 8, np.resize(Z, (40, 2)), seed=3, max_new_tokens=NEW)
+    } == {True, False}
     for completion in whole:
         assert completion.logprob < 0 and (completion.finished or completion.num_tokens == NEW)
 
@@ -196,6 +207,8 @@ def test_a_prompt_longer_than_the_context_is_refused():
 
 
 def test_keys_belong_to_row_numbers():
-    first, second = (np.asarray(jax.random.key_data(row_keys(5, np.array(rows)))) for rows in ([3, 1], [9, 3]))
+    first, second = (
+        np.asarray(jax.random.key_data(row_keys(5, np.array(rows)))) for rows in ([3, 1], [9, 3])
+    )
     np.testing.assert_array_equal(first[0], second[1])
     assert len(np.unique(np.concatenate([first, second]), axis=0)) == 3

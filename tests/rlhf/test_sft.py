@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf import optim, sft
-from rlhf.batches import SFTRows
+from rlhf.batches import SFTRows, microbatches
+from rlhf.jobs.sft import trained_parts
 from rlhf.models.adapters import AdapterSpec
 from rlhf.packing import Sequences, fill_rows, pack
 from tests.rlhf import steps, tiny
@@ -15,13 +16,15 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 EXAMPLES = {
     Sequences(p, (c,)): 1.0 + index % 3
-    for index, (p, c) in enumerate((p, c) for p, row in zip(steps.PROMPTS, steps.COMPLETIONS, strict=True) for c in row)
+    for index, (p, c) in enumerate(
+        (p, c) for p, row in zip(steps.PROMPTS, steps.COMPLETIONS, strict=True) for c in row
+    )
 }
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny.make_policy(tiny.make_base(tiny.make_config("gemma3")), AdapterSpec(2, 2.0))
+    return tiny.make_policy(tiny.make_base(tiny.make_config()), AdapterSpec(2, 2.0))
 
 
 def make_batch(row_length: int, accumulation: int) -> sft.Batch:
@@ -33,17 +36,16 @@ def make_batch(row_length: int, accumulation: int) -> sft.Batch:
         weight[index, : len(row)] = [EXAMPLES[group] for group in row]
     index = np.resize(np.arange(len(rows)), -(-len(rows) // accumulation) * accumulation)
     weight = np.where((np.arange(len(index)) < len(rows))[:, None], weight[index], 0.0)
-
-    def split(array):
-        return jnp.asarray(array).reshape(accumulation, -1, *array.shape[1:])
-
-    return sft.Batch(jax.tree.map(split, SFTRows(packed.take(index), weight)), None)
+    rows = SFTRows(packed.take(index), weight)
+    return sft.Batch(*microbatches((rows, None), np.arange(len(index)), accumulation))
 
 
 def run(policy, batch, part="lora"):
     hyper = steps.make_hyper()
     frozen = policy.params._replace(base=None) if part == "base" else policy.params
-    state = optim.init_state({part: jax.tree.map(jnp.array, getattr(policy.params, part))}, hyper, jax.random.key(0))
+    state = optim.init_state(
+        {part: jax.tree.map(jnp.array, getattr(policy.params, part))}, hyper, jax.random.key(0)
+    )
     leaves = jax.tree.leaves(state.params)
     static = sft.Static(policy.graphdef, optim.Schedule("constant"))
     state, metrics = sft.step(state, batch, frozen, hyper, static=static)
@@ -74,7 +76,7 @@ def test_loss_and_gradient_by_hand(policy, part):
 def test_packing_and_accumulation_change_nothing(policy):
     """Micro-batches hold unequal numbers of tokens; the mean is over all of the batch's."""
     whole, metrics = run(policy, make_batch(64, 1))
-    for row_length, accumulation in ((10, 1), (10, 2), (24, 3)):
+    for row_length, accumulation in ((10, 2), (24, 3)):
         state, other = run(policy, make_batch(row_length, accumulation))
         np.testing.assert_allclose(other["train/loss/total"], metrics["train/loss/total"], rtol=1e-5)
         np.testing.assert_allclose(other["train/grad_norm"], metrics["train/grad_norm"], rtol=1e-4)
@@ -82,13 +84,32 @@ def test_packing_and_accumulation_change_nothing(policy):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_examples_are_learned(dtype):
-    policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype=dtype), AdapterSpec(4, 4.0))
-    hyper, static = steps.make_hyper(learning_rate=0.03, weight_decay=0.0), sft.Static(policy.graphdef, optim.Schedule("constant"))
+def test_the_examples_are_learned_in_bfloat16():
+    policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype="bfloat16"), AdapterSpec(4, 4.0))
+    hyper, static = (
+        steps.make_hyper(learning_rate=0.03, weight_decay=0.0),
+        sft.Static(policy.graphdef, optim.Schedule("constant")),
+    )
     state = optim.init_state({"lora": jax.tree.map(jnp.array, policy.params.lora)}, hyper, jax.random.key(0))
     batch, losses = make_batch(64, 1), []
     for _ in range(60):
         state, metrics = sft.step(state, batch, policy.params, hyper, static=static)
         losses.append(float(metrics["train/loss/total"]))
     assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
+
+
+def test_bfloat16_full_training_follows_float32():
+    """Steps of 2e-4 are lost when added to a bfloat16 weight, so trained weights are kept in float32."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype=dtype), None)
+        hyper = steps.make_hyper(learning_rate=2e-4, weight_decay=0.0)
+        trained = trained_parts(policy.params, full=True)
+        state = optim.init_state(jax.tree.map(jnp.array, trained), hyper, jax.random.key(0))
+        static = sft.Static(policy.graphdef, optim.Schedule("constant"), dtype)
+        batch, frozen = make_batch(64, 1), policy.params._replace(base=None)
+        for _ in range(100):
+            state, metrics = sft.step(state, batch, frozen, hyper, static=static)
+        losses[dtype] = float(metrics["train/loss/total"])
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+    assert losses["float32"] < 2.5  # from 4.1

@@ -1,4 +1,4 @@
-"""A tiny random decoder of each kind, a toy tokenizer, and a forward pass that knows nothing of packing or caches."""
+"""A tiny random decoder of each kind, a toy tokenizer, and a forward pass without packing or caches."""
 
 import functools
 from collections.abc import Sequence
@@ -78,8 +78,10 @@ def make_config(kind: str = "llama", **changes) -> ModelConfig:
     return ModelConfig.from_hf({**KINDS[kind], **changes})
 
 
-def make_base(config: ModelConfig, *, adapter_layers: int | None = None, dtype: str = "float32", seed: int = 0):
-    """A `Base` of random weights: norms and biases, too; the same weights however they are cut into stages."""
+def make_base(
+    config: ModelConfig, *, adapter_layers: int | None = None, dtype: str = "float32", seed: int = 0
+):
+    """A `Base` of random weights, norms too; the same weights however they are cut into stages."""
     shapes = nnx.to_pure_dict(structure(config, (config.num_layers,), None, "float32", False)[1].base)
     rng = np.random.default_rng(seed)
 
@@ -95,21 +97,29 @@ def make_base(config: ModelConfig, *, adapter_layers: int | None = None, dtype: 
 
 
 def make_policy(
-    base: policy_store.Base, spec: AdapterSpec | None, *, scale: float = 0.15, seed: int = 1, conditioning=None
+    base: policy_store.Base,
+    spec: AdapterSpec | None,
+    *,
+    scale: float = 0.15,
+    seed: int = 1,
+    conditioning=None,
 ) -> policy_store.Policy:
-    """A policy whose adapters are all random with standard deviation `scale` (0: identity), as after training."""
+    """A policy whose adapters are all random with standard deviation `scale`, as after training."""
     dtype = base.tree["embed"]["embedding"].dtype.name
     graphdef, params, shapes = policy_store.base_state(base, spec, dtype, False)
     rng = np.random.default_rng(seed)
     lora, conditioner = jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype), (shapes.lora, shapes.conditioner)
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype),
+        (shapes.lora, shapes.conditioner),
     )
     params = params._replace(lora=lora, conditioner=conditioner)
     return policy_store.Policy(base, graphdef, params, spec, conditioning, 1.0, 0.0, {})
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def causal_logits(graphdef: nnx.GraphDef, params: PolicyParams, tokens: jax.Array, z: jax.Array | None) -> jax.Array:
+def causal_logits(
+    graphdef: nnx.GraphDef, params: PolicyParams, tokens: jax.Array, z: jax.Array | None
+) -> jax.Array:
     """Logits [B, T, V] of right-padded rows: a causal mask, every layer, no cache, no tree."""
     decoder = nnx.merge(graphdef, *params)
     batch, length = tokens.shape
@@ -120,8 +130,11 @@ def causal_logits(graphdef: nnx.GraphDef, params: PolicyParams, tokens: jax.Arra
 
 
 def separate_rows(prompts, completions, *, length: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Each completion in a right-padded row of its own: tokens [N, T], and 1.0 [N, T−1] where a token is predicted."""
-    tokens, counted = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length - 1), np.float32)
+    """Right-padded rows of one completion each: tokens [N, T], and 1.0 [N, T−1] where one is predicted."""
+    tokens, counted = (
+        np.zeros((len(prompts), length), np.int32),
+        np.zeros((len(prompts), length - 1), np.float32),
+    )
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         both = [*prompt, *completion]
         tokens[row, : len(both)] = both

@@ -1,0 +1,104 @@
+"""A small task with a known optimum: a policy trained on two opposite people is π_ref·exp(w·φ/β) for others.
+
+Two prompts with six answers each, two basis outputs; training sees the two people, draws from the prior and
+its mean, and is judged on people it never saw.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rewards.types import GroupPrior, UserPosterior
+from rlhf import dpo, evaluate, optim
+from rlhf.batches import PairRows, microbatches
+from rlhf.conditioning import Population, UserShares, effective_coef, signal
+from rlhf.models.adapters import AdapterSpec
+from rlhf.packing import Sequences, pack
+from rlhf.policy import all_logprobs, init_adapters
+from tests.rlhf import steps, tiny
+
+BETA, STEPS, BATCH = 0.5, 400, 8
+UNSEEN = np.array([[0.6, -0.4], [-0.5, 0.9], [1.3, 0.2], [-0.9, -0.9]], np.float32)
+ANSWERS = ((8, 9, 2), (8, 10, 2), (8, 2), (11, 12, 2), (11, 2), (13, 2))
+SPEC = AdapterSpec(lora_rank=4, lora_alpha=4.0, num_basis=2, basis_rank=4)
+
+
+def make_problem():
+    """Policy with fresh adapters, rows of all answers, φ, and the population of two opposite people."""
+    policy = tiny.make_policy(tiny.make_base(tiny.make_config()), SPEC)
+    packed = pack([[Sequences((1, 5 + prompt, 6), ANSWERS)] for prompt in range(2)])
+    pairs = np.array(list(itertools.combinations(range(6), 2)), np.int32)
+    rows = PairRows(
+        packed,
+        np.arange(12, dtype=np.int32).reshape(2, 6),
+        np.tile(pairs, (2, 1, 1)),
+        np.ones((2, 15), np.float32),
+        np.ones((2, 15), np.float32),
+        np.full(2, -1, np.int32),
+    )
+    phi = np.random.default_rng(0).normal(size=(2, 6, 2)).astype(np.float32)
+    phi -= phi.mean(axis=1, keepdims=True)
+    prior = GroupPrior(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
+    people = [
+        UserPosterior(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
+        for s in (1.0, -1.0)
+    ]
+    return policy, rows, phi, Population.from_posteriors(prior, people, extreme_sd=1.5)
+
+
+def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
+    policy, rows, phi, population = make_problem()
+    lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(0))
+    params = policy.params._replace(lora=lora, conditioner=conditioner)
+    reference = all_logprobs(policy.graphdef, params, rows.packed, None)
+    static = steps.make_static(
+        policy,
+        kind,
+        shares=UserShares.of(BATCH, 0.4, 0.3, 0.1, 0.2),
+        with_nll=nll_coef > 0,
+        with_rail=eta > 0,
+    )
+    hyper = steps.make_hyper(learning_rate=0.01, num_steps=STEPS, weight_decay=0.0)
+    static = dpo.Static(**{**vars(static), "schedule": optim.Schedule("cosine")})
+    state = optim.init_state({"lora": lora, "conditioner": conditioner}, hyper, jax.random.key(1))
+    loss = steps.loss_hyper(dpo_beta=BETA, eta=eta, nll_coef=nll_coef)
+    batch = dpo.Batch(*microbatches((rows, reference, phi, None), np.resize(np.arange(2), BATCH), 1))
+    frozen = jax.tree.map(jnp.array, params)  # the state's own buffers are donated
+    for _ in range(STEPS):
+        state, metrics = dpo.step(state, batch, frozen, population, (hyper, loss), static=static)
+    params = params._replace(**state.params)
+
+    def logprobs(coef: np.ndarray, prompt: int) -> np.ndarray:
+        """[U, 6] of one prompt's answers."""
+        z = np.asarray(
+            signal(effective_coef(coef, population.conditioning.mean, BETA, eta), population.conditioning)
+        )
+        packed = rows.packed.take(np.full(len(coef), prompt))
+        return all_logprobs(policy.graphdef, params, packed, None, z=z)
+
+    return logprobs, reference, phi, population.conditioning.mean, metrics
+
+
+@pytest.mark.parametrize("kind, nll_coef", [("soft", 0.1), ("regression", 0.0)])
+def test_unseen_people_get_the_tilted_reference(kind, nll_coef):
+    logprobs, reference, phi, mean, _ = train(kind, nll_coef=nll_coef)
+    people = np.concatenate([UNSEEN, mean[None]])
+    for prompt in range(2):
+        best = evaluate.optimum(reference[prompt], people @ phi[prompt].T, BETA)
+        reached = evaluate.kl(evaluate.normalise(logprobs(people, prompt)), best)
+        untrained = evaluate.kl(evaluate.normalise(reference[prompt])[None], best)
+        assert reached.max() < 0.1 and reached.mean() < 0.08 * untrained.mean(), (reached, untrained)
+
+
+def test_the_rail_pulls_everyone_to_the_aggregate():
+    """η = β: the policy of w is the optimum of the midpoint between w and μ."""
+    logprobs, reference, phi, mean, _ = train("soft", eta=BETA)
+    for prompt in range(2):
+        halfway = evaluate.optimum(reference[prompt], (0.5 * (UNSEEN + mean)) @ phi[prompt].T, BETA)
+        alone = evaluate.optimum(reference[prompt], UNSEEN @ phi[prompt].T, BETA)
+        policy = evaluate.normalise(logprobs(UNSEEN, prompt))
+        assert evaluate.kl(policy, halfway).max() < 0.05
+        assert evaluate.kl(policy, alone).mean() > 0.1
