@@ -2,10 +2,10 @@
 
 Every person's comparisons fall into a pool (what may be asked) and a test set (what is predicted). Questions
 come from the person's own pool, so every answer is one they gave. Accuracies are means over people of each
-person's share of right predictions; ties are not scored, a margin of exactly 0 counts half. Intervals resample
-people, not comparisons: those of one person are not independent.
+person's share of right predictions; ties are not scored, a margin of exactly 0 counts half. Intervals
+resample people, not comparisons: those of one person are not independent.
 
-Letters in shapes: U people scored, Q pool size and T test size (padded), S questions, K basis outputs, R replays.
+Letters in shapes: U people scored, Q pool size and T test size (padded), S questions, K basis outputs.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from rewards import likelihood, prior as prior_module, questions, users
+from rewards import likelihood, questions, users
+from rewards import prior as prior_module
 from rewards.errors import UserError
 from rewards.types import GroupPrior, Preferences
 
@@ -136,7 +137,7 @@ def pooled_accuracy(
     key: Key[Array, ""],
     people: np.ndarray | None = None,
 ) -> Interval:
-    """Accuracy of one score for everybody, float[I] an item (such as `fit.fit_pooled`), on the same people."""
+    """Accuracy of one score for everybody, float[I] over items (such as `fit.fit_pooled`), same people."""
     replay = _Replay.build(prefs, np.asarray(scores, np.float32)[:, None], test_mask, people)
     return bootstrap(person_accuracy(replay, np.ones((len(replay.people), 1))), key)
 
@@ -150,9 +151,9 @@ def swap(
     key: Key[Array, ""],
     count: int = 10,
 ) -> Swap:
-    """Score everybody with somebody else's coefficients after `count` answers; mean over `SWAP_DRAWS` pairings.
+    """Score everybody with somebody else's coefficients after `count` answers.
 
-    Each pairing is a random cyclic order of the people, so nobody gets their own.
+    The mean over `SWAP_DRAWS` pairings; each is a random cyclic order of the people, so nobody gets their own.
     Raises:
       UserError: one person only, or `count` was not replayed.
     """
@@ -257,9 +258,9 @@ def _replay(
     def person(pool, outcome, mask, order):
         def ask(carry, _):
             asked, coef, precision = carry
-            scores = (
-                questions.information_gain(coef, jnp.linalg.inv(precision), pool, lapse) if informed else order
-            )
+            scores = order
+            if informed:
+                scores = questions.information_gain(coef, jnp.linalg.inv(precision), pool, lapse)
             allowed = mask & ~asked
             index = questions.best(scores, allowed)
             left = jnp.any(allowed)

@@ -2,8 +2,8 @@
 
     1. embeddings → whitened coordinates within prompts (`reduce`),
     2. start: the pooled direction, then the SVD of every person's deviation from it,
-    3. rounds of the joint objective (`joint`), each followed by empirical Bayes for μ, Σ and an exact return to the
-       canonical gauge (`gauge`), so that shrinkage and steps always mean the same,
+    3. rounds of the joint objective (`joint`), each followed by empirical Bayes for μ, Σ and an
+       exact return to the canonical gauge (`gauge`), so that shrinkage and steps always mean the same,
     4. width and number of outputs by the likelihood of people left out, after a few of their answers.
 
 Letters in shapes: I items, D embedding width, P reduced width, K basis outputs, U users, N comparisons.
@@ -35,17 +35,20 @@ class FitConfig:
     Attributes:
       num_basis: K, or a list to choose from on held-out people.
       dims: principal components of the embeddings used, or a list to choose from.
-      ridge: λ, inverse prior variance of the reward per whitened component (nats⁻²).
+      whitening: α, 1 gives every component the same variance, 0 leaves their variances as they are.
+      ridge: λ, inverse prior variance of the reward per component coordinate (nats⁻²).
       lapse: ε, share of answers taken to be coin flips.
       shrinkage: τ, share of the way of Σ towards its diagonal, in the canonical gauge.
-      rounds, steps: rounds (half of them while choosing), and L-BFGS iterations in each.
+      rounds: rounds of the joint fit; half of them while K and width are chosen.
+      steps: L-BFGS iterations in each round.
       held_out: share of people left out for the choice.
       adapt_answers: comparisons of a left-out person used to adapt; the others are predicted.
-      seed: of the choice of the people left out.
+      seed: seed of the choice of the people left out.
     """
 
     num_basis: Count | tuple[Count, ...] = (2, 4, 6)
     dims: Count | tuple[Count, ...] = (8, 16, 32)
+    whitening: Share = 1.0
     ridge: Annotated[float, pydantic.Field(gt=0)] = 10.0
     lapse: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     shrinkage: Share = 0.1
@@ -58,7 +61,7 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One setting tried: the loss of left-out people in nats a comparison, mean and standard error over people."""
+    """One setting tried: the loss of left-out people, nats a comparison, mean and error over people."""
 
     num_basis: int
     dims: int
@@ -102,19 +105,20 @@ def fit_basis(
       encoder: settings that rebuild the embeddings, stored with the basis; `encoder_hash` the weights' hash.
       on_round: called as on_round(round, metrics) after every round of the final fit.
     Raises:
-      UserError: too few people, no untied comparison, embeddings that do not fit or do not differ, a diverging fit.
+      UserError: too few people, no untied comparison, embeddings that do not fit or do not differ, a
+      diverging fit.
     """
     _check(prefs, embeddings)
     used = np.unique(np.concatenate([prefs.chosen, prefs.rejected]))
     reference, prompts = np.asarray(embeddings)[used], prefs.item_prompt[used]
     widths = _as_tuple(config.dims)
-    reduction = whitened_components(reference, prompts, max(widths))
+    reduction = whitened_components(reference, prompts, max(widths), config.whitening)
     problem = _Problem.build(prefs, used, reduction, prompts)
     widths = tuple(sorted({min(width, reduction.rank) for width in widths}))
     sizes = tuple(k for k in sorted(set(_as_tuple(config.num_basis))) if k <= min(reduction.rank, widths[-1]))
     if not sizes:
         raise UserError(
-            f"num_basis: {config.num_basis} outputs asked for, but the embeddings of {prefs.source} only span "
+            f"num_basis: {config.num_basis} outputs asked for, but the embeddings of {prefs.source} span "
             f"{min(reduction.rank, widths[-1])} directions; lower num_basis or raise dims"
         )
     candidates = choose_size(problem, sizes, widths, config)
@@ -143,13 +147,13 @@ def fit_basis(
 def fit_pooled(prefs: Preferences, embeddings: np.ndarray, config: FitConfig) -> np.ndarray:
     """The model without people: one direction for all, by ridge logistic regression. Scores float32[I].
 
-    It uses the same coordinates (the widest of `config.dims`), ridge and lapse as `fit_basis`: the baseline that
-    personal coefficients have to beat.
+    It uses the same coordinates (the widest of `config.dims`), ridge and lapse as `fit_basis`: the baseline
+    that personal coefficients have to beat.
     """
     _check(prefs, embeddings)
     used = np.unique(np.concatenate([prefs.chosen, prefs.rejected]))
     reference, prompts = np.asarray(embeddings)[used], prefs.item_prompt[used]
-    reduction = whitened_components(reference, prompts, max(_as_tuple(config.dims)))
+    reduction = whitened_components(reference, prompts, max(_as_tuple(config.dims)), config.whitening)
     problem = _Problem.build(prefs, used, reduction, prompts)
     items, local = problem.items, problem.prefs
     delta = items[local.chosen] - items[local.rejected]
@@ -168,7 +172,9 @@ class _Problem:
     prefs: Preferences
 
     @classmethod
-    def build(cls, prefs: Preferences, used: np.ndarray, reduction: Reduction, prompts: np.ndarray) -> "_Problem":
+    def build(
+        cls, prefs: Preferences, used: np.ndarray, reduction: Reduction, prompts: np.ndarray
+    ) -> "_Problem":
         table = np.full(prefs.num_items, -1, np.int32)
         table[used] = np.arange(len(used))
         local = dataclasses.replace(prefs, chosen=table[prefs.chosen], rejected=table[prefs.rejected])
@@ -216,7 +222,7 @@ def run_rounds(
 def _next_round(
     state: joint.State, answers: np.ndarray, items: np.ndarray, prompts: np.ndarray, shrinkage: float
 ) -> joint.State:
-    """Canonical gauge, then μ, Σ by empirical Bayes in it, then the gauge of these. K × K algebra, in float64."""
+    """Canonical gauge, then μ, Σ by empirical Bayes in it, then the gauge of these; in float64."""
     present = (answers > 0).astype(np.float64)
     host = joint.State(*(np.asarray(part, np.float64) for part in state))
     for amount in (0.0, shrinkage):
@@ -241,25 +247,26 @@ def choose_size(
 ) -> tuple[Candidate, ...]:
     """Try widths at the largest K, then every K at the width chosen; empty when there is nothing to choose.
 
-    The smallest setting whose loss exceeds the best one's by at most one standard error is chosen; the error is
-    that of the paired difference over people.
+    The smallest setting whose loss exceeds the best one's by at most one standard error is chosen; the
+    error is that of the paired difference over people.
     """
     if len(sizes) == 1 and len(widths) == 1:
         return ()
     people = np.flatnonzero(np.bincount(problem.prefs.user_index, minlength=problem.prefs.num_users) > 1)
     if len(people) < 10:
         raise UserError(
-            f"{problem.prefs.source}: {len(people)} people with two comparisons are too few to choose num_basis and "
-            "dims from lists (10 at least); give one number for each"
+            f"{problem.prefs.source}: {len(people)} people with two comparisons are too few to choose "
+            "num_basis and dims from lists (10 at least); give one number for each"
         )
     shuffled = np.random.default_rng(config.seed).permutation(people)
     left_out = np.sort(shuffled[: max(2, round(config.held_out * len(people)))])
     losses: dict[tuple[int, int], np.ndarray] = {}
     for width in widths:
-        size = max(k for k in sizes if k <= width) if any(k <= width for k in sizes) else None
-        if size is not None:
+        fitting = [size for size in sizes if size <= width]
+        if fitting:
+            size = fitting[-1]
             losses[size, width] = held_out_loss(problem, left_out, size, width, config)
-    width = _one_standard_error({key: loss for key, loss in losses.items()}, by=1)[1]
+    width = _one_standard_error(losses, by=1)[1]
     for size in sizes:
         if size <= width and (size, width) not in losses:
             losses[size, width] = held_out_loss(problem, left_out, size, width, config)
@@ -326,11 +333,13 @@ def _check(prefs: Preferences, embeddings: np.ndarray) -> None:
         )
     if len(np.unique(prefs.user_index)) < 2:
         raise UserError(
-            f"{prefs.source}: comparisons of {len(np.unique(prefs.user_index))} person(s); a population needs at "
-            "least two user_id values"
+            f"{prefs.source}: comparisons of {len(np.unique(prefs.user_index))} person(s); a population "
+            "needs at least two user_id values"
         )
     if not np.any(prefs.outcome != 0.5):
-        raise UserError(f"{prefs.source}: all {prefs.num_comparisons} comparisons are ties; nothing can be learned")
+        raise UserError(
+            f"{prefs.source}: all {prefs.num_comparisons} comparisons are ties; nothing can be learned"
+        )
 
 
 def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

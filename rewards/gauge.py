@@ -4,8 +4,8 @@
 norm means nothing until both are fixed. Canonical:
     1. centring: every prompt's mean over the reference items is 0,
     2. whitening: Cov over the reference items is I,
-    3. rotation: axis 0 is the direction of μ (so μ = (‖μ‖, 0, …)); axes 1.. are the principal axes of Σ in its
-       orthogonal complement, by falling variance,
+    3. rotation: axis 0 is the direction of μ (so μ = (‖μ‖, 0, …)); axes 1.. are the principal axes of Σ
+       in its orthogonal complement, by falling variance,
     4. signs: μ_0 ≥ 0; on every other axis the reference item of largest |φ| is positive.
 With φ′ = B φ the coefficients become B⁻ᵀ w, covariances B⁻ᵀ Σ B⁻¹ and precisions B H Bᵀ.
 
@@ -84,9 +84,9 @@ def _parts(raw, mean, cov, item_prompt) -> tuple[np.ndarray, np.ndarray, np.ndar
 def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray | None = None) -> np.ndarray:
     """φ(x, y), float32[I, K]: the only way a basis is read.
 
-    φ = scale · signs ⊙ (rotation · whitening · (headᵀ e − c)). The shift c is the mean of the item's prompt over
-    the items given when `item_prompt` is given, else the stored mean, and then a row depends on no other row.
-    Both give the same differences within a prompt.
+    φ = scale · signs ⊙ (rotation · whitening · (headᵀ e − c)). The shift c is the mean of the item's prompt
+    over the items given when `item_prompt` is given, else the stored mean, and then a row depends on no
+    other row. Both give the same differences within a prompt.
 
     Raises:
       UserError: embeddings of another width than the basis was fitted on, or not finite.
@@ -99,7 +99,9 @@ def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray
         )
     if not np.isfinite(embeddings).all():
         bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-        raise UserError(f"embeddings: item {bad} holds a value that is not finite; check its text or features")
+        raise UserError(
+            f"embeddings: item {bad} holds a value that is not finite; check its text or features"
+        )
     raw = embeddings.astype(np.float64) @ basis.head.astype(np.float64)
     shifted = raw - basis.gauge.mean if item_prompt is None else centre(raw, item_prompt)
     return (shifted @ matrix(basis.gauge).T).astype(np.float32)

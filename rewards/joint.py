@@ -54,7 +54,10 @@ class State(NamedTuple):
 
 
 def expected_loss(
-    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: Float[Array, ""]
+    margin_mean: Float[Array, " N"],
+    margin_var: Float[Array, " N"],
+    outcome: Float[Array, " N"],
+    lapse: Float[Array, ""],
 ) -> Float[Array, " N"]:
     """E[−log P(y | s)] over s ~ N(mean, var), by Gauss–Hermite quadrature."""
     # sqrt has no gradient at 0, where the first round starts.
@@ -64,9 +67,12 @@ def expected_loss(
 
 @jax.jit
 def predictive_loss(
-    margin_mean: Float[Array, " N"], margin_var: Float[Array, " N"], outcome: Float[Array, " N"], lapse: Float[Array, ""]
+    margin_mean: Float[Array, " N"],
+    margin_var: Float[Array, " N"],
+    outcome: Float[Array, " N"],
+    lapse: Float[Array, ""],
 ) -> Float[Array, " N"]:
-    """−y log E[P(s)] − (1 − y) log E[P(−s)] over s ~ N(mean, var): the loss of a prediction with its doubt."""
+    """−y log E[P(s)] − (1 − y) log E[P(−s)] over s ~ N(mean, var): loss of a doubtful prediction."""
     margins = margin_mean[:, None] + jnp.sqrt(jnp.maximum(margin_var, 0.0))[:, None] * NODES
     log_p = jax.nn.logsumexp(likelihood.log_probability(margins, lapse), axis=1, b=NODE_WEIGHTS)
     log_q = jax.nn.logsumexp(likelihood.log_probability(-margins, lapse), axis=1, b=NODE_WEIGHTS)
@@ -140,9 +146,9 @@ def initial_state(
     """Start: the pooled direction θ, then the main directions in which people deviate from it.
 
     One scoring step from θ gives every person's deviation, the label-weighted mean of their residuals in the
-    metric of the pooled Hessian, δ_u ≈ H̄⁻¹ Σ_n a_n (y_n − P(s_n)) Δx_n / n_u; its right singular vectors, people
-    weighted by √n_u, are the directions. With K = 1 there is no room for both: then the SVD is of θ + δ_u,
-    uncentred, so that a population of opposite tastes still finds its axis.
+    metric of the pooled Hessian, δ_u ≈ H̄⁻¹ Σ_n a_n (y_n − P(s_n)) Δx_n / n_u; its right singular vectors,
+    people weighted by √n_u, are the directions. With K = 1 there is no room for both: then the SVD is of θ
+    + δ_u, uncentred, so that a population of opposite tastes still finds its axis.
     """
     items, user = np.asarray(data.items, np.float64), np.asarray(data.user)
     delta = items[np.asarray(data.chosen)] - items[np.asarray(data.rejected)]

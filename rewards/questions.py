@@ -17,8 +17,9 @@ from rewards import likelihood
 from rewards.errors import UserError
 from rewards.types import UserPosterior
 
-# The trapezoid rule on ±6 standard deviations: exponentially accurate for a smooth integrand, and evenly dense.
-# Gauss–Hermite nodes spread too far to see h(P(s)), which is a bump of width 2, once the margin's deviation is 10.
+# The trapezoid rule on ±6 standard deviations: exponentially accurate for a smooth integrand, and evenly
+# dense. Gauss–Hermite nodes spread too far to see h(P(s)), which is a bump of width 2, once the margin's
+# deviation is 10.
 NODES = np.linspace(-6.0, 6.0, 97, dtype=np.float32)
 NODE_WEIGHTS = np.exp(-0.5 * NODES**2) / np.sum(np.exp(-0.5 * NODES**2))
 
@@ -32,7 +33,7 @@ def information_gain(
     candidates: Float[ArrayLike, "M K"],
     lapse: Float[ArrayLike, ""] = 0.0,
 ) -> Float[Array, " M"]:
-    """Expected information about w in the answer to each candidate, in nats; between 0 and log 2. Traceable."""
+    """Expected information about w in the answer to each candidate, nats in [0, log 2]. Traceable."""
     margin_mean = candidates @ coef_mean
     margin_var = jnp.maximum(jnp.sum((candidates @ coef_cov) * candidates, axis=1), 0.0)
     margins = margin_mean[:, None] + jnp.sqrt(margin_var)[:, None] * NODES
@@ -86,9 +87,7 @@ def choose(
     return int(index), np.asarray(gains)[: len(candidates)]
 
 
-def choose_random(
-    key: Key[Array, ""], candidates: np.ndarray, *, allowed: np.ndarray | None = None
-) -> int:
+def choose_random(key: Key[Array, ""], candidates: np.ndarray, *, allowed: np.ndarray | None = None) -> int:
     """A uniformly random allowed candidate: the baseline for `choose`."""
     _, allowed = _checked(candidates, allowed)
     options = np.flatnonzero(allowed)
@@ -100,6 +99,6 @@ def _checked(candidates: np.ndarray, allowed: np.ndarray | None) -> tuple[np.nda
     mask = np.ones(len(candidates), bool) if allowed is None else np.asarray(allowed, bool)
     if not mask.any():
         raise UserError(
-            f"questions: nothing left to ask ({len(candidates)} candidates, all used); add more pairs of items"
+            f"questions: nothing left to ask ({len(candidates)} candidates, all used); add pairs of items"
         )
     return candidates, mask

@@ -1,6 +1,7 @@
 """Users on disk: users/NAME.json, one record a person.
 
-A record holds the hash of the basis its numbers belong to, the posterior, and the answers, which are only ever
+A record holds the hash of the basis its numbers belong to, the posterior, and the answers, which are only
+ever
 appended. The posterior follows from the answers and the prior, so it can be recomputed and checked; `forget`
 erases the file.
 """
@@ -55,7 +56,12 @@ class UserRecord:
 
 
 def make_answer(
-    prompt: Prompt, chosen: str, rejected: str, outcome: float, delta_features: np.ndarray, time: str | None = None
+    prompt: Prompt,
+    chosen: str,
+    rejected: str,
+    outcome: float,
+    delta_features: np.ndarray,
+    time: str | None = None,
 ) -> Answer:
     """An answer given now, or at `time`."""
     time = time or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -99,10 +105,12 @@ def load(directory: str | Path, user_id: str, run: RewardRun) -> UserRecord:
         raise UserError(f"{path}: no record of user {user_id!r}; create one with `chorus users ask`")
     record = _parse(path, files.read_json(path))
     if record.user_id != user_id:
-        raise UserError(f"{path}: belongs to user {record.user_id!r}, not {user_id!r}; restore the file's name")
+        raise UserError(
+            f"{path}: belongs to user {record.user_id!r}, not {user_id!r}; restore the file's name"
+        )
     if record.basis != run.hash:
         raise UserError(
-            f"{path}: coefficients of basis {record.basis[:12]}…, but {run.directory} is basis {run.hash[:12]}…; "
+            f"{path}: coefficients of basis {record.basis[:12]}…, but {run.directory} is {run.hash[:12]}…; "
             "use the reward run they were made with, or forget the user and ask again"
         )
     _check_widths(path, record, len(run.prior.mean))
@@ -149,9 +157,9 @@ def to_json(record: UserRecord) -> dict[str, Any]:
         "coef_precision": np.asarray(record.posterior.coef_precision, np.float64).tolist(),
         "answers": [
             {
-                "prompt": answer.prompt if isinstance(answer.prompt, str) else [
-                    {"role": role, "content": content} for role, content in answer.prompt
-                ],
+                "prompt": answer.prompt
+                if isinstance(answer.prompt, str)
+                else [{"role": role, "content": content} for role, content in answer.prompt],
                 "chosen": answer.chosen,
                 "rejected": answer.rejected,
                 "outcome": answer.outcome,
@@ -183,8 +191,8 @@ def _parse(path: Path, value: Any) -> UserRecord:
         raise UserError(f"{path}: coef_mean and coef_precision must be numbers; restore the record") from None
     if mean.ndim != 1 or precision.shape != (len(mean),) * 2 or not np.isfinite(precision.sum() + mean.sum()):
         raise UserError(
-            f"{path}: coef_mean{list(mean.shape)} and coef_precision{list(precision.shape)} must be finite, K and "
-            "K × K; restore the record"
+            f"{path}: coef_mean{list(mean.shape)} and coef_precision{list(precision.shape)} must be finite, "
+            "K and K × K; restore the record"
         )
     return UserRecord(value["user_id"], value["basis"], UserPosterior(mean, precision, len(answers)), answers)
 
@@ -204,9 +212,13 @@ def _parse_answer(path: Path, index: int, value: Any) -> Answer:
         raise UserError(f"{path}: {place}.outcome is {value['outcome']!r}; use 1, 0.5 (tie) or 0")
     delta = value["delta_features"]
     if not (isinstance(delta, list) and all(_is_number(entry) for entry in delta)):
-        raise UserError(f"{path}: {place}.delta_features must be a list of finite numbers; restore the record")
+        raise UserError(
+            f"{path}: {place}.delta_features must be a list of finite numbers; restore the record"
+        )
     outcome = float(value["outcome"])
-    return Answer(prompt, value["chosen"], value["rejected"], outcome, tuple(map(float, delta)), value["time"])
+    return Answer(
+        prompt, value["chosen"], value["rejected"], outcome, tuple(map(float, delta)), value["time"]
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -215,7 +227,9 @@ def _is_number(value: Any) -> bool:
 
 def _check_keys(path: Path, place: str, value: Any, keys: tuple[str, ...]) -> None:
     if not isinstance(value, dict):
-        raise UserError(f"{path}: {place} must be a JSON object, found {type(value).__name__}; restore the record")
+        raise UserError(
+            f"{path}: {place} must be a JSON object, found {type(value).__name__}; restore the record"
+        )
     for key in sorted(set(keys) ^ set(value)):
         problem = "is missing" if key in keys else "is unknown"
         raise UserError(f"{path}: {place}: key {key!r} {problem}; restore the record")
@@ -225,4 +239,6 @@ def _check_widths(path: Path, record: UserRecord, num_basis: int) -> None:
     widths = [len(record.posterior.coef_mean)] + [len(answer.delta_features) for answer in record.answers]
     if set(widths) != {num_basis}:
         wrong = next(width for width in widths if width != num_basis)
-        raise UserError(f"{path}: {wrong} coefficients or features, the basis has {num_basis}; restore the record")
+        raise UserError(
+            f"{path}: {wrong} coefficients or features, the basis has {num_basis}; restore the record"
+        )

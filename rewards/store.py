@@ -1,7 +1,8 @@
 """A reward run on disk: basis.safetensors (numbers) and basis.json (everything else, and the hashes).
 
-Loading is strict. Every tensor must be there with its shape and type, nothing else may be, and the bytes must be
-those that were written; a basis that is nearly the right one would give plausible, wrong coefficients.
+Loading is strict. Every tensor must be there with its shape and type, nothing else may be, and the bytes
+must be those that were written; a basis that is nearly the right one would give plausible, wrong
+coefficients.
 """
 
 import dataclasses
@@ -20,12 +21,14 @@ from rewards.types import Gauge, GroupPrior, RewardBasis
 FORMAT = "chorus-reward-basis-1"
 TENSORS = "basis.safetensors"
 RECORD = "basis.json"
+KEYS = {"format", "basis_hash", "num_basis", "embedding_width", "gauge", "encoder", "extra"}
+KEYS |= {"tensors_sha256", "record_sha256"}
 GAUGE_TENSORS = ("mean", "whitening", "rotation", "signs")
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardRun:
-    """A stored basis with its population; `hash` is what user records refer to, `extra` what the fit reported."""
+    """A stored basis with its population; user records refer to `hash`; `extra` is what the fit reported."""
 
     basis: RewardBasis
     prior: GroupPrior
@@ -35,7 +38,7 @@ class RewardRun:
 
 
 def basis_hash(basis: RewardBasis) -> str:
-    """sha256 over the head, the gauge record and the encoder settings: what gives coefficients their meaning."""
+    """sha256 over head, gauge record and encoder settings: what gives coefficients their meaning."""
     digest = hashlib.sha256()
     for name, array in sorted(_basis_tensors(basis).items()):
         digest.update(f"{name} {array.shape}\n".encode())
@@ -75,7 +78,8 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     """Read a run written by `save_reward_run`.
 
     Raises:
-      UserError: naming the file and the tensor or key: missing, extra, of another shape or type, or changed bytes.
+      UserError: naming the file and the tensor or key: missing, extra, of another shape or type, or changed
+      bytes.
     """
     directory = Path(directory)
     path, record_path = directory / TENSORS, directory / RECORD
@@ -84,7 +88,9 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     record = _read_record(record_path)
     tensors = _read_tensors(path, record["embedding_width"], record["num_basis"])
     if files.sha256_file(path) != record["tensors_sha256"]:
-        raise UserError(f"{path}: its bytes differ from those written (sha256 in {RECORD}); restore or refit the run")
+        raise UserError(
+            f"{path}: its bytes differ from those written (sha256 in {RECORD}); restore or refit the run"
+        )
     settings = record["gauge"]
     gauge = Gauge(
         centring=settings["centring"],
@@ -102,18 +108,20 @@ def load_reward_run(directory: str | Path) -> RewardRun:
 
 def _read_record(path: Path) -> dict[str, Any]:
     record = files.read_json(path)
-    keys = {"format", "basis_hash", "tensors_sha256", "num_basis", "embedding_width", "gauge", "encoder", "extra"}
-    keys |= {"record_sha256"}
     if not isinstance(record, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}; restore or refit the run")
-    for key in sorted(keys ^ set(record)):
-        problem = "is missing" if key in keys else "is not part of a reward run"
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(record).__name__}; restore or refit the run"
+        )
+    for key in sorted(KEYS ^ set(record)):
+        problem = "is missing" if key in KEYS else "is not part of a reward run"
         raise UserError(f"{path}: key {key!r} {problem}; restore or refit the run")
     if record["format"] != FORMAT:
         raise UserError(f"{path}: format {record['format']!r}, this version reads {FORMAT!r}; refit the run")
     body = {key: value for key, value in record.items() if key != "record_sha256"}
     if files.sha256_json(body) != record["record_sha256"]:
-        raise UserError(f"{path}: its content differs from what was written (sha256); restore or refit the run")
+        raise UserError(
+            f"{path}: its content differs from what was written (sha256); restore or refit the run"
+        )
     return record
 
 
@@ -132,7 +140,9 @@ def _read_tensors(path: Path, width: int, num_basis: int) -> dict[str, np.ndarra
     try:
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); restore or refit the run") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); restore or refit the run"
+        ) from None
     for name in sorted(set(expected) ^ set(tensors)):
         problem = "is missing" if name in expected else "is not part of a reward run"
         raise UserError(f"{path}: tensor {name!r} {problem}; restore or refit the run")
@@ -140,8 +150,8 @@ def _read_tensors(path: Path, width: int, num_basis: int) -> dict[str, np.ndarra
         found = tensors[name]
         if found.shape != shape or found.dtype != np.float32:
             raise UserError(
-                f"{path}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected float32{list(shape)}; "
-                "restore or refit the run"
+                f"{path}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected "
+                f"float32{list(shape)}; restore or refit the run"
             )
     return tensors
 

@@ -5,8 +5,8 @@
 and w | answers ≈ N(ŵ, H⁻¹). I(s) is the Fisher information of one answer; without a lapse it is σ′(s).
 Without answers this is exactly the prior.
 
-Answers are padded to a few lengths (`BUCKETS`, then powers of four), so a new person or another answer reuses a
-compiled program: `laplace._cache_size()` counts them.
+Answers are padded to a few lengths (`BUCKETS`, then powers of four), so a new person or another answer
+reuses a compiled program: `laplace._cache_size()` counts them.
 
 Letters in shapes: n answers (padded), K basis outputs, U users, N answers of all users.
 """

@@ -148,7 +148,9 @@ def pair_losses(
     return diagnostics["train/loss/pair"], diagnostics
 
 
-def supervised_target(static: Static, rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None) -> jax.Array:
+def supervised_target(
+    static: Static, rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None
+) -> jax.Array:
     """Distribution p[B, C] that the supervised term pulls a row's completions towards.
 
     soft, regression: softmax_c(log π_ref + target/β), the optimum restricted to the row. Others: the share of the

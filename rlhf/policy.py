@@ -98,7 +98,11 @@ def lower_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows)
 
 
 def token_logprobs(
-    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, z: jax.Array | None, hidden: jax.Array | None = None
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    z: jax.Array | None,
+    hidden: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
 
@@ -131,7 +135,11 @@ def completion_sums(values: jax.Array, rows: PackedRows) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def sequence_logprobs(
-    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, z: jax.Array | None, hidden: jax.Array | None = None
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    z: jax.Array | None,
+    hidden: jax.Array | None = None,
 ) -> jax.Array:
     """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
     return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)
@@ -168,7 +176,13 @@ def chunk_of(rows: PackedRows, start: int, size: int) -> PackedRows:
 
 
 def all_logprobs(
-    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, hidden: Any, *, z: Any = None, chunk: int = 8
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    hidden: Any,
+    *,
+    z: Any = None,
+    chunk: int = 8,
 ) -> Any:
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
     parts = []

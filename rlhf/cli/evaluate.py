@@ -11,7 +11,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "evaluate",
         "does each person get answers that suit them: people by people matrix, controls, report.html",
-        "chorus evaluate configs/electricity_evaluate.yaml policy=runs/dpo",
+        "chorus evaluate configs/electricity/evaluate.yaml policy=runs/electricity/policy",
         run,
         show_values,
     )

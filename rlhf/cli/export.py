@@ -12,7 +12,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "export",
         "write a policy as a Hugging Face directory: the aggregate policy, or one person's, merged",
-        "chorus export --policy runs/dpo --user e017 --output exported",
+        "chorus export --policy runs/electricity/policy --user e001 --output exported",
         run,
         lambda result: print(result["path"]),
     )

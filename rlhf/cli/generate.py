@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "generate",
         "answer prompts with a policy, for any person, or with a plain model",
-        'chorus generate --policy runs/dpo --user e017 --prompt "Which contract?" --greedy',
+        'chorus generate --policy runs/electricity/policy --user e001 --prompt "Which contract?" --greedy',
         run,
         show,
     )

@@ -12,7 +12,7 @@ def add_parser(subparsers: Any) -> None:
         group,
         "fit",
         "fit basis, population and people from preferences",
-        "chorus rewards fit configs/electricity_rewards.yaml fit.num_basis=4",
+        "chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4",
         run_fit,
         show_values,
     )
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         group,
         "evaluate",
         "replay held-out people's answers: accuracy after 0, 1, 2, ... questions, with controls",
-        "chorus rewards evaluate configs/electricity_rewards.yaml",
+        "chorus rewards evaluate configs/electricity/rewards.yaml",
         run_evaluate,
         show_values,
     )

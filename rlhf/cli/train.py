@@ -12,7 +12,7 @@ def add_parser(subparsers: Any) -> None:
         group,
         "sft",
         "supervised start: learn the completions of the data",
-        "chorus train sft configs/electricity_sft.yaml train.steps=50",
+        "chorus train sft configs/electricity/sft.yaml train.steps=50",
         run_sft,
         show_values,
     )
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         group,
         "dpo",
         "one policy conditioned on people's coefficients, or a plain DPO-family policy",
-        "chorus train dpo configs/electricity_dpo.yaml rewards=runs/rewards",
+        "chorus train dpo configs/electricity/dpo.yaml rewards=runs/electricity/rewards",
         run_dpo,
         show_values,
     )

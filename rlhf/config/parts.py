@@ -24,7 +24,8 @@ DType = Literal["float32", "bfloat16"]
 class DataConfig:
     path: str = Field(
         min_length=1,
-        description="A .jsonl[.gz] or .parquet file, a shipped set (electricity, train-trips), hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
+        description="A .jsonl[.gz] or .parquet file, a shipped set (electricity, train-trips), "
+        "hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
     )
     split: str = Field(
         "train", min_length=1, description="Split to read; a local file has only train (all of it)."
@@ -149,7 +150,10 @@ class TrainConfig:
         1, ge=1, description="Forward passes whose gradients make one optimiser step."
     )
     row_length: int = Field(
-        512, ge=8, description="Tokens in a packed row; an example that does not fit is an error."
+        512,
+        ge=8,
+        description="Tokens in a packed row of sft; a longer example is an error. "
+        "A dpo row is as long as its tree.",
     )
     log_every: int = Field(10, ge=1, description="Steps between metric lines.")
     checkpoint_every: int = Field(
@@ -174,11 +178,6 @@ class LossConfig:
         0.0, ge=0, lt=0.5, description="Assumed share of flipped labels (observed, cdpo); 0 means none."
     )
     simpo_gamma: float = Field(0.5, ge=0, description="Target margin γ in reward units (simpo only).")
-    nll_coef: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of −Σ p log π over a row's completions; keeps probability on them, 0: none.",
-    )
     length_normalise: bool = Field(
         False, description="Divide log-probs by the completion's length; simpo always does."
     )

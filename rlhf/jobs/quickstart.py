@@ -89,7 +89,7 @@ def _say(number: str, text: str) -> None:
 def _check_data() -> Preferences:
     prefs = read_preferences(str(stated_choice.fetch("electricity")))
     facts, leaked = check.describe(prefs), leak.leak_check(prefs)
-    agreement = facts["agreement"]["share"] if facts.get("agreement") else float("nan")
+    agreement = facts["agreement"]["rate"]
     print(
         f"      {prefs.num_comparisons} comparisons by {prefs.num_users} people over {prefs.num_items} contracts; "
         f"two people agree on a pair {agreement:.0%} of the time"

@@ -1,6 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -102,7 +103,7 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
     """What every policy.json says of the model underneath."""
     return {
         "kind": kind,
-        "base": base.name if policy_store.is_run(base.name) else str(base.directory),
+        "base": str(Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory),
         "base_fingerprint": base.fingerprint,
         "adapter_layers": config.model.adapter_layers,
         "dtype": config.model.dtype,

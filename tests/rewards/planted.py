@@ -9,7 +9,7 @@ from rewards.types import Preferences
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """`prefs` with `item_features` as embeddings; directions[E, K] orthonormal, coef[U, K] and the best accuracy."""
+    """`prefs` with embeddings in `item_features`; orthonormal directions[E, K], coef[U, K]; best accuracy."""
 
     prefs: Preferences
     directions: np.ndarray
@@ -36,6 +36,12 @@ def planted(
     embeddings = rng.normal(size=(num_items, width)).astype(np.float32)
     user = np.repeat(np.arange(num_users), pairs)
     return _answered(rng, embeddings, directions, coef, user)
+
+
+def with_coefficients(world: Planted, coef: np.ndarray) -> Planted:
+    """The same items and people with other coefficients, coef[U, K], and new answers."""
+    rng = np.random.default_rng(7)
+    return _answered(rng, world.prefs.item_features, world.directions, coef, world.prefs.user_index)
 
 
 def _answered(rng, embeddings, directions, coef, user) -> Planted:

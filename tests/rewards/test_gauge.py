@@ -11,7 +11,7 @@ from rewards.types import GroupPrior
 
 def raw_fit(seed, num_prompts=3):
     rng = np.random.default_rng(seed)
-    embeddings = rng.normal(size=(60, 20)).astype(np.float32) @ np.diag(np.linspace(0.2, 2, 20)).astype(np.float32)
+    embeddings = (rng.normal(size=(60, 20)) * np.linspace(0.2, 2, 20)).astype(np.float32)
     item_prompt = np.repeat(np.arange(num_prompts), 60 // num_prompts)
     embeddings += 3 * rng.normal(size=(num_prompts, 20)).astype(np.float32)[item_prompt]
     factor = rng.normal(size=(4, 4))
@@ -40,7 +40,8 @@ def test_any_invertible_change_of_basis_changes_nothing(seed):
         delta = phi[first] - phi[second]
         posterior = users.posterior(canonical, delta[:8], outcome)
         index, gains = questions.choose(posterior, delta[8:])
-        seen.append((phi, canonical, delta @ posterior.coef_mean, index, gains, standardise(canonical, posterior.coef_mean)))
+        z = standardise(canonical, posterior.coef_mean)
+        seen.append((phi, canonical, delta @ posterior.coef_mean, index, gains, z))
     (phi, canonical, margin, index, gains, z), other = seen
     np.testing.assert_allclose(phi, other[0], atol=1e-4)
     np.testing.assert_allclose(canonical.mean, other[1].mean, atol=1e-4)

@@ -42,7 +42,8 @@ def test_score_is_the_derivative(lapse):
 def test_fisher_information_is_the_expected_squared_score(lapse):
     margin = jnp.linspace(-5, 5, 11)
     p = lapse / 2 + (1 - lapse) * expit(np.asarray(margin))
-    squared = p * likelihood.score(margin, 1.0, lapse) ** 2 + (1 - p) * likelihood.score(margin, 0.0, lapse) ** 2
+    yes, no = (likelihood.score(margin, outcome, lapse) for outcome in (1.0, 0.0))
+    squared = p * yes**2 + (1 - p) * no**2
     np.testing.assert_allclose(likelihood.fisher_information(margin, lapse), squared, rtol=1e-4)
 
 

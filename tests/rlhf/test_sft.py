@@ -75,27 +75,12 @@ def test_loss_and_gradient_by_hand(policy, part):
 
 def test_packing_and_accumulation_change_nothing(policy):
     """Micro-batches hold unequal numbers of tokens; the mean is over all of the batch's."""
-    whole, metrics = run(policy, make_batch(64, 1))
-    for row_length, accumulation in ((10, 2), (24, 3)):
-        state, other = run(policy, make_batch(row_length, accumulation))
-        np.testing.assert_allclose(other["train/loss/total"], metrics["train/loss/total"], rtol=1e-5)
-        np.testing.assert_allclose(other["train/grad_norm"], metrics["train/grad_norm"], rtol=1e-4)
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-def test_the_examples_are_learned_in_bfloat16():
-    policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype="bfloat16"), AdapterSpec(4, 4.0))
-    hyper, static = (
-        steps.make_hyper(learning_rate=0.03, weight_decay=0.0),
-        sft.Static(policy.graphdef, optim.Schedule("constant")),
-    )
-    state = optim.init_state({"lora": jax.tree.map(jnp.array, policy.params.lora)}, hyper, jax.random.key(0))
-    batch, losses = make_batch(64, 1), []
-    for _ in range(60):
-        state, metrics = sft.step(state, batch, policy.params, hyper, static=static)
-        losses.append(float(metrics["train/loss/total"]))
-    assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
+    whole, metrics = run(policy, make_batch(24, 1))
+    state, other = run(policy, make_batch(10, 2))
+    np.testing.assert_allclose(other["train/loss/total"], metrics["train/loss/total"], rtol=1e-5)
+    np.testing.assert_allclose(other["train/grad_norm"], metrics["train/grad_norm"], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_bfloat16_full_training_follows_float32():

@@ -1,0 +1,62 @@
+"""Write docs/configuration.md from the schemas in rlhf/config/schema.py:  python scripts/config_page.py"""
+
+import inspect
+import re
+from pathlib import Path
+
+import yaml
+
+from rewards.files import write_text
+from rlhf.config.describe import KINDS, Entry, describe, schema_of
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+<!-- Written by scripts/config_page.py from rlhf/config/schema.py; change it there. -->
+
+A run is one YAML file and any number of `key.sub=value` overrides, whose values are YAML too:
+
+```sh
+chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4 'evaluation.counts=[0, 3, 10]'
+```
+
+Nothing is accepted that is not listed here: a misspelt key at any depth is an error that names the nearest
+right one, its file and line. Types are strict: `"5"` is no integer, `true` no number. **required** marks
+values that have no sensible default. A mapping given as an override replaces the whole section. The resolved
+configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in. The
+same list on the console: `chorus config describe rewards|sft|dpo|evaluate`.
+"""
+COMMANDS = {
+    "rewards": "`chorus rewards fit`, `chorus rewards evaluate`",
+    "sft": "`chorus train sft`",
+    "dpo": "`chorus train dpo`",
+    "evaluate": "`chorus evaluate`",
+}
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD]
+    for kind in KINDS:
+        summary = (inspect.getdoc(schema_of(kind)) or "").split(": ", 1)[-1]
+        parts.append(f"## {COMMANDS[kind]}\n\n{summary[:1].upper()}{summary[1:]}\n")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        parts.append("\n".join(_line(entry) for entry in describe(schema_of(kind))) + "\n")
+    return "\n".join(parts)
+
+
+def _line(entry: Entry) -> str:
+    limits = f", {entry.limits}" if entry.limits else ""
+    doc = entry.doc[:1].upper() + entry.doc[1:] if re.match(r"[a-z]\w* [a-z]", entry.doc) else entry.doc
+    cells = (f"`{entry.key}`", f"{entry.type}{limits}", _default(entry), doc)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(entry: Entry) -> str:
+    if entry.required:
+        return "**required**"
+    return f"`{yaml.safe_dump(entry.default, default_flow_style=True).splitlines()[0]}`"
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
