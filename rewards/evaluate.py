@@ -153,7 +153,7 @@ def swap(
 ) -> Swap:
     """Score everybody with somebody else's coefficients after `count` answers.
 
-    The mean over `SWAP_DRAWS` pairings; each is a random cyclic order of the people, so nobody gets their own.
+    The mean over `SWAP_DRAWS` pairings; each is a random cyclic order of people, so nobody gets their own.
     Raises:
       UserError: one person only, or `count` was not replayed.
     """

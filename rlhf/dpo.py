@@ -212,7 +212,7 @@ def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHy
         "train/group_mass": jnp.sum(jnp.where(valid, jnp.exp(summed), 0.0), axis=1),
         "train/completion_tokens": jnp.sum(length * used, axis=1) / jnp.sum(used, axis=1),
     }
-    if static.personal:
+    if target is not None and z is not None:
         metrics["train/reward"] = jnp.sum(q * target, axis=1)
         metrics["train/z_norm"] = jnp.linalg.norm(z, axis=1)
     metrics = {name: jnp.mean(value) for name, value in metrics.items()}

@@ -121,6 +121,12 @@ def test_links_resolve(page):
     assert broken == []
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_configurations_name_pages_that_exist(config):
+    named = set(re.findall(r"docs/[\w/-]+\.md", config.read_text(encoding="utf-8")))
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
 @pytest.mark.parametrize("script", ["config_page", "metrics_page"])
 def test_generated_pages_are_current(script):
     module = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))

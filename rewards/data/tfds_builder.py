@@ -45,7 +45,7 @@ class ChorusPreferences(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version(VERSION)
     # TFDS would work this out with the package importlib_resources, which it needs but does not declare.
-    code_path = Path(__file__)
+    code_path = Path(__file__)  # pyright: ignore[reportAssignmentType]
     BUILDER_CONFIGS = [
         PreferenceConfig(
             name="electricity", description="Choices between electricity contracts, 361 people."

@@ -87,9 +87,8 @@ def _in_words(annotation: Any) -> str:
         return "null"
     if dataclasses.is_dataclass(annotation):
         return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}.get(
-        annotation.__name__, annotation.__name__
-    )
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}
+    return names.get(annotation.__name__, str(annotation.__name__))
 
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}

@@ -160,7 +160,8 @@ def two_people(config: Any, prefs: Preferences, seed: int) -> Pair:
         )
     ]
     worth, reasons = _worth(prefs, rewards, people.coef[chosen], phi, texts)
-    return Pair(tuple(people.user_ids[i] for i in chosen), tuple(texts), worth, reasons)
+    names = (people.user_ids[chosen[0]], people.user_ids[chosen[1]])
+    return Pair(names, (texts[0], texts[1]), worth, reasons)
 
 
 def remember(
@@ -180,7 +181,8 @@ def _worth(
     """What each answer is worth to each person, and which axes make the difference."""
     items = [prefs.item_text.index(text) if text in prefs.item_text else -1 for text in texts]
     if min(items) < 0:
-        return np.full((2, 2), np.nan), ("the answer is no known contract",) * 2
+        unknown = "the answer is no known contract"
+        return np.full((2, 2), np.nan), (unknown, unknown)
     worth = coef @ phi[items].T
     delta = phi[items[0]] - phi[items[1]]
     names = rewards.basis.gauge.names

@@ -152,7 +152,8 @@ def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
 def _key(prompt: Any, first: str, second: str) -> tuple[str, str, str]:
     """Names a pair whichever way round; a chat prompt may be tuples or the lists of a file."""
     messages = prompt if isinstance(prompt, str) else repr([tuple(message) for message in prompt])
-    return (messages, *sorted((first, second)))
+    low, high = sorted((first, second))
+    return messages, low, high
 
 
 def _not_asked(pool: list[dict[str, Any]], record: records.UserRecord, skipped: set[int]) -> np.ndarray:

@@ -79,7 +79,7 @@ class Attention(nnx.Module):
         config, (batch, num_tokens, _) = self.config, x.shape
         shape = (batch, num_tokens, -1, config.head_dim)
         query, key, value = (f(x, context.gate).reshape(shape) for f in (self.q, self.k, self.v))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         rope, mask = context.rope, context.mask
         if context.window_mask is not None:

@@ -1,0 +1,167 @@
+"""Make docs/results/electricity.md and .json: every figure with its seeds, from the shipped configurations.
+
+    python scripts/electricity_results.py rewards --seeds 5     about a minute a seed on 2 cores
+    python scripts/electricity_results.py policy --seeds 3      configs/electricity; see the page for the time
+    python scripts/electricity_results.py write
+
+Reward seeds change who is held out (data.split_seed) and the random orders; policy seeds change initialisation,
+sampled coefficients and data order. Each part adds to the JSON file, so seeds may be run apart.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from rewards.files import write_json, write_text
+from rlhf.config.load import load
+from rlhf.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
+from rlhf.jobs import dpo, evaluate, sft
+from rlhf.jobs import rewards as rewards_job
+
+ROOT = Path(__file__).parents[1]
+STORE = ROOT / "docs" / "results" / "electricity.json"
+PAGE = STORE.with_suffix(".md")
+CONFIGS = ROOT / "configs" / "electricity"
+EXACT = (
+    "kl_to_optimum",
+    "kl_to_optimum_worst_decile",
+    "kl_of_reference_to_optimum",
+    "diagonal_dominance",
+    "own_beats_aggregate",
+    "own_reward",
+    "aggregate_reward",
+    "swapped_reward",
+    "best_reward",
+    "kl_to_reference",
+    "kl_to_aggregate",
+    "valid_mass",
+)
+
+
+def run_rewards(seed: int, runs: Path) -> dict:
+    """Fit and replay with another division of people."""
+    began, overrides = time.perf_counter(), [f"output_dir={runs}/rewards-{seed}", f"data.split_seed={seed}"]
+    config = load(CONFIGS / "rewards.yaml", overrides, RewardsConfig)
+    fitted = rewards_job.fit(config)
+    replay = rewards_job.evaluate_rewards(config)["evaluation"]
+    return {
+        "num_basis": fitted["num_basis"],
+        "pooled": replay["pooled_accuracy"]["mean"],
+        "chosen": {n: value["mean"] for n, value in replay["accuracy"].items()},
+        "random": {n: value["mean"] for n, value in replay["accuracy_random"].items()},
+        "swapped": replay["swap"]["swapped"]["mean"],
+        "own": replay["swap"]["own"]["mean"],
+        "people": replay["people"],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def run_policy(seed: int, runs: Path) -> dict:
+    """Supervised start, policy and evaluation of the full configuration, on the division of the shipped one."""
+    began, root = time.perf_counter(), runs / f"policy-{seed}"
+    rewards_job.fit(load(CONFIGS / "rewards.yaml", [f"output_dir={root}/rewards"], RewardsConfig))
+    seeded = [f"seed={seed}"]
+    sft.run(load(CONFIGS / "sft.yaml", [f"output_dir={root}/sft", *seeded], SFTConfig))
+    links = [f"rewards={root}/rewards", f"model.name={root}/sft", *seeded]
+    dpo.run(load(CONFIGS / "dpo.yaml", [f"output_dir={root}/policy", *links], DPOConfig))
+    places = [f"output_dir={root}/evaluation", f"policy={root}/policy", *links]
+    result = evaluate.run(load(CONFIGS / "evaluate.yaml", places, EvaluateConfig))
+    exact, sampled = result["enumerated"], result["sampled"]
+    return {name: exact[name] for name in EXACT} | {
+        "valid_answers": sampled["valid_answers"],
+        "sampled_dominance": sampled["diagonal_dominance"],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def stored() -> dict:
+    return json.loads(STORE.read_text()) if STORE.is_file() else {"rewards": {}, "policy": {}}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.3f} ± {deviation:.3f}"
+
+
+def write_page(results: dict) -> None:
+    rewards, policy = list(results["rewards"].values()), list(results["policy"].values())
+    lines = [
+        "# Electricity contracts: results",
+        "",
+        "Made by `scripts/electricity_results.py`; numbers are mean ± standard deviation over seeds.",
+        f"{results['made']}; {results['versions']}; {results['machine']}.",
+        "",
+        f"## People never seen ({len(rewards)} divisions of people, {rewards[0]['people']} held out in each)",
+        "",
+        "Accuracy on each person's last three choices (nine pairs), after n of their own recorded answers.",
+        "",
+        "| n | questions chosen by information gain | random questions |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {n} | {spread([r['chosen'][n] for r in rewards])} | {spread([r['random'][n] for r in rewards])} |"
+        for n in rewards[0]["chosen"]
+    ]
+    lines += [
+        "",
+        f"One model for everybody: {spread([r['pooled'] for r in rewards])}. "
+        f"Somebody else's coefficients after ten answers: {spread([r['swapped'] for r in rewards])} "
+        f"(own: {spread([r['own'] for r in rewards])}).",
+        "",
+        "By division of people (`data.split_seed`): n = 0, 3, 10 with chosen questions.",
+        "",
+        "| split_seed | 0 | 3 | 10 | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {seed} | {r['chosen']['0']:.3f} | {r['chosen']['3']:.3f} | {r['chosen']['10']:.3f} | {r['seconds']:.0f} |"
+        for seed, r in results["rewards"].items()
+    ]
+    if policy:
+        lines += [
+            "",
+            f"## The policy, full configuration ({len(policy)} seeds)",
+            "",
+            "`configs/electricity/{rewards,sft,dpo,evaluate}.yaml`, 72 held-out people, ten chosen answers each; exact over",
+            "the 35 contracts unless it says sampled.",
+            "",
+            "| figure | mean ± sd over seeds | " + " | ".join(f"seed {s}" for s in results["policy"]) + " |",
+            "| --- | --- |" + " --- |" * len(policy),
+        ]
+        lines += [
+            f"| `{name}` | {spread([p[name] for p in policy])} | " + " | ".join(f"{p[name]:.3f}" for p in policy) + " |"
+            for name in policy[0]
+        ]
+    write_text(PAGE, "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("rewards", "policy", "write"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    args = parser.parse_args()
+    results = stored()
+    if args.part != "write":
+        for seed in range(args.seeds):
+            if str(seed) not in results[args.part]:
+                run = run_rewards if args.part == "rewards" else run_policy
+                results[args.part][str(seed)] = run(seed, args.runs)
+                results |= {
+                    "made": str(datetime.date.today()),
+                    "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
+                    "machine": "2 CPU cores",
+                }
+                write_json(STORE, results)
+    write_page(results)
+
+
+if __name__ == "__main__":
+    main()
