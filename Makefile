@@ -22,7 +22,7 @@ quickstart: install
 	$(BIN)/chorus quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --cov=rlhf --cov=rewards --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=rlhf --cov=rewards --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -137,7 +137,10 @@ def pair_rows(
             for user, pairs in _pair_groups(prefs, observed, None if size is None else 2)
         ]
     packed = pack(
-        [[Sequences(prompts[prefs.item_prompt[items[0]]], tuple(encoded[i] for i in items))] for _, items, _ in groups]
+        [
+            [Sequences(prompts[prefs.item_prompt[items[0]]], tuple(encoded[i] for i in items))]
+            for _, items, _ in groups
+        ]
     )
     num_completions = packed.member.shape[1]
     num_pairs = max(len(pairs) if pairs else len(items) * (len(items) - 1) // 2 for _, items, pairs in groups)
@@ -182,4 +185,6 @@ def batch_rows(seed: int, step: int, num_rows: int, batch: int) -> np.ndarray:
 
 def microbatches(rows: Any, index: np.ndarray, accumulation: int):
     """Gather rows `index` of every array and split them: leaves get shape [accumulation, rows, ...]."""
-    return jax.tree.map(lambda a: a[index].reshape(accumulation, len(index) // accumulation, *a.shape[1:]), rows)
+    return jax.tree.map(
+        lambda a: a[index].reshape(accumulation, len(index) // accumulation, *a.shape[1:]), rows
+    )

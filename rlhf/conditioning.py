@@ -99,7 +99,9 @@ class Population(NamedTuple):
     ) -> "Population":
         means = np.stack([p.coef_mean for p in posteriors]) if posteriors else prior.mean[None]
         covs = [np.linalg.inv(p.coef_precision.astype(np.float64)) for p in posteriors]
-        scales = np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
+        scales = (
+            np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
+        )
         return cls(
             Conditioning.from_prior(prior),
             means.astype(np.float32),

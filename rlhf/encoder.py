@@ -32,7 +32,9 @@ def encoder_settings(kind: str, model: str | None, layer: int, pool: str, finger
     return {"kind": kind, "model": model, "layer": layer, "pool": pool, "fingerprint": fingerprint}
 
 
-def prepare(prefs: Preferences, kind: str, model: str | None, layer: int, pool: str) -> tuple[np.ndarray, dict[str, Any]]:
+def prepare(
+    prefs: Preferences, kind: str, model: str | None, layer: int, pool: str
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Embed every item with a new encoder; returns float32[I, D] and the settings to store with the basis.
 
     Raises:
@@ -112,7 +114,9 @@ def _num_layers(layer: int, total: int) -> int:
     """Layers to run for `encoder.layer`: −1 all of them (then the final norm), n the first n."""
     count = layer if layer >= 0 else total + 1 + layer
     if not 0 <= count <= total:
-        raise UserError(f"encoder.layer: {layer} is outside −{total + 1} … {total}; the model has {total} layers")
+        raise UserError(
+            f"encoder.layer: {layer} is outside −{total + 1} … {total}; the model has {total} layers"
+        )
     return count
 
 
@@ -120,7 +124,9 @@ def _embedder(base: policy_store.Base, num_layers: int, pool: str):
     total = base.config.num_layers
     stages = (total,) if num_layers in (0, total) else (num_layers, total - num_layers)
     tree = policy_store.restage(base.tree, base.stages, stages)
-    graphdef, params, _ = policy_store.base_state(dataclasses.replace(base, tree=tree, stages=stages), None, "float32", False)
+    graphdef, params, _ = policy_store.base_state(
+        dataclasses.replace(base, tree=tree, stages=stages), None, "float32", False
+    )
     last = 0 if num_layers == 0 else 1
     return functools.partial(_pooled, graphdef, params, last=last, final_norm=num_layers == total, pool=pool)
 
@@ -141,4 +147,3 @@ def _pooled(
         return jnp.take_along_axis(scored, deepest[:, :, None], axis=1)
     count = jnp.maximum(jnp.sum(rows.member, axis=2), 1)[:, :, None]
     return jnp.einsum("bcn,bnd->bcd", rows.member.astype(jnp.float32), scored) / count
-

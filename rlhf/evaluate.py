@@ -64,7 +64,11 @@ def off_diagonal_mean(matrix: Float[np.ndarray, "u u"]) -> np.ndarray:
 
 
 def summarise_enumerated(
-    answers: Enumerated, phi: Float[np.ndarray, "c k"], coef: Float[np.ndarray, "u k"], shrunk: np.ndarray, beta: float
+    answers: Enumerated,
+    phi: Float[np.ndarray, "c k"],
+    coef: Float[np.ndarray, "u k"],
+    shrunk: np.ndarray,
+    beta: float,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """All exact figures of one prompt, and the U×U matrix.
 
@@ -110,7 +114,10 @@ def summarise_enumerated(
 
 
 def summarise_samples(
-    phi: Float[np.ndarray, "u s k"], texts: list[list[str]], coef: Float[np.ndarray, "u k"], valid: np.ndarray | None
+    phi: Float[np.ndarray, "u s k"],
+    texts: list[list[str]],
+    coef: Float[np.ndarray, "u k"],
+    valid: np.ndarray | None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Figures of freely sampled answers: texts[u][s] was given to person u, with basis rewards phi[u, s].
 

@@ -36,6 +36,8 @@ def ipo(margin: Float[Array, "*n"], dpo_beta: float | Float[Array, ""]) -> Float
     return jnp.square(margin - 1.0 / (2.0 * dpo_beta))
 
 
-def simpo(margin: Float[Array, "*n"], dpo_beta: float | Float[Array, ""], gamma: float | Float[Array, ""]) -> Float[Array, "*n"]:
+def simpo(
+    margin: Float[Array, "*n"], dpo_beta: float | Float[Array, ""], gamma: float | Float[Array, ""]
+) -> Float[Array, "*n"]:
     """−log σ(β·Δ(log π / |y|) − γ), no reference (Meng 2024, arXiv:2405.14734, Eq. 6; γ is the target margin)."""
     return -jax.nn.log_sigmoid(dpo_beta * margin - gamma)

@@ -118,7 +118,9 @@ def _file_hash(path: Path) -> str:
     return sha256_file(path)
 
 
-def base_state(base: Base, spec: AdapterSpec | None, dtype: str, remat: bool) -> tuple[nnx.GraphDef, PolicyParams, Any]:
+def base_state(
+    base: Base, spec: AdapterSpec | None, dtype: str, remat: bool
+) -> tuple[nnx.GraphDef, PolicyParams, Any]:
     """Graph definition, parameters with the base filled in and no adapters, and the adapters' shapes."""
     graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
     state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
@@ -130,11 +132,11 @@ def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) ->
     """Cut the stacks of layers anew."""
     if old == new:
         return tree
-    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(tree["stages"][i] for i in range(len(old))))
+    stacked = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *(tree["stages"][i] for i in range(len(old)))
+    )
     bounds = np.cumsum((0, *new))
-    stages = {
-        i: jax.tree.map(lambda a, i=i: a[bounds[i] : bounds[i + 1]], stacked) for i in range(len(new))
-    }
+    stages = {i: jax.tree.map(lambda a, i=i: a[bounds[i] : bounds[i + 1]], stacked) for i in range(len(new))}
     return {**tree, "stages": stages}
 
 
@@ -150,7 +152,9 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
             arrays = {"kernel": weights["kernel"], **low_rank, **basis}
             return {**weights, "kernel": merged_kernel(arrays, policy.spec, z)}
         return {
-            name: fold(value, low_rank.get(name, {}), basis.get(name, {})) if isinstance(value, dict) else value
+            name: fold(value, low_rank.get(name, {}), basis.get(name, {}))
+            if isinstance(value, dict)
+            else value
             for name, value in weights.items()
         }
 
@@ -167,7 +171,9 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
 
 
-def save_policy(directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: dict[str, Any], *, full: bool) -> None:
+def save_policy(
+    directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: dict[str, Any], *, full: bool
+) -> None:
     """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
     tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
     tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
@@ -194,28 +200,40 @@ def load_policy(run: str | Path, *, dtype: str | None = None) -> Policy:
     """
     directory = Path(run) / "policy"
     if not (directory / POLICY).is_file():
-        reason = "has not finished; run its command again to complete it" if (Path(run) / "config.yaml").is_file() else (
-            "is not a policy run; give the output_dir of chorus train"
+        reason = (
+            "has not finished; run its command again to complete it"
+            if (Path(run) / "config.yaml").is_file()
+            else ("is not a policy run; give the output_dir of chorus train")
         )
         raise UserError(f"{run}: {reason}")
     record = read_json(directory / POLICY)
     if not (directory / WEIGHTS).is_file() or sha256_file(directory / WEIGHTS) != record["weights_sha256"]:
-        raise UserError(f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again")
+        raise UserError(
+            f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
+        )
     dtype = dtype or record["dtype"]
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=dtype)
     if base.fingerprint != record["base_fingerprint"]:
-        raise UserError(f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again")
+        raise UserError(
+            f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
+        )
     spec = AdapterSpec(**record["spec"]) if record["spec"] else None
     graphdef, params, shapes = base_state(base, spec, dtype, False)
     params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
     prior = record.get("prior")
     conditioning = None
     if prior:
-        conditioning = Conditioning.from_prior(GroupPrior(np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32)))
-    return Policy(base, graphdef, params, spec, conditioning, record.get("beta", 0.0), record.get("eta", 0.0), record)
+        conditioning = Conditioning.from_prior(
+            GroupPrior(np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32))
+        )
+    return Policy(
+        base, graphdef, params, spec, conditioning, record.get("beta", 0.0), record.get("eta", 0.0), record
+    )
 
 
-def _fill(params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndarray], path: Path, full: bool) -> PolicyParams:
+def _fill(
+    params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndarray], path: Path, full: bool
+) -> PolicyParams:
     """Put the file's tensors into the parameters; every one must be expected and of the expected shape."""
     filled, seen = {}, set()
     for role in ("lora", "conditioner", *(("base",) if full else ())):
@@ -226,7 +244,9 @@ def _fill(params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndar
             if name not in tensors:
                 raise UserError(f"{path}: tensor {name} missing; train again")
             if tensors[name].shape != leaf.shape:
-                raise UserError(f"{path}: tensor {name} has shape {tensors[name].shape}, expected {leaf.shape}; train again")
+                raise UserError(
+                    f"{path}: tensor {name} has shape {tensors[name].shape}, expected {leaf.shape}; train again"
+                )
             seen.add(name)
             return jnp.asarray(tensors[name], leaf.dtype)
 
@@ -253,6 +273,8 @@ def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
     num_basis = len(policy.conditioning.mean)
     user_coef = np.asarray(user_coef, np.float32)
     if user_coef.shape[-1] != num_basis or not np.isfinite(user_coef).all():
-        raise UserError(f"coefficients: {user_coef.tolist()} must be {num_basis} finite numbers, one per basis output")
+        raise UserError(
+            f"coefficients: {user_coef.tolist()} must be {num_basis} finite numbers, one per basis output"
+        )
     shrunk = effective_coef(user_coef, policy.conditioning.mean, policy.beta, policy.eta)
     return np.asarray(signal(shrunk, policy.conditioning), np.float32)

@@ -73,14 +73,18 @@ def filter_logits(logits: jax.Array, settings: SamplingSettings) -> jax.Array:
     return jnp.where(logits < floor, -jnp.inf, logits)
 
 
-def pick(logits: jax.Array, keys: jax.Array, step: jax.Array, settings: SamplingSettings, filtered: bool) -> jax.Array:
+def pick(
+    logits: jax.Array, keys: jax.Array, step: jax.Array, settings: SamplingSettings, filtered: bool
+) -> jax.Array:
     """Next token of each row, int32[B], from logits[B, V] and each row's own key at this step."""
     tempered = logits / jnp.maximum(settings.temperature, 1e-6)[:, None]
     tempered = filter_logits(tempered, settings) if filtered else tempered
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(step_keys)
     greedy = settings.temperature <= 0
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), jnp.argmax(tempered + noise, axis=-1)).astype(jnp.int32)
+    return jnp.where(greedy, jnp.argmax(logits, axis=-1), jnp.argmax(tempered + noise, axis=-1)).astype(
+        jnp.int32
+    )
 
 
 class _Loop(NamedTuple):

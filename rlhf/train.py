@@ -13,12 +13,26 @@ from rlhf.metrics import MetricWriter
 from rlhf.optim import TrainState
 from rlhf.run import Run
 
-SHOWN = ("train/loss/total", "train/reward", "train/accuracy", "train/kl_ref_nats", "train/grad_norm", "perf/tokens_per_second")
+SHOWN = (
+    "train/loss/total",
+    "train/reward",
+    "train/accuracy",
+    "train/kl_ref_nats",
+    "train/grad_norm",
+    "perf/tokens_per_second",
+)
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def run_steps(
-    run: Run, state: TrainState, step: Step, batch_of: Callable[[int], Any], config: Any, *, tokens_per_step: int, title: str
+    run: Run,
+    state: TrainState,
+    step: Step,
+    batch_of: Callable[[int], Any],
+    config: Any,
+    *,
+    tokens_per_step: int,
+    title: str,
 ) -> TrainState:
     """Run `config.train.steps` optimiser steps, continuing after the newest good checkpoint.
 
@@ -42,7 +56,9 @@ def run_steps(
     if restored is not None:
         start, tree, _ = restored
         state = jax.tree.unflatten(treedef, [tree[name] for name in names])
-    with MetricWriter(run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN) as writer:
+    with MetricWriter(
+        run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN
+    ) as writer:
         pending: tuple[int, dict[str, jax.Array], float] | None = None
         for number in range(start, settings.steps):
             began = time.perf_counter()
@@ -55,17 +71,25 @@ def run_steps(
                 pending = None
                 writer.flush()
                 names, leaves, _ = _named(state)
-                checkpointer.save(number + 1, dict(zip(names, leaves, strict=True)), {"next_step": number + 1})
+                checkpointer.save(
+                    number + 1, dict(zip(names, leaves, strict=True)), {"next_step": number + 1}
+                )
     return state
 
 
 def _named(state: TrainState) -> tuple[list[str], list[Any], Any]:
     """Leaves by path, so that a checkpoint names what it holds."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(state)
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat], [leaf for _, leaf in flat], treedef
+    return (
+        [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat],
+        [leaf for _, leaf in flat],
+        treedef,
+    )
 
 
-def _report(writer: MetricWriter, pending: tuple[int, dict[str, jax.Array], float], settings: Any, tokens: int) -> None:
+def _report(
+    writer: MetricWriter, pending: tuple[int, dict[str, jax.Array], float], settings: Any, tokens: int
+) -> None:
     number, metrics, began = pending
     values = {name: float(value) for name, value in metrics.items()}
     seconds = time.perf_counter() - began

@@ -136,14 +136,18 @@ def write_page(results: dict) -> None:
             "| --- | --- |" + " --- |" * len(policy),
         ]
         lines += [
-            f"| `{name}` | {spread([p[name] for p in policy])} | " + " | ".join(f"{p[name]:.3f}" for p in policy) + " |"
+            f"| `{name}` | {spread([p[name] for p in policy])} | "
+            + " | ".join(f"{p[name]:.3f}" for p in policy)
+            + " |"
             for name in policy[0]
         ]
     write_text(PAGE, "\n".join(lines) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=("rewards", "policy", "write"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))

@@ -89,7 +89,9 @@ def held_out_people(
     if config.users.count is not None:
         wanted = wanted[: config.users.count]
     if len(wanted) < 2:
-        raise UserError(f"{prefs.source}: {len(wanted)} held-out person; at least two are needed to compare people")
+        raise UserError(
+            f"{prefs.source}: {len(wanted)} held-out person; at least two are needed to compare people"
+        )
     count = config.users.answers
     result = replay.cold_start(
         rewards.prior,
@@ -108,14 +110,21 @@ def held_out_people(
 
 
 def enumerated(
-    config: Any, policy: policy_store.Policy, prefs: Preferences, phi: np.ndarray, people: People, prompts: np.ndarray
+    config: Any,
+    policy: policy_store.Policy,
+    prefs: Preferences,
+    phi: np.ndarray,
+    people: People,
+    prompts: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Exact figures over the data's distinct completions of each prompt, averaged over prompts."""
     reference = policy_store.load_base(
         config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
     )
     ref_graphdef, ref_params, _ = policy_store.base_state(reference, None, policy.record["dtype"], False)
-    encoded_prompts, completions = encode_items(prefs, policy.base.tokenizer, policy.base.config.max_positions)
+    encoded_prompts, completions = encode_items(
+        prefs, policy.base.tokenizer, policy.base.config.max_positions
+    )
     used = np.union1d(prefs.chosen, prefs.rejected)
     results, matrices = [], []
     for prompt in prompts:
@@ -136,7 +145,9 @@ def enumerated(
             aggregate=np.asarray(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
             reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
         )
-        result, matrix = evaluate.summarise_enumerated(answers, phi[items], people.coef, people.shrunk, policy.beta)
+        result, matrix = evaluate.summarise_enumerated(
+            answers, phi[items], people.coef, people.shrunk, policy.beta
+        )
         results.append(result)
         matrices.append(matrix)
     return _mean_results(results), np.mean(matrices, axis=0)
@@ -164,7 +175,9 @@ def sampled_answers(
 ) -> tuple[dict[str, Any], np.ndarray, list[list[str]]]:
     """What the policy freely says to each person, judged by everybody's coefficients."""
     settings, num_users = config.sampling, len(people.user_ids)
-    asked = [(user, prompt) for user in range(num_users) for prompt in prompts for _ in range(settings.num_samples)]
+    asked = [
+        (user, prompt) for user in range(num_users) for prompt in prompts for _ in range(settings.num_samples)
+    ]
     completions = complete(
         policy,
         [prefs.prompts[prompt] for _, prompt in asked],
@@ -190,7 +203,9 @@ def sampled_answers(
     return result, matrix, grouped
 
 
-def _features_of(rewards: RewardRun, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]) -> np.ndarray:
+def _features_of(
+    rewards: RewardRun, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
+) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
     if rewards.basis.encoder["kind"] != "lm":
         raise UserError(
@@ -210,7 +225,9 @@ def _features_of(rewards: RewardRun, prefs: Preferences, asked: list[tuple[int, 
     return phi[[place[key] for key in keys]]
 
 
-def _report(directory: Path, result: dict[str, Any], matrix: np.ndarray, people: People, texts: list[list[str]]) -> None:
+def _report(
+    directory: Path, result: dict[str, Any], matrix: np.ndarray, people: People, texts: list[list[str]]
+) -> None:
     from rlhf.report import write_evaluation_report  # matplotlib takes a second to import
 
     examples = [

@@ -44,13 +44,17 @@ def run(output_dir: str, *, seed: int = 0) -> dict[str, Any]:
     _say("3/7", "reward basis and population, from the training people")
     config = _config("rewards", RewardsConfig, root, seed, [])
     rewards_job.fit(config)
-    _say("4/7", "people never seen: a few of their own recorded answers, then their last choices are predicted")
+    _say(
+        "4/7", "people never seen: a few of their own recorded answers, then their last choices are predicted"
+    )
     replay = rewards_job.evaluate_rewards(config)["evaluation"]
     _show_replay(replay)
     _say("5/7", "supervised start: the model learns to answer with a contract; this is π_ref")
     sft.run(_config("sft", SFTConfig, root, seed, []))
     _say("6/7", "one policy for everybody, conditioned on coefficients")
-    dpo.run(_config("dpo", DPOConfig, root, seed, [f"rewards={root / 'rewards'}", f"model.name={root / 'sft'}"]))
+    dpo.run(
+        _config("dpo", DPOConfig, root, seed, [f"rewards={root / 'rewards'}", f"model.name={root / 'sft'}"])
+    )
     _say("7/7", "does each person get the answers that suit them?")
     links = [f"rewards={root / 'rewards'}", f"policy={root / 'policy'}", f"model.name={root / 'sft'}"]
     evaluation_config = _config("evaluate", EvaluateConfig, root, seed, links)
@@ -100,7 +104,8 @@ def _check_data() -> Preferences:
 
 def _show_replay(replay: dict[str, Any]) -> None:
     rows = [
-        [str(n), _interval(replay["accuracy"][str(n)]), _interval(replay["accuracy_random"][str(n)])] for n in COUNTS
+        [str(n), _interval(replay["accuracy"][str(n)]), _interval(replay["accuracy_random"][str(n)])]
+        for n in COUNTS
     ]
     console_table(
         f"accuracy on the last choices of {replay['people']} people never seen",
@@ -120,14 +125,26 @@ def _show_evaluation(exact: dict[str, Any], sampled: dict[str, Any]) -> None:
     lines = [
         ("own policy better than another person's", f"{exact['diagonal_dominance']:.1%} of pairs of people"),
         ("own policy better than the aggregate's", f"{exact['own_beats_aggregate']:.1%} of people"),
-        ("mean reward: own / aggregate / another's / π_ref", " / ".join(
-            f"{exact[name]:.2f}" for name in ("own_reward", "aggregate_reward", "swapped_reward", "reference_reward")
-        )),
-        ("KL to the best possible policy", f"{exact['kl_to_optimum']:.3f} nats (π_ref: {exact['kl_of_reference_to_optimum']:.2f})"),
-        ("KL to π_ref / to the aggregate policy", f"{exact['kl_to_reference']:.2f} / {exact['kl_to_aggregate']:.2f} nats"),
+        (
+            "mean reward: own / aggregate / another's / π_ref",
+            " / ".join(
+                f"{exact[name]:.2f}"
+                for name in ("own_reward", "aggregate_reward", "swapped_reward", "reference_reward")
+            ),
+        ),
+        (
+            "KL to the best possible policy",
+            f"{exact['kl_to_optimum']:.3f} nats (π_ref: {exact['kl_of_reference_to_optimum']:.2f})",
+        ),
+        (
+            "KL to π_ref / to the aggregate policy",
+            f"{exact['kl_to_reference']:.2f} / {exact['kl_to_aggregate']:.2f} nats",
+        ),
         ("freely sampled answers that are real contracts", f"{sampled['valid_answers']:.1%}"),
     ]
-    console_table("one policy, exactly, over all 35 contracts", ["", "held-out people"], [list(line) for line in lines])
+    console_table(
+        "one policy, exactly, over all 35 contracts", ["", "held-out people"], [list(line) for line in lines]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +189,9 @@ def remember(
         return
     asked = [int(row) for row in replayed.questions[index] if row >= 0]
     answers = [rewards_job.answer_of(prefs, phi, row) for row in asked]
-    records.append(rewards.directory / "users", rewards, user_id, answers, lapse=rewards.extra.get("lapse", 0.0))
+    records.append(
+        rewards.directory / "users", rewards, user_id, answers, lapse=rewards.extra.get("lapse", 0.0)
+    )
 
 
 def _worth(
@@ -200,7 +219,9 @@ def _show_pair(pair: Pair) -> None:
         print(f"\n      {person}:")
         print(textwrap.fill(answer, 96, initial_indent="        ", subsequent_indent="        "))
         gain = pair.worth[index, index] - pair.worth[index, 1 - index]
-        print(f"        worth {gain:+.2f} nats more to {person} than the other answer, by {pair.reasons[index]}")
+        print(
+            f"        worth {gain:+.2f} nats more to {person} than the other answer, by {pair.reasons[index]}"
+        )
 
 
 def _show_places(root: Path, pair: Pair, seconds: float) -> None:

@@ -46,7 +46,9 @@ class AdapterSpec:
 class Linear(nnx.Module):
     """[in, out] kernel with optional bias, LoRA and conditioner."""
 
-    def __init__(self, num_in: int, num_out: int, *, bias: bool, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, num_in: int, num_out: int, *, bias: bool, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs
+    ):
         uniform = jax.nn.initializers.he_uniform()
         self.kernel = nnx.Param(jax.nn.initializers.lecun_normal()(rngs.params(), (num_in, num_out), dtype))
         self.bias = nnx.Param(jnp.zeros((num_out,), dtype)) if bias else None

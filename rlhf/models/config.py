@@ -67,11 +67,15 @@ class ModelConfig:
             raw = {**raw["text_config"], "model_type": "gemma3_text"}
         family = raw.get("model_type")
         if family not in FAMILIES:
-            raise UserError(f"{source}: model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+            raise UserError(
+                f"{source}: model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}"
+            )
         try:
             return _read(cls, raw, family, source)
         except KeyError as error:
-            raise UserError(f"{source}: {error.args[0]}: missing; take the file that came with the weights") from None
+            raise UserError(
+                f"{source}: {error.args[0]}: missing; take the file that came with the weights"
+            ) from None
 
 
 def _read(cls: type[ModelConfig], raw: dict[str, Any], family: str, source: str) -> ModelConfig:
@@ -81,11 +85,17 @@ def _read(cls: type[ModelConfig], raw: dict[str, Any], family: str, source: str)
     )
     head_dim = int(raw.get("head_dim") or width // num_heads)
     if raw.get("mlp_bias"):
-        raise UserError(f"{source}: mlp_bias: true is not supported; no published model of these families sets it")
+        raise UserError(
+            f"{source}: mlp_bias: true is not supported; no published model of these families sets it"
+        )
     activation = raw.get("hidden_activation") or raw.get("hidden_act") or "silu"
-    activation = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh" if gemma else "gelu"}.get(activation, activation)
+    activation = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh" if gemma else "gelu"}.get(
+        activation, activation
+    )
     if activation not in ("silu", "gelu", "gelu_tanh"):
-        raise UserError(f"{source}: hidden_act: {activation!r} is not supported; use silu or gelu_pytorch_tanh")
+        raise UserError(
+            f"{source}: hidden_act: {activation!r} is not supported; use silu or gelu_pytorch_tanh"
+        )
     rope, rope_local = _ropes(raw, family, source)
     sliding, window = _sliding(raw, family, num_layers)
     scalar = raw.get("query_pre_attn_scalar") if family in ("gemma2", "gemma3_text") else None

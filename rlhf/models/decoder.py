@@ -50,7 +50,9 @@ class RMSNorm(nnx.Module):
     """x / sqrt(mean x² + eps) · scale in float32; Gemma stores scale − 1."""
 
     def __init__(self, width: int, config: ModelConfig, dtype):
-        self.scale = nnx.Param(jnp.zeros((width,), dtype) if config.norm_plus_one else jnp.ones((width,), dtype))
+        self.scale = nnx.Param(
+            jnp.zeros((width,), dtype) if config.norm_plus_one else jnp.ones((width,), dtype)
+        )
         self.eps, self.plus_one = config.norm_eps, config.norm_plus_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +107,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x, context: Context):
         gate = self.gate(x, context.gate)
-        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, self.activation == "gelu_tanh")
+        gate = (
+            jax.nn.silu(gate)
+            if self.activation == "silu"
+            else jax.nn.gelu(gate, self.activation == "gelu_tanh")
+        )
         return self.down(gate * self.up(x, context.gate), context.gate)
 
 
@@ -143,7 +149,14 @@ class Decoder(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, stages: tuple[int, ...], spec: AdapterSpec | None, dtype, remat: bool, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        *,
+        stages: tuple[int, ...],
+        spec: AdapterSpec | None,
+        dtype,
+        remat: bool,
+        rngs: nnx.Rngs,
     ):
         if sum(stages) != config.num_layers:
             raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
@@ -156,8 +169,10 @@ class Decoder(nnx.Module):
         top = len(stages) - 1
         self.stages = nnx.List([stack(n, spec if i == top else None) for i, n in enumerate(stages)])
         self.final_norm = RMSNorm(config.width, config, dtype)
-        self.head = None if config.tied else Linear(
-            config.width, config.vocab_size, bias=False, spec=None, dtype=dtype, rngs=rngs
+        self.head = (
+            None
+            if config.tied
+            else Linear(config.width, config.vocab_size, bias=False, spec=None, dtype=dtype, rngs=rngs)
         )
         self.config, self.spec, self.remat, self.stage_sizes = config, spec, remat, stages
 
@@ -179,7 +194,9 @@ class Decoder(nnx.Module):
         gate = gate_of(z, self.spec) if z is not None and self.spec and self.spec.num_basis else None
         return Context(mask, window_mask, rope, rope_local, gate, index)
 
-    def run_stages(self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None, unroll=1):
+    def run_stages(
+        self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None, unroll=1
+    ):
         """Run stages first … last−1 on x[B, T, D].
 
         Args:
@@ -202,7 +219,9 @@ class Decoder(nnx.Module):
 
             body = jax.checkpoint(body) if self.remat and cache is None else body
             stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
-            x, new = jax.lax.scan(body, x, (state, flags, stage_cache), unroll=size if unroll is True else unroll)
+            x, new = jax.lax.scan(
+                body, x, (state, flags, stage_cache), unroll=size if unroll is True else unroll
+            )
             if cache is not None:
                 keys.append(new[0])
                 values.append(new[1])

@@ -29,7 +29,12 @@ def choices(num_people: int, each: int) -> list[dict]:
             a, b = rng.choice(NUM_ITEMS, 2, replace=False)
             if rng.random() > 1 / (1 + np.exp(-taste * (value[a] - value[b]))):
                 a, b = b, a
-            row = {"prompt": "Which ?", "chosen": f"item {a}", "rejected": f"item {b}", "user_id": f"p{person:02}"}
+            row = {
+                "prompt": "Which ?",
+                "chosen": f"item {a}",
+                "rejected": f"item {b}",
+                "user_id": f"p{person:02}",
+            }
             rows.append(row)
     return rows
 
@@ -114,7 +119,15 @@ def test_a_person_can_be_generated_for_and_exported_alike(world, capsys):
 def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(world):
     """kill -9 after the first checkpoint, then the same command: metrics.jsonl, metrics.json and weights agree."""
     folder = world / "killed"
-    command = [sys.executable, "-m", "rlhf.cli", "train", "dpo", str(world / "policy.yaml"), f"output_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf.cli",
+        "train",
+        "dpo",
+        str(world / "policy.yaml"),
+        f"output_dir={folder}",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "00000020" / "COMPLETE").is_file():
@@ -128,7 +141,9 @@ def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(world):
     assert (folder / "policy" / "weights.safetensors").read_bytes() == (
         world / "policy" / "policy" / "weights.safetensors"
     ).read_bytes()
-    without_place = [json.loads((d / "metrics.json").read_text()) | {"run_dir": ""} for d in (folder, world / "policy")]
+    without_place = [
+        json.loads((d / "metrics.json").read_text()) | {"run_dir": ""} for d in (folder, world / "policy")
+    ]
     assert without_place[0] == without_place[1]
 
 
@@ -147,6 +162,8 @@ def test_ten_people_compile_nothing_after_the_first(world):
     sizes = []
     for person in range(10):
         z = policy_store.coefficients_to_z(policy, rng.normal(size=(1, 2)))
-        complete(policy, ["Which ?"], z, seed=person, max_new_tokens=3, temperature=float(rng.uniform(0.5, 1.5)))
+        complete(
+            policy, ["Which ?"], z, seed=person, max_new_tokens=3, temperature=float(rng.uniform(0.5, 1.5))
+        )
         sizes.append(sampling.generate._cache_size())
     assert sizes[-1] == sizes[0]
