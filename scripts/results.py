@@ -1,8 +1,9 @@
-"""Make docs/results/electricity.md and .json: every figure with its seeds, from the shipped configurations.
+"""Make docs/results/NAME.md and .json: every figure with its seeds, from the shipped configurations.
 
-    python scripts/electricity_results.py rewards --seeds 5     about a minute a seed on 2 cores
-    python scripts/electricity_results.py policy --seeds 3      configs/electricity; see the page for the time
-    python scripts/electricity_results.py write
+    python scripts/results.py electricity rewards --seeds 5
+    python scripts/results.py electricity policy --seeds 3
+    python scripts/results.py train_trips rewards --seeds 5
+    python scripts/results.py electricity write
 
 Reward seeds change who is held out (data.split_seed) and the random orders; policy seeds change initialisation,
 sampled coefficients and data order. Each part adds to the JSON file, so seeds may be run apart.
@@ -25,9 +26,7 @@ from rlhf.jobs import dpo, evaluate, sft
 from rlhf.jobs import rewards as rewards_job
 
 ROOT = Path(__file__).parents[1]
-STORE = ROOT / "docs" / "results" / "electricity.json"
-PAGE = STORE.with_suffix(".md")
-CONFIGS = ROOT / "configs" / "electricity"
+TITLES = {"electricity": "Electricity contracts", "train_trips": "Train trips"}
 EXACT = (
     "kl_to_optimum",
     "kl_to_optimum_worst_decile",
@@ -44,10 +43,14 @@ EXACT = (
 )
 
 
-def run_rewards(seed: int, runs: Path) -> dict:
+def run_rewards(name: str, seed: int, runs: Path) -> dict:
     """Fit and replay with another division of people."""
-    began, overrides = time.perf_counter(), [f"output_dir={runs}/rewards-{seed}", f"data.split_seed={seed}"]
-    config = load(CONFIGS / "rewards.yaml", overrides, RewardsConfig)
+    configs = ROOT / "configs" / name
+    began, overrides = (
+        time.perf_counter(),
+        [f"output_dir={runs}/{name}/rewards-{seed}", f"data.split_seed={seed}"],
+    )
+    config = load(configs / "rewards.yaml", overrides, RewardsConfig)
     fitted = rewards_job.fit(config)
     replay = rewards_job.evaluate_rewards(config)["evaluation"]
     return {
@@ -62,16 +65,17 @@ def run_rewards(seed: int, runs: Path) -> dict:
     }
 
 
-def run_policy(seed: int, runs: Path) -> dict:
+def run_policy(name: str, seed: int, runs: Path) -> dict:
     """Supervised start, policy and evaluation of the full configuration, on the division of the shipped one."""
-    began, root = time.perf_counter(), runs / f"policy-{seed}"
-    rewards_job.fit(load(CONFIGS / "rewards.yaml", [f"output_dir={root}/rewards"], RewardsConfig))
+    configs = ROOT / "configs" / name
+    began, root = time.perf_counter(), runs / name / f"policy-{seed}"
+    rewards_job.fit(load(configs / "rewards.yaml", [f"output_dir={root}/rewards"], RewardsConfig))
     seeded = [f"seed={seed}"]
-    sft.run(load(CONFIGS / "sft.yaml", [f"output_dir={root}/sft", *seeded], SFTConfig))
+    sft.run(load(configs / "sft.yaml", [f"output_dir={root}/sft", *seeded], SFTConfig))
     links = [f"rewards={root}/rewards", f"model.name={root}/sft", *seeded]
-    dpo.run(load(CONFIGS / "dpo.yaml", [f"output_dir={root}/policy", *links], DPOConfig))
+    dpo.run(load(configs / "dpo.yaml", [f"output_dir={root}/policy", *links], DPOConfig))
     places = [f"output_dir={root}/evaluation", f"policy={root}/policy", *links]
-    result = evaluate.run(load(CONFIGS / "evaluate.yaml", places, EvaluateConfig))
+    result = evaluate.run(load(configs / "evaluate.yaml", places, EvaluateConfig))
     exact, sampled = result["enumerated"], result["sampled"]
     return {name: exact[name] for name in EXACT} | {
         "valid_answers": sampled["valid_answers"],
@@ -80,8 +84,13 @@ def run_policy(seed: int, runs: Path) -> dict:
     }
 
 
-def stored() -> dict:
-    return json.loads(STORE.read_text()) if STORE.is_file() else {"rewards": {}, "policy": {}}
+def store_of(name: str) -> Path:
+    return ROOT / "docs" / "results" / f"{name}.json"
+
+
+def stored(name: str) -> dict:
+    path = store_of(name)
+    return json.loads(path.read_text()) if path.is_file() else {"rewards": {}, "policy": {}}
 
 
 def spread(values: list[float]) -> str:
@@ -90,38 +99,47 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {deviation:.3f}"
 
 
-def write_page(results: dict) -> None:
+def write_page(name: str, results: dict) -> None:
     rewards, policy = list(results["rewards"].values()), list(results["policy"].values())
+    counts = list(rewards[0]["chosen"])
+    most = counts[-1]
+    gains = np.array([r["chosen"][most] - r["pooled"] for r in rewards])
+    half = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
     lines = [
-        "# Electricity contracts: results",
+        f"# {TITLES[name]}: results",
         "",
-        "Made by `scripts/electricity_results.py`; numbers are mean ± standard deviation over seeds.",
+        "Made by `scripts/results.py`; numbers are mean ± standard deviation over seeds.",
         f"{results['made']}; {results['versions']}; {results['machine']}.",
         "",
         f"## People never seen ({len(rewards)} divisions of people, {rewards[0]['people']} held out in each)",
         "",
-        "Accuracy on each person's last three choices (nine pairs), after n of their own recorded answers.",
+        "Accuracy on each person's last three choices, after n of their own recorded answers.",
         "",
         "| n | questions chosen by information gain | random questions |",
         "| --- | --- | --- |",
     ]
     lines += [
         f"| {n} | {spread([r['chosen'][n] for r in rewards])} | {spread([r['random'][n] for r in rewards])} |"
-        for n in rewards[0]["chosen"]
+        for n in counts
     ]
     lines += [
         "",
         f"One model for everybody: {spread([r['pooled'] for r in rewards])}. "
-        f"Somebody else's coefficients after ten answers: {spread([r['swapped'] for r in rewards])} "
+        f"Somebody else's coefficients after as many answers (ten at most): {spread([r['swapped'] for r in rewards])} "
         f"(own: {spread([r['own'] for r in rewards])}).",
         "",
-        "By division of people (`data.split_seed`): n = 0, 3, 10 with chosen questions.",
+        f"Own coefficients after {most} answers minus one model for everybody: {gains.mean():+.3f}, "
+        f"95 % interval over divisions [{gains.mean() - half:+.3f}, {gains.mean() + half:+.3f}].",
         "",
-        "| split_seed | 0 | 3 | 10 | seconds |",
-        "| --- | --- | --- | --- | --- |",
+        "By division of people (`data.split_seed`), chosen questions:",
+        "",
+        "| split_seed | pooled | " + " | ".join(f"n = {n}" for n in counts) + " | swapped | seconds |",
+        "| --- |" + " --- |" * (len(counts) + 3),
     ]
     lines += [
-        f"| {seed} | {r['chosen']['0']:.3f} | {r['chosen']['3']:.3f} | {r['chosen']['10']:.3f} | {r['seconds']:.0f} |"
+        f"| {seed} | {r['pooled']:.3f} | "
+        + " | ".join(f"{r['chosen'][n]:.3f}" for n in counts)
+        + f" | {r['swapped']:.3f} | {r['seconds']:.0f} |"
         for seed, r in results["rewards"].items()
     ]
     if policy:
@@ -141,30 +159,31 @@ def write_page(results: dict) -> None:
             + " |"
             for name in policy[0]
         ]
-    write_text(PAGE, "\n".join(lines) + "\n")
+    write_text(store_of(name).with_suffix(".md"), "\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("name", choices=tuple(TITLES))
     parser.add_argument("part", choices=("rewards", "policy", "write"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     args = parser.parse_args()
-    results = stored()
+    results = stored(args.name)
     if args.part != "write":
         for seed in range(args.seeds):
             if str(seed) not in results[args.part]:
                 run = run_rewards if args.part == "rewards" else run_policy
-                results[args.part][str(seed)] = run(seed, args.runs)
+                results[args.part][str(seed)] = run(args.name, seed, args.runs)
                 results |= {
                     "made": str(datetime.date.today()),
                     "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
                     "machine": "2 CPU cores",
                 }
-                write_json(STORE, results)
-    write_page(results)
+                write_json(store_of(args.name), results)
+    write_page(args.name, results)
 
 
 if __name__ == "__main__":
