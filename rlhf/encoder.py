@@ -40,8 +40,8 @@ def prepare(
     Raises:
       UserError: precomputed features are asked for and the data has none, or the model cannot be loaded.
     """
-    if kind == "precomputed":
-        settings = encoder_settings("precomputed", None, 0, "none", "")
+    if kind != "lm":
+        settings = encoder_settings(kind, None, 0, "none", "")
         return embed_items(prefs, settings), settings
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
@@ -61,6 +61,8 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
                 "add them or set encoder.kind=lm"
             )
         return prefs.item_features
+    if settings["kind"] == "attributes":
+        return attribute_features(prefs)
     cached = _load_cached(_cache_path(settings, prefs))
     if cached is not None:
         return cached
@@ -70,6 +72,33 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
             f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"
         )
     return _embed(prefs, settings, base)
+
+
+def attribute_features(prefs: Preferences) -> np.ndarray:
+    """The numbers of the `attributes` column, float32[I, D]; items of no comparison hold zeros.
+
+    Raises:
+      UserError: a row without attributes, or with another set of them than the first row.
+    """
+    column = prefs.columns.get("attributes")
+    if column is None:
+        raise UserError(
+            f"{prefs.source}: no attributes column, which encoder.kind attributes needs; add it or set encoder.kind=lm"
+        )
+    first = column[0] or {}
+    out = np.zeros((prefs.num_items, len(first.get("chosen", ()))), np.float32)
+    for row, chosen, rejected, value in zip(prefs.row, prefs.chosen, prefs.rejected, column, strict=True):
+        try:
+            same = value["feature_names"] == first["feature_names"]
+            out[chosen], out[rejected] = value["chosen"], value["rejected"]
+        except (TypeError, KeyError, ValueError):
+            same = False
+        if not same or not np.isfinite(out[chosen] + out[rejected]).all():
+            raise UserError(
+                f"{prefs.source} row {row}: attributes: {value!r:.80} must be an object with feature_names and as many "
+                "finite numbers in chosen and rejected, the same in every row; mend it or set encoder.kind=lm"
+            )
+    return out
 
 
 def _cache_path(settings: dict[str, Any], prefs: Preferences):

@@ -26,7 +26,16 @@ from rlhf.jobs import dpo, evaluate, sft
 from rlhf.jobs import rewards as rewards_job
 
 ROOT = Path(__file__).parents[1]
-TITLES = {"electricity": "Electricity contracts", "train_trips": "Train trips"}
+CONFIGS = {
+    "electricity": "electricity/rewards.yaml",
+    "train_trips": "train_trips/rewards.yaml",
+    "train_trips_text": "train_trips/rewards_text.yaml",
+}
+TITLES = {
+    "electricity": "Electricity contracts",
+    "train_trips": "Train trips",
+    "train_trips_text": "Train trips, from text alone",
+}
 EXACT = (
     "kl_to_optimum",
     "kl_to_optimum_worst_decile",
@@ -45,12 +54,11 @@ EXACT = (
 
 def run_rewards(name: str, seed: int, runs: Path) -> dict:
     """Fit and replay with another division of people."""
-    configs = ROOT / "configs" / name
     began, overrides = (
         time.perf_counter(),
         [f"output_dir={runs}/{name}/rewards-{seed}", f"data.split_seed={seed}"],
     )
-    config = load(configs / "rewards.yaml", overrides, RewardsConfig)
+    config = load(ROOT / "configs" / CONFIGS[name], overrides, RewardsConfig)
     fitted = rewards_job.fit(config)
     replay = rewards_job.evaluate_rewards(config)["evaluation"]
     return {

@@ -62,15 +62,16 @@ class EncoderModelConfig:
     name: str | None = Field(
         None,
         min_length=1,
-        description="Language model whose hidden states embed completions; null if precomputed.",
+        description="Language model whose hidden states embed completions; null unless encoder.kind is lm.",
     )
 
 
 @dataclass(**FROZEN)
 class EncoderConfig:
-    kind: Literal["lm", "precomputed"] = Field(
+    kind: Literal["lm", "precomputed", "attributes"] = Field(
         "lm",
-        description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features.",
+        description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features; "
+        "attributes: the numbers of the attributes column.",
     )
     layer: int = Field(
         -1, description="Layer whose output is read; negative counts from the end, 0 is the token embedding."

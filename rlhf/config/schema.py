@@ -74,7 +74,7 @@ class RewardsConfig:
     def _model_for_lm(self):
         if self.encoder.kind == "lm" and self.model.name is None:
             raise ValueError(
-                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed"
+                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed or attributes"
             )
         return self
 

@@ -209,7 +209,8 @@ def _features_of(
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
     if rewards.basis.encoder["kind"] != "lm":
         raise UserError(
-            "encoder.kind precomputed gives no features for new answers; fit the rewards with encoder.kind=lm to evaluate"
+            f"encoder.kind {rewards.basis.encoder['kind']} gives no features for new answers; "
+            "fit the rewards with encoder.kind=lm to evaluate a policy"
         )
     keys = [(int(prompt), text or " ") for (_, prompt), text in zip(asked, texts, strict=True)]
     distinct = sorted(set(keys))
