@@ -1,7 +1,7 @@
 """The training people of a reward run: their posteriors, from which training coefficients are drawn.
 
-    population.safetensors   coef_mean float32[U, K], coef_precision float32[U, K, K]
-    population.json          user_ids, basis hash, sha256 of the tensors
+population.safetensors   coef_mean float32[U, K], coef_precision float32[U, K, K]
+population.json          user_ids, basis hash, sha256 of the tensors
 """
 
 import dataclasses
@@ -28,7 +28,12 @@ class People:
 
 
 def save_people(
-    directory: str | Path, basis: str, user_ids: list[str], coef_mean: np.ndarray, coef_precision: np.ndarray, counts: list[int]
+    directory: str | Path,
+    basis: str,
+    user_ids: list[str],
+    coef_mean: np.ndarray,
+    coef_precision: np.ndarray,
+    counts: list[int],
 ) -> None:
     """Write the people of the basis with hash `basis`; `counts` are their numbers of answers."""
     directory = Path(directory)
@@ -40,7 +45,8 @@ def save_people(
         safetensors.numpy.save_file(tensors, temporary)
         digest = files.sha256_file(temporary)
     files.write_json(
-        directory / RECORD, {"basis": basis, "tensors_sha256": digest, "user_ids": user_ids, "num_answers": counts}
+        directory / RECORD,
+        {"basis": basis, "tensors_sha256": digest, "user_ids": user_ids, "num_answers": counts},
     )
 
 
@@ -53,9 +59,13 @@ def load_people(run: RewardRun) -> People:
     path, record_path = run.directory / TENSORS, run.directory / RECORD
     record = files.read_json(record_path)
     if record.get("basis") != run.hash:
-        raise UserError(f"{record_path}: belongs to another basis than {run.directory}; fit the rewards again")
+        raise UserError(
+            f"{record_path}: belongs to another basis than {run.directory}; fit the rewards again"
+        )
     if not path.is_file() or files.sha256_file(path) != record["tensors_sha256"]:
         raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); fit the rewards again")
     tensors = safetensors.numpy.load_file(path)
     people = zip(tensors["coef_mean"], tensors["coef_precision"], record["num_answers"], strict=True)
-    return People(tuple(record["user_ids"]), tuple(UserPosterior(mean, precision, n) for mean, precision, n in people))
+    return People(
+        tuple(record["user_ids"]), tuple(UserPosterior(mean, precision, n) for mean, precision, n in people)
+    )

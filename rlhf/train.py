@@ -59,21 +59,22 @@ def run_steps(
     with MetricWriter(
         run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN
     ) as writer:
-        pending: tuple[int, dict[str, jax.Array], float] | None = None
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        mark = time.perf_counter()
         for number in range(start, settings.steps):
-            began = time.perf_counter()
             state, metrics = step(state, batch_of(number))
             if pending:
-                _report(writer, pending, settings, tokens_per_step)
-            pending = (number + 1, metrics, began)
+                mark = _report(writer, pending, mark, settings, tokens_per_step)
+            pending = (number + 1, metrics)
             if (number + 1) % settings.checkpoint_every == 0 or number + 1 == settings.steps:
-                _report(writer, pending, settings, tokens_per_step)
+                _report(writer, pending, mark, settings, tokens_per_step)
                 pending = None
                 writer.flush()
                 names, leaves, _ = _named(state)
                 checkpointer.save(
                     number + 1, dict(zip(names, leaves, strict=True)), {"next_step": number + 1}
                 )
+                mark = time.perf_counter()
     return state
 
 
@@ -88,11 +89,13 @@ def _named(state: TrainState) -> tuple[list[str], list[Any], Any]:
 
 
 def _report(
-    writer: MetricWriter, pending: tuple[int, dict[str, jax.Array], float], settings: Any, tokens: int
-) -> None:
-    number, metrics, began = pending
+    writer: MetricWriter, pending: tuple[int, dict[str, jax.Array]], mark: float, settings: Any, tokens: int
+) -> float:
+    """Read and write one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
+    number, metrics = pending
     values = {name: float(value) for name, value in metrics.items()}
-    seconds = time.perf_counter() - began
+    now = time.perf_counter()
+    seconds = now - mark
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise UserError(
@@ -102,3 +105,4 @@ def _report(
     values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds}
     if number % settings.log_every == 0 or number in (1, settings.steps):
         writer.write(number, values)
+    return now
