@@ -85,19 +85,18 @@ def attribute_features(prefs: Preferences) -> np.ndarray:
         raise UserError(
             f"{prefs.source}: no attributes column, which encoder.kind attributes needs; add it or set encoder.kind=lm"
         )
-    first = column[0] or {}
-    out = np.zeros((prefs.num_items, len(first.get("chosen", ()))), np.float32)
+    names = (column[0] or {}).get("feature_names")
+    out = np.zeros((prefs.num_items, len(names or ())), np.float32)
     for row, chosen, rejected, value in zip(prefs.row, prefs.chosen, prefs.rejected, column, strict=True):
-        try:
-            same = value["feature_names"] == first["feature_names"]
-            out[chosen], out[rejected] = value["chosen"], value["rejected"]
-        except (TypeError, KeyError, ValueError):
-            same = False
-        if not same or not np.isfinite(out[chosen] + out[rejected]).all():
+        if not names or (value or {}).get("feature_names") != names:
             raise UserError(
-                f"{prefs.source} row {row}: attributes: {value!r:.80} must be an object with feature_names and as many "
-                "finite numbers in chosen and rejected, the same in every row; mend it or set encoder.kind=lm"
+                f"{prefs.source} row {row}: attributes: feature_names must be the same list in every row; "
+                "mend it or set encoder.kind=lm"
             )
+        out[chosen], out[rejected] = (
+            value["chosen"],
+            value["rejected"],
+        )  # as many finite numbers: read checks that
     return out
 
 
