@@ -83,9 +83,8 @@ def held_out_people(
     """Coefficients of the held-out people after `users.answers` questions chosen among their recorded choices,
     and the replay they come from."""
     _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
-    theirs = prefs.select(held)
-    test = last_choices(theirs, config.data.last_choices)
-    wanted = np.unique(theirs.user_index)
+    test = last_choices(prefs, config.data.last_choices) & held
+    wanted = np.unique(prefs.user_index[held])
     if config.users.count is not None:
         wanted = wanted[: config.users.count]
     if len(wanted) < 2:
@@ -95,7 +94,7 @@ def held_out_people(
     count = config.users.answers
     result = replay.cold_start(
         rewards.prior,
-        theirs,
+        prefs,
         phi,
         test,
         key=jax.random.key(config.seed),

@@ -116,6 +116,38 @@ def test_a_person_can_be_generated_for_and_exported_alike(world, capsys):
     assert result_of(capsys, "generate", "--model", aggregate, *ask)["completions"] == generic
 
 
+def test_a_remembered_person_has_the_coefficients_that_were_served(world):
+    """The record that the quickstart leaves holds the person's own answers and gives the same z."""
+    from rewards import gauge, records
+    from rewards.data.read import read_preferences
+    from rewards.store import load_reward_run
+    from rlhf import encoder, policy_store
+    from rlhf.config.load import load
+    from rlhf.config.schema import EvaluateConfig
+    from rlhf.jobs import evaluate, quickstart
+
+    config = load(world / "evaluation.yaml", [], EvaluateConfig)
+    prefs, rewards = read_preferences(config.data.path), load_reward_run(config.rewards)
+    policy = policy_store.load_policy(config.policy)
+    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    people, replayed = evaluate.held_out_people(config, prefs, rewards, policy, phi)
+    for index in (0, 1):
+        user_id = people.user_ids[index]
+        quickstart.remember(rewards, prefs, phi, replayed, index, user_id)
+        record = records.load(rewards.directory / "users", user_id, rewards)
+        own = set(
+            zip(
+                *(
+                    np.array(prefs.item_text)[side[prefs.user_index == prefs.user_ids.index(user_id)]]
+                    for side in (prefs.chosen, prefs.rejected)
+                ),
+                strict=True,
+            )
+        )
+        assert {(answer.chosen, answer.rejected) for answer in record.answers} <= own
+        np.testing.assert_allclose(record.posterior.coef_mean, people.coef[index], atol=2e-3)
+
+
 def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(world):
     """kill -9 after the first checkpoint, then the same command: metrics.jsonl, metrics.json and weights agree."""
     folder = world / "killed"
