@@ -32,4 +32,4 @@ def export(
     tree = jax.tree.map(np.asarray, policy_store.merge_adapters(loaded, z))
     base = loaded.base
     save_hf(output, tree, read_hf_config(base.directory), base.directory)
-    return {"path": str(output), "user": user, "coefficients": None if z is None else z.tolist()}
+    return {"path": str(output), "user": user, "z": None if z is None else z.tolist()}
