@@ -5,12 +5,12 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from planted import last, planted
 
 from rewards import evaluate, gauge
 from rewards.errors import UserError
 from rewards.fit import FitConfig, fit_basis, fit_pooled
 from rewards.types import GroupPrior, Preferences
+from tests.rewards.planted import last, planted
 
 COUNTS = (0, 2, 5, 10, 20, 25)  # the same everywhere: one compiled replay a method
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "stated_choice"

@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pydantic
 import pytest
-from planted import last, planted, with_coefficients
 from sklearn.linear_model import LogisticRegression
 
 from rewards import gauge, joint
 from rewards.errors import UserError
 from rewards.fit import FitConfig, fit_basis, fit_pooled
+from tests.rewards.planted import last, planted, with_coefficients
 
 ENCODER = {"kind": "precomputed"}
 

@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from test_store import make_run
 
 from rewards import records, store, users
 from rewards.errors import UserError
+from tests.rewards.test_store import make_run
 
 
 @pytest.fixture
