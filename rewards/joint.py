@@ -117,7 +117,7 @@ def optimise(
         return (optax.apply_updates(params, updates), solver_state), value
 
     (params, _), values = jax.lax.scan(step, (params, solver.init(params)), None, length=steps)
-    directions, mean, z = params
+    directions, mean, z = params  # pyright: ignore[reportGeneralTypeIssues]
     coef = mean + z @ root.T
     coef_cov, fit = _beliefs(directions, coef, state, data, lapse)
     loss_nats = jnp.sum(data.weight * fit) / jnp.sum(data.weight)
