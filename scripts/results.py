@@ -103,8 +103,9 @@ def stored(name: str) -> dict:
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation over seeds."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.3f} ± {deviation:.3f}"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def write_page(name: str, results: dict) -> None:
