@@ -94,11 +94,16 @@ def cold_start(
       people: user indices, all by default.
       method: "information" (expected information gain) or "random".
     Raises:
-      UserError: unknown method, or nobody with both a pool and a test comparison.
+      UserError: unknown method, nobody with a test comparison, or nothing left to ask about.
     """
     if method not in ("information", "random"):
         raise UserError(f"method: {method!r} is unknown; use 'information' or 'random'")
     replay = _Replay.build(prefs, phi, test_mask, people)
+    if max(counts) > 0 and not replay.pool_mask.any():
+        raise UserError(
+            f"{prefs.source}: every comparison of the {len(replay.people)} people is predicted and none is left "
+            "to ask about; lower data.last_choices"
+        )
     order_key, bootstrap_key = jax.random.split(key)
     orders = _random_orders(order_key, replay.people, replay.pool_rows.shape[1])
     steps = max(counts)
@@ -286,15 +291,50 @@ def _random_orders(key: Key[Array, ""], people: np.ndarray, size: int) -> np.nda
     return np.asarray(jax.vmap(order)(jnp.asarray(people)), np.float32)
 
 
+def padded_rows(user_index: np.ndarray, mask: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """Row numbers of each person's comparisons under bool `mask[N]`, in file order; int64[U, L], −1 pads."""
+    rows = np.flatnonzero(mask & np.isin(user_index, people))
+    rows = rows[np.argsort(user_index[rows], kind="stable")]
+    starts = np.searchsorted(user_index[rows], people)
+    counts = np.searchsorted(user_index[rows], people, side="right") - starts
+    place = np.arange(max(1, counts.max(initial=0)))
+    present = place < counts[:, None]
+    index = np.where(present, starts[:, None] + place, 0)
+    return np.where(present, rows[index] if len(rows) else -1, -1)
+
+
+def chosen_order(
+    prior: GroupPrior,
+    delta: np.ndarray,
+    outcome: np.ndarray,
+    present: np.ndarray,
+    steps: int,
+    lapse: float = 0.0,
+) -> np.ndarray:
+    """Questions in the order in which expected information gain asks them; int[U, steps], −1 when used up.
+
+    Args:
+      delta: float[U, Q, K], Δφ of what may be asked, in the gauge of `prior`; outcome[U, Q] its answers;
+        present: bool[U, Q].
+    """
+    _, index = _replay(
+        np.asarray(prior.mean, np.float32),
+        prior_module.precision(prior),
+        np.asarray(delta, np.float32),
+        np.asarray(outcome, np.float32),
+        np.asarray(present, bool),
+        np.zeros(present.shape, np.float32),
+        np.float32(lapse),
+        steps=steps,
+        informed=True,
+    )
+    return np.asarray(index)
+
+
 def _rows(user_index: np.ndarray, mask: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of each person's comparisons under `mask`, padded with 0: rows[U, L] and present[U, L]."""
-    lists = [np.flatnonzero(mask & (user_index == person)) for person in people]
-    length = max(1, *(len(rows) for rows in lists))
-    rows = np.zeros((len(people), length), np.int64)
-    present = np.zeros((len(people), length), bool)
-    for person, values in enumerate(lists):
-        rows[person, : len(values)], present[person, : len(values)] = values, True
-    return rows, present
+    """`padded_rows` with 0 for padding, and where it is none: rows[U, L], present[U, L]."""
+    rows = padded_rows(user_index, mask, people)
+    return np.maximum(rows, 0), rows >= 0
 
 
 def person_accuracy(replay: _Replay, coef: np.ndarray) -> np.ndarray:

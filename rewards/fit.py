@@ -25,6 +25,7 @@ from rewards.types import GroupPrior, Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
 Count = Annotated[int, pydantic.Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], pydantic.Field(min_length=1)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -43,11 +44,13 @@ class FitConfig:
       steps: L-BFGS iterations in each round.
       held_out: share of people left out for the choice.
       adapt_answers: comparisons of a left-out person used to adapt; the others are predicted.
+      marginalised: average the basis over everybody's uncertain coefficients; false fits it to their point
+        estimates (joint MAP), which needs more answers a person.
       seed: seed of the choice of the people left out.
     """
 
-    num_basis: Count | tuple[Count, ...] = (2, 4, 6)
-    dims: Count | tuple[Count, ...] = (8, 16, 32)
+    num_basis: Count | Counts = (2, 4, 6)
+    dims: Count | Counts = (8, 16, 32)
     whitening: Share = 1.0
     ridge: Annotated[float, pydantic.Field(gt=0)] = 10.0
     lapse: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
@@ -56,6 +59,7 @@ class FitConfig:
     steps: Count = 10
     held_out: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.25
     adapt_answers: Count = 10
+    marginalised: bool = True
     seed: int = 0
 
 
@@ -96,19 +100,24 @@ def fit_basis(
     *,
     encoder: dict[str, Any],
     encoder_hash: str = "",
+    weight: np.ndarray | None = None,
     on_round: OnRound | None = None,
 ) -> FitResult:
     """Fit φ and the population on all comparisons of `prefs` (select the training people first).
 
+    Outcomes may be soft, anything from 0 to 1: the probability that the attitude is for `chosen`.
+
     Args:
       embeddings: float[I, D], one row an item of `prefs`. Items in no comparison are not used.
+      weight: float[N] ≥ 0, how much each comparison counts; 1 by default (`annotation.mixture` supplies others).
       encoder: settings that rebuild the embeddings, stored with the basis; `encoder_hash` the weights' hash.
       on_round: called as on_round(round, metrics) after every round of the final fit.
     Raises:
-      UserError: too few people, no untied comparison, embeddings that do not fit or do not differ, a
-      diverging fit.
+      UserError: too few people, no untied comparison, embeddings or weights that do not fit, embeddings that
+      do not differ, a diverging fit.
     """
     _check(prefs, embeddings)
+    weight = checked_weight(prefs, weight)
     used = np.unique(np.concatenate([prefs.chosen, prefs.rejected]))
     reference, prompts = np.asarray(embeddings)[used], prefs.item_prompt[used]
     widths = _as_tuple(config.dims)
@@ -121,11 +130,10 @@ def fit_basis(
             f"num_basis: {config.num_basis} outputs asked for, but the embeddings of {prefs.source} span "
             f"{min(reduction.rank, widths[-1])} directions; lower num_basis or raise dims"
         )
-    candidates = choose_size(problem, sizes, widths, config)
+    candidates = choose_size(problem, sizes, widths, config, weight)
     num_basis, dims = (
         next((c.num_basis, c.dims) for c in candidates if c.chosen) if candidates else (sizes[0], widths[0])
     )
-    weight = np.ones(prefs.num_comparisons, np.float32)
     state, metrics = run_rounds(problem, weight, num_basis, dims, config, on_round)
     head = reduction.projection[:, :dims] @ state.directions[:dims].astype(np.float64)
     raw_prior = GroupPrior(state.mean, state.cov)
@@ -140,6 +148,7 @@ def fit_basis(
         prefs.outcome,
         num_users=prefs.num_users,
         lapse=config.lapse,
+        weight=weight,
     )
     return FitResult(basis, prior, coef_mean, coef_precision, candidates, metrics)
 
@@ -193,7 +202,7 @@ def run_rounds(
     config: FitConfig,
     on_round: OnRound | None = None,
 ) -> tuple[joint.State, dict[str, float]]:
-    """The start and `config.rounds` rounds for one K and width; `weight[N]` is 0 for comparisons left out."""
+    """The start and `config.rounds` rounds for one K and width; `weight[N]` says how much each comparison counts."""
     prefs, items = problem.prefs, problem.narrowed(dims)
     data = joint.Comparisons(
         *map(jax.device_put, (items, prefs.user_index, prefs.chosen, prefs.rejected, prefs.outcome, weight))
@@ -202,6 +211,8 @@ def run_rounds(
     state = joint.initial_state(data, answers, num_basis, config.ridge, config.lapse)
     metrics: dict[str, float] = {}
     for number in range(config.rounds):
+        if not config.marginalised:
+            state = state._replace(coef_cov=np.zeros_like(state.coef_cov))
         state, values = joint.optimise(
             state, data, np.float32(config.ridge), np.float32(config.lapse), steps=config.steps
         )
@@ -243,7 +254,11 @@ def _regauge(state: joint.State, items: np.ndarray, prompts: np.ndarray) -> join
 
 
 def choose_size(
-    problem: _Problem, sizes: tuple[int, ...], widths: tuple[int, ...], config: FitConfig
+    problem: _Problem,
+    sizes: tuple[int, ...],
+    widths: tuple[int, ...],
+    config: FitConfig,
+    weight: np.ndarray,
 ) -> tuple[Candidate, ...]:
     """Try widths at the largest K, then every K at the width chosen; empty when there is nothing to choose.
 
@@ -265,11 +280,11 @@ def choose_size(
         fitting = [size for size in sizes if size <= width]
         if fitting:
             size = fitting[-1]
-            losses[size, width] = held_out_loss(problem, left_out, size, width, config)
+            losses[size, width] = held_out_loss(problem, left_out, size, width, config, weight)
     width = _one_standard_error(losses, by=1)[1]
     for size in sizes:
         if size <= width and (size, width) not in losses:
-            losses[size, width] = held_out_loss(problem, left_out, size, width, config)
+            losses[size, width] = held_out_loss(problem, left_out, size, width, config, weight)
     chosen = _one_standard_error({key: loss for key, loss in losses.items() if key[1] == width}, by=0)
     return tuple(
         Candidate(*key, float(loss.mean()), float(loss.std(ddof=1) / np.sqrt(len(loss))), key == chosen)
@@ -278,13 +293,21 @@ def choose_size(
 
 
 def held_out_loss(
-    problem: _Problem, left_out: np.ndarray, num_basis: int, dims: int, config: FitConfig
+    problem: _Problem,
+    left_out: np.ndarray,
+    num_basis: int,
+    dims: int,
+    config: FitConfig,
+    weight: np.ndarray,
 ) -> np.ndarray:
-    """Fit without the people `left_out`, adapt to their first answers, predict the others: nats[people]."""
+    """Fit without the people `left_out`, adapt to their first answers, predict the others: nats[people].
+
+    With weights a person's loss is their weighted mean; it is 0 for somebody whose answers all weigh nothing.
+    """
     prefs = problem.prefs
     outside = np.isin(prefs.user_index, left_out)
     brief = dataclasses.replace(config, rounds=(config.rounds + 1) // 2)
-    state, _ = run_rounds(problem, (~outside).astype(np.float32), num_basis, dims, brief)
+    state, _ = run_rounds(problem, weight * ~outside, num_basis, dims, brief)
     prior = GroupPrior(state.mean, state.cov)
     phi = problem.narrowed(dims) @ state.directions
     delta = phi[prefs.chosen] - phi[prefs.rejected]
@@ -302,6 +325,7 @@ def held_out_loss(
         prefs.outcome[asked],
         num_users=prefs.num_users,
         lapse=config.lapse,
+        weight=weight[asked],
     )
     cov = np.linalg.inv(precision)[prefs.user_index[rows]]
     margin_mean = np.sum(coef_mean[prefs.user_index[rows]] * delta[rows], axis=1)
@@ -309,9 +333,9 @@ def held_out_loss(
     loss = np.asarray(
         joint.predictive_loss(margin_mean, margin_var, prefs.outcome[rows], np.float32(config.lapse))
     )
-    total = np.bincount(prefs.user_index[rows], loss, minlength=prefs.num_users)
-    count = np.bincount(prefs.user_index[rows], minlength=prefs.num_users)
-    return total[left_out] / count[left_out]
+    total = np.bincount(prefs.user_index[rows], loss * weight[rows], minlength=prefs.num_users)
+    count = np.bincount(prefs.user_index[rows], weight[rows], minlength=prefs.num_users)
+    return total[left_out] / np.maximum(count[left_out], 1e-9)
 
 
 def _one_standard_error(losses: dict[tuple[int, int], np.ndarray], by: int) -> tuple[int, int]:
@@ -340,6 +364,21 @@ def _check(prefs: Preferences, embeddings: np.ndarray) -> None:
         raise UserError(
             f"{prefs.source}: all {prefs.num_comparisons} comparisons are ties; nothing can be learned"
         )
+
+
+def checked_weight(prefs: Preferences, weight: np.ndarray | None) -> np.ndarray:
+    """Weights of comparisons, float32[N]: ones by default; a UserError for what cannot be weights."""
+    if weight is None:
+        return np.ones(prefs.num_comparisons, np.float32)
+    weight = np.asarray(weight, np.float32)
+    if weight.shape != (prefs.num_comparisons,) or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise UserError(
+            f"weight: shape {weight.shape} for the {prefs.num_comparisons} comparisons of {prefs.source}; give "
+            "one finite number a row, not below 0"
+        )
+    if not weight.any():
+        raise UserError(f"weight: 0 for every comparison of {prefs.source}; nothing can be learned")
+    return weight
 
 
 def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ Letters in shapes: I items, D embedding width, K basis outputs.
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.types import Gauge, GroupPrior, RewardBasis
+from rewards.types import Gauge, GroupPrior, Quadratic, RewardBasis
 
 CENTRING = "prompt_mean"
 
@@ -28,6 +28,8 @@ def canonicalise(
     *,
     encoder: dict,
     encoder_hash: str = "",
+    quadratic: Quadratic | None = None,
+    prompt_embeddings: np.ndarray | None = None,
 ) -> tuple[RewardBasis, GroupPrior, np.ndarray]:
     """Bring a raw fit into the canonical gauge.
 
@@ -36,13 +38,14 @@ def canonicalise(
       prior: N(μ, Σ) over raw coefficients.
       embeddings: float[I, D] of the reference items; `item_prompt` int[I] says whose they are.
       encoder: settings that rebuild the embeddings; `encoder_hash` the hash of its weights.
+      quadratic: the quadratic part of the raw outputs; `prompt_embeddings` float[P, D] where it needs them.
     Returns:
       the basis (same head, with its gauge), the prior in the canonical gauge, and B[K, K] with φ = B · raw
-      (up to a shift), for `transform_coef` and `transform_precision`.
+      (up to a shift), for `transform_coef` and `transform_cov`.
     Raises:
       UserError: the basis outputs are linearly dependent over the reference items.
     """
-    raw = np.asarray(embeddings, np.float64) @ np.asarray(head, np.float64)
+    raw = raw_outputs(head, quadratic, embeddings, item_prompt, prompt_embeddings)
     whitening, rotation, signs = _parts(raw, prior.mean, prior.cov, item_prompt)
     gauge = Gauge(
         centring=CENTRING,
@@ -54,7 +57,7 @@ def canonicalise(
         names=axis_names(head.shape[1]),
         encoder_hash=encoder_hash,
     )
-    basis = RewardBasis(np.asarray(head, np.float32), gauge, dict(encoder))
+    basis = RewardBasis(np.asarray(head, np.float32), gauge, dict(encoder), quadratic)
     change = matrix(gauge)
     mean = transform_coef(change, prior.mean)
     cov = transform_cov(change, np.asarray(prior.cov, np.float64))
@@ -81,15 +84,22 @@ def _parts(raw, mean, cov, item_prompt) -> tuple[np.ndarray, np.ndarray, np.ndar
     return whitening, rotation, sign(centred @ (rotation @ whitening).T)
 
 
-def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray | None = None) -> np.ndarray:
+def features(
+    basis: RewardBasis,
+    embeddings: np.ndarray,
+    item_prompt: np.ndarray | None = None,
+    prompt_embeddings: np.ndarray | None = None,
+) -> np.ndarray:
     """φ(x, y), float32[I, K]: the only way a basis is read.
 
-    φ = scale · signs ⊙ (rotation · whitening · (headᵀ e − c)). The shift c is the mean of the item's prompt
-    over the items given when `item_prompt` is given, else the stored mean, and then a row depends on no
-    other row. Both give the same differences within a prompt.
+    φ = scale · signs ⊙ (rotation · whitening · (raw − c)), raw = headᵀ e (`raw_outputs`). The shift c is the
+    mean of the item's prompt over the items given when `item_prompt` is given, else the stored mean, and then
+    a row depends on no other row. Both give the same differences within a prompt. `prompt_embeddings` float[P, D] are only read
+    by a basis that was fitted with embeddings of prompts.
 
     Raises:
-      UserError: embeddings of another width than the basis was fitted on, or not finite.
+      UserError: embeddings of another width than the basis was fitted on, or not finite; no prompts for a
+        basis that depends on them.
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or embeddings.shape[1] != basis.head.shape[0]:
@@ -102,9 +112,50 @@ def features(basis: RewardBasis, embeddings: np.ndarray, item_prompt: np.ndarray
         raise UserError(
             f"embeddings: item {bad} holds a value that is not finite; check its text or features"
         )
-    raw = embeddings.astype(np.float64) @ basis.head.astype(np.float64)
+    raw = raw_outputs(basis.head, basis.quadratic, embeddings, item_prompt, prompt_embeddings)
     shifted = raw - basis.gauge.mean if item_prompt is None else centre(raw, item_prompt)
     return (shifted @ matrix(basis.gauge).T).astype(np.float32)
+
+
+def raw_outputs(
+    head: np.ndarray,
+    quadratic: Quadratic | None,
+    embeddings: np.ndarray,
+    item_prompt: np.ndarray | None = None,
+    prompt_embeddings: np.ndarray | None = None,
+) -> np.ndarray:
+    """headᵀ e, and with a quadratic part also −|f|² + fᵀ head_k c(x), f = squareᵀ e: float64[I, K].
+
+    Raises:
+      UserError: the basis depends on the prompt and the prompts, or their embeddings, are not given.
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    raw = embeddings @ np.asarray(head, np.float64)
+    if quadratic is None:
+        return raw
+    point = embeddings @ quadratic.square.astype(np.float64)
+    raw = raw - np.sum(point**2, axis=1, keepdims=True)
+    prompt = quadratic.prompt
+    if prompt is None:
+        return raw
+    if item_prompt is None or (prompt.source == "encoder" and prompt_embeddings is None):
+        missing = "item_prompt" if item_prompt is None else "prompt_embeddings"
+        raise UserError(
+            f"{missing}: not given, but the prototypes of this basis (pal_b) depend on the prompt; give it, "
+            "or fit pal_a"
+        )
+    if prompt.source == "mean":
+        prompt_embeddings = prompt_means(embeddings, item_prompt)
+    context = np.asarray(prompt_embeddings, np.float64) @ prompt.projection.astype(np.float64)
+    return raw + np.einsum("ir,krq,iq->ik", point, prompt.head.astype(np.float64), context[item_prompt])
+
+
+def prompt_means(embeddings: np.ndarray, item_prompt: np.ndarray) -> np.ndarray:
+    """Mean embedding of every prompt's items, float64[P, D]; zeros for prompts without items."""
+    count = np.bincount(item_prompt)
+    total = np.zeros((len(count), embeddings.shape[1]), np.float64)
+    np.add.at(total, item_prompt, embeddings)
+    return total / np.maximum(count, 1)[:, None]
 
 
 def matrix(gauge: Gauge) -> np.ndarray:
@@ -122,11 +173,6 @@ def transform_cov(change: np.ndarray, cov: np.ndarray) -> np.ndarray:
     """Σ′ = B⁻ᵀ Σ B⁻¹ for cov[..., K, K]."""
     inverse = np.linalg.inv(change)
     return inverse.T @ cov @ inverse
-
-
-def transform_precision(change: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """H′ = B H Bᵀ for precision[..., K, K]."""
-    return change @ np.asarray(precision, np.float64) @ change.T
 
 
 def centre(values: np.ndarray, item_prompt: np.ndarray) -> np.ndarray:

@@ -79,15 +79,20 @@ def predictive_loss(
     return -(outcome * log_p + (1.0 - outcome) * log_q)
 
 
+def _margins(directions, coef, state: State, data: Comparisons):
+    """Δφ[N, K] of every comparison, and mean and variance of its margin under N(coef_u, C_u)."""
+    phi = data.items @ directions
+    delta = phi[data.chosen] - phi[data.rejected]
+    mean = jnp.sum(coef[data.user] * delta, axis=1)
+    return delta, mean, jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
+
+
 def objective(params, state: State, data: Comparisons, ridge: Float[Array, ""], lapse: Float[Array, ""]):
     """F above; `params` is (V, μ, z)."""
     directions, mean, z = params
     root = jnp.linalg.cholesky(state.cov)
     coef = mean + z @ root.T
-    phi = data.items @ directions
-    delta = phi[data.chosen] - phi[data.rejected]
-    margin_mean = jnp.sum(coef[data.user] * delta, axis=1)
-    margin_var = jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
+    _, margin_mean, margin_var = _margins(directions, coef, state, data)
     fit = jnp.sum(data.weight * expected_loss(margin_mean, margin_var, data.outcome, lapse))
     size = jnp.sum((directions @ mean) ** 2) + jnp.sum((directions @ root) ** 2)
     return fit + 0.5 * jnp.sum(z**2) + 0.5 * ridge * size
@@ -127,10 +132,7 @@ def optimise(
 
 def _beliefs(directions, coef, state: State, data: Comparisons, lapse: Float[Array, ""]):
     """C_u of every person, and the expected loss of every comparison under the belief before."""
-    phi = data.items @ directions
-    delta = phi[data.chosen] - phi[data.rejected]
-    margin_mean = jnp.sum(coef[data.user] * delta, axis=1)
-    margin_var = jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
+    delta, margin_mean, margin_var = _margins(directions, coef, state, data)
     margins = margin_mean[:, None] + jnp.sqrt(margin_var)[:, None] * NODES
     curvature = data.weight * (likelihood.fisher_information(margins, lapse) @ NODE_WEIGHTS)
     outer = curvature[:, None, None] * delta[:, :, None] * delta[:, None, :]
@@ -188,7 +190,11 @@ def pooled_direction(
     width = delta.shape[1]
     prior = GroupPrior(np.zeros(width, np.float32), np.eye(width, dtype=np.float32) / ridge)
     kept = weight > 0
-    return users.posterior(prior, delta[kept], outcome[kept], lapse=lapse).coef_mean
+    everybody = np.zeros(int(kept.sum()), np.int32)
+    coef_mean, _ = users.posteriors(
+        prior, everybody, delta[kept], outcome[kept], num_users=1, lapse=lapse, weight=weight[kept]
+    )
+    return coef_mean[0]
 
 
 def _leading(rows: np.ndarray, count: int) -> np.ndarray:

@@ -58,6 +58,32 @@ def fisher_information(
     return slope * _genuine(margin, lapse) * _genuine(-margin, lapse)
 
 
+def value_score_information(
+    margin: Float[ArrayLike, "*n"], outcome: Float[ArrayLike, "*n"], lapse: Float[ArrayLike, ""] = 0.0
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
+    """(`negative_log_likelihood`, `score`, `fisher_information`) from one exponential: what Newton needs."""
+    margin, outcome = jnp.asarray(margin), jnp.asarray(outcome)
+    lapse = jnp.asarray(lapse, jnp.float32)
+    small = jnp.exp(-jnp.abs(margin))
+    log_normaliser = jnp.log1p(small)
+    larger = 1.0 / (1.0 + small)
+    smaller = small * larger
+    up, down = jnp.where(margin >= 0, larger, smaller), jnp.where(margin >= 0, smaller, larger)
+    log_up = jnp.minimum(margin, 0.0) - log_normaliser
+    log_down = jnp.minimum(-margin, 0.0) - log_normaliser
+    lapsing = lapse > 0
+    p = jnp.where(lapsing, 0.5 * lapse + (1.0 - lapse) * up, 1.0)  # ≥ ε/2, so its logarithm is safe
+    q = jnp.where(lapsing, 0.5 * lapse + (1.0 - lapse) * down, 1.0)
+    log_p, log_q = jnp.where(lapsing, jnp.log(p), log_up), jnp.where(lapsing, jnp.log(q), log_down)
+    meant, meant_reverse = (
+        jnp.where(lapsing, (1.0 - lapse) * up / p, 1.0),
+        jnp.where(lapsing, (1.0 - lapse) * down / q, 1.0),
+    )
+    value = -(outcome * log_p + (1.0 - outcome) * log_q)
+    score = outcome * meant * down - (1.0 - outcome) * meant_reverse * up
+    return value, score, up * down * meant * meant_reverse
+
+
 def _genuine(margin: Float[ArrayLike, "*n"], lapse: Float[ArrayLike, ""]) -> Float[Array, "*n"]:
     """(1 − ε) σ(s) / P(s): the probability that an answer `chosen` was meant, not a coin flip."""
     margin, lapse = jnp.asarray(margin), jnp.asarray(lapse, jnp.float32)

@@ -44,33 +44,13 @@ def precision(prior: GroupPrior) -> np.ndarray:
     Raises:
       UserError: Σ is not positive definite.
     """
-    inverse = np.linalg.inv(_cholesky(prior.cov))
-    return (inverse.T @ inverse).astype(np.float32)
-
-
-def standardise(prior: GroupPrior, coef: np.ndarray) -> np.ndarray:
-    """z = Σ^{-1/2} (w − μ) with the symmetric root, for coef[..., K]; z = 0 is the aggregate."""
-    values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
-    if values[0] <= 0:
-        _cholesky(prior.cov)
-        raise UserError("group prior: covariance is singular; refit with fewer basis outputs (num_basis)")
-    root = (vectors / np.sqrt(values)) @ vectors.T
-    return ((np.asarray(coef, np.float64) - prior.mean) @ root).astype(np.float32)
-
-
-def unstandardise(prior: GroupPrior, z: np.ndarray) -> np.ndarray:
-    """w = μ + Σ^{1/2} z, the inverse of `standardise`."""
-    values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return (prior.mean + np.asarray(z, np.float64) @ root).astype(np.float32)
-
-
-def _cholesky(cov: np.ndarray) -> np.ndarray:
+    cov = np.asarray(prior.cov, np.float64)
     try:
-        return np.linalg.cholesky(np.asarray(cov, np.float64))
+        inverse = np.linalg.inv(np.linalg.cholesky(cov))
     except np.linalg.LinAlgError:
-        smallest = float(np.linalg.eigvalsh(np.asarray(cov, np.float64)).min())
+        smallest = float(np.linalg.eigvalsh(cov).min())
         raise UserError(
             f"group prior: covariance is not positive definite (smallest eigenvalue {smallest:.3g}); "
             "refit the basis, or choose fewer outputs (num_basis)"
         ) from None
+    return (inverse.T @ inverse).astype(np.float32)

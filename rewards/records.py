@@ -1,28 +1,31 @@
 """Users on disk: users/NAME.json, one record a person.
 
-A record holds the hash of the basis its numbers belong to, the posterior, and the answers, which are only
-ever
-appended. The posterior follows from the answers and the prior, so it can be recomputed and checked; `forget`
-erases the file.
+A record holds the hash of the basis its numbers belong to, the posterior, and events that are only ever
+appended: answers, edits (what the person said about their own taste) and questions they skipped. The posterior
+follows from the prior, the edits and the answers, so it can be recomputed and checked; `forget` erases the file.
 """
 
 import dataclasses
 import datetime
 import hashlib
-import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rewards import edits as edits_module
 from rewards import files, users
+from rewards.edits import Edit
 from rewards.errors import UserError
 from rewards.store import RewardRun
 from rewards.types import Prompt, UserPosterior
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
+EDIT_KEYS = ("name", "text", "direction", "value", "sd", "time")
+OPTIONAL_KEYS = ("edits", "skipped")  # written when there are any
 MAX_NAME = 80
 
 
@@ -47,12 +50,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class UserRecord:
-    """A person: id, basis hash, posterior, answers in the order given."""
+    """A person: id, basis hash, posterior, answers and edits in the order given, `question_key`s skipped."""
 
     user_id: str
     basis: str
     posterior: UserPosterior
     answers: tuple[Answer, ...]
+    edits: tuple[Edit, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def make_answer(
@@ -73,12 +78,14 @@ def file_name(user_id: str) -> str:
 
     No id can leave the folder, collide with another on a file system that ignores case, or grow too long.
     """
-    if not user_id:
-        raise UserError("user id: empty; give every user a name")
+    if not user_id.strip():
+        raise UserError(f"user id {user_id!r}: empty; give every user a name")
+    if not user_id.isascii() and any("\ud800" <= letter <= "\udfff" for letter in user_id):
+        raise UserError(f"user id {user_id!r}: not valid Unicode; write it in UTF-8")
     safe = re.sub(r"[^a-z0-9_-]", "_", user_id)[:MAX_NAME]
     if safe == user_id:
         return f"{safe}.json"
-    return f"{safe}~{hashlib.sha256(user_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.json"
+    return f"{safe}~{hashlib.sha256(user_id.encode()).hexdigest()[:16]}.json"
 
 
 def path_of(directory: str | Path, user_id: str) -> Path:
@@ -91,7 +98,7 @@ def exists(directory: str | Path, user_id: str) -> bool:
 
 def new_record(run: RewardRun, user_id: str) -> UserRecord:
     """Somebody who has not answered anything: exactly the prior. Nothing is written."""
-    return UserRecord(user_id, run.hash, _recompute(run, (), 0.0), ())
+    return UserRecord(user_id, run.hash, users.posterior(run.prior, np.zeros((0, 0)), np.zeros(0)), ())
 
 
 def load(directory: str | Path, user_id: str, run: RewardRun) -> UserRecord:
@@ -120,17 +127,49 @@ def load(directory: str | Path, user_id: str, run: RewardRun) -> UserRecord:
 def append(
     directory: str | Path, run: RewardRun, user_id: str, answers: list[Answer], *, lapse: float = 0.0
 ) -> UserRecord:
-    """Add answers to a record (a new one if there is none), recompute the posterior, write, return it."""
-    record = load(directory, user_id, run) if exists(directory, user_id) else new_record(run, user_id)
-    together = record.answers + tuple(answers)
-    record = dataclasses.replace(record, answers=together, posterior=_recompute(run, together, lapse))
-    files.write_json(path_of(directory, user_id), to_json(record))
+    """Add answers to a record (a new one if there is none), recompute the posterior, write, return it.
+
+    Processes that add to the same record at once wait for one another, so no answer is lost.
+    """
+    return add(directory, run, user_id, answers=answers, lapse=lapse)
+
+
+def add(
+    directory: str | Path,
+    run: RewardRun,
+    user_id: str,
+    *,
+    answers: Sequence[Answer] = (),
+    edits: Sequence[Edit] = (),
+    skipped: Sequence[str] = (),
+    lapse: float = 0.0,
+) -> UserRecord:
+    """`append` for events of every kind."""
+    with files.locked(directory):
+        record = load(directory, user_id, run) if exists(directory, user_id) else new_record(run, user_id)
+        record = dataclasses.replace(
+            record,
+            answers=record.answers + tuple(answers),
+            edits=record.edits + tuple(edits),
+            skipped=record.skipped + tuple(key for key in skipped if key not in record.skipped),
+        )
+        record = dataclasses.replace(record, posterior=recompute(run, record, lapse=lapse))
+        files.write_json(path_of(directory, user_id), to_json(record))
     return record
 
 
 def recompute(run: RewardRun, record: UserRecord, *, lapse: float = 0.0) -> UserPosterior:
-    """The posterior that follows from the prior and the answers of the record."""
-    return _recompute(run, record.answers, lapse)
+    """The posterior that follows from the prior, the edits and the answers of the record."""
+    delta = np.array([answer.delta_features for answer in record.answers], np.float32)
+    outcomes = np.array([answer.outcome for answer in record.answers], np.float32)
+    return users.posterior(edits_module.apply(run.prior, record.edits), delta, outcomes, lapse=lapse)
+
+
+def question_key(prompt: Prompt, first: str, second: str) -> str:
+    """Names a pair of texts after a prompt, whichever way round they stand."""
+    low, high = sorted((first, second))
+    text = prompt if isinstance(prompt, str) else [list(message) for message in prompt]
+    return files.sha256_json([text, low, high])[:32]
 
 
 def forget(directory: str | Path, user_id: str) -> None:
@@ -150,6 +189,11 @@ def list_records(directory: str | Path) -> list[tuple[str, int]]:
 
 def to_json(record: UserRecord) -> dict[str, Any]:
     """The record as in the file."""
+    events: dict[str, Any] = {}
+    if record.edits:
+        events["edits"] = [edits_module.to_json(edit) for edit in record.edits]
+    if record.skipped:
+        events["skipped"] = list(record.skipped)
     return {
         "user_id": record.user_id,
         "basis": record.basis,
@@ -168,39 +212,66 @@ def to_json(record: UserRecord) -> dict[str, Any]:
             }
             for answer in record.answers
         ],
-    }
-
-
-def _recompute(run: RewardRun, answers: tuple[Answer, ...], lapse: float) -> UserPosterior:
-    delta = np.array([answer.delta_features for answer in answers], np.float32)
-    outcomes = np.array([answer.outcome for answer in answers], np.float32)
-    return users.posterior(run.prior, delta, outcomes, lapse=lapse)
+    } | events
 
 
 def _parse(path: Path, value: Any) -> UserRecord:
-    _check_keys(path, "record", value, KEYS)
+    _check_keys(path, "record", value, KEYS, OPTIONAL_KEYS)
     if not (isinstance(value["user_id"], str) and isinstance(value["basis"], str)):
         raise UserError(f"{path}: user_id and basis must be strings; restore the record")
     if not isinstance(value["answers"], list):
         raise UserError(f"{path}: answers must be a list; restore the record")
     answers = tuple(_parse_answer(path, index, answer) for index, answer in enumerate(value["answers"]))
     try:
-        mean = np.array(value["coef_mean"], np.float32)
-        precision = np.array(value["coef_precision"], np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused below
+            mean = np.array(value["coef_mean"], np.float32)
+            precision = np.array(value["coef_precision"], np.float32)
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: coef_mean and coef_precision must be numbers; restore the record") from None
     if mean.ndim != 1 or precision.shape != (len(mean),) * 2 or not np.isfinite(precision.sum() + mean.sum()):
         raise UserError(
             f"{path}: coef_mean{list(mean.shape)} and coef_precision{list(precision.shape)} must be finite, "
             "K and K × K; restore the record"
         )
-    return UserRecord(value["user_id"], value["basis"], UserPosterior(mean, precision, len(answers)), answers)
+    if np.linalg.eigvalsh(precision.astype(np.float64)).min(initial=np.inf) <= 0:
+        raise UserError(f"{path}: coef_precision must be positive definite; restore the record")
+    posterior = UserPosterior(mean, precision, len(answers))
+    edits, skipped = _parse_events(path, value)
+    return UserRecord(value["user_id"], value["basis"], posterior, answers, edits, skipped)
+
+
+def _parse_events(path: Path, value: dict[str, Any]) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
+    """Edits and skipped questions; absent from records written before there were any."""
+    edits, skipped = value.get("edits", []), value.get("skipped", [])
+    if not (isinstance(skipped, list) and all(isinstance(key, str) for key in skipped)):
+        raise UserError(f"{path}: skipped must be a list of texts; restore the record")
+    if not isinstance(edits, list):
+        raise UserError(f"{path}: edits must be a list; restore the record")
+    parsed = []
+    for index, edit in enumerate(edits):
+        place = f"edits[{index}]"
+        _check_keys(path, place, edit, EDIT_KEYS)
+        texts = all(isinstance(edit[key], str) for key in ("name", "text", "time"))
+        direction = edit["direction"]
+        numbers = isinstance(direction, list) and all(
+            map(_is_number, [*direction, edit["value"], edit["sd"]])
+        )
+        if not (texts and numbers and edit["sd"] > 0):
+            raise UserError(
+                f"{path}: {place} must hold name, text, time and finite numbers; restore the record"
+            )
+        parsed.append(Edit(**(edit | {"direction": tuple(map(float, direction))})))
+    return tuple(parsed), tuple(skipped)
 
 
 def _parse_answer(path: Path, index: int, value: Any) -> Answer:
     place = f"answers[{index}]"
     _check_keys(path, place, value, ANSWER_KEYS)
     prompt = value["prompt"]
+    if not isinstance(prompt, str) and not (isinstance(prompt, list) and prompt):
+        raise UserError(
+            f"{path}: {place}.prompt is {prompt!r}, expected text or a list of messages; restore the record"
+        )
     if isinstance(prompt, list):
         for message in prompt:
             _check_keys(path, f"{place}.prompt", message, ("role", "content"))
@@ -222,21 +293,26 @@ def _parse_answer(path: Path, index: int, value: Any) -> Answer:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite also as float32, in which it is reckoned with; JSON integers may have any size."""
+    largest = float(np.finfo(np.float32).max)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
-def _check_keys(path: Path, place: str, value: Any, keys: tuple[str, ...]) -> None:
+def _check_keys(
+    path: Path, place: str, value: Any, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
     if not isinstance(value, dict):
         raise UserError(
             f"{path}: {place} must be a JSON object, found {type(value).__name__}; restore the record"
         )
-    for key in sorted(set(keys) ^ set(value)):
+    for key in sorted((set(keys) ^ set(value)) - set(optional)):
         problem = "is missing" if key in keys else "is unknown"
         raise UserError(f"{path}: {place}: key {key!r} {problem}; restore the record")
 
 
 def _check_widths(path: Path, record: UserRecord, num_basis: int) -> None:
     widths = [len(record.posterior.coef_mean)] + [len(answer.delta_features) for answer in record.answers]
+    widths += [len(edit.direction) for edit in record.edits]
     if set(widths) != {num_basis}:
         wrong = next(width for width in widths if width != num_basis)
         raise UserError(

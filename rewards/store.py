@@ -16,11 +16,13 @@ import safetensors.numpy
 
 from rewards import files
 from rewards.errors import UserError
-from rewards.types import Gauge, GroupPrior, RewardBasis
+from rewards.types import Gauge, GroupPrior, PromptPart, Quadratic, RewardBasis
 
 FORMAT = "chorus-reward-basis-1"
+FORMAT_QUADRATIC = "chorus-reward-basis-2"  # a linear basis with the quadratic part of ideal-point models
 TENSORS = "basis.safetensors"
 RECORD = "basis.json"
+OTHER_MODEL = "model.json"  # written by rewards.models.store; beside it a linear model has a basis too
 KEYS = {"format", "basis_hash", "num_basis", "embedding_width", "gauge", "encoder", "extra"}
 KEYS |= {"tensors_sha256", "record_sha256"}
 GAUGE_TENSORS = ("mean", "whitening", "rotation", "signs")
@@ -36,14 +38,22 @@ class RewardRun:
     directory: Path
     extra: dict[str, Any]
 
+    @property
+    def lapse(self) -> float:
+        """The lapse rate of the likelihood under which coefficients were estimated; new answers need the same."""
+        return float(self.extra.get("lapse", 0.0))
+
 
 def basis_hash(basis: RewardBasis) -> str:
     """sha256 over head, gauge record and encoder settings: what gives coefficients their meaning."""
     digest = hashlib.sha256()
-    for name, array in sorted(_basis_tensors(basis).items()):
+    for name, array in sorted(basis_tensors(basis).items()):
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array, "<f4").tobytes())
-    digest.update(files.sha256_json({"gauge": _gauge_record(basis.gauge), "encoder": basis.encoder}).encode())
+    record = {"gauge": gauge_record(basis.gauge), "encoder": basis.encoder}
+    if basis.quadratic is not None:
+        record |= {"quadratic": quadratic_record(basis.quadratic)}
+    digest.update(files.sha256_json(record).encode())
     return digest.hexdigest()
 
 
@@ -55,7 +65,7 @@ def save_reward_run(
     The record is written last and names the hash of the tensors, so a run killed in between does not load.
     """
     directory = Path(directory)
-    tensors = _basis_tensors(basis) | {"prior.mean": _f32(prior.mean), "prior.cov": _f32(prior.cov)}
+    tensors = basis_tensors(basis) | {"prior.mean": _f32(prior.mean), "prior.cov": _f32(prior.cov)}
     with files.atomic_path(directory / TENSORS) as temporary:
         safetensors.numpy.save_file(tensors, temporary)
         tensor_hash = files.sha256_file(temporary)
@@ -66,10 +76,12 @@ def save_reward_run(
         "tensors_sha256": tensor_hash,
         "num_basis": basis.num_basis,
         "embedding_width": int(basis.head.shape[0]),
-        "gauge": _gauge_record(basis.gauge),
+        "gauge": gauge_record(basis.gauge),
         "encoder": basis.encoder,
         "extra": extra or {},
     }
+    if basis.quadratic is not None:
+        body |= {"format": FORMAT_QUADRATIC, "quadratic": quadratic_record(basis.quadratic)}
     files.write_json(directory / RECORD, body | {"record_sha256": files.sha256_json(body)})
     return identity
 
@@ -85,21 +97,25 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     path, record_path = directory / TENSORS, directory / RECORD
     if not directory.is_dir():
         raise UserError(f"{directory}: no such reward run; create one with `chorus rewards fit`")
+    if not record_path.is_file():
+        if (directory / OTHER_MODEL).is_file():
+            kind = files.read_json(directory / OTHER_MODEL).get("kind")
+            raise UserError(
+                f"{directory}: holds a {kind} model, whose reward is not linear in coefficients, so it has no basis; "
+                "fit one that has for this (fit.model=house, in another output_dir)"
+            )
+        raise UserError(
+            f"{directory}: not a finished reward run (no {RECORD}); `chorus rewards fit` makes one"
+        )
     record = _read_record(record_path)
-    tensors = _read_tensors(path, record["embedding_width"], record["num_basis"])
+    form = basis_shapes(record["embedding_width"], record["num_basis"], record.get("quadratic"))
+    size = record["num_basis"]
+    tensors = read_tensors(path, form | {"prior.mean": (size,), "prior.cov": (size, size)})
     if files.sha256_file(path) != record["tensors_sha256"]:
         raise UserError(
             f"{path}: its bytes differ from those written (sha256 in {RECORD}); restore or refit the run"
         )
-    settings = record["gauge"]
-    gauge = Gauge(
-        centring=settings["centring"],
-        scale=float(settings["scale"]),
-        names=tuple(settings["names"]),
-        encoder_hash=settings["encoder_hash"],
-        **{name: tensors[f"gauge.{name}"] for name in GAUGE_TENSORS},
-    )
-    basis = RewardBasis(tensors["head"], gauge, record["encoder"])
+    basis = basis_of(tensors, record["gauge"], record["encoder"], record.get("quadratic"))
     if basis_hash(basis) != record["basis_hash"]:
         raise UserError(f"{record_path}: basis_hash does not belong to this basis; restore or refit the run")
     prior = GroupPrior(tensors["prior.mean"], tensors["prior.cov"])
@@ -112,10 +128,11 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: expected a JSON object, found {type(record).__name__}; restore or refit the run"
         )
-    for key in sorted(KEYS ^ set(record)):
-        problem = "is missing" if key in KEYS else "is not part of a reward run"
+    keys = KEYS | ({"quadratic"} if record.get("format") == FORMAT_QUADRATIC else set())
+    for key in sorted(keys ^ set(record)):
+        problem = "is missing" if key in keys else "is not part of a reward run"
         raise UserError(f"{path}: key {key!r} {problem}; restore or refit the run")
-    if record["format"] != FORMAT:
+    if record["format"] not in (FORMAT, FORMAT_QUADRATIC):
         raise UserError(f"{path}: format {record['format']!r}, this version reads {FORMAT!r}; refit the run")
     body = {key: value for key, value in record.items() if key != "record_sha256"}
     if files.sha256_json(body) != record["record_sha256"]:
@@ -125,16 +142,25 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _read_tensors(path: Path, width: int, num_basis: int) -> dict[str, np.ndarray]:
-    expected = {
+def basis_shapes(width: int, num_basis: int, quadratic: dict[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a basis, exactly."""
+    shapes: dict[str, tuple[int, ...]] = {
         "head": (width, num_basis),
         "gauge.mean": (num_basis,),
         "gauge.whitening": (num_basis, num_basis),
         "gauge.rotation": (num_basis, num_basis),
         "gauge.signs": (num_basis,),
-        "prior.mean": (num_basis,),
-        "prior.cov": (num_basis, num_basis),
     }
+    if quadratic is not None:
+        shapes["quadratic.square"] = (width, quadratic["width"])
+        if quadratic["prompt_source"] is not None:
+            shapes["quadratic.prompt.projection"] = (width, quadratic["prompt_width"])
+            shapes["quadratic.prompt.head"] = (num_basis, quadratic["width"], quadratic["prompt_width"])
+    return shapes
+
+
+def read_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Read float32 tensors with exactly these names and shapes, or say what is wrong with which."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; restore or refit the run")
     try:
@@ -156,17 +182,58 @@ def _read_tensors(path: Path, width: int, num_basis: int) -> dict[str, np.ndarra
     return tensors
 
 
-def _basis_tensors(basis: RewardBasis) -> dict[str, np.ndarray]:
-    gauge = {f"gauge.{name}": _f32(getattr(basis.gauge, name)) for name in GAUGE_TENSORS}
-    return {"head": _f32(basis.head)} | gauge
+def basis_tensors(basis: RewardBasis) -> dict[str, np.ndarray]:
+    """The tensors of a basis by name; those of a linear one are a part of those of a quadratic one."""
+    tensors = {"head": _f32(basis.head)}
+    tensors |= {f"gauge.{name}": _f32(getattr(basis.gauge, name)) for name in GAUGE_TENSORS}
+    if basis.quadratic is not None:
+        tensors["quadratic.square"] = _f32(basis.quadratic.square)
+        if basis.quadratic.prompt is not None:
+            tensors["quadratic.prompt.projection"] = _f32(basis.quadratic.prompt.projection)
+            tensors["quadratic.prompt.head"] = _f32(basis.quadratic.prompt.head)
+    return tensors
 
 
-def _gauge_record(gauge: Gauge) -> dict[str, Any]:
+def basis_of(
+    tensors: dict[str, np.ndarray],
+    settings: dict[str, Any],
+    encoder: dict[str, Any],
+    quadratic: dict[str, Any] | None,
+) -> RewardBasis:
+    """The inverse of `basis_tensors`, `gauge_record` and `quadratic_record`."""
+    gauge = Gauge(
+        centring=settings["centring"],
+        scale=float(settings["scale"]),
+        names=tuple(settings["names"]),
+        encoder_hash=settings["encoder_hash"],
+        **{name: tensors[f"gauge.{name}"] for name in GAUGE_TENSORS},
+    )
+    part = None
+    if quadratic is not None:
+        prompt = None
+        if quadratic["prompt_source"] is not None:
+            projection, head = (tensors[f"quadratic.prompt.{name}"] for name in ("projection", "head"))
+            prompt = PromptPart(projection, head, quadratic["prompt_source"])
+        part = Quadratic(tensors["quadratic.square"], prompt)
+    return RewardBasis(tensors["head"], gauge, encoder, part)
+
+
+def gauge_record(gauge: Gauge) -> dict[str, Any]:
     return {
         "centring": gauge.centring,
         "scale": float(gauge.scale),
         "names": list(gauge.names),
         "encoder_hash": gauge.encoder_hash,
+    }
+
+
+def quadratic_record(quadratic: Quadratic) -> dict[str, Any]:
+    """Widths R and Q, and the source of the prompts' embeddings; the latter two are null without a prompt part."""
+    prompt = quadratic.prompt
+    return {
+        "width": int(quadratic.square.shape[1]),
+        "prompt_width": None if prompt is None else int(prompt.projection.shape[1]),
+        "prompt_source": None if prompt is None else prompt.source,
     }
 
 

@@ -98,18 +98,51 @@ class Gauge:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptPart:
+    """The part of a quadratic basis that depends on the prompt: f(x, y)^T head_k c(x), c = projection^T e(x).
+
+    Attributes:
+      projection: float32[D, Q].
+      head: float32[K, R, Q].
+      source: where e(x) comes from: "encoder" (the prompt embedded by itself) or "mean" (the mean embedding of
+        the prompt's items in the table given).
+    """
+
+    projection: np.ndarray
+    head: np.ndarray
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    """What ideal-point models add to every raw output k: −|f|^2 + f^T head_k c(x), f = square^T e(x, y).
+
+    −|f − p_k|^2 is −|f|^2 + 2 f·p_k up to a constant, so the prototypes p_k themselves live in the linear head.
+
+    Attributes:
+      square: float32[D, R].
+      prompt: prototypes that depend on the prompt; None when they do not.
+    """
+
+    square: np.ndarray
+    prompt: PromptPart | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardBasis:
-    """raw(x, y) = head^T e(x, y), read through `gauge`.
+    """raw(x, y) = head^T e(x, y), plus the same quadratic term in every output, read through `gauge`.
 
     Attributes:
       head: float32[D, K].
       gauge: the gauge record.
       encoder: plain settings that rebuild e(x, y) (kind, model, layer, pooling, ...).
+      quadratic: only for ideal-point models.
     """
 
     head: np.ndarray
     gauge: Gauge
     encoder: dict[str, Any]
+    quadratic: Quadratic | None = None
 
     @property
     def num_basis(self) -> int:

@@ -40,6 +40,7 @@ class PairRows(NamedTuple):
       pair_weight: float32[R, P]; 0 on padding.
       outcome: float32[R, P], 1 when the first of the pair was chosen, 0.5 for a tie.
       user: int32[R], whose labels the row holds; −1 where labels are not used.
+      label_weight: float32[R], how much the row's labels count, its pairs' mean weight; None counts all alike.
     """
 
     packed: PackedRows
@@ -48,6 +49,7 @@ class PairRows(NamedTuple):
     pair_weight: np.ndarray
     outcome: np.ndarray
     user: np.ndarray
+    label_weight: np.ndarray | None = None
 
 
 def encode_items(
@@ -99,13 +101,13 @@ def sft_rows(
     return SFTRows(packed, weight)
 
 
-def _pair_groups(prefs: Preferences, observed: bool, size: int | None) -> list[tuple[int, dict]]:
-    """(user, {(first, second) items: outcomes}) for each row to build.
+def _pair_groups(prefs: Preferences, observed: bool, whole_prompt: bool) -> list[tuple[int, dict]]:
+    """(user, {(first, second) items: comparisons}) for each row to build.
 
-    With observed labels a row keeps one person's comparisons of one prompt (size None) or one comparison; without,
-    the labels do not matter and equal pairs are one.
+    With observed labels a row keeps one person's comparisons of one prompt (`whole_prompt`) or one comparison;
+    without, the labels do not matter and equal pairs are one.
     """
-    groups: dict[tuple, dict[tuple[int, int], list[float]]] = collections.defaultdict(
+    groups: dict[tuple, dict[tuple[int, int], list[int]]] = collections.defaultdict(
         lambda: collections.defaultdict(list)
     )
     for n in range(prefs.num_comparisons):
@@ -113,28 +115,37 @@ def _pair_groups(prefs: Preferences, observed: bool, size: int | None) -> list[t
         prompt = int(prefs.item_prompt[chosen])
         pair = (chosen, rejected) if observed else (min(chosen, rejected), max(chosen, rejected))
         user = int(prefs.user_index[n]) if observed else -1
-        key = (user, prompt) if size is None else (user, prompt, *pair)
-        groups[key][pair].append(float(prefs.outcome[n]))
+        key = (user, prompt) if whole_prompt else (user, prompt, *pair)
+        groups[key][pair].append(n)
     return [(key[0], pairs) for key, pairs in groups.items()]
 
 
 def pair_rows(
-    prefs: Preferences, tokenizer: PromptEncoder, *, observed: bool, size: int | None, max_positions: int
+    prefs: Preferences,
+    tokenizer: PromptEncoder,
+    *,
+    observed: bool,
+    size: int | None,
+    max_positions: int,
+    weight: np.ndarray | None = None,
 ) -> PairRows:
     """Rows for the DPO family.
 
     Args:
       observed: keep people's own labels (observed, dpo, ipo, cdpo, simpo) rather than comparing every pair in a row.
-      size: completions a row: 2 for pairs, None for all of a prompt (of a person and prompt when `observed`),
-        other numbers cut a prompt's completions into groups of about that many.
+      size: completions a row: 2 for pairs, None for all of a prompt (of a person and prompt when `observed`);
+        other numbers, for comparing every pair only, cut a prompt's completions into groups of about that many.
+      weight: float[N], how much each of people's own labels counts; outcomes may then be soft.
     """
+    if observed and size not in (2, None):
+        raise ValueError(f"rows of people's own labels hold 2 completions or all of a prompt, not {size}")
     prompts, encoded = encode_items(prefs, tokenizer, max_positions)
     if not observed and size != 2:
         groups = [(-1, items, None) for items in _item_groups(prefs, size)]
     else:
         groups = [
             (user, sorted({item for pair in pairs for item in pair}), pairs)
-            for user, pairs in _pair_groups(prefs, observed, None if size is None else 2)
+            for user, pairs in _pair_groups(prefs, observed, whole_prompt=size is None)
         ]
     packed = pack(
         [
@@ -151,15 +162,22 @@ def pair_rows(
         np.zeros((len(groups), num_pairs), np.float32),
         np.ones((len(groups), num_pairs), np.float32),
         np.array([user for user, _, _ in groups], np.int32),
+        None if weight is None else np.zeros(len(groups), np.float32),
     )
     for index, (_, items, pairs) in enumerate(groups):
         rows.item[index, : len(items)] = items
         place = {item: c for c, item in enumerate(items)}
-        labelled = pairs or {pair: [1.0] for pair in itertools.combinations(items, 2)}
-        for p, ((first, second), outcomes) in enumerate(labelled.items()):
+        labelled = pairs or {pair: [] for pair in itertools.combinations(items, 2)}
+        for p, ((first, second), comparisons) in enumerate(labelled.items()):
             rows.pairs[index, p] = place[first], place[second]
-            rows.pair_weight[index, p] = len(outcomes) if observed else 1.0
-            rows.outcome[index, p] = np.mean(outcomes)
+            share = np.ones(len(comparisons)) if weight is None else weight[comparisons]
+            total = float(np.sum(share))
+            rows.pair_weight[index, p] = total if observed else 1.0
+            if total > 0:
+                rows.outcome[index, p] = np.sum(share * prefs.outcome[comparisons]) / total
+        if rows.label_weight is not None:
+            questions = len({frozenset(pair) for pair in labelled})
+            rows.label_weight[index] = np.sum(rows.pair_weight[index]) / questions
     return rows
 
 

@@ -77,7 +77,7 @@ class Checkpointer:
             if other > step or other not in [s for s in self.steps() if s <= step][-self.keep :]:
                 self._remove(self._path(other))
 
-    def restore(self, target_tree: Any, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, target_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Load the newest good step → (step, tree, meta), or None when there is no step at all.
 
         Damaged steps are named on stderr and passed over.
@@ -85,26 +85,19 @@ class Checkpointer:
         Args:
           target_tree: pytree of arrays or `jax.ShapeDtypeStruct` that says what is expected; where a leaf has
             a sharding, the array is placed so. NumPy leaves come back as NumPy.
-          prefix: dotted name of the subtree to load (`"policy"`), "" for everything; then `target_tree` is
-            that subtree.
         Raises:
           UserError: no step is good; or a leaf is missing, left over, or of another shape or type than
             `target_tree` says (the leaf is named).
         """
-        wanted = _named_leaves(target_tree, prefix)
+        wanted = _named_leaves(target_tree)
         if (found := self._newest_good()) is None:
             return None
         step, manifest = found
-        _compare(wanted, manifest["leaves"], prefix, self._path(step))
+        _compare(wanted, manifest["leaves"], self._path(step))
         arrays = read_arrays(self._path(step) / ARRAYS, wanted, manifest["leaves"])
         structure = jax.tree_util.tree_structure(target_tree)
         tree = jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
         return step, tree, manifest["meta"]
-
-    def peek(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and meta of the newest good step, without its arrays; None when there is no step at all."""
-        found = self._newest_good()
-        return None if found is None else (found[0], found[1]["meta"])
 
     def _newest_good(self) -> tuple[int, dict[str, Any]] | None:
         """The newest good step and its manifest; a UserError when there are steps and none is good."""
@@ -161,11 +154,11 @@ class Checkpointer:
         return self.directory / f"{step:08d}"
 
 
-def _named_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves under dotted names, in tree order; names are what messages and the manifest speak of."""
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = ".".join([prefix] * bool(prefix) + [_part(entry) for entry in path]) or "value"
+        name = ".".join(_part(entry) for entry in path) or "value"
         if name in named:
             raise ValueError(f"two leaves of the tree are both called {name}")
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -187,18 +180,17 @@ def _nbytes(leaf: Any) -> int:
     return int(leaf.size) * leaf.dtype.itemsize
 
 
-def _compare(wanted: dict[str, Any], stored: dict[str, Any], prefix: str, where: Path) -> None:
+def _compare(wanted: dict[str, Any], stored: dict[str, Any], where: Path) -> None:
     """Raise a UserError that names the first leaf in which the two trees differ."""
-    inside = {name for name in stored if not prefix or name == prefix or name.startswith(prefix + ".")}
     advice = "the checkpoint belongs to another model or configuration; choose another output_dir"
     for name, leaf in wanted.items():
-        if name not in inside:
+        if name not in stored:
             raise UserError(f"{where}: {name} is missing; {advice}")
         has, needs = stored[name], {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for what in ("shape", "dtype"):
             if has[what] != needs[what]:
                 raise UserError(f"{where}: {name} has {what} {has[what]}, {needs[what]} is needed; {advice}")
-    if left_over := sorted(inside - wanted.keys()):
+    if left_over := sorted(stored.keys() - wanted.keys()):
         raise UserError(
             f"{where}: {left_over[0]} is not part of this model ({len(left_over)} such); {advice}"
         )

@@ -110,13 +110,18 @@ class Population(NamedTuple):
         )
 
 
+def coef_of_users(key: jax.Array, population: Population, user: jax.Array) -> Float[Array, "b k"]:
+    """A draw from the posterior of each of the training people `user`[B]."""
+    noise = jax.random.normal(key, (user.shape[0], population.user_mean.shape[1]))
+    return population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)
+
+
 def sample_coef(key: jax.Array, population: Population, shares: UserShares) -> Float[Array, "b k"]:
     """Coefficients for one micro-batch, in the order posterior, prior, extremes, generic."""
     user_key, noise_key, prior_key, axis_key, sign_key = jax.random.split(key, 5)
     conditioning, num_basis = population.conditioning, population.user_mean.shape[1]
     user = jax.random.randint(user_key, (shares.posterior,), 0, population.user_mean.shape[0])
-    noise = jax.random.normal(noise_key, (shares.posterior, num_basis))
-    of_users = population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)
+    of_users = coef_of_users(noise_key, population, user)
     drawn = jax.random.normal(prior_key, (shares.prior, num_basis))
     axis = jax.random.randint(axis_key, (shares.extremes,), 0, num_basis)
     sign = jax.random.rademacher(sign_key, (shares.extremes, 1), jnp.float32)

@@ -24,7 +24,7 @@ from flax import nnx
 
 from rlhf import losses, optim
 from rlhf.batches import PairRows
-from rlhf.conditioning import Population, UserShares, effective_coef, sample_coef, signal
+from rlhf.conditioning import Population, UserShares, coef_of_users, effective_coef, sample_coef, signal
 from rlhf.policy import PolicyParams, completion_sums, merge, token_logprobs
 
 PERSONAL = ("soft", "regression", "observed")
@@ -90,8 +90,7 @@ def row_coef(static: Static, population: Population, users: jax.Array, key: jax.
     """
     if static.kind != "observed":
         return sample_coef(key, population, static.shares)
-    noise = jax.random.normal(key, (users.shape[0], population.user_mean.shape[1]))
-    coef = population.user_mean[users] + jnp.einsum("bij,bj->bi", population.user_scale[users], noise)
+    coef = coef_of_users(key, population, users)
     generic = jnp.arange(users.shape[0]) >= users.shape[0] - static.shares.generic
     return jnp.where(generic[:, None], population.conditioning.mean, coef)
 
@@ -123,7 +122,7 @@ def pair_losses(
     if static.kind in ("soft", "regression"):
         goal = difference(target)
         loss = losses.soft_label(h, goal) if static.kind == "soft" else losses.regression(h, goal)
-        agree = (h * goal > 0).astype(jnp.float32)
+        agree = jnp.sign(h) * jnp.sign(goal)
         h = h * jnp.sign(goal)
     else:
         smoothing = hyper.label_smoothing if static.kind in ("observed", "cdpo") else 0.0
@@ -139,10 +138,14 @@ def pair_losses(
         margin = difference(logprobs) if static.kind == "simpo" else margin
         h = beta * margin
         loss = rows.outcome * one_way(margin) + (1.0 - rows.outcome) * one_way(-margin)
-        agree = (h > 0).astype(jnp.float32)
+        agree = jnp.sign(h) * jnp.sign(rows.outcome - 0.5)
+    pair_loss = jnp.sum(weight * loss, axis=1)
+    if rows.label_weight is not None:
+        pair_loss = rows.label_weight * pair_loss
     diagnostics = {
-        "train/loss/pair": jnp.sum(weight * loss, axis=1),
-        "train/accuracy": jnp.sum(weight * agree, axis=1),
+        "train/loss/pair": pair_loss,
+        # Undecided on either side counts half, so a policy that has not moved scores 0.5.
+        "train/accuracy": jnp.sum(weight * 0.5 * (1.0 + agree), axis=1),
         "train/margin": jnp.sum(weight * h, axis=1),
     }
     return diagnostics["train/loss/pair"], diagnostics

@@ -1,30 +1,27 @@
 """Language-model embeddings of completions: e(x, y) = hidden states of y after x, pooled over its tokens.
 
-Computed once and kept in the cache folder under a hash of weights, settings and tokens.
-Shapes: I items, D width, B rows, T nodes, N scored nodes, C completions.
+Computed once and kept in the cache folder under a hash of weights, settings and tokens. Without a language model
+of its own, an encoder may also be the numbers that came with the data, or off-the-shelf rewards (`rlhf.columns`).
+Shapes: I items, D width.
 """
 
-import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import atomic_path, cache_dir, sha256_json
 from rewards.types import Preferences
 from rlhf import policy_store
 from rlhf.batches import encode_items
-from rlhf.models import attention
-from rlhf.packing import PackedRows, Sequences, fill_rows, pack
-from rlhf.policy import PolicyParams, chunk_of
-
-ROW_LENGTH = 512
+from rlhf.columns import table
+from rlhf.columns.hidden import pooled_states
+from rlhf.config.columns import ColumnConfig
+from rlhf.packing import Sequences
 
 
 def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> dict[str, Any]:
@@ -33,13 +30,28 @@ def encoder_settings(kind: str, model: str | None, layer: int, pool: str, finger
 
 
 def prepare(
-    prefs: Preferences, kind: str, model: str | None, layer: int, pool: str
+    prefs: Preferences,
+    kind: str,
+    model: str | None,
+    layer: int,
+    pool: str,
+    columns: Sequence[ColumnConfig] = (),
+    reference: str | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Embed every item with a new encoder; returns float32[I, D] and the settings to store with the basis.
 
+    With kind `columns` the embedding is the raw rewards, float64 so that 0.7 stays 0.7; `reference` are samples of
+    π_ref for their mean and standard deviation.
+
     Raises:
-      UserError: precomputed features are asked for and the data has none, or the model cannot be loaded.
+      UserError: precomputed features are asked for and the data has none, the model cannot be loaded, or a column
+        cannot be computed.
     """
+    if kind == "columns":
+        rewards, settings = table.prepare(prefs, columns)
+        if reference is not None:
+            settings = table.standardise_on(settings, read_completions(reference))
+        return rewards, settings
     if kind != "lm":
         settings = encoder_settings(kind, None, 0, "none", "")
         return embed_items(prefs, settings), settings
@@ -63,6 +75,8 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
         return prefs.item_features
     if settings["kind"] == "attributes":
         return attribute_features(prefs)
+    if settings["kind"] == "columns":
+        return table.evaluate(prefs, settings, gates=False).values
     cached = _load_cached(_cache_path(settings, prefs))
     if cached is not None:
         return cached
@@ -93,10 +107,8 @@ def attribute_features(prefs: Preferences) -> np.ndarray:
                 f"{prefs.source} row {row}: attributes: feature_names must be the same list in every row; "
                 "mend it or set encoder.kind=lm"
             )
-        out[chosen], out[rejected] = (
-            value["chosen"],
-            value["rejected"],
-        )  # as many finite numbers: read checks that
+        # As many finite numbers as names: the reader has checked that.
+        out[chosen], out[rejected] = value["chosen"], value["rejected"]
     return out
 
 
@@ -119,20 +131,12 @@ def _embed(prefs: Preferences, settings: dict[str, Any], base: policy_store.Base
     if cached is not None:
         return cached
     prompts, completions = encode_items(prefs, base.tokenizer, base.config.max_positions)
-    items: dict[Sequences, list[int]] = {}
-    for item, completion in enumerate(completions):
-        items.setdefault(Sequences(prompts[prefs.item_prompt[item]], (completion,)), []).append(item)
-    longest = max(len(s.prompt) + len(s.completions[0]) for s in items)
-    rows = fill_rows(items, max(ROW_LENGTH, longest))
+    sequences = [
+        Sequences(prompts[prompt], (completion,))
+        for prompt, completion in zip(prefs.item_prompt, completions, strict=True)
+    ]
     num_layers = _num_layers(settings["layer"], base.config.num_layers)
-    embed = _embedder(base, num_layers, settings["pool"])
-    out = np.zeros((prefs.num_items, base.config.width), np.float32)
-    packed = pack(rows)
-    for start in range(0, len(rows), 4):
-        values = np.asarray(embed(chunk_of(packed, start, 4)))
-        for row, groups in zip(values, rows[start : start + 4], strict=False):
-            for value, group in zip(row, groups, strict=False):
-                out[items[group]] = value
+    out = pooled_states(base, sequences, num_layers, settings["pool"])
     with atomic_path(path) as temporary:
         save_file({"embeddings": out}, temporary)
     return out
@@ -146,32 +150,3 @@ def _num_layers(layer: int, total: int) -> int:
             f"encoder.layer: {layer} is outside −{total + 1} … {total}; the model has {total} layers"
         )
     return count
-
-
-def _embedder(base: policy_store.Base, num_layers: int, pool: str):
-    total = base.config.num_layers
-    stages = (total,) if num_layers in (0, total) else (num_layers, total - num_layers)
-    tree = policy_store.restage(base.tree, base.stages, stages)
-    graphdef, params, _ = policy_store.base_state(
-        dataclasses.replace(base, tree=tree, stages=stages), None, "float32", False
-    )
-    last = 0 if num_layers == 0 else 1
-    return functools.partial(_pooled, graphdef, params, last=last, final_norm=num_layers == total, pool=pool)
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("last", "final_norm", "pool"))
-def _pooled(
-    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, last: int, final_norm: bool, pool: str
-) -> jax.Array:
-    """Pooled hidden states of every completion, float32[B, C, D]."""
-    decoder = nnx.merge(graphdef, *params)
-    context = decoder.context(rows.positions, attention.tree_mask(rows.end))
-    hidden, _ = decoder.run_stages(decoder.embed_tokens(rows.tokens), context, last=last)
-    hidden = decoder.final_norm(hidden) if final_norm else hidden
-    scored = jnp.take_along_axis(hidden, rows.scored[:, :, None], axis=1).astype(jnp.float32)
-    if pool == "last":
-        depth = jnp.take_along_axis(rows.positions, rows.scored, axis=1)
-        deepest = jnp.argmax(jnp.where(rows.member, depth[:, None, :], -1), axis=2)
-        return jnp.take_along_axis(scored, deepest[:, :, None], axis=1)
-    count = jnp.maximum(jnp.sum(rows.member, axis=2), 1)[:, :, None]
-    return jnp.einsum("bcn,bnd->bcd", rows.member.astype(jnp.float32), scored) / count

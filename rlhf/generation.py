@@ -7,6 +7,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from rewards.types import Prompt
+from rlhf.policy import chunks
 from rlhf.policy_store import Policy
 from rlhf.sampling import SamplingSettings, generate, left_pad, row_keys
 
@@ -46,25 +47,23 @@ def complete(
             "shorten the prompt or lower --max-new-tokens"
         )
     tokens, starts = left_pad(encoded)
-    batch = min(batch, len(encoded))
     out: list[Completion] = []
-    for first in range(0, len(encoded), batch):
-        rows = np.minimum(np.arange(first, first + batch), len(encoded) - 1)
+    for rows in chunks(len(encoded), batch):
         samples = generate(
             policy.params,
             tokens[rows],
             starts[rows],
             None if z is None else z[rows],
             row_keys(seed, rows),
-            SamplingSettings.of(batch, temperature, top_k, top_p, min_p),
+            SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
             np.array(policy.base.tokenizer.eos_ids, np.int32),
             graphdef=policy.graphdef,
             max_new_tokens=max_new_tokens,
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )
         host = [np.asarray(array) for array in samples]
-        out += [_completion(policy, *(a[i] for a in host)) for i in range(min(batch, len(encoded) - first))]
-    return out
+        out += [_completion(policy, *(a[i] for a in host)) for i in range(len(rows))]
+    return out[: len(encoded)]
 
 
 def _completion(policy: Policy, tokens: np.ndarray, logprobs: np.ndarray, mask: np.ndarray) -> Completion:

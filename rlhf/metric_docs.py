@@ -44,7 +44,7 @@ TRAINING = {
     ),
     "train/accuracy": MetricDoc(
         "Share of pairs that the policy orders as their target or label says, measured against the "
-        "reference.",
+        "reference; a tie of either counts half.",
         "share, 0.5 is a coin",
         "At 0.5: nothing is learnt. At 1.0 at once: memorised or leaked.",
     ),

@@ -8,6 +8,7 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 
 import functools
 import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +90,7 @@ def merge(frozen: PolicyParams, trained: dict[str, Any], dtype: str) -> PolicyPa
     return frozen._replace(**trained)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def lower_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows) -> jax.Array:
     """Activations [B, T, D] under the top stage, which no adapter changes: computed once for fixed rows."""
     decoder = nnx.merge(graphdef, *params)
@@ -159,20 +161,17 @@ def cached_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows
     dtype = decoder.embed.embedding[...].dtype
     if rows.tokens.size * decoder.config.width * dtype.itemsize > MAX_CACHED_BYTES:
         return None
+    num_rows = len(rows.tokens)
     parts = [
-        np.asarray(_lower_hidden(graphdef, params, chunk_of(rows, start, chunk)))[: len(rows.tokens) - start]
-        for start in range(0, len(rows.tokens), chunk)
+        np.asarray(lower_hidden(graphdef, params, rows.take(index))) for index in chunks(num_rows, chunk)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(parts)[:num_rows]
 
 
-_lower_hidden = jax.jit(lower_hidden, static_argnums=0)
-
-
-def chunk_of(rows: PackedRows, start: int, size: int) -> PackedRows:
-    """Rows start … start+size−1, the last row repeated where there are fewer, so that every chunk has one shape."""
-    index = np.minimum(np.arange(start, start + min(size, len(rows.tokens))), len(rows.tokens) - 1)
-    return rows.take(index)
+def chunks(num_rows: int, size: int) -> Iterator[np.ndarray]:
+    """Row numbers 0 … num_rows−1 in chunks of one length: the last row is repeated where rows run out."""
+    for start in range(0, num_rows, size):
+        yield np.minimum(np.arange(start, start + min(size, num_rows)), num_rows - 1)
 
 
 def all_logprobs(
@@ -185,12 +184,8 @@ def all_logprobs(
     chunk: int = 8,
 ) -> Any:
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
-    parts = []
-    for start in range(0, len(rows.tokens), chunk):
-        part = chunk_of(rows, start, chunk)
-        index = np.minimum(np.arange(start, start + len(part.tokens)), len(rows.tokens) - 1)
-        logprobs = sequence_logprobs(
-            graphdef, params, part, None if z is None else z[index], None if hidden is None else hidden[index]
-        )
-        parts.append(np.asarray(logprobs)[: len(rows.tokens) - start])
-    return np.concatenate(parts)
+    num_rows, parts = len(rows.tokens), []
+    for index in chunks(num_rows, chunk):
+        own_z, own_hidden = (None if array is None else array[index] for array in (z, hidden))
+        parts.append(np.asarray(sequence_logprobs(graphdef, params, rows.take(index), own_z, own_hidden)))
+    return np.concatenate(parts)[:num_rows]

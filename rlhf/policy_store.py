@@ -8,6 +8,8 @@
 """
 
 import dataclasses
+import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from rewards.errors import UserError
 from rewards.files import atomic_path, read_json, sha256_file, write_json
 from rewards.types import GroupPrior
-from rlhf.conditioning import Conditioning
+from rlhf.conditioning import Conditioning, effective_coef, signal
 from rlhf.models.adapters import AdapterSpec, merged_kernel
 from rlhf.models.config import ModelConfig
 from rlhf.models.load import load_params, read_hf_config, resolve_model
@@ -65,28 +67,26 @@ class Policy:
 
 def fingerprint(directory: Path) -> str:
     """sha256 over the names and contents of a model directory's weights (remembered by size and time of change)."""
-    import hashlib
-
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(path.name.encode())
-        digest.update(_file_digest(str(path), path.stat().st_size, path.stat().st_mtime_ns).encode())
+        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns).encode())
     return digest.hexdigest()
 
 
-_DIGESTS: dict[tuple[str, int, int], str] = {}
-
-
-def _file_digest(path: str, size: int, mtime: int) -> str:
-    key = (path, size, mtime)
-    if key not in _DIGESTS:
-        _DIGESTS[key] = sha256_file(path)
-    return _DIGESTS[key]
+@functools.lru_cache
+def _file_digest(path: Path, size: int, mtime: int) -> str:
+    return sha256_file(path)
 
 
 def is_run(name: str | Path) -> bool:
     """Whether `name` is the directory of a training run with a finished policy."""
     return (Path(name) / "policy" / POLICY).is_file()
+
+
+def identity(run: str | Path) -> str:
+    """sha256 of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
+    return sha256_file(Path(run) / "policy" / POLICY)
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -98,24 +98,19 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     """
     if is_run(name):
         policy = load_policy(name)
-        tree = merge_adapters(policy, None)
-        base = policy.base
-        tree = restage(tree, base.stages, stages_of(base.config, adapter_layers))
+        base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
+        tree = restage(merge_adapters(policy, None), base.stages, stages)
         tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
-        stages = stages_of(base.config, adapter_layers)
-        print_ = _file_hash(Path(name) / "policy" / POLICY)
-        return Base(str(name), base.directory, base.config, tree, stages, base.tokenizer, print_)
+        return dataclasses.replace(base, name=str(name), tree=tree, stages=stages, fingerprint=identity(name))
     if (Path(name) / "config.yaml").is_file():
+        if (Path(name) / "basis.json").is_file():
+            raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
         raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
     return Base(str(name), directory, config, tree, stages, Tokenizer(directory), fingerprint(directory))
-
-
-def _file_hash(path: Path) -> str:
-    return sha256_file(path)
 
 
 def base_state(
@@ -192,7 +187,7 @@ def save_policy(
     write_json(directory / "policy" / POLICY, record)
 
 
-def load_policy(run: str | Path, *, dtype: str | None = None) -> Policy:
+def load_policy(run: str | Path) -> Policy:
     """Read a training run's policy.
 
     Raises:
@@ -203,7 +198,7 @@ def load_policy(run: str | Path, *, dtype: str | None = None) -> Policy:
         reason = (
             "has not finished; run its command again to complete it"
             if (Path(run) / "config.yaml").is_file()
-            else ("is not a policy run; give the output_dir of chorus train")
+            else "is not a policy run; give the output_dir of chorus train"
         )
         raise UserError(f"{run}: {reason}")
     record = read_json(directory / POLICY)
@@ -211,14 +206,13 @@ def load_policy(run: str | Path, *, dtype: str | None = None) -> Policy:
         raise UserError(
             f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
         )
-    dtype = dtype or record["dtype"]
-    base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=dtype)
+    base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
         )
     spec = AdapterSpec(**record["spec"]) if record["spec"] else None
-    graphdef, params, shapes = base_state(base, spec, dtype, False)
+    graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
     params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
     prior = record.get("prior")
     conditioning = None
@@ -266,15 +260,14 @@ def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
     Raises:
       UserError: the policy has no users, or the number of coefficients is wrong.
     """
-    from rlhf.conditioning import effective_coef, signal
-
     if policy.conditioning is None:
         raise UserError("this policy was trained without users; leave out the user or coefficients")
     num_basis = len(policy.conditioning.mean)
-    user_coef = np.asarray(user_coef, np.float32)
-    if user_coef.shape[-1] != num_basis or not np.isfinite(user_coef).all():
+    with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused
+        coef = np.asarray(user_coef, np.float32)
+    if coef.shape[-1] != num_basis or not np.isfinite(coef).all():
         raise UserError(
-            f"coefficients: {user_coef.tolist()} must be {num_basis} finite numbers, one per basis output"
+            f"coefficients: {np.array(user_coef).tolist()} must be {num_basis} finite numbers, one per basis output"
         )
-    shrunk = effective_coef(user_coef, policy.conditioning.mean, policy.beta, policy.eta)
+    shrunk = effective_coef(coef, policy.conditioning.mean, policy.beta, policy.eta)
     return np.asarray(signal(shrunk, policy.conditioning), np.float32)

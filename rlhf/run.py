@@ -91,6 +91,11 @@ class Run:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null."""
         write_json(self.directory / RESULT, plain(result))
 
+    def stored_result(self) -> dict[str, Any]:
+        """metrics.json of a run that an earlier session finished; says so on stderr."""
+        print(f"{self.directory}: finished earlier; this is its stored result", file=sys.stderr)
+        return read_json(self.directory / RESULT)
+
     def close(self) -> None:
         """Give the directory up."""
         if self._lock >= 0:
@@ -114,7 +119,7 @@ class Run:
         for path in sorted(self.directory.rglob("*"), reverse=True):
             if path.is_file() and path.name == "metrics.jsonl" and path.stat().st_size == 0:
                 path.unlink()
-            elif path.is_file() and path.parent.name == "tensorboard":
+            elif path.is_file() and path.parent.name in ("tensorboard", "cache"):
                 path.unlink()
             elif path.is_dir():
                 with contextlib.suppress(OSError):

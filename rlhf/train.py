@@ -50,12 +50,10 @@ def run_steps(
     """
     settings = config.train
     checkpointer = Checkpointer(run.directory / "checkpoints", keep=settings.keep_checkpoints)
-    names, leaves, treedef = _named(state)
-    restored = checkpointer.restore(dict(zip(names, leaves, strict=True)))
+    restored = checkpointer.restore(state)
     start = 0
     if restored is not None:
-        start, tree, _ = restored
-        state = jax.tree.unflatten(treedef, [tree[name] for name in names])
+        start, state, _ = restored
     with MetricWriter(
         run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN
     ) as writer:
@@ -70,22 +68,9 @@ def run_steps(
                 _report(writer, pending, mark, settings, tokens_per_step)
                 pending = None
                 writer.flush()
-                names, leaves, _ = _named(state)
-                checkpointer.save(
-                    number + 1, dict(zip(names, leaves, strict=True)), {"next_step": number + 1}
-                )
+                checkpointer.save(number + 1, state, {"next_step": number + 1})
                 mark = time.perf_counter()
     return state
-
-
-def _named(state: TrainState) -> tuple[list[str], list[Any], Any]:
-    """Leaves by path, so that a checkpoint names what it holds."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(state)
-    return (
-        [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat],
-        [leaf for _, leaf in flat],
-        treedef,
-    )
 
 
 def _report(

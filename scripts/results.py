@@ -4,9 +4,11 @@
     python scripts/results.py electricity policy --seeds 3
     python scripts/results.py train_trips rewards --seeds 5
     python scripts/results.py electricity write
+    python scripts/results.py people --data DIR --seeds 5
 
 Reward seeds change who is held out (data.split_seed) and the random orders; policy seeds change initialisation,
-sampled coefficients and data order. Each part adds to the JSON file, so seeds may be run apart.
+sampled coefficients and data order. Each part adds to the JSON file, so seeds may be run apart. `people` compares
+every reward model on every set of real people; sets that are not shipped are read from DIR.
 """
 
 import argparse
@@ -18,12 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import results_people
 
 from rewards.files import write_json, write_text
 from rlhf.config.load import load
 from rlhf.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
 from rlhf.jobs import dpo, evaluate, sft
 from rlhf.jobs import rewards as rewards_job
+from rlhf.jobs.reward_models import model_names
+from rlhf.jobs.rewards_evaluate import evaluate_rewards
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -56,11 +61,11 @@ def run_rewards(name: str, seed: int, runs: Path) -> dict:
     """Fit and replay with another division of people."""
     began, overrides = (
         time.perf_counter(),
-        [f"output_dir={runs}/{name}/rewards-{seed}", f"data.split_seed={seed}"],
+        [f"output_dir={runs}/{name}/rewards-{seed}", f"data.split_seed={seed}", "evaluation.models=[]"],
     )
     config = load(ROOT / "configs" / CONFIGS[name], overrides, RewardsConfig)
     fitted = rewards_job.fit(config)
-    replay = rewards_job.evaluate_rewards(config)["evaluation"]
+    replay = evaluate_rewards(config)["evaluation"]
     return {
         "num_basis": fitted["num_basis"],
         "pooled": replay["pooled_accuracy"]["mean"],
@@ -171,26 +176,52 @@ def write_page(name: str, results: dict) -> None:
     write_text(store_of(name).with_suffix(".md"), "\n".join(lines) + "\n")
 
 
+def made() -> dict[str, str]:
+    return {
+        "made": str(datetime.date.today()),
+        "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
+        "machine": "2 CPU cores",
+    }
+
+
+def people(args: argparse.Namespace) -> None:
+    """The comparison of reward models on real people."""
+    store = store_of("people")
+    results = json.loads(store.read_text()) if store.is_file() else {}
+    if args.part != "write":
+        results_people.enable_compile_cache(args.runs / "compiled")
+        results |= made()
+        results_people.run(results, store, args.data, args.seeds, args.sets, args.models)
+    for name in results_people.SETS:
+        results[name] = {seed: results_people.compact(board) for seed, board in results.get(name, {}).items()}
+    write_json(store, results)
+    head = f"{results['made']}; {results['versions']}; {results['machine']}."
+    write_text(store.with_suffix(".md"), results_people.page(results, head))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=tuple(TITLES))
-    parser.add_argument("part", choices=("rewards", "policy", "write"))
+    parser.add_argument("name", choices=(*TITLES, "people"))
+    parser.add_argument("part", choices=("rewards", "policy", "write"), nargs="?", default="rewards")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the sets for people")
+    parser.add_argument(
+        "--sets", nargs="+", choices=tuple(results_people.SETS), default=list(results_people.SETS)
+    )
+    parser.add_argument("--models", nargs="+", choices=model_names(), default=list(model_names()))
     args = parser.parse_args()
+    if args.name == "people":
+        return people(args)
     results = stored(args.name)
     if args.part != "write":
         for seed in range(args.seeds):
             if str(seed) not in results[args.part]:
                 run = run_rewards if args.part == "rewards" else run_policy
                 results[args.part][str(seed)] = run(args.name, seed, args.runs)
-                results |= {
-                    "made": str(datetime.date.today()),
-                    "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
-                    "machine": "2 CPU cores",
-                }
+                results |= made()
                 write_json(store_of(args.name), results)
     write_page(args.name, results)
 

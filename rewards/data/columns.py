@@ -21,6 +21,10 @@ def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
     would be ignored without a word. With both present (`item_idx` beside `item_id`) it is an extra column
     like any other.
     """
+    if user_column in OWN and user_column != "user_id":
+        raise UserError(
+            f"user_column {user_column!r}: holds something else; name the column that says who chose"
+        )
     present = [str(name) for name in names]
     known = [user_column if name == "user_id" else name for name in KNOWN]
     for name in present:

@@ -148,15 +148,15 @@ def _classify(
         return None, None, []
     sign = rng.choice([-1.0, 1.0], len(difference))
     varying = np.flatnonzero(np.abs(difference).max(axis=0) > 0)
+    if not len(varying):  # the two sides of every pair look alike
+        return 0.5, [0.5, 0.5], []
     # Turning a pair over must flip the prediction: no intercept, and scaling without centring.
     inputs = StandardScaler(with_mean=False).fit_transform(difference[:, varying]) * sign[:, None]
-    if not len(varying) or len(np.unique(sign)) < 2:
-        return 0.5, [0.5, 0.5], []
     correct = np.zeros(len(sign))
     for train, test in GroupKFold(n_splits=5).split(inputs, groups=group):
-        model = LogisticRegression(fit_intercept=False, max_iter=300).fit(inputs[train], sign[train])
+        model = _fit(inputs[train], sign[train])
         correct[test] = model.predict(inputs[test]) == sign[test]
-    weights = LogisticRegression(fit_intercept=False, max_iter=300).fit(inputs, sign).coef_[0]
+    weights = _fit(inputs, sign).coef_[0]
     top = np.argsort(-np.abs(weights))[:5]
     strongest = [{"feature": names[varying[i]], "weight": float(weights[i])} for i in top]
     hits, sizes = np.bincount(group, correct, num_groups), np.bincount(group, minlength=num_groups)
@@ -168,6 +168,13 @@ def _classify(
     else:
         interval = np.quantile(hits[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975]).tolist()
     return float(correct.mean()), [float(end) for end in interval], strongest
+
+
+def _fit(inputs: np.ndarray, sign: np.ndarray) -> LogisticRegression:
+    """Without an intercept a pair turned over says the same, so turning one supplies a second class where all
+    signs happen to be equal."""
+    turn = np.where((np.arange(len(sign)) == 0) & (sign == sign[0]).all(), -1.0, 1.0)
+    return LogisticRegression(fit_intercept=False, max_iter=300).fit(inputs * turn[:, None], sign * turn)
 
 
 def _message(

@@ -183,7 +183,7 @@ def _recorded_events(columns: dict[str, list[Any]], path: str) -> np.ndarray | N
         present = [value for value in values if value is not None]
         if not present:
             continue
-        wrong = [value for value in present if isinstance(value, bool) or not isinstance(value, (int, float))]
+        wrong = [value for value in present if not schema.is_number(value)]
         if wrong or len(present) != len(values):
             problem = (
                 f"is {schema.show(wrong[0])}" if wrong else f"is missing in {len(values) - len(present)} rows"

@@ -79,10 +79,45 @@ def parse_row(record: Any, user_column: str = "user_id") -> Row:
     return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
 
 
+def parse_completions(record: Any) -> tuple[Prompt, dict[str, str], dict[str, np.ndarray]]:
+    """Check a record whose completions are to be scored, whoever chose: one `completion`, or `chosen` and `rejected`.
+
+    The completion may be text or messages; a record with only `messages` is a conversation whose last message is the
+    completion.
+
+    Returns:
+      the prompt, the text of every completion by field, and its features by field where the record has any.
+    Raises:
+      RowError: as `parse_row`.
+    """
+    if not isinstance(record, Mapping):
+        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    pair = "chosen" in record or "rejected" in record or "chosen_features" in record
+    fields = ("chosen", "rejected") if pair else ("completion",)
+    found = {field: _features(record, f"{field}_features") for field in fields}
+    features = {field: value for field, value in found.items() if value is not None}
+    if pair:
+        prompt, *texts = _texts(record)
+        return prompt, dict(zip(fields, texts, strict=True)), features
+    completion = record.get("completion")
+    if completion is None and record.get("messages") is not None:
+        if not isinstance(record["messages"], list):
+            raise RowError("messages", f"is {show(record['messages'])}; it must be a list of messages")
+        context, text = _conversation("messages", record["messages"])
+        return _merged_prompt(None, context), {"completion": text}, features
+    if completion is None and features:
+        return "", {"completion": ""}, features
+    if isinstance(completion, list):
+        context, text = _conversation("completion", completion)
+        return _merged_prompt(record.get("prompt"), context), {"completion": text}, features
+    text = _text("completion", completion)
+    return parse_prompt(record.get("prompt")), {"completion": text}, features
+
+
 def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
     prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if record.get("chosen_features") is not None and chosen is None and rejected is None:
-        return ("" if prompt is None else _prompt(prompt)), "", ""  # features stand in for the text
+        return ("" if prompt is None else parse_prompt(prompt)), "", ""  # features stand in for the text
     if isinstance(chosen, list) != isinstance(rejected, list):
         kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
         raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
@@ -96,7 +131,7 @@ def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
         prompt = _merged_prompt(prompt, context)
     else:
         chosen, rejected = _text("chosen", chosen), _text("rejected", rejected)
-        prompt = _prompt(prompt)
+        prompt = parse_prompt(prompt)
     if chosen == rejected:
         raise RowError("rejected", f"is the same text as chosen ({show(chosen)}); drop the row")
     return prompt, chosen, rejected
@@ -110,13 +145,14 @@ def _merged_prompt(prompt: Any, context: tuple[tuple[str, str], ...]) -> Prompt:
         if not context:
             raise RowError("prompt", "is missing and chosen holds nothing but the answer; add the prompt")
         return context
-    explicit = _prompt(prompt)
+    explicit = parse_prompt(prompt)
     if isinstance(explicit, str):
         return (("user", explicit),)
     return context if context[: len(explicit)] == explicit else explicit + context
 
 
-def _prompt(value: Any) -> Prompt:
+def parse_prompt(value: Any) -> Prompt:
+    """Check a prompt, text or a message list, and bring it into one shape; raises RowError."""
     return _messages("prompt", value) if isinstance(value, list) else _text("prompt", value)
 
 
@@ -157,6 +193,11 @@ def _text(field: str, value: Any, place: str = "") -> str:
         )
     if not value.strip():
         raise RowError(field, f"{place}is empty ({show(value)}); drop the row or add the text")
+    return _encodable(field, value, place)
+
+
+def _encodable(field: str, value: str, place: str = "") -> str:
+    """JSON may spell half a surrogate pair (a backslash-u escape), which no file or terminal can take."""
     if not value.isascii():
         try:
             value.encode()
@@ -177,7 +218,7 @@ def _identifier(field: str, value: Any) -> str:
         )
     if not value.strip():
         raise RowError(field, f"is empty ({show(value)}); say who chose")
-    return value
+    return _encodable(field, value)
 
 
 def _outcome(value: Any) -> float:
@@ -211,10 +252,18 @@ def _features(record: Mapping[str, Any], field: str) -> np.ndarray | None:
     return features
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float64 can hold; JSON integers may have any size."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _optional_text(field: str, value: Any) -> str:
     if not isinstance(value, str):
         raise RowError(field, f"is {show(value)}; it must be a string or null")
-    return value
+    return _encodable(field, value)
 
 
 def _mapping(field: str, value: Any) -> Any:
@@ -222,15 +271,22 @@ def _mapping(field: str, value: Any) -> Any:
         raise RowError(field, f"is {show(value)}; it must be an object with named values, or null")
     names = value.get("feature_names")
     if field == "attributes" and names is not None:
+        if not isinstance(names, list):
+            raise RowError(field, f"feature_names is {show(names)}; it must be a list of names")
         for side in ("chosen", "rejected"):
             numbers = value.get(side)
             if not isinstance(numbers, list) or len(numbers) != len(names):
                 raise RowError(
                     field, f"{side} is {show(numbers)}; feature_names asks for {len(names)} numbers"
                 )
-            if not all(isinstance(part, (int, float)) and math.isfinite(part) for part in numbers):
+            if not all(is_number(part) for part in numbers):
                 raise RowError(field, f"{side} is {show(numbers)}; every number must be finite")
     return value
+
+
+def parse_attributes(value: Any) -> Any:
+    """Check the `attributes` of a row; raises RowError."""
+    return None if value is None else _mapping("attributes", value)
 
 
 def _shown_first(field: str, value: Any) -> str:
@@ -252,7 +308,7 @@ def epoch_seconds(field: str, value: Any) -> float:
             raise RowError(field, f"is {show(value)}; write ISO 8601, such as 2025-03-31T09:30:00Z") from None
     if isinstance(value, datetime.datetime):
         return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise RowError(field, f"is {show(value)}; write ISO 8601 or seconds since 1970")
     return float(value)
 

@@ -6,6 +6,7 @@ it.
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from rewards.errors import UserError
 
 Records = Iterable[tuple[int, Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+STANDARD_INPUT = ("-", "/dev/stdin")
 
 
 def open_source(path: str, split: str) -> Records:
@@ -29,6 +31,10 @@ def open_source(path: str, split: str) -> Records:
         raise UserError(
             f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
         )
+    if path in STANDARD_INPUT:
+        return json_records(path)
+    if not path.strip():
+        raise UserError(f"data.path {path!r}: empty; name a file, hf:NAME, tfds:NAME or - for standard input")
     file = Path(path).expanduser()
     if path in stated_choice.SETS and not file.exists():
         file = stated_choice.fetch(path)
@@ -38,7 +44,7 @@ def open_source(path: str, split: str) -> Records:
         raise UserError(f"{path}: no such file; check data.path")
     if file.name.endswith(".parquet"):
         return parquet(file)
-    if file.name.endswith(SUFFIXES):
+    if file.name.endswith(SUFFIXES) or file.is_fifo():
         return json_records(file)
     raise UserError(
         f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}, or hf:NAME, or tfds:NAME"
@@ -51,10 +57,12 @@ def _folder_hint(folder: Path) -> str:
     return f"or write hf:{folder} for a saved Hugging Face dataset"
 
 
-def json_records(file: Path) -> Iterator[tuple[int, Any]]:
-    """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file."""
+def json_records(file: Path | str) -> Iterator[tuple[int, Any]]:
+    """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file or a
+    pipe.
+    """
     lines = _lines(file)
-    if ".json" in file.suffixes[-2:]:
+    if ".jsonl" not in Path(file).suffixes[-2:]:
         text = b"".join(lines)
         if text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             yield from enumerate(_array(file, text), 1)
@@ -69,29 +77,42 @@ def json_records(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return RowError(
             "row", f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
         )
-    except (json.JSONDecodeError, RecursionError) as error:
+    except RowError as error:
+        return error
+    except (ValueError, RecursionError) as error:  # not only JSONDecodeError: an integer of 4301 digits
         return RowError("row", f"is not JSON ({error}); one JSON object a line is expected")
 
 
-def _array(file: Path, text: bytes) -> list[Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refusing a key that stands in it twice: Python would take the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RowError(next(name for name in names if names.count(name) > 1), "is given twice; remove one")
+    return found
+
+
+def _array(file: Path | str, text: bytes) -> list[Any]:
     try:
-        return json.loads(text.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}); restore or recreate the file") from None
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    """Lines of a file, decompressed by content, not by name (a `.gz` that is plain text is read as text)."""
+def _lines(file: Path | str) -> Iterator[bytes]:
+    """Lines of a file, a pipe or standard input, decompressed by content, not by name (a `.gz` that is plain
+    text is read as text).
+    """
     number = 0
     try:
-        with open(file, "rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(file, "rb") if compressed else open(file, "rb") as stream:
+        # A pipe can be read once only, so its first bytes are peeked at.
+        with open(os.dup(0) if file in STANDARD_INPUT else file, "rb") as raw:
+            stream = gzip.open(raw) if raw.peek(2).startswith(b"\x1f\x8b") else raw
             for line in stream:
                 number += 1
                 yield line

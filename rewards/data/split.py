@@ -33,6 +33,26 @@ def split_people(prefs: Preferences, held_out: float, seed: int) -> tuple[np.nda
     return ~mask, mask
 
 
+def keep_people(prefs: Preferences, min_comparisons: int, max_people: int | None) -> Preferences:
+    """Only the comparisons of people with `min_comparisons` at least, and of `max_people` of these at most.
+
+    Who stays when there are more depends on the names alone (smallest sha256), not on a seed.
+    Raises:
+      UserError: fewer than two people are left.
+    """
+    counts = np.bincount(prefs.user_index, minlength=prefs.num_users)
+    people = np.flatnonzero(counts >= max(min_comparisons, 1))
+    if len(people) < 2:
+        raise UserError(
+            f"{prefs.source}: {len(people)} people with {min_comparisons} comparisons or more; lower "
+            "data.min_comparisons"
+        )
+    if max_people is not None and len(people) > max_people:
+        people = people[_smallest([f"keep:{prefs.user_ids[user]}" for user in people], max_people)]
+    kept = np.isin(prefs.user_index, people)
+    return prefs if kept.all() else prefs.select(kept)
+
+
 def split_prompts(prefs: Preferences, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a fraction of the prompts, each with all comparisons of all people; as `split_people`
     otherwise.

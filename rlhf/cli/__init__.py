@@ -14,8 +14,9 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from rewards.errors import UserError
@@ -32,6 +33,8 @@ GROUPS = (
     "export",
     "config",
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _OK, _BUG, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -119,7 +122,9 @@ def execute(args: argparse.Namespace) -> None:
         result = args.run(args)
     from rlhf.run import plain
 
-    print(json.dumps(plain(result if result is not None else {}), ensure_ascii=False, allow_nan=False))
+    unicode = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+    text = json.dumps(plain(result if result is not None else {}), ensure_ascii=not unicode, allow_nan=False)
+    print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,28 +136,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    # A terminal or locale that cannot show a character gets its escape instead of a traceback.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        execute(parse(sys.argv[1:] if argv is None else argv))
+        with _interruptible():
+            execute(parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return _OK
     except UserError as error:
         return _complain(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return _INTERRUPTED
+        return 128 + stop.args[0] if stop.args else _INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno in _FULL:
             place = error.filename or "output"
             return _complain(
                 f"{place}: cannot write ({error.strerror}); free some space and run the command again"
             )
+        if error.errno in _REFUSED and error.filename is not None:
+            return _complain(f"{error.filename}: {error.strerror}; check the name and its permissions")
         raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _OK
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM (`kill`, a batch system) and SIGHUP (a closed terminal) end a command as Ctrl-C does, so that
+    temporary files are removed; only the main thread may set that up.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        before = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    except Exception:
+        if received:  # a C extension interrupted while it is imported raises ImportError instead
+            raise KeyboardInterrupt(received[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _complain(message: str) -> int:

@@ -1,8 +1,12 @@
 """What the groups share: a subcommand with an example, the configuration arguments, small tables."""
 
 import argparse
+import importlib
+import re
 from collections.abc import Callable
 from typing import Any
+
+from rewards.errors import UserError
 
 Run = Callable[[argparse.Namespace], dict[str, Any] | None]
 Show = Callable[[dict[str, Any]], None]
@@ -31,18 +35,47 @@ def add_command(
     return parser
 
 
-def add_config(parser: Any, kind: str) -> None:
+def add_job(
+    subparsers: Any, name: str, help: str, example: str, *, kind: str, job: str, show: Show | None = None
+) -> None:
+    """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function" of rlhf.jobs."""
+
+    def run(args: argparse.Namespace) -> dict[str, Any]:
+        from rlhf.config.describe import schema_of
+        from rlhf.config.load import load
+
+        config = load(args.config, args.overrides, schema_of(kind))
+        module, _, function = job.partition(":")
+        return getattr(importlib.import_module(f"rlhf.jobs.{module}"), function)(config)
+
+    parser = add_command(subparsers, name, help, example, run, show or show_values)
     parser.add_argument("config", metavar="CONFIG", help=f"YAML file; keys: chorus config describe {kind}")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100"
     )
 
 
-def load_config(args: argparse.Namespace, kind: str) -> Any:
-    from rlhf.config.describe import schema_of
-    from rlhf.config.load import load
+def check_range(option: str, value: float, low: float, high: float | None) -> None:
+    """Refuse a number outside low … high (None: no upper end), not-a-number included."""
+    if not value >= low or (high is not None and value > high):
+        raise UserError(
+            f"{option} {value}: must be at least {low}" + (f" and at most {high}" if high is not None else "")
+        )
 
-    return load(args.config, args.overrides, schema_of(kind))
+
+def add_seed(parser: Any, help: str) -> None:
+    parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default 0)")
+
+
+def _seed(text: str) -> int:
+    """JAX takes 32 bits and drops the rest without a word."""
+    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def show_path(result: dict[str, Any]) -> None:
+    print(result["path"])
 
 
 def show_values(result: dict[str, Any], prefix: str = "") -> None:

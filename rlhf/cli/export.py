@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from rewards.errors import UserError
-from rlhf.cli.common import add_command
+from rlhf.cli.common import add_command, show_path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         "write a policy as a Hugging Face directory: the aggregate policy, or one person's, merged",
         "chorus export --policy runs/electricity/policy --user e001 --output exported",
         run,
-        lambda result: print(result["path"]),
+        show_path,
     )
     parser.add_argument("--policy", metavar="RUN", required=True, help="policy run (chorus train)")
     parser.add_argument("--output", metavar="DIR", required=True, help="directory to create")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
-from rlhf.cli.common import add_command
+from rlhf.cli.common import add_command, add_seed, check_range
 from rlhf.cli.export import parse_coefficients
 
 
@@ -59,21 +59,21 @@ def add_parser(subparsers: Any) -> None:
         metavar="P",
         help="drop tokens below P times the likeliest (default 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
+    add_seed(parser, "seed of sampling")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.model and (args.user or args.coefficients):
+    if args.model is not None and (args.user is not None or args.coefficients is not None):
         raise UserError("--user and --coefficients need a policy; use --policy RUN instead of --model")
     check_range("--max-new-tokens", args.max_new_tokens, 1, None)
-    check_range("--temperature", args.temperature, 0, None)
-    check_range("--top-k", args.top_k, 0, None)
-    check_range("--top-p", args.top_p, 0, 1)
+    check_range("--temperature", args.temperature, 0, 1e6)
+    check_range("--top-k", args.top_k, 0, 2**31 - 1)
+    check_range("--top-p", args.top_p, 1e-6, 1)
     check_range("--min-p", args.min_p, 0, 1)
-    prompts = args.prompt if args.prompt is not None else read_prompts(args.input)
-    for prompt in prompts:
-        if isinstance(prompt, str) and not prompt.strip():
-            raise UserError("--prompt '': empty; write what the model is to answer")
+    if args.prompt is not None:
+        prompts = [_checked(prompt, "--prompt") for prompt in args.prompt]
+    else:
+        prompts = read_prompts(args.input)
     coefficients = parse_coefficients(args.coefficients)
     from rlhf.jobs.generate import generate
 
@@ -92,22 +92,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def check_range(option: str, value: float, low: float, high: float | None) -> None:
-    if not value >= low or (high is not None and value > high):
-        raise UserError(
-            f"{option} {value}: must be at least {low}" + (f" and at most {high}" if high is not None else "")
-        )
-
-
 def read_prompts(path: str) -> list[Any]:
     """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot read prompts ({reason})") from None
     prompts = [
-        _prompt(line, f"{path}: line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()
+        # Not splitlines: a prompt may hold U+2028 and the like.
+        _prompt(line, f"{path}: line {n}")
+        for n, line in enumerate(text.split("\n"), 1)
+        if line.strip()
     ]
     if not prompts:
         raise UserError(f"{path}: no prompts; write one a line")
@@ -116,22 +112,26 @@ def read_prompts(path: str) -> list[Any]:
 
 def _prompt(line: str, place: str) -> Any:
     if not line.lstrip().startswith("{"):
-        return line
+        return _checked(line.removesuffix("\r"), place)
     try:
         prompt = json.loads(line)["prompt"]
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, RecursionError, KeyError):
         raise UserError(
             f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text'
         ) from None
-    if isinstance(prompt, str) and prompt.strip():
-        return prompt
+    return _checked(prompt, place)
+
+
+def _checked(prompt: Any, place: str) -> Any:
+    """A prompt as rows of a preference file may have it: text, or a list of messages with role and content."""
+    from rewards.data.schema import RowError, parse_prompt
+
+    if isinstance(prompt, str) and not prompt.strip():
+        raise UserError(f"{place} {prompt!r}: empty; write what the model is to answer")
     try:
-        messages = tuple((str(message["role"]), str(message["content"])) for message in prompt)
-    except (TypeError, KeyError):
-        messages = ()
-    if not messages:
-        raise UserError(f"{place}: prompt must be text or a list of messages with role and content") from None
-    return messages
+        return parse_prompt(prompt)
+    except RowError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def show(result: dict[str, Any]) -> None:

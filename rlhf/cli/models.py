@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from rlhf.cli.common import add_command, add_group
+from rlhf.cli.common import add_command, add_group, show_path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         "fetch a model as a local Hugging Face directory; smollm2-135m also works without the hub",
         "chorus models fetch smollm2-135m",
         run_fetch,
-        show_fetch,
+        show_path,
     )
     fetch.add_argument("name", metavar="NAME", help="short name, for example smollm2-135m")
     fetch.add_argument("--output", metavar="DIR", help="where to put it (default: the cache folder)")
@@ -24,7 +24,3 @@ def run_fetch(args: argparse.Namespace) -> dict[str, Any]:
     from rlhf.models.fetch import fetch
 
     return {"path": str(fetch(args.name, args.output))}
-
-
-def show_fetch(result: dict[str, Any]) -> None:
-    print(result["path"])

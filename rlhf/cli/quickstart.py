@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from rlhf.cli.common import add_command
+from rlhf.cli.common import add_command, add_seed
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         default="runs/quickstart",
         help="run directory (default runs/quickstart)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    add_seed(parser, "seed of everything random")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal
 
 from rewards.errors import UserError
-from rlhf.config.load import field_type, key_paths, to_dict
+from rlhf.config.load import field_type, key_paths, record_of, to_dict
 
 KINDS = {"rewards": "RewardsConfig", "sft": "SFTConfig", "dpo": "DPOConfig", "evaluate": "EvaluateConfig"}
 
@@ -40,7 +40,7 @@ def describe(schema: type) -> list[Entry]:
         annotation = field_type(schema, path)
         if "section" in (words := _in_words(annotation)):
             continue
-        parent = field_type(schema, path[:-1]) if path[:-1] else schema
+        parent = record_of(field_type(schema, path[:-1])) if path[:-1] else schema
         info = parent.__pydantic_fields__[path[-1]]
         default = info.get_default(call_default_factory=True)
         entries.append(
@@ -57,11 +57,13 @@ def describe(schema: type) -> list[Entry]:
 
 
 def _from_docstring(record: type, name: str) -> str:
-    """What the `Attributes:` of a record says about a field (`name: text` or `name, other: text`)."""
-    section = (inspect.getdoc(record) or "").partition("Attributes:\n")[2]
-    for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, flags=re.MULTILINE):
-        if name in names.split(", "):
-            return " ".join(text.split())
+    """What the `Attributes:` of a record, or of what it extends, says about a field (`name: text` or
+    `name, other: text`)."""
+    for part in record.__mro__:
+        section = inspect.cleandoc(part.__doc__ or "").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, flags=re.MULTILINE):
+            if name in names.split(", "):
+                return " ".join(text.split())
     return ""
 
 
@@ -81,6 +83,8 @@ def _in_words(annotation: Any) -> str:
         return " | ".join(str(option) for option in args)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(_in_words(option) for option in args)
+    if origin is dict:
+        return "keys and values"
     if origin is tuple:
         return f"list of {_in_words(args[0])}"
     if annotation is type(None):

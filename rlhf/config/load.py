@@ -64,6 +64,11 @@ def _parse(text: str, source: str) -> tuple[Any, dict[Key, int]]:
 
 
 def _key_lines(node: yaml.Node, path: Key, source: str) -> Iterator[tuple[Key, int]]:
+    if isinstance(node, yaml.SequenceNode):
+        for position, entry in enumerate(node.value):
+            if isinstance(entry, yaml.MappingNode):
+                yield (*path, str(position)), entry.start_mark.line + 1
+                yield from _key_lines(entry, (*path, str(position)), source)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -109,7 +114,7 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     value, _ = _parse(text, f"{dotted} [{_COMMAND_LINE}]")
     for depth in range(1, len(path)):
         parent = field_type(schema, path[:depth])
-        if parent is not None and _record(parent) is None:
+        if parent is not None and record_of(parent) is None and typing.get_origin(parent) is not dict:
             raise UserError(
                 f"{dotted} [{_COMMAND_LINE}]: {'.'.join(path[:depth])} is a single value, not a section; "
                 f"write {'.'.join(path[:depth])}=..."
@@ -125,11 +130,11 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     sources[path] = _COMMAND_LINE
 
 
-def _record(annotation: Any) -> type | None:
-    """The dataclass inside an annotation (`X`, `X | None`), or None for a plain value."""
+def record_of(annotation: Any) -> type | None:
+    """The dataclass inside an annotation (`X`, `X | None`, a list of `X`), or None for a plain value."""
     options = (
         typing.get_args(annotation)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple)
         else (annotation,)
     )
     return next(
@@ -138,10 +143,16 @@ def _record(annotation: Any) -> type | None:
 
 
 def field_type(schema: type, path: Sequence[str]) -> Any:
-    """Annotation of the field at `path`, or None when there is no such field."""
+    """Annotation of the field at `path`, or None when there is no such field.
+
+    A section of a list is named by its position: ("encoder", "columns", "0", "name").
+    """
     annotation: Any = schema
     for name in path:
-        record = _record(annotation)
+        record = record_of(annotation)
+        if record is not None and typing.get_origin(annotation) is tuple and name.isdigit():
+            annotation = record
+            continue
         hints = typing.get_type_hints(record) if record is not None else {}
         if name not in hints:
             return None
@@ -154,14 +165,17 @@ def key_paths(schema: type, prefix: Key = ()) -> Iterator[Key]:
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         yield (*prefix, field.name)
-        record = _record(hints[field.name])
+        record = record_of(hints[field.name])
         if record is not None:
             yield from key_paths(record, (*prefix, field.name))
 
 
 def _unknown_keys(values: Any, schema: type, path: Key = ()) -> Iterator[Key]:
     """Keys that the schema does not have, in file order."""
-    record = _record(field_type(schema, path))
+    record = record_of(field_type(schema, path))
+    if record is not None and isinstance(values, list):
+        for position, value in enumerate(values):
+            yield from _unknown_keys(value, schema, (*path, str(position)))
     if record is None or not isinstance(values, dict):
         return
     names = {field.name for field in dataclasses.fields(record)}
@@ -177,7 +191,7 @@ def _nearest(path: Key, schema: type) -> str:
     name = str(path[-1])
     if "." in name and field_type(schema, (*path[:-1], *name.split("."))) is not None:
         return f"unknown key; write it as a section: {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
-    record = _record(field_type(schema, path[:-1]))
+    record = record_of(field_type(schema, path[:-1]))
     siblings = [field.name for field in dataclasses.fields(record)] if record is not None else []
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if near:
@@ -228,7 +242,10 @@ def _complaints(
 
 def _lookup(values: Any, path: Key) -> Any:
     for name in path:
-        values = values.get(name) if isinstance(values, dict) else values
+        if isinstance(values, list) and name.isdigit() and int(name) < len(values):
+            values = values[int(name)]
+        else:
+            values = values.get(name) if isinstance(values, dict) else values
     return values
 
 

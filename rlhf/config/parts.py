@@ -5,11 +5,15 @@ prints exactly these. Lists are tuples so that a configuration can be a static a
 A value that has no sensible default (learning rate, number of steps, paths) is required rather than guessed.
 """
 
+import dataclasses
 import math
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from rewards.fit import FitConfig
+from rlhf.config.columns import ColumnConfig
 
 FROZEN: dict[str, Any] = dict(
     frozen=True,
@@ -40,12 +44,23 @@ class PeopleDataConfig(DataConfig):
         0.2, gt=0, lt=1, description="Share of people never used in fitting; they play the new users."
     )
     split_seed: int = Field(
-        0, ge=0, description="Seed of the division of people, apart from `seed` so that it can stay fixed."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the division of people, apart from `seed` so that it can stay fixed.",
     )
     last_choices: int = Field(
         3,
         ge=1,
         description="Last choices of each held-out person, kept for testing; earlier ones may be asked.",
+    )
+    min_comparisons: int = Field(
+        1, ge=1, description="People with fewer comparisons are left out, from fitting and from testing."
+    )
+    max_people: int | None = Field(
+        None,
+        ge=2,
+        description="Keep only so many of those people, drawn by a hash of their names; null keeps all.",
     )
 
 
@@ -68,10 +83,10 @@ class EncoderModelConfig:
 
 @dataclass(**FROZEN)
 class EncoderConfig:
-    kind: Literal["lm", "precomputed", "attributes"] = Field(
+    kind: Literal["lm", "precomputed", "attributes", "columns"] = Field(
         "lm",
         description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features; "
-        "attributes: the numbers of the attributes column.",
+        "attributes: the numbers of the attributes column; columns: the rewards of encoder.columns.",
     )
     layer: int = Field(
         -1, description="Layer whose output is read; negative counts from the end, 0 is the token embedding."
@@ -79,10 +94,76 @@ class EncoderConfig:
     pool: Literal["mean", "last"] = Field(
         "mean", description="Mean over the completion's tokens, or its last token."
     )
+    columns: tuple[ColumnConfig, ...] = Field(
+        (), description="Off-the-shelf rewards, a list of sections; for kind columns only."
+    )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="Samples of π_ref (JSON lines of prompt, completion) over which fit.model columns standardises; "
+        "null: the completions of data.path.",
+    )
+
+    @model_validator(mode="after")
+    def _columns_for_columns(self):
+        if self.kind == "columns" and not self.columns:
+            raise ValueError("columns is empty, which kind columns needs; name at least one column")
+        if self.kind != "columns" and self.columns:
+            raise ValueError(
+                f"columns is for kind columns, not {self.kind}; set kind to columns or remove it"
+            )
+        if self.kind != "columns" and self.reference is not None:
+            raise ValueError(f"reference is for kind columns, not {self.kind}; remove it")
+        names = [column.name for column in self.columns]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"two columns are called {repeated[0]!r}; rename one")
+        return self
+
+
+@dataclass(**FROZEN)
+class RewardFitConfig(FitConfig):
+    """The house model's settings, and which model is fitted at all.
+
+    Attributes:
+      settings: settings of a model other than house, by name; they override what is shared.
+    """
+
+    model: str = Field(
+        "house",
+        description="Reward model that is fitted. Another one than house shares num_basis, dims, whitening, lapse "
+        "and seed (of a list the largest); what else it has stands in fit.settings.",
+    )
+    annotation: Literal["none", "mixture"] = Field(
+        "none",
+        description="mixture: estimate which answers are genuine, non-attitudes or made up by order and frame, and "
+        "weight the fit by it (house model's margins; any model's fit); people's answers then lapse with 1 − π_G.",
+    )
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @model_validator(mode="after")
+    def _settings_of_the_right_model(self):
+        if self.model == "house" and self.settings:
+            raise ValueError(
+                f"fit.settings holds {', '.join(self.settings)}, but fit.model is house, whose keys stand in "
+                "fit itself; move them there"
+            )
+        return self
+
+    def house(self) -> FitConfig:
+        """The house model's part alone."""
+        names = [field.name for field in dataclasses.fields(FitConfig)]
+        return FitConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(**FROZEN)
 class RewardEvaluationConfig:
+    """Replay of held-out people, and the comparison with other models.
+
+    Attributes:
+      settings: settings of compared models by name, such as {lore: {num_basis: 8}}; the one fitted has its own.
+    """
+
     counts: tuple[int, ...] = Field(
         (0, 1, 2, 3, 5, 10, 20),
         min_length=1,
@@ -90,6 +171,28 @@ class RewardEvaluationConfig:
     )
     seeds: int = Field(
         5, ge=1, description="Repetitions with other random question orders; intervals are over people."
+    )
+    models: Literal["all"] | tuple[str, ...] | None = Field(
+        None,
+        description="Models compared on the four cells: names, all, or null for the fitted one and aggregate; "
+        "an empty list skips comparison and controls (house only).",
+    )
+    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, hash=False)
+    controls: bool = Field(
+        True,
+        description="Fit every compared model again on identical people, where it must not win, and on planted "
+        "tastes, where it must.",
+    )
+    held_out_prompts: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of prompts kept out of the comparison's fits for its unseen-prompt cells; 0 means none.",
+    )
+    distinct_texts: bool = Field(
+        False,
+        description="Each text is used once a person and the other comparisons are left out; for pairs that were made "
+        "from ratings, which are fewer answers than pairs.",
     )
 
     @model_validator(mode="after")
@@ -150,18 +253,19 @@ class TrainConfig:
     accumulation_steps: int = Field(
         1, ge=1, description="Forward passes whose gradients make one optimiser step."
     )
-    row_length: int = Field(
-        512,
-        ge=8,
-        description="Tokens in a packed row of sft; a longer example is an error. "
-        "A dpo row is as long as its tree.",
-    )
     log_every: int = Field(10, ge=1, description="Steps between metric lines.")
     checkpoint_every: int = Field(
         100, ge=1, description="Steps between checkpoints; one is always written at the end."
     )
     keep_checkpoints: int = Field(
         2, ge=1, description="Newest checkpoints kept; 2 leaves one to fall back on."
+    )
+
+
+@dataclass(**FROZEN)
+class SFTTrainConfig(TrainConfig):
+    row_length: int = Field(
+        512, ge=8, description="Tokens in a packed row of several examples; a longer example is an error."
     )
 
 
@@ -177,6 +281,11 @@ class LossConfig:
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Assumed share of flipped labels (observed, cdpo); 0 means none."
+    )
+    annotation: Literal["none", "mixture"] = Field(
+        "none",
+        description="mixture: people's own labels count by how genuine they look (order, frame, repeats), with soft "
+        "labels; needs `rewards`. Not for soft and regression, whose targets come from the coefficients.",
     )
     simpo_gamma: float = Field(0.5, ge=0, description="Target margin γ in reward units (simpo only).")
     length_normalise: bool = Field(
@@ -235,7 +344,8 @@ class GroupsConfig:
     completions: int | None = Field(
         2,
         ge=2,
-        description="Completions of one prompt in a packed row; 2 is the ordinary pair, null all of them.",
+        description="Completions of one prompt in a packed row; 2 is the ordinary pair, null all of them. "
+        "Losses on people's own labels take these two only.",
     )
 
 

@@ -5,7 +5,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from rewards.fit import FitConfig
 from rlhf.config.parts import (
     FROZEN,
     ConditionerConfig,
@@ -22,50 +21,38 @@ from rlhf.config.parts import (
     PeopleDataConfig,
     RailConfig,
     RewardEvaluationConfig,
+    RewardFitConfig,
+    SFTTrainConfig,
     TrainConfig,
     TuneConfig,
     UsersMixConfig,
 )
 
-__all__ = [
-    "ConditionerConfig",
-    "DPOConfig",
-    "DataConfig",
-    "EncoderConfig",
-    "EncoderModelConfig",
-    "EvaluateConfig",
-    "EvaluateSamplingConfig",
-    "EvaluateUsersConfig",
-    "FitConfig",
-    "GroupsConfig",
-    "LossConfig",
-    "ModelConfig",
-    "NameConfig",
-    "OptimizerConfig",
-    "PeopleDataConfig",
-    "RailConfig",
-    "RewardEvaluationConfig",
-    "RewardsConfig",
-    "SFTConfig",
-    "TrainConfig",
-    "TuneConfig",
-    "UsersMixConfig",
-]
 
-_SEED = "Seed of everything random in the run: initialisation, data order, sampling."
-_OUTPUT = "Run directory to create; the same command again resumes what is there."
+@dataclass(**FROZEN)
+class RunConfig:
+    """What every job has."""
+
+    seed: int = Field(
+        ge=0,
+        lt=2**32,
+        description="Seed of everything random in the run: initialisation, data order, sampling.",
+    )
+    output_dir: str = Field(
+        min_length=1, description="Run directory to create; the same command again resumes what is there."
+    )
 
 
 @dataclass(**FROZEN)
-class RewardsConfig:
+class RewardsConfig(RunConfig):
     """`chorus rewards fit|evaluate`: preferences → basis, gauge, prior, users."""
 
-    seed: int = Field(ge=0, description=_SEED)
-    output_dir: str = Field(min_length=1, description=_OUTPUT)
     data: PeopleDataConfig = Field(description="Preferences and who is held out.")
     model: EncoderModelConfig = Field(EncoderModelConfig(), description="Language model behind the encoder.")
     encoder: EncoderConfig = Field(EncoderConfig(), description="How a completion becomes a vector.")
-    fit: FitConfig = Field(default_factory=FitConfig, description="Joint fit of basis and coefficients.")
+    fit: RewardFitConfig = Field(
+        default_factory=RewardFitConfig, description="Joint fit of basis and coefficients."
+    )
     evaluation: RewardEvaluationConfig = Field(
         RewardEvaluationConfig(), description="Replay of held-out people."
     )
@@ -74,7 +61,8 @@ class RewardsConfig:
     def _model_for_lm(self):
         if self.encoder.kind == "lm" and self.model.name is None:
             raise ValueError(
-                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed or attributes"
+                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed, "
+                "attributes or columns"
             )
         return self
 
@@ -88,16 +76,14 @@ def _check_schedule(config: Any) -> None:
 
 
 @dataclass(**FROZEN)
-class SFTConfig:
+class SFTConfig(RunConfig):
     """`chorus train sft`: supervised start on completions; its result is π_ref of later runs."""
 
-    seed: int = Field(ge=0, description=_SEED)
-    output_dir: str = Field(min_length=1, description=_OUTPUT)
     data: DataConfig = Field(description="Where prompts and completions come from.")
     model: ModelConfig = Field(description="Model that is tuned.")
     tune: TuneConfig = Field(TuneConfig(), description="Which parameters are trained.")
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
-    train: TrainConfig = Field(description="Length, batches, checkpoints.")
+    train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
     completions: Literal["chosen", "all"] = Field(
         "chosen",
         description="Learn the preferred completions, or every distinct one (a start without taste).",
@@ -110,11 +96,9 @@ class SFTConfig:
 
 
 @dataclass(**FROZEN)
-class DPOConfig:
+class DPOConfig(RunConfig):
     """`chorus train dpo`: one policy conditioned on coefficients, or a plain DPO-family policy."""
 
-    seed: int = Field(ge=0, description=_SEED)
-    output_dir: str = Field(min_length=1, description=_OUTPUT)
     data: DataConfig = Field(description="Where pairs come from.")
     model: ModelConfig = Field(description="Model that is tuned; at the same time π_ref.")
     rewards: str | None = Field(
@@ -141,17 +125,31 @@ class DPOConfig:
                 f"rewards is required for loss.kind {self.loss.kind}; give a reward run or choose dpo, ipo, "
                 "cdpo or simpo"
             )
+        if self.loss.kind not in ("soft", "regression") and self.groups.completions not in (2, None):
+            raise ValueError(
+                f"groups.completions {self.groups.completions} is for loss.kind soft and regression, which compare "
+                f"all completions of a row; with {self.loss.kind} choose 2 (one comparison a row) or null"
+            )
+        if self.loss.annotation == "mixture":
+            if self.loss.kind in ("soft", "regression"):
+                raise ValueError(
+                    f"loss.annotation mixture weighs people's own labels, which loss.kind {self.loss.kind} does not "
+                    "use; choose none, or observed, dpo, ipo, cdpo or simpo"
+                )
+            if self.rewards is None:
+                raise ValueError(
+                    "rewards is required for loss.annotation mixture: the coefficients say how likely a genuine "
+                    "answer was; give a reward run or choose none"
+                )
         if self.loss.kind == "cdpo" and self.loss.label_smoothing == 0:
             raise ValueError("loss.label_smoothing must be above 0 for loss.kind cdpo; 0 would be plain dpo")
         return self
 
 
 @dataclass(**FROZEN)
-class EvaluateConfig:
+class EvaluateConfig(RunConfig):
     """`chorus evaluate`: the U×U matrix, swap, KL, against π_ref and π_agg."""
 
-    seed: int = Field(ge=0, description=_SEED)
-    output_dir: str = Field(min_length=1, description=_OUTPUT)
     data: PeopleDataConfig = Field(
         description="Preferences of the people evaluated; divided as in the reward run."
     )

@@ -11,70 +11,88 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rewards import gauge
+from rewards.annotation.basis import run_margins
+from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, sha256_json
+from rewards.files import atomic_path, sha256_json
 from rewards.population import People, load_people
 from rewards.store import RewardRun, load_reward_run
 from rewards.types import Preferences
 from rlhf import dpo, encoder, optim, policy_store, train
-from rlhf.batches import PairRows, batch_rows, microbatches, pair_rows
+from rlhf.batches import PairRows, pair_rows
 from rlhf.conditioning import Population, UserShares
-from rlhf.jobs.sft import base_record, close, finished, frozen_parts, trained_parts
+from rlhf.jobs.sft import (
+    base_record,
+    batches,
+    close,
+    finished,
+    fresh_policy,
+    frozen_parts,
+    tokens_per_step,
+    trained_parts,
+)
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy import PolicyParams, all_logprobs, cached_hidden, init_adapters
-from rlhf.run import RESULT, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Everything a batch is gathered from, one entry a row."""
-
-    rows: PairRows
-    ref_logprobs: np.ndarray
-    basis_rewards: np.ndarray
-    hidden: np.ndarray | None
+from rlhf.policy import PolicyParams, all_logprobs, cached_hidden
+from rlhf.run import Run
 
 
 def run(config: Any) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
     with Run.open(config.output_dir, config, "dpo") as job:
         if finished(job):
-            return read_json(job.directory / RESULT)
+            return job.stored_result()
         personal = config.loss.kind in dpo.PERSONAL
         rewards = load_reward_run(config.rewards) if personal else None
         people = load_people(rewards) if rewards else None
         prefs = read_preferences(config.data.path, config.data.split)
         prefs = known_people(prefs, people) if config.loss.kind == "observed" else prefs
+        annotation = annotation_mixture(config, prefs)
         base = policy_store.load_base(
             config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
         )
-        rows = build_rows(config, prefs, base, people)
+        rows = build_rows(config, prefs, base, people, annotation)
         full = config.tune.mode == "full"
         spec = adapter_spec(config, rewards)
-        graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
-        init_key, run_key = jax.random.split(jax.random.key(config.seed))
-        lora, conditioner = init_adapters(graphdef, shapes, init_key)
-        params = params._replace(lora=lora, conditioner=conditioner)
+        graphdef, params, run_key = fresh_policy(config, base, spec)
         hidden = None if full else cached_hidden(graphdef, params, rows.packed)
         reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
-        data = Data(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+        data = dpo.Batch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
         drawn_from = population(config, rewards, people)
         state = _train(config, job, graphdef, params, data, drawn_from, run_key, full)
         params = params._replace(**state.params)
         record = base_record(config, base, "dpo") | _personal_record(config, rewards)
+        record |= {"annotation": annotation.record()} if annotation else {}
         policy_store.save_policy(job.directory, params, spec, record, full=full)
         return close(job, len(rows.user))
 
 
-def build_rows(config: Any, prefs: Preferences, base: policy_store.Base, people: People | None) -> PairRows:
+def annotation_mixture(config: Any, prefs: Preferences) -> Mixture | None:
+    """Kinds of answer under the coefficients of the reward run; None unless `loss.annotation` asks for them."""
+    if config.loss.annotation == "none":
+        return None
+    rewards = load_reward_run(config.rewards)
+    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, load_people(rewards)))
+
+
+def build_rows(
+    config: Any,
+    prefs: Preferences,
+    base: policy_store.Base,
+    people: People | None,
+    annotation: Mixture | None = None,
+) -> PairRows:
     """Packed rows of this run; with observed labels `user` indexes the reward run's people."""
+    if annotation:
+        prefs = dataclasses.replace(prefs, outcome=annotation.attitude)
     rows = pair_rows(
         prefs,
         base.tokenizer,
         observed=config.loss.kind not in ("soft", "regression"),
         size=config.groups.completions,
         max_positions=base.config.max_positions,
+        weight=annotation.weight if annotation else None,
     )
     if config.loss.kind != "observed":
         return rows
@@ -142,7 +160,7 @@ def _train(
     job: Run,
     graphdef: Any,
     params: PolicyParams,
-    data: Data,
+    data: dpo.Batch,
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
@@ -170,15 +188,15 @@ def _train(
         hyper=(hyper, dpo.LossHyper.from_config(config.loss, config.rail)),
         static=static,
     )
-    batch = settings.batch_rows * settings.accumulation_steps
-
-    def batch_of(number: int) -> dpo.Batch:
-        index = batch_rows(config.seed, number, len(data.rows.user), batch)
-        arrays = (data.rows, data.ref_logprobs, data.basis_rewards, data.hidden)
-        return dpo.Batch(*microbatches(arrays, index, settings.accumulation_steps))
-
-    tokens = int(np.mean(data.rows.packed.member.any(axis=1).sum(axis=1)) * batch)
-    return train.run_steps(job, state, step, batch_of, config, tokens_per_step=tokens, title="dpo")
+    return train.run_steps(
+        job,
+        state,
+        step,
+        batches(config, data, len(data.rows.user)),
+        config,
+        tokens_per_step=tokens_per_step(config, data.rows.packed),
+        title="dpo",
+    )
 
 
 def _personal_record(config: Any, rewards: RewardRun | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from rewards import evaluate as replay
 from rewards import gauge
 from rewards.data.read import read_preferences
-from rewards.data.split import last_choices, split_people
+from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
 from rewards.files import read_json, write_json
 from rewards.store import RewardRun, load_reward_run
@@ -39,9 +39,15 @@ class People:
 
 
 def run(config: Any) -> dict[str, Any]:
-    """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics."""
+    """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
+
+    A finished evaluation is not repeated as long as the policy is the one that it judged.
+    """
     with Run.open(config.output_dir, config, "evaluate") as job:
+        if finished(job, config):
+            return job.stored_result()
         prefs = read_preferences(config.data.path, config.data.split)
+        prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
         rewards = load_reward_run(config.rewards)
         policy = policy_store.load_policy(config.policy)
         check_match(config, policy, rewards)
@@ -52,6 +58,7 @@ def run(config: Any) -> dict[str, Any]:
         prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
         result: dict[str, Any] = {
             "run_dir": str(job.directory),
+            "policy_sha256": policy_store.identity(config.policy),
             "people": people.user_ids,
             "answers_per_person": config.users.answers,
             "beta": policy.beta,
@@ -64,6 +71,13 @@ def run(config: Any) -> dict[str, Any]:
         job.write_result(result)
         _report(job.directory, read_json(job.directory / RESULT), matrix, people, texts)
         return read_json(job.directory / RESULT)
+
+
+def finished(job: Run, config: Any) -> bool:
+    """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
+    if not job.resumed or not (job.directory / RESULT).is_file() or not policy_store.is_run(config.policy):
+        return False
+    return read_json(job.directory / RESULT).get("policy_sha256") == policy_store.identity(config.policy)
 
 
 def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:
@@ -101,6 +115,7 @@ def held_out_people(
         people=wanted,
         counts=(count,),
         method="information",
+        lapse=rewards.lapse,
     )
     coef = result.coef[count]
     shrunk = np.asarray(effective_coef(coef, policy.conditioning.mean, policy.beta, policy.eta))
@@ -206,10 +221,10 @@ def _features_of(
     rewards: RewardRun, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
 ) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
-    if rewards.basis.encoder["kind"] != "lm":
+    if rewards.basis.encoder["kind"] not in ("lm", "columns"):
         raise UserError(
             f"encoder.kind {rewards.basis.encoder['kind']} gives no features for new answers; "
-            "fit the rewards with encoder.kind=lm to evaluate a policy"
+            "fit the rewards with encoder.kind=lm or columns to evaluate a policy"
         )
     keys = [(int(prompt), text or " ") for (_, prompt), text in zip(asked, texts, strict=True)]
     distinct = sorted(set(keys))

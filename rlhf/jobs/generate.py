@@ -63,7 +63,7 @@ def person_z(
     if user is None and coefficients is None:
         return None
     if coefficients is not None:
-        return policy_store.coefficients_to_z(policy, np.array(coefficients, np.float32))
+        return policy_store.coefficients_to_z(policy, np.array(coefficients))
     if policy.conditioning is None:
         raise UserError(f"{run}: this policy was trained without users; leave out --user")
     rewards = load_reward_run(policy.record["rewards"])

@@ -26,6 +26,7 @@ from rlhf.config.shipped import shipped
 from rlhf.generation import complete
 from rlhf.jobs import dpo, evaluate, sft
 from rlhf.jobs import rewards as rewards_job
+from rlhf.jobs.rewards_evaluate import evaluate_rewards
 from rlhf.models import fetch
 from rlhf.report import console_table
 
@@ -47,7 +48,7 @@ def run(output_dir: str, *, seed: int = 0) -> dict[str, Any]:
     _say(
         "4/7", "people never seen: a few of their own recorded answers, then their last choices are predicted"
     )
-    replay = rewards_job.evaluate_rewards(config)["evaluation"]
+    replay = evaluate_rewards(config)["evaluation"]
     _show_replay(replay)
     _say("5/7", "supervised start: the model learns to answer with a contract; this is π_ref")
     sft.run(_config("sft", SFTConfig, root, seed, []))
@@ -189,9 +190,7 @@ def remember(
         return
     asked = [int(row) for row in replayed.questions[index] if row >= 0]
     answers = [rewards_job.answer_of(prefs, phi, row) for row in asked]
-    records.append(
-        rewards.directory / "users", rewards, user_id, answers, lapse=rewards.extra.get("lapse", 0.0)
-    )
+    records.append(rewards.directory / "users", rewards, user_id, answers, lapse=rewards.lapse)
 
 
 def _worth(

@@ -1,21 +1,25 @@
-"""`chorus rewards fit` and `chorus rewards evaluate`: read, divide, embed, fit, store, replay."""
+"""`chorus rewards fit`: read, divide, embed, fit, store."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from rewards import evaluate as replay
-from rewards import gauge, population, records, store
+from rewards import population, records, store, users
+from rewards.annotation.basis import fit_basis_mixture
 from rewards.data.read import read_preferences
-from rewards.data.split import last_choices, split_people
-from rewards.errors import UserError
+from rewards.data.split import keep_people, split_people
+from rewards.evaluate import padded_rows
 from rewards.files import read_json, write_json
-from rewards.fit import FitResult, fit_basis, fit_pooled
+from rewards.models.base import Comparisons, FittedModel, ItemTable
+from rewards.models.linear import LinearFitted
+from rewards.models.store import load_model, save_model
 from rewards.types import Preferences, UserPosterior
 from rlhf import encoder
+from rlhf.columns.table import summary as columns_summary
+from rlhf.jobs import calibrate
+from rlhf.jobs.reward_models import item_table, make_model
 from rlhf.metrics import MetricWriter
 from rlhf.run import RESULT, Run
 
@@ -28,60 +32,96 @@ def fit(config: Any) -> dict[str, Any]:
 
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
     """
-    prefs = read_preferences(config.data.path, config.data.split)
-    training, held_out = split_people(prefs, config.data.held_out_people, config.data.split_seed)
+    prefs, training, held_out = divided(config)
     with Run.open(config.output_dir, config, "rewards") as run:
         if run.resumed and (run.directory / RESULT).is_file():
-            store.load_reward_run(run.directory)  # names what is damaged
-            return read_json(run.directory / RESULT)
-        embeddings, settings = encoder.prepare(
-            prefs, config.encoder.kind, config.model.name, config.encoder.layer, config.encoder.pool
-        )
-        train = prefs.select(training)
+            stored_model(run.directory)
+            return run.stored_result()
+        embeddings, settings = embedded(config, prefs)
+        table, train = item_table(prefs, embeddings, settings), prefs.select(training)
+        answers, weight, kinds = _by_kind(config, table, train)
         with MetricWriter(run.directory, num_steps=config.fit.rounds, title="fit") as writer:
-            fitted = fit_basis(
-                train,
-                embeddings,
-                config.fit,
-                encoder=settings,
-                encoder_hash=settings["fingerprint"],
+            fitted = make_model(config, config.fit.model).fit(
+                table,
+                answers,
+                weight=weight,
                 on_round=lambda number, metrics: writer.write(
                     number + 1, {f"fit/{name}": value for name, value in metrics.items()}
                 ),
             )
-        # The lapse belongs to the likelihood under which coefficients were estimated, so it travels along.
-        store.save_reward_run(run.directory, fitted.basis, fitted.prior, extra={"lapse": config.fit.lapse})
-        phi = gauge.features(fitted.basis, embeddings, prefs.item_prompt)
-        _write_questions(run.directory, prefs, phi)
-        _write_people(run.directory, train, phi, fitted)
-        _write_population(run.directory, train, fitted)
-        result = _fit_result(config, prefs, train, held_out, phi, fitted)
-        return _close(run, result)
+        if kinds and isinstance(fitted, LinearFitted):
+            # One answer of a mixture without a cue is genuine with π_G and else a coin: a lapse of 1 − π_G.
+            rule = dataclasses.replace(fitted.rule, lapse=1.0 - kinds["genuine"])
+            fitted = dataclasses.replace(fitted, rule=rule)
+        identity = save_model(run.directory, fitted)
+        result = _fit_result(config, table, train, held_out, fitted)
+        if kinds:
+            result["annotation"] = kinds
+        if settings["kind"] == "columns":
+            result["columns"] = columns_summary(settings)
+        if isinstance(fitted, LinearFitted):
+            fitted = with_posteriors(fitted, table, train)
+            phi = fitted.features(table)
+            _write_questions(run.directory, identity, prefs, phi)
+            _write_people(run.directory, identity, train, phi, fitted)
+            _write_population(run.directory, identity, train, fitted)
+            calibrate.write(run.directory, identity, train, phi, fitted, config.seed)
+            result |= _axes_result(prefs, phi, fitted)
+        return close(run, result)
 
 
-def evaluate_rewards(config: Any) -> dict[str, Any]:
-    """Replay held-out people with the run of the same configuration; adds `evaluation` to its metrics.json.
+def _by_kind(
+    config: Any, table: ItemTable, train: Preferences
+) -> tuple[Preferences, np.ndarray | None, dict[str, Any] | None]:
+    """Answers and weights for the fit, and what the mixture of kinds of answer found; as they are without one."""
+    if config.fit.annotation == "none":
+        return train, None, None
+    _, mixture = fit_basis_mixture(train, table.embeddings, config.fit.house(), encoder=table.encoder)
+    return dataclasses.replace(train, outcome=mixture.attitude), mixture.weight, mixture.record()
 
-    Raises:
-      UserError: the run has not been fitted, or was fitted with another configuration.
+
+def stored_model(directory: Path) -> FittedModel:
+    """The model of a finished run; names what is damaged, of the files that others read too."""
+    fitted = load_model(directory)
+    if isinstance(fitted, LinearFitted):
+        store.load_reward_run(directory)
+    return fitted
+
+
+def with_posteriors(fitted: LinearFitted, table: ItemTable, train: Preferences) -> LinearFitted:
+    """The same model with everybody's Laplace posterior under its population N(μ, Σ).
+
+    Records are recomputable from their answers by that one rule, whatever rule the model itself adapts by; for
+    the house model the two are the same.
     """
-    directory = Path(config.output_dir)
-    if not (directory / RESULT).is_file():
-        raise UserError(
-            f"output_dir {directory}: no finished reward run; first `chorus rewards fit` this configuration"
-        )
+    phi = fitted.features(table)
+    mean, precision = users.posteriors(
+        fitted.prior,
+        train.user_index,
+        phi[train.chosen] - phi[train.rejected],
+        train.outcome,
+        num_users=train.num_users,
+        lapse=fitted.rule.lapse,
+    )
+    return dataclasses.replace(fitted, coef_mean=mean, coef_precision=precision)
+
+
+def divided(config: Any) -> tuple[Preferences, np.ndarray, np.ndarray]:
+    """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
     prefs = read_preferences(config.data.path, config.data.split)
-    training, held_out = split_people(prefs, config.data.held_out_people, config.data.split_seed)
-    with Run.open(directory, config, "rewards") as run:
-        stored = store.load_reward_run(directory)
-        embeddings = encoder.embed_items(prefs, stored.basis.encoder)
-        phi = gauge.features(stored.basis, embeddings, prefs.item_prompt)
-        pooled = fit_pooled(prefs.select(training), embeddings, config.fit)
-        evaluation = evaluate_people(config, prefs, held_out, phi, stored.prior, pooled)
-        return _close(run, read_json(directory / RESULT) | {"evaluation": evaluation})
+    prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
+    return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 
 
-def _close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embeddings of all items, and the settings that rebuild them."""
+    part = config.encoder
+    return encoder.prepare(
+        prefs, part.kind, config.model.name, part.layer, part.pool, part.columns, part.reference
+    )
+
+
+def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     """Write metrics.json and report.html; returns the former as it was written."""
     from rlhf.report import write_rewards_report  # matplotlib takes a second to import
 
@@ -91,86 +131,42 @@ def _close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def evaluate_people(
-    config: Any, prefs: Preferences, held_out: np.ndarray, phi: np.ndarray, prior: Any, pooled: np.ndarray
-) -> dict[str, Any]:
-    """Cold-start curve with chosen and random questions, swap and pooled model, on people under `held_out`.
-
-    Random orders are repeated `evaluation.seeds` times and averaged by person before the interval is taken.
-    """
-    settings = config.evaluation
-    test = last_choices(prefs, config.data.last_choices) & held_out
-    people = np.unique(prefs.user_index[held_out])
-    # One key each: a key is consumed once.
-    chosen_key, random_key, average_key, pooled_key, swap_key = jax.random.split(
-        jax.random.key(config.seed), 5
-    )
-    common: dict[str, Any] = {"people": people, "counts": settings.counts, "lapse": config.fit.lapse}
-    chosen = replay.cold_start(prior, prefs, phi, test, key=chosen_key, **common)
-    random = [
-        replay.cold_start(prior, prefs, phi, test, key=key, method="random", **common)
-        for key in jax.random.split(random_key, settings.seeds)
-    ]
-    result: dict[str, Any] = {
-        "people": len(chosen.people),
-        "pooled_accuracy": _interval(
-            replay.pooled_accuracy(pooled, prefs, test, key=pooled_key, people=people)
-        ),
-        "accuracy": {n: _interval(value) for n, value in chosen.accuracy.items()},
-        "accuracy_random": {
-            n: _interval(
-                replay.bootstrap(np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key)
-            )
-            for n in settings.counts
-        },
-        "loss_nats": {n: _interval(value) for n, value in chosen.loss_nats.items()},
-        "fully_asked": chosen.fully_asked,
-        "person_accuracy": chosen.person_accuracy,
-    }
-    answers = max((n for n in settings.counts if n <= 10), default=settings.counts[0])
-    if answers > 0 and len(chosen.people) > 1:
-        swap = replay.swap(chosen, prefs, phi, test, key=swap_key, count=answers)
-        result["swap"] = {"answers": answers} | {
-            field.name: _interval(getattr(swap, field.name)) for field in dataclasses.fields(swap)
-        }
-    return result
-
-
-def _interval(interval: replay.Interval) -> dict[str, float]:
-    return dataclasses.asdict(interval)
-
-
 def _fit_result(
-    config: Any,
-    prefs: Preferences,
-    train: Preferences,
-    held_out: np.ndarray,
-    phi: np.ndarray,
-    fitted: FitResult,
+    config: Any, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
 ) -> dict[str, Any]:
-    """What metrics.json says after the fit."""
-    from rlhf.report import axis_items  # matplotlib takes a second to import
-
-    margin = np.sum(fitted.coef_mean[train.user_index] * (phi[train.chosen] - phi[train.rejected]), axis=1)
-    untied = train.outcome != 0.5
+    """What metrics.json says after the fit of any model."""
+    prefs = table.prefs
+    rows = padded_rows(train.user_index, train.outcome != 0.5, np.arange(train.num_users))
+    right = fitted.score(table, fitted.seen(), Comparisons.of(train, rows))
+    report = dict(getattr(fitted, "report", {}))
     return {
         "run_dir": str(config.output_dir),
-        "num_basis": fitted.basis.num_basis,
-        "axes": list(fitted.basis.gauge.names),
+        "model": fitted.kind,
         "num_items": prefs.num_items,
         "training_people": len(np.unique(train.user_index)),
         "held_out_people": len(np.unique(prefs.user_index[held_out])),
         "training_comparisons": train.num_comparisons,
-        "training_accuracy": float(np.mean(margin[untied] > 0)),
+        "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
+        "policy_refusal": fitted.policy_refusal,
+        "candidates": report.pop("candidates", []),
+        "fit": {name: value for name, value in report.items() if isinstance(value, int | float)},
+    }
+
+
+def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> dict[str, Any]:
+    """What metrics.json says besides about a model with a basis."""
+    from rlhf.report import axis_items  # matplotlib takes a second to import
+
+    return {
+        "num_basis": fitted.basis.num_basis,
+        "axes": list(fitted.basis.gauge.names),
         "prior_mean": fitted.prior.mean,
         "prior_sd": np.sqrt(np.diag(fitted.prior.cov)),
-        "candidates": [dataclasses.asdict(candidate) for candidate in fitted.candidates],
-        "fit": fitted.metrics,
         "axis_items": axis_items(prefs, phi),
     }
 
 
-def _write_questions(directory: Path, prefs: Preferences, phi: np.ndarray) -> None:
+def _write_questions(directory: Path, identity: str, prefs: Preferences, phi: np.ndarray) -> None:
     """The pairs that may be asked: every distinct pair of the data, evenly thinned to MAX_QUESTIONS."""
     pairs = np.unique(np.sort(np.stack([prefs.chosen, prefs.rejected], axis=1), axis=1), axis=0)
     kept = (
@@ -187,14 +183,13 @@ def _write_questions(directory: Path, prefs: Preferences, phi: np.ndarray) -> No
         }
         for a, b in kept.tolist()
     ]
-    write_json(
-        directory / QUESTIONS, {"basis": store.load_reward_run(directory).hash, "questions": questions}
-    )
+    write_json(directory / QUESTIONS, {"basis": identity, "questions": questions})
 
 
-def _write_people(directory: Path, train: Preferences, phi: np.ndarray, fitted: FitResult) -> None:
+def _write_people(
+    directory: Path, identity: str, train: Preferences, phi: np.ndarray, fitted: LinearFitted
+) -> None:
     """One record for every training person, with the answers it was computed from."""
-    identity = store.load_reward_run(directory).hash
     order = np.lexsort((np.arange(train.num_comparisons), train.choice, train.user_index))
     rows = np.split(order, np.flatnonzero(np.diff(train.user_index[order])) + 1)
     for own in rows:
@@ -205,7 +200,7 @@ def _write_people(directory: Path, train: Preferences, phi: np.ndarray, fitted: 
         write_json(records.path_of(directory / USERS, record.user_id), records.to_json(record))
 
 
-def _write_population(directory: Path, train: Preferences, fitted: FitResult) -> None:
+def _write_population(directory: Path, identity: str, train: Preferences, fitted: LinearFitted) -> None:
     """The training people's posteriors in one file: what training a policy draws coefficients from.
 
     `users/` grows with everybody who answers questions later; this file stays what was fitted.
@@ -214,7 +209,7 @@ def _write_population(directory: Path, train: Preferences, fitted: FitResult) ->
     kept = np.flatnonzero(counts)
     population.save_people(
         directory,
-        store.load_reward_run(directory).hash,
+        identity,
         [train.user_ids[user] for user in kept],
         fitted.coef_mean[kept],
         fitted.coef_precision[kept],

@@ -1,12 +1,14 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rewards.data.read import read_preferences
 from rewards.files import read_json
@@ -14,6 +16,7 @@ from rlhf import optim, policy_store, sft, train
 from rlhf.batches import SFTRows, batch_rows, microbatches, sft_rows
 from rlhf.metrics import read_metrics
 from rlhf.models.adapters import AdapterSpec
+from rlhf.packing import PackedRows
 from rlhf.policy import PolicyParams, cached_hidden, init_adapters
 from rlhf.run import RESULT, Run
 
@@ -22,7 +25,7 @@ def run(config: Any) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
     with Run.open(config.output_dir, config, "sft") as job:
         if finished(job):
-            return read_json(job.directory / RESULT)
+            return job.stored_result()
         prefs = read_preferences(config.data.path, config.data.split)
         base = policy_store.load_base(
             config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
@@ -46,10 +49,7 @@ def _train(
 ) -> tuple[PolicyParams, AdapterSpec | None]:
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
-    graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    lora, conditioner = init_adapters(graphdef, shapes, init_key)
-    params = params._replace(lora=lora, conditioner=conditioner)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     hyper = optim.Hyper.from_config(config.optimizer, config.train.steps)
     state = optim.init_state(trained_parts(params, full), hyper, run_key)
@@ -63,12 +63,22 @@ def _train(
         job,
         state,
         step,
-        _batches(config, rows, hidden),
+        batches(config, sft.Batch(rows, hidden), len(rows.weight)),
         config,
-        tokens_per_step=_tokens(config, rows),
+        tokens_per_step=tokens_per_step(config, rows.packed),
         title="sft",
     )
     return params._replace(**state.params), spec
+
+
+def fresh_policy(
+    config: Any, base: policy_store.Base, spec: AdapterSpec | None
+) -> tuple[nnx.GraphDef, PolicyParams, jax.Array]:
+    """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
+    graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    lora, conditioner = init_adapters(graphdef, shapes, init_key)
+    return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
 def finished(job: Run) -> bool:
@@ -111,16 +121,18 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
     }
 
 
-def _tokens(config: Any, rows: SFTRows) -> int:
-    per_row = float(np.mean(rows.packed.member.any(axis=1).sum(axis=1)))
+def tokens_per_step(config: Any, packed: PackedRows) -> int:
+    """Completion tokens of an average step."""
+    per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
     return int(per_row * config.train.batch_rows * config.train.accumulation_steps)
 
 
-def _batches(config: Any, rows: SFTRows, hidden: Any):
-    batch = config.train.batch_rows * config.train.accumulation_steps
+def batches(config: Any, data: Any, num_rows: int) -> Callable[[int], Any]:
+    """Step number → its rows of `data` (a `Batch` of the whole data set), cut into micro-batches."""
+    accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> sft.Batch:
-        index = batch_rows(config.seed, step, len(rows.weight), batch)
-        return sft.Batch(*microbatches((rows, hidden), index, config.train.accumulation_steps))
+    def batch_of(step: int) -> Any:
+        index = batch_rows(config.seed, step, num_rows, config.train.batch_rows * accumulation)
+        return microbatches(data, index, accumulation)
 
     return batch_of

@@ -1,91 +1,209 @@
-"""`chorus users …`: ask a person, learn from their answers, show, list and erase records."""
+"""`chorus users …`: ask a person, learn from their answers and statements, show, list and erase records."""
 
+import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from rewards import gauge, questions, records, store
-from rewards import prior as prior_module
+from rewards import acquisition, edits, gauge, questions, records, shared_accounts, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import read_json
+from rewards.files import read_json, write_text
 from rlhf import encoder
+from rlhf.conditioning import Conditioning, signal
+from rlhf.jobs import asking as asking_module
+from rlhf.jobs import calibrate
 from rlhf.jobs.rewards import QUESTIONS, USERS, answer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How questions are chosen: a rule of `rewards.acquisition`, and the predicted gain in accuracy to stop below."""
+
+    rule: str = "information"
+    stop_below: float | None = None
 
 
 def ask_terminal(
     rewards: str,
     name: str,
     max_questions: int,
+    asking: Asking = Asking(),
     *,
     read: Callable[[str], str] = input,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Ask `name` about the most informative pairs, one at a time; q ends, the same command goes on.
+    """Ask `name` about the best pairs under a rule, one at a time; q ends, the same command goes on.
 
-    Every answer is stored at once. The order of the two texts on the screen is drawn from the person's name
-    and the number of the question, so that neither side is favoured.
+    Every answer is stored at once, and so is a skip: a question skipped is not asked again. The order of the two
+    texts on the screen is drawn from the person's name and the number of the question.
     """
     run = store.load_reward_run(rewards)
+    acquisition.rule(asking.rule)
     pool = _questions(run)
     deltas = np.array([question["delta_features"] for question in pool], np.float32)
-    record = _record(run, name)
-    skipped: set[int] = set()
+    record, stopped = _record(run, name), "asked as many as wanted"
     for _ in range(max_questions):
-        allowed = _not_asked(pool, record, skipped)
+        allowed = _open(pool, record)
         if not allowed.any():
+            stopped = "every question has been asked"
             say("Every question has been asked.")
             break
-        index, gains = questions.choose(record.posterior, deltas, allowed=allowed, lapse=_lapse(run))
-        say(f"\nQuestion {len(record.answers) + 1}, worth {gains[index] / math.log(2):.2f} bits")
-        reply = _show_and_read(pool[index], name, len(record.answers), read, say)
+        number = len(record.answers) + len(record.skipped)
+        index, scores = questions.choose(
+            record.posterior, deltas, allowed=allowed, **_choosing(run, name, number, asking)
+        )
+        now, gain = questions.predicted_gain(record.posterior, deltas[index], deltas, lapse=_lapse(run))
+        if asking.stop_below is not None and gain < asking.stop_below:
+            stopped = (
+                f"the next answer is predicted to add {gain:.4f} of accuracy, below {asking.stop_below:g}"
+            )
+            say(f"Stopped: {stopped}.")
+            break
+        bits = questions.choose(record.posterior, deltas[index : index + 1], lapse=_lapse(run))[1][
+            0
+        ] / math.log(2)
+        say(
+            f"\nQuestion {number + 1}, worth {bits:.2f} bits (predicted accuracy {now:.1%}, {gain:+.1%} by its answer)"
+        )
+        reply = asking_module.show_and_read(pool[index], asking_module.sides(name, number), read, say)
         if reply == "q":
+            stopped = "the person stopped"
             say("Stopped; the same command goes on from here.")
             break
-        if reply == "s":
-            skipped.add(index)
-            continue
-        answer = _answer_to(pool[index], reply)
+        event: dict[str, Any] = (
+            {"skipped": [asking_module.key_of(pool[index])]}
+            if reply == "s"
+            else {"answers": [asking_module.answer_to(pool[index], reply)]}
+        )
         before = record.posterior
-        record = records.append(_folder(run), run, name, [answer], lapse=_lapse(run))
-        say(_learned(run, before, record.posterior))
-    return describe(run, record)
+        record = records.add(_folder(run), run, name, lapse=_lapse(run), **event)
+        say(
+            "Skipped; it will not be asked again."
+            if reply == "s"
+            else asking_module.learned(run, before, record.posterior)
+        )
+    return describe(run, record) | {"stopped": stopped}
 
 
-def ask_file(rewards: str, name: str, answers: str, max_questions: int) -> dict[str, Any]:
+def ask_batch(
+    rewards: str, name: str, count: int, output: str | None, asking: Asking = Asking()
+) -> dict[str, Any]:
+    """Choose `count` questions at once and write (or return) them as a questionnaire; nothing is learned yet."""
+    run = store.load_reward_run(rewards)
+    pool, record = _questions(run), _record(run, name)
+    deltas = np.array([question["delta_features"] for question in pool], np.float32)
+    number = len(record.answers) + len(record.skipped)
+    chosen, _ = questions.choose_batch(
+        record.posterior, deltas, count, allowed=_open(pool, record), **_choosing(run, name, number, asking)
+    )
+    rows = asking_module.questionnaire(name, number, pool, chosen)
+    if output is not None:
+        if Path(output).exists():
+            raise UserError(
+                f"--output {output}: exists already; answers in it would be lost, choose another file"
+            )
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {"user_id": name, "output": output, "questions": rows}
+
+
+def ask_file(
+    rewards: str, name: str, answers: str, max_questions: int, asking: Asking = Asking()
+) -> dict[str, Any]:
     """Choose up to `max_questions` rows of a file by what they would teach, and learn from those."""
     run = store.load_reward_run(rewards)
+    acquisition.rule(asking.rule)
     candidates = _new_answers(run, name, answers)
     deltas = np.array([answer.delta_features for answer in candidates], np.float32)
     record, open_rows = _record(run, name), np.ones(len(candidates), bool)
     taken: list[records.Answer] = []
+    stopped = "asked as many as wanted"
     for _ in range(min(max_questions, len(candidates))):
-        together = records.UserRecord(name, run.hash, record.posterior, (*record.answers, *taken))
+        together = dataclasses.replace(record, answers=(*record.answers, *taken))
         belief = records.recompute(run, together, lapse=_lapse(run))
-        index, _ = questions.choose(belief, deltas, allowed=open_rows, lapse=_lapse(run))
+        choosing = _choosing(run, name, len(together.answers), asking)
+        index, _ = questions.choose(belief, deltas, allowed=open_rows, **choosing)
+        if asking.stop_below is not None:
+            _, gain = questions.predicted_gain(belief, deltas[index], deltas, lapse=_lapse(run))
+            if gain < asking.stop_below:
+                stopped = (
+                    f"the next answer is predicted to add {gain:.4f} of accuracy, below {asking.stop_below:g}"
+                )
+                break
         open_rows[index] = False
         taken.append(candidates[index])
     record = records.append(_folder(run), run, name, taken, lapse=_lapse(run))
-    return describe(run, record) | {"asked": len(taken)}
+    return describe(run, record) | {"asked": len(taken), "stopped": stopped}
 
 
 def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
-    """Learn from every row of a preference file."""
+    """Learn from every row of a preference file, or from a filled-in questionnaire.
+
+    Questions of a questionnaire that were answered before are left out, so reading it twice changes nothing.
+    """
     run = store.load_reward_run(rewards)
-    new = _new_answers(run, name, answers)
-    return describe(run, records.append(_folder(run), run, name, new, lapse=_lapse(run))) | {
-        "added": len(new)
-    }
+    if not asking_module.is_questionnaire(answers):
+        new = _new_answers(run, name, answers)
+        record = records.append(_folder(run), run, name, new, lapse=_lapse(run))
+        return describe(run, record) | {"added": len(new)}
+    given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
+    known = _answered(_record(run, name))
+    new = [answer for answer in given if _key(answer) not in known]
+    record = records.add(_folder(run), run, name, answers=new, skipped=skipped, lapse=_lapse(run))
+    counts = {"added": len(new), "known": len(given) - len(new), "skipped": len(skipped), "empty": empty}
+    return describe(run, record) | counts
+
+
+def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str, Any]:
+    """Turn numbers ("taste 1=+1.5") or words ("shorter, please") into statements about the person's coefficients.
+
+    Raises:
+      UserError: what `rewards.edits` refuses; then nothing is written, not even the edits that were in order.
+    """
+    run = store.load_reward_run(rewards)
+    record = _record(run, name)
+    new = [edits.from_axis(run, axis) for axis in axes]
+    if text is not None:
+        new += edits.from_words(run, record.posterior, text)
+    record = records.add(_folder(run), run, name, edits=new, lapse=_lapse(run))
+    made = [{"name": e.name, "text": e.text, "value": e.value, "sd": e.sd} for e in new]
+    return describe(run, record) | {"edited": made}
 
 
 def show(rewards: str, name: str) -> dict[str, Any]:
-    """A person's coefficients; somebody unknown is an error."""
+    """A person's coefficients, and whether two people seem to answer under the name; somebody unknown is an error."""
     run = store.load_reward_run(rewards)
-    return describe(run, records.load(_folder(run), name, run))
+    record = records.load(_folder(run), name, run)
+    delta = np.array([answer.delta_features for answer in record.answers], np.float32)
+    outcome = np.array([answer.outcome for answer in record.answers], np.float32)
+    # Answers alone: a statement about oneself says nothing about who else answers.
+    found = shared_accounts.check(
+        run.prior,
+        delta,
+        outcome,
+        key=_key_of(name, 0),
+        sitting=shared_accounts.sittings([answer.time for answer in record.answers]),
+        lapse=_lapse(run),
+    )
+    shared: dict[str, Any] | None = None
+    if found is not None:
+        shared = {
+            "flagged": found.flagged,
+            "p_value": found.p_value,
+            "false_alarm_rate": shared_accounts.LEVEL,
+        }
+        shared |= {
+            "gain_nats": found.gain_nats,
+            "share": found.share,
+            "coef": found.coef.astype(float).tolist(),
+        }
+    return describe(run, record) | {"shared_account": shared}
 
 
 def everybody(rewards: str) -> dict[str, Any]:
@@ -105,12 +223,12 @@ def forget(rewards: str, name: str) -> dict[str, Any]:
 
 def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]:
     """A record as the commands print it: mean and sd along every axis, beside the population's."""
-    cov = np.linalg.inv(np.asarray(record.posterior.coef_precision, np.float64))
+    deviation, level = calibrate.deviations(run, record.posterior)
     axes = [
         {
             "name": axis,
             "mean": float(record.posterior.coef_mean[k]),
-            "sd": float(np.sqrt(cov[k, k])),
+            "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),
             "prior_sd": float(np.sqrt(run.prior.cov[k, k])),
         }
@@ -120,8 +238,11 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
         "user_id": record.user_id,
         "basis": record.basis,
         "num_answers": len(record.answers),
+        "num_edits": len(record.edits),
+        "num_skipped": len(record.skipped),
         "coef_mean": np.asarray(record.posterior.coef_mean, np.float64).tolist(),
-        "z": prior_module.standardise(run.prior, record.posterior.coef_mean).tolist(),
+        "z": signal(record.posterior.coef_mean, Conditioning.from_prior(run.prior)).tolist(),
+        "coverage": level,
         "axes": axes,
     }
 
@@ -131,7 +252,7 @@ def _folder(run: store.RewardRun) -> Path:
 
 
 def _lapse(run: store.RewardRun) -> float:
-    return float(run.extra.get("lapse", 0.0))
+    return run.lapse
 
 
 def _record(run: store.RewardRun, name: str) -> records.UserRecord:
@@ -142,29 +263,52 @@ def _record(run: store.RewardRun, name: str) -> records.UserRecord:
 def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
     path = run.directory / QUESTIONS
     content = read_json(path)
-    if not isinstance(content, dict) or not content.get("questions") or content.get("basis") != run.hash:
+    listed = isinstance(content, dict) and isinstance(content.get("questions"), list) and content["questions"]
+    if not listed or content.get("basis") != run.hash:
         raise UserError(
             f"{path}: not the questions of this run's basis; fit the run again or use --answers FILE"
         )
+    num_basis = run.basis.num_basis
+    for number, question in enumerate(content["questions"]):
+        try:
+            texts, delta = (question["first"], question["second"]), question["delta_features"]
+            right = all(isinstance(text, str) for text in texts) and np.shape(delta) == (num_basis,)
+            whole = (
+                right and np.isfinite(np.array(delta, np.float32)).all() and question["prompt"] is not None
+            )
+        except (TypeError, KeyError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path}: questions[{number}] is damaged; fit the run again or use --answers FILE"
+            )
     return content["questions"]
 
 
-def _key(prompt: Any, first: str, second: str) -> tuple[str, str, str]:
-    """Names a pair whichever way round; a chat prompt may be tuples or the lists of a file."""
-    messages = prompt if isinstance(prompt, str) else repr([tuple(message) for message in prompt])
-    low, high = sorted((first, second))
-    return messages, low, high
+def _key(answer: records.Answer) -> str:
+    return records.question_key(answer.prompt, answer.chosen, answer.rejected)
 
 
-def _not_asked(pool: list[dict[str, Any]], record: records.UserRecord, skipped: set[int]) -> np.ndarray:
-    asked = {_key(answer.prompt, answer.chosen, answer.rejected) for answer in record.answers}
-    return np.array(
-        [
-            index not in skipped
-            and _key(question["prompt"], question["first"], question["second"]) not in asked
-            for index, question in enumerate(pool)
-        ]
-    )
+def _answered(record: records.UserRecord) -> set[str]:
+    return {_key(answer) for answer in record.answers}
+
+
+def _open(pool: list[dict[str, Any]], record: records.UserRecord) -> np.ndarray:
+    """bool[M]: questions neither answered nor skipped."""
+    closed = _answered(record) | set(record.skipped)
+    return np.array([asking_module.key_of(question) not in closed for question in pool])
+
+
+def _key_of(name: str, number: int) -> Any:
+    """A random key from the person and the number of the question: the same command asks the same."""
+    digest = hashlib.sha256(f"{name}:{number}".encode()).digest()
+    return jax.random.key(int.from_bytes(digest[:4]))
+
+
+def _choosing(run: store.RewardRun, name: str, number: int, asking: Asking) -> dict[str, Any]:
+    """Arguments of `questions.choose` and `choose_batch`."""
+    key = _key_of(name, number)
+    return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": _lapse(run)}
 
 
 def _new_answers(run: store.RewardRun, name: str, path: str) -> list[records.Answer]:
@@ -183,44 +327,3 @@ def _new_answers(run: store.RewardRun, name: str, path: str) -> list[records.Ans
     phi = gauge.features(run.basis, encoder.embed_items(prefs, run.basis.encoder), prefs.item_prompt)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
     return [answer_of(prefs, phi, int(row)) for row in order]
-
-
-def _show_and_read(
-    question: dict[str, Any], name: str, number: int, read: Callable[[str], str], say: Callable[[str], None]
-) -> str:
-    """Show the pair and return which was preferred: `first`, `second`, `tie`, `s` (skip) or `q` (quit)."""
-    swapped = hashlib.sha256(f"{name}:{number}".encode()).digest()[0] % 2 == 1
-    sides = ("second", "first") if swapped else ("first", "second")
-    prompt = question["prompt"]
-    say(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {content}" for role, content in prompt))
-    for number_shown, side in enumerate(sides, 1):
-        say(f"  [{number_shown}] {question[side]}")
-    while True:
-        try:
-            reply = read("Which do you like better? 1, 2, t (tie), s (skip), q (stop): ").strip().lower()
-        except EOFError:
-            return "q"
-        if reply in ("1", "2"):
-            return sides[int(reply) - 1]
-        if reply in ("t", "tie", "s", "skip", "q", "quit"):
-            return {"t": "tie"}.get(reply[0], reply[0])
-        say(f"{reply!r} is none of 1, 2, t, s, q.")
-
-
-def _answer_to(question: dict[str, Any], preferred: str) -> records.Answer:
-    chosen, rejected = ("second", "first") if preferred == "second" else ("first", "second")
-    delta = np.array(question["delta_features"]) * (-1.0 if preferred == "second" else 1.0)
-    prompt = question["prompt"]
-    prompt = prompt if isinstance(prompt, str) else tuple((role, content) for role, content in prompt)
-    outcome = 0.5 if preferred == "tie" else 1.0
-    return records.make_answer(prompt, question[chosen], question[rejected], outcome, delta)
-
-
-def _learned(run: store.RewardRun, before: Any, after: Any) -> str:
-    """What one answer changed, axis by axis."""
-    sd = np.sqrt(np.diag(np.linalg.inv(np.asarray(after.coef_precision, np.float64))))
-    parts = [
-        f"{axis} {before.coef_mean[k]:+.2f} → {after.coef_mean[k]:+.2f} ± {sd[k]:.2f}"
-        for k, axis in enumerate(run.basis.gauge.names)
-    ]
-    return "Learned: " + ", ".join(parts)

@@ -54,7 +54,12 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
 
 
 def load_params(
-    directory: str | Path, config: ModelConfig, stages: tuple[int, ...], dtype: Any
+    directory: str | Path,
+    config: ModelConfig,
+    stages: tuple[int, ...],
+    dtype: Any,
+    *,
+    extra: tuple[layout.Leaf, ...] = (),
 ) -> dict[str, Any]:
     """Read safetensors (one file, or shards with an index) into the decoder's base parameters.
 
@@ -66,6 +71,7 @@ def load_params(
       config: its architecture.
       stages: numbers of layers of the stacks, bottom first, adding up to `config.num_layers`.
       dtype: of every array returned.
+      extra: tensors outside the layers that a plain decoder does not have, such as a classification head.
 
     Raises:
       UserError: a tensor is missing, left over, of another shape or not floating point; a file is missing or
@@ -76,11 +82,12 @@ def load_params(
     with contextlib.ExitStack() as stack:
         files = _Checkpoint(Path(directory), stack)
         leaves = layout.layer_leaves(config)
-        names = [leaf.name for leaf in layout.top_leaves(config)]
+        top = [*layout.top_leaves(config), *extra]
+        names = [leaf.name for leaf in top]
         names += [layout.layer_name(i, leaf) for i in range(config.num_layers) for leaf in leaves]
         files.check_names(names, config.tied)
         tree: dict[str, Any] = {"stages": {}}
-        for leaf in layout.top_leaves(config):
+        for leaf in top:
             layout.put(tree, leaf.path, jnp.asarray(files.read(leaf.name, leaf, dtype)))
         first = 0
         for index, size in enumerate(stages):
@@ -201,8 +208,10 @@ class _Checkpoint:
 
     def _file_name(self, name: str) -> str:
         """Name in the files of a tensor whose plain name is `name`."""
-        if name != "lm_head.weight":
+        if name.startswith("model."):
             return self.prefix + name.removeprefix("model.")
+        if name != "lm_head.weight":
+            return name
         return next((n for n in (name, "language_model.lm_head.weight") if n in self.where), name)
 
     def check_names(self, names: list[str], tied: bool) -> None:

@@ -121,6 +121,22 @@ class Tokenizer:
         """Ids of a completion and the token that closes it; special tokens spelt out in `text` stay text."""
         return [*self._fast.encode(text, add_special_tokens=False, split_special_tokens=True), self.end_id]
 
+    def encode_conversation(self, prompt: Prompt, completion: str) -> list[int]:
+        """Ids of a finished conversation, tokenised in one piece as reward models are given it.
+
+        With a chat template it is the rendered messages, without a generation prompt; else prompt, completion and the
+        end-of-text token.
+
+        Raises:
+          UserError: chat messages for a model without a template, or roles the template refuses.
+        """
+        if not self.has_chat_template:
+            self.encode_prompt(prompt)  # refuses messages
+            return [*self._fast.encode(f"{prompt}{completion}", add_special_tokens=True), self.end_id]
+        messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+        text = self._render((*messages, ("assistant", completion)), add_generation_prompt=False)
+        return list(self._fast.encode(text, add_special_tokens=False))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)

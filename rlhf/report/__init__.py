@@ -3,6 +3,7 @@
 Importing it loads matplotlib (about a second): import it where a report is written.
 """
 
+from rlhf.report.comparison import brief_table as comparison_table
 from rlhf.report.console import console_table
 from rlhf.report.evaluation import write_evaluation_report
 from rlhf.report.rewards import axis_items, write_rewards_report
@@ -12,6 +13,7 @@ from rlhf.report.verdict import Verdict, evaluation_verdict, rewards_verdict
 __all__ = [
     "Verdict",
     "axis_items",
+    "comparison_table",
     "console_table",
     "evaluation_verdict",
     "rewards_verdict",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rewards.types import Preferences
-from rlhf.report import page, plots
+from rlhf.report import comparison, page, plots
 from rlhf.report.verdict import rewards_verdict
 from rlhf.run import plain
 
@@ -56,6 +56,8 @@ def write_rewards_report(directory: Path, result: dict[str, Any]) -> None:
         ),
         page.section("Person by person", _people(evaluation)),
         page.section("Is it really the person?", _swap(evaluation)),
+        *comparison.sections(evaluation),
+        page.section("Off-the-shelf rewards", _columns(result)),
         page.section("The axes of taste", _axes(result)),
         page.section("How K was chosen", _candidates(result)),
         page.section(
@@ -177,6 +179,21 @@ def _axes(result: dict[str, Any]) -> str:
 
 def _texts(texts: list[str], length: int = 160) -> str:
     return " · ".join(text if len(text) <= length else text[: length - 1] + "…" for text in texts)
+
+
+def _columns(result: dict[str, Any]) -> str:
+    """Columns in use with what they measured about themselves, and those switched off, first, with the reason."""
+    columns = result.get("columns") or {"used": {}, "off": {}}
+    rows = [(name, "switched off", reason) for name, reason in columns["off"].items()]
+    for name, own in columns["used"].items():
+        state = "gate" if own.get("gate") is not None else "reward"
+        measured = {key: value for key, value in own.items() if key != "kind"}
+        said = ", ".join(
+            f"{key} {value if isinstance(value, list) else page.number(value)}"
+            for key, value in measured.items()
+        )
+        rows.append((name, f"{state} ({own['kind']})", said))
+    return page.table(["column", "state", "measured"], rows)
 
 
 def _candidates(result: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The first line of a report: did personalisation help? It is allowed to say no."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ def evaluation_verdict(result: dict[str, Any], matrix: np.ndarray) -> Verdict:
         )
     own = np.diag(matrix)
     swap = _interval(own - off_diagonal_mean(matrix))
-    caution = f" Only {num_people} people: the intervals say little." if num_people < FEW_PEOPLE else ""
+    caution = _few(num_people)
     mass = result.get("enumerated", {}).get("valid_mass")
     if mass is not None and mass < ENOUGH_MASS:
         caution += (
@@ -49,51 +50,54 @@ def evaluation_verdict(result: dict[str, Any], matrix: np.ndarray) -> Verdict:
     moved = float(np.mean(np.ptp(matrix, axis=1)))
     measured = f"own minus other people's policy: {_span(swap)} nats"
     if moved < NEGLIGIBLE_NATS or (swap.low > 0 and swap.mean < NEGLIGIBLE_NATS):
-        return Verdict(
-            "lost",
-            "Personalisation lost here: this policy ignores the user. Putting in other people's "
-            "coefficients changes "
-            f"a person's reward by next to nothing ({measured}).{caution}",
+        reason = (
+            "this policy ignores the user. Putting in other people's coefficients changes a person's reward "
         )
+        return _lost(reason + "by next to nothing", measured, caution)
     if swap.high < 0:
         reason = "people are served better by other people's coefficients than by their own"
-        return Verdict("lost", f"Personalisation lost here: {reason} ({measured}).{caution}")
+        return _lost(reason, measured, caution)
     if swap.low <= 0:
         reason = "answers change with the person, but it is not shown that they change in the person's favour"
-        return Verdict("lost", f"Personalisation lost here: {reason} ({measured}).{caution}")
+        return _lost(reason, measured, caution)
     aggregate = aggregate_rewards(result)
     if aggregate is None:
         return Verdict(
             "won",
-            f"Personalisation helps against the wrong person's policy ({measured}); the aggregate policy "
-            "was not "
+            f"Personalisation helps against the wrong person's policy ({measured}); the aggregate policy was not "
             f"measured here.{caution}",
         )
     own = np.asarray(result["enumerated"]["per_person"]["own_reward"], np.float64)
     gain = _interval(own - aggregate)
-    against = f"own minus aggregate: {_span(gain)} nats"
-    better = f"{np.mean(own > aggregate):.0%} of {num_people} people gain"
+    against = (
+        f"own minus aggregate: {_span(gain)} nats; {np.mean(own > aggregate):.0%} of {num_people} people gain"
+    )
     if gain.high < 0:
-        reason = "one policy for everybody serves people better than their own"
-        return Verdict("lost", f"Personalisation lost here: {reason} ({against}; {better}).{caution}")
+        return _lost("one policy for everybody serves people better than their own", against, caution)
     if gain.low <= 0:
         reason = "it is not shown that people's own policies beat one policy for everybody"
-        return Verdict("lost", f"Personalisation lost here: {reason} ({against}; {better}).{caution}")
+        return _lost(reason, against, caution)
     return Verdict(
         "won",
         f"Personalisation helps here: people get more from their own policy than from one for everybody "
-        f"({against}; "
-        f"{better}) and than from another person's ({measured}).{caution}",
+        f"({against}) and than from another person's ({measured}).{caution}",
     )
 
 
 def rewards_verdict(result: dict[str, Any]) -> Verdict:
     """Judge coefficients of people never seen by `result["evaluation"]`.
 
-    Won needs the swap test's paired interval above zero and an accuracy whose interval lies above the pooled
-    model's: paired by person where both are given, otherwise interval against interval, which is stricter.
+    Where the models were compared, their sentence is the verdict, after alarms: texts that give the choice away,
+    a model that ignores the user, a failed control. Otherwise won needs the swap test's paired interval above zero
+    and an accuracy whose interval lies above the pooled model's: paired by person where both are given, else
+    interval against interval, which is stricter.
     """
     evaluation = plain(result.get("evaluation"))
+    if evaluation and (evaluation.get("leak") or {}).get("alarm"):
+        found = evaluation["leak"]["message"].removeprefix("ALARM: ")
+        return Verdict("lost", f"Leak alarm, so no figure below may be believed: {found.rstrip('.')}.")
+    if evaluation and evaluation.get("comparison"):
+        return _comparison_verdict(evaluation["comparison"])
     if not evaluation or "accuracy" not in evaluation:
         return Verdict(
             "unknown", "Not judged yet: `chorus rewards evaluate` replays the people who were held out."
@@ -103,17 +107,12 @@ def rewards_verdict(result: dict[str, Any]) -> Verdict:
         return Verdict(
             "unknown", "Not to be judged: nobody was asked anything (evaluation.counts holds only 0)."
         )
-    people = evaluation.get("people")
-    caution = f" Only {people} people: the intervals say little." if people and people < FEW_PEOPLE else ""
+    caution = _few(evaluation.get("people"))
     said = f"{accuracy['mean']:.1%} of the last choices predicted after {answers} answers"
     swap = evaluation.get("swap")
     if swap and swap["difference"]["low"] <= 0:
-        return Verdict(
-            "lost",
-            f"Personalisation lost here: another person's coefficients predict as well as one's own "
-            f"({said}; own minus "
-            f"swapped: {_share(swap['difference'])}).{caution}",
-        )
+        reason = "another person's coefficients predict as well as one's own"
+        return _lost(reason, f"{said}; own minus swapped: {_share(swap['difference'])}", caution)
     pooled = evaluation.get("pooled_accuracy")
     if pooled is None:
         return Verdict(
@@ -123,31 +122,50 @@ def rewards_verdict(result: dict[str, Any]) -> Verdict:
     above = gain.low > 0 if gain else accuracy["low"] > pooled["high"]
     against = f"one model for everybody: {pooled['mean']:.1%}"
     against += (
-        f"; gain {_share(gain._asdict())}" if gain else f", 95 % {pooled['low']:.1%} to {pooled['high']:.1%}"
+        f"; gain {_share(dataclasses.asdict(gain))}"
+        if gain
+        else f", 95 % {pooled['low']:.1%} to {pooled['high']:.1%}"
     )
     if not above:
         reason = "it is not shown that a few answers predict better than one model for everybody"
-        return Verdict("lost", f"Personalisation lost here: {reason} ({said}; {against}).{caution}")
+        return _lost(reason, f"{said}; {against}", caution)
     tail = "" if swap else " Other-user swap: not measured."
     return Verdict("won", f"Personalisation helps here: {said} ({against}).{tail}{caution}")
 
 
-class _Gain(NamedTuple):
-    mean: float
-    low: float
-    high: float
+def _comparison_verdict(board: dict[str, Any]) -> Verdict:
+    """The comparison's sentence; a win that also happens where nobody differs is none."""
+    own, caution = board["models"][board["judged"]], _few(board["people"])
+    if own["ignores_user"]:
+        return Verdict("lost", f"The model ignores the user. {board['sentence']}{caution}")
+    controls = own.get("controls", {})
+    identical, planted = controls.get("identical_people"), controls.get("planted_tastes")
+    if identical and not identical["passed"] and "gain" in identical:
+        return Verdict(
+            "unknown",
+            f"Not to be believed: where everybody's answers come from one and the same taste, {board['judged']} gains "
+            f"as well ({_share(identical['gain'])}). {board['sentence']}{caution}",
+        )
+    if planted and not planted["passed"] and not board["helps"]:
+        caution = f" Nor were planted tastes found: so little data can hardly show any.{caution}"
+    return Verdict("won" if board["helps"] else "lost", board["sentence"] + caution)
 
 
-def paired_gain(evaluation: dict[str, Any], answers: str) -> _Gain | None:
-    """Accuracy after `answers` minus the pooled model's, person by person; None where not both are
-    recorded.
-    """
+def _lost(reason: str, figures: str, caution: str) -> Verdict:
+    return Verdict("lost", f"Personalisation lost here: {reason} ({figures}).{caution}")
+
+
+def _few(people: int | None) -> str:
+    return f" Only {people} people: the intervals say little." if people and people < FEW_PEOPLE else ""
+
+
+def paired_gain(evaluation: dict[str, Any], answers: str) -> Interval | None:
+    """Accuracy after `answers` minus the pooled model's, person by person; None where not both are recorded."""
     personal = evaluation.get("person_accuracy", {}).get(answers)
     pooled = evaluation.get("pooled_person_accuracy")
     if personal is None or pooled is None:
         return None
-    interval = _interval(np.asarray(personal) - np.asarray(pooled))
-    return _Gain(interval.mean, interval.low, interval.high)
+    return _interval(np.asarray(personal) - np.asarray(pooled))
 
 
 def aggregate_rewards(result: dict[str, Any]) -> np.ndarray | None:

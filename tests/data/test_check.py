@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from rewards.data import leak
 from rewards.data.check import describe, leak_check
 from rewards.data.leak import wilson_interval
 from rewards.data.read import read_preferences
@@ -181,6 +182,23 @@ def test_too_little_to_check_is_said(row, write):
     assert "only features" in leak_check(read_preferences(write([bare])), seed=0)["message"]
     few = leak_check(read_preferences(write([row()])), seed=0)
     assert few["accuracy"] is None and "too few groups" in few["message"]
+
+
+def test_texts_of_one_form_give_a_coin(row, write):
+    """Nothing about the surface varies, so there is nothing to fit."""
+    rows = [row(prompt=f"q{n}", chosen=f"a{n % 7}", rejected=f"b{n % 7}") for n in range(20)]
+    found = leak_check(read_preferences(write(rows)), seed=0)
+    assert (found["accuracy"], found["interval"], found["alarm"]) == (0.5, [0.5, 0.5], False)
+
+
+def test_which_way_a_pair_is_turned_does_not_matter():
+    """Rows that all happen to be turned alike are no reason to fail: turned otherwise they say the same."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(9, 2)) + 1.0
+    sign = np.array([1.0, -1, 1, 1, -1, 1, -1, -1, 1])
+    expected = leak._fit(inputs * sign[:, None], sign).coef_
+    for side in (1.0, -1.0):
+        np.testing.assert_allclose(leak._fit(side * inputs, np.full(9, side)).coef_, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["electricity_pairs.jsonl.gz", "train_pairs.jsonl.gz"])

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import threading
 import time
 
 import datasets
@@ -245,6 +247,29 @@ def test_every_file_kind_gives_the_same_preferences(tmp_path, row, write):
         read_preferences(f"hf:{tmp_path / 'dict'}", "dev")
     with pytest.raises(UserError, match="holds the one split 'train', not 'dev'"):
         read_preferences(f"hf:{tmp_path / 'saved'}", "dev")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("array", [False, True])
+def test_a_pipe_and_standard_input_are_read_once(pack, array, tmp_path, row, write):
+    rows = [row(), row(user_id="bob")]
+    text = json.dumps(rows, indent=1) if array else "".join(json.dumps(one) + "\n" for one in rows)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(pack(text.encode()),))
+    writer.start()
+    assert read_preferences(str(pipe)).user_ids == ("ann", "bob")
+    writer.join()
+    kept = os.dup(0)
+    (tmp_path / "input").write_bytes(pack(text.encode()))
+    try:
+        for name in ("-", "/dev/stdin"):
+            with open(tmp_path / "input", "rb") as file:
+                os.dup2(file.fileno(), 0)
+            assert read_preferences(name).user_ids == ("ann", "bob")
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.data.read import read_preferences
-from rewards.data.split import last_choices, split_people, split_prompts
+from rewards.data.split import keep_people, last_choices, split_people, split_prompts
 from rewards.errors import UserError
 from rewards.types import Preferences
 
@@ -111,3 +111,21 @@ def test_last_choices_takes_whole_events_of_a_selection(row, write):
     assert last_choices(earlier, 1).tolist() == [False, True, True]
     with pytest.raises(UserError):
         last_choices(prefs, -1)
+
+
+def test_keep_people_drops_those_with_few_and_draws_by_name_alone(rows, write):
+    few = [row for n, row in enumerate(rows) if not (row["user_id"] in ("u0", "u1") and n >= 20)]
+    prefs = read_preferences(write(few))
+
+    def names(kept):
+        return {kept.user_ids[user] for user in kept.user_index}
+
+    assert names(keep_people(prefs, 3, None)) == {f"u{i}" for i in range(2, 10)}
+    by_hash = sorted(
+        (f"u{i}" for i in range(2, 10)), key=lambda u: hashlib.sha256(f"keep:{u}".encode()).hexdigest()
+    )
+    for order in range(3):
+        assert names(keep_people(read_preferences(write(shuffled(few, order))), 3, 4)) == set(by_hash[:4])
+    assert keep_people(prefs, 1, None) is prefs
+    with pytest.raises(UserError, match="0 people with 7 comparisons or more"):
+        keep_people(prefs, 7, None)

@@ -110,6 +110,8 @@ def test_bad_input_is_named():
         evaluate.cold_start(prior, prefs, phi, test, key=jax.random.key(0), method="informaton")
     with pytest.raises(UserError, match="nobody"):
         evaluate.cold_start(prior, prefs, phi, np.zeros_like(test), key=jax.random.key(1))
+    with pytest.raises(UserError, match="none is left to ask"):
+        evaluate.cold_start(prior, prefs, phi, np.ones_like(test), key=jax.random.key(2))
 
 
 def electricity() -> tuple[Preferences, np.ndarray]:

@@ -54,3 +54,17 @@ def test_swapping_the_two_completions_swaps_the_answer():
         likelihood.negative_log_likelihood(-margin, 1 - outcome, 0.1),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("lapse", [0.0, 0.13])
+@pytest.mark.parametrize("outcome", [0.0, 0.5, 1.0])
+def test_three_in_one_equals_the_three(lapse, outcome):
+    margin = jnp.array([-120.0, -30.0, -7.3, -0.4, 0.0, 1.7, 9.1, 40.0, 120.0])
+    value, score, information = likelihood.value_score_information(margin, outcome, lapse)
+    np.testing.assert_allclose(
+        value, likelihood.negative_log_likelihood(margin, outcome, lapse), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(score, likelihood.score(margin, outcome, lapse), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        information, likelihood.fisher_information(margin, lapse), rtol=1e-4, atol=1e-7
+    )

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_answers_append_and_the_posterior_follows_from_them(tmp_path, run):
     assert written["basis"] == run.hash and np.shape(written["coef_precision"]) == (3, 3)
 
 
+def test_answers_given_at_once_are_all_kept(tmp_path, run):
+    """Four writers, each reading, changing and writing the same record ten times."""
+    given = answers(40)
+
+    def give(part):
+        for answer in part:
+            records.append(tmp_path, run, "anna", [answer])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(give, [given[start::4] for start in range(4)]))
+    kept = records.load(tmp_path, "anna", run).answers
+    assert sorted(answer.chosen for answer in kept) == sorted(answer.chosen for answer in given)
+
+
 def test_somebody_new_is_the_prior_and_is_not_written(tmp_path, run):
     record = records.new_record(run, "anna")
     np.testing.assert_array_equal(record.posterior.coef_mean, run.prior.mean)
@@ -59,7 +74,7 @@ def test_chat_prompts_survive(tmp_path, run):
 def test_odd_ids_stay_in_the_folder(tmp_path, run, user_id):
     folder = tmp_path / "users"
     records.append(folder, run, user_id, answers(1))
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("[!.]*")  # beside the lock
     assert path.parent == folder and path.suffix == ".json" and len(path.name) < 120
     assert records.load(folder, user_id, run).user_id == user_id
     assert records.list_records(folder) == [(user_id, 1)]

@@ -74,7 +74,7 @@ def edit_record(path, change):
         (lambda t, j: flip_bit(t), "bytes differ"),
         (lambda t, j: t.write_bytes(t.read_bytes()[:200]), "not a readable safetensors"),
         (lambda t, j: t.unlink(), "no such file"),
-        (lambda t, j: j.unlink(), "no such file"),
+        (lambda t, j: j.unlink(), "not a finished reward run"),
         (lambda t, j: j.write_text("{"), "not valid JSON"),
         (lambda t, j: edit_record(j, lambda r: r.pop("encoder")), "'encoder' is missing"),
         (lambda t, j: edit_record(j, lambda r: r.update(extra_key=1)), "'extra_key' is not part"),

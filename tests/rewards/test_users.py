@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rewards import users
 from rewards.errors import UserError
-from rewards.prior import precision, standardise, unstandardise
+from rewards.prior import precision
 from rewards.types import GroupPrior
 
 
@@ -91,16 +91,6 @@ def test_ten_new_people_compile_nothing():
     assert users.laplace._cache_size() == before
 
 
-def test_z_is_whitened_and_invertible():
-    rng = np.random.default_rng(5)
-    prior = make_prior(rng, 3)
-    coef = rng.multivariate_normal(prior.mean, prior.cov, size=4000)
-    z = standardise(prior, coef)
-    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.08)
-    np.testing.assert_allclose(standardise(prior, prior.mean), 0, atol=1e-6)
-    np.testing.assert_allclose(unstandardise(prior, z), coef, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("delta", "outcome", "message"),
     [
@@ -112,3 +102,23 @@ def test_z_is_whitened_and_invertible():
 def test_bad_answers_are_named(delta, outcome, message):
     with pytest.raises(UserError, match=message):
         users.posterior(make_prior(np.random.default_rng(6), 4), delta, outcome)
+
+
+def test_thousands_of_people_equal_each_alone():
+    rng = np.random.default_rng(7)
+    prior, people = make_prior(rng, 4), users.MAX_PEOPLE + 90
+    index = rng.permutation(np.repeat(np.arange(people), rng.integers(1, 14, people)))
+    delta, outcome = rng.normal(size=(len(index), 4)), rng.choice([0, 0.5, 1], len(index))
+    mean, precisions = users.posteriors(prior, index, delta, outcome, num_users=people)
+    for user in (0, users.MAX_PEOPLE - 1, users.MAX_PEOPLE, people - 1):
+        alone = users.posterior(prior, delta[index == user], outcome[index == user])
+        np.testing.assert_allclose(mean[user], alone.coef_mean, atol=2e-5)
+        np.testing.assert_allclose(precisions[user], alone.coef_precision, rtol=1e-4, atol=1e-4)
+
+
+def test_large_and_small_systems_are_solved_alike():
+    rng = np.random.default_rng(8)
+    for size in (3, users.UNROLLED, users.UNROLLED + 1):
+        factor = rng.normal(size=(size, size)) + np.eye(size)
+        matrix, vector = np.float32(factor @ factor.T + 0.1 * np.eye(size)), np.float32(rng.normal(size=size))
+        np.testing.assert_allclose(matrix @ users.solve(matrix, vector), vector, atol=5e-3)

@@ -90,6 +90,11 @@ def test_pairs_of_two_are_the_distinct_comparisons():
     assert rows.pair_weight.tolist() == [[1.0]] * 3
 
 
+def test_rows_of_peoples_own_labels_are_not_cut_into_groups():
+    with pytest.raises(ValueError, match="2 completions or all of a prompt, not 3"):
+        pair_rows(make_prefs(), TOKENIZER, observed=True, size=3, max_positions=64)
+
+
 def test_a_text_longer_than_the_context_is_named():
     with pytest.raises(
         UserError, match=r"prefs.jsonl row 1: prompt and completion have 6 tokens, .* holds 5"

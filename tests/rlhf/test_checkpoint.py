@@ -61,7 +61,6 @@ def test_round_trip_of_every_kind_of_leaf(tmp_path, capfd):
     assert_same(state, make_state(5))
     assert jax.tree.structure(state) == jax.tree.structure(make_state())
     assert jax.random.uniform(state.key) == jax.random.uniform(make_state(5).key)
-    assert checkpointer.peek() == (7, {"rows": 3})
     assert capfd.readouterr() == ("", "")
 
 
@@ -70,15 +69,6 @@ def test_numpy_leaves_stay_numpy(tmp_path):
     checkpointer.save(0, {"rows": np.arange(4)})
     rows = checkpointer.restore({"rows": np.zeros(4, np.int64)})[1]["rows"]
     assert isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.tolist() == [0, 1, 2, 3]
-
-
-def test_subtree_alone(tmp_path):
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(1, make_state(5))
-    step, params, _ = checkpointer.restore(jax.eval_shape(make_state).params, prefix="params")
-    assert_same(params, make_state(5).params)
-    with pytest.raises(UserError, match="opt_state.0.count is not part"):
-        checkpointer.restore({}, prefix="opt_state")
 
 
 def test_keeps_the_newest_and_drops_an_abandoned_future(tmp_path):
@@ -134,8 +124,6 @@ def test_no_good_step_is_the_users_problem_with_every_step_named(tmp_path):
         (tmp_path / f"{step:08d}" / "COMPLETE").unlink()
     with pytest.raises(UserError, match="step 2 .*step 1 .*"):
         checkpointer.restore(make_state())
-    with pytest.raises(UserError, match="no usable checkpoint"):
-        checkpointer.peek()
 
 
 def test_damaged_step_is_replaced_when_training_reaches_it_again(tmp_path):

@@ -4,9 +4,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,12 +20,16 @@ COMMANDS = [
     "quickstart",
     "data check",
     "data fetch",
+    "data audit",
+    "data plan",
     "models fetch",
     "rewards fit",
     "rewards evaluate",
+    "rewards score",
     "users ask",
     "users update",
     "users show",
+    "users edit",
     "users list",
     "users forget",
     "train sft",
@@ -84,7 +90,7 @@ def test_help_lists_exactly_the_commands_that_exist(capsys):
         (["data", "check", "a", "b"], "b: not an argument"),
         (["generate", "--model", "m"], "one of the arguments --prompt --input is required"),
         (["generate", "--model", "m", "--policy", "p", "--prompt", "x"], "not allowed with argument"),
-        (["quickstart", "--seed", "many"], "argument --seed: invalid int value: 'many'"),
+        (["quickstart", "--seed", "many"], "argument --seed: 'many' is not a whole number"),
     ],
 )
 def test_a_mistyped_command_line(argv, expected, capsys):
@@ -150,6 +156,16 @@ def test_a_closed_pipe_is_quiet():
     process.wait(timeout=60)
 
 
+def wait_until_idle(pid: int) -> None:
+    """Until the process has stopped using the processor: it has started and waits for its input."""
+    stat, used = Path(f"/proc/{pid}/stat"), -1
+    for _ in range(120):
+        time.sleep(0.5)
+        before, used = used, sum(map(int, stat.read_text().rsplit(")", 1)[1].split()[11:13]))
+        if used == before > 20:
+            return
+
+
 def test_interrupt_of_the_real_process(tmp_path):
     """Ctrl-C while a command waits on its standard input."""
     process = subprocess.Popen(
@@ -159,11 +175,66 @@ def test_interrupt_of_the_real_process(tmp_path):
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    time.sleep(1.0)
+    wait_until_idle(process.pid)
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == b""
     assert err.decode().strip() == "chorus: interrupted; the same command resumes where it stopped"
+
+
+def test_a_terminated_process_cleans_up_like_an_interrupted_one(tmp_path):
+    """SIGTERM (`kill`, a batch system) unwinds, so that temporary files are removed."""
+    code = (
+        "import time\nfrom rewards.files import atomic_path\nfrom rlhf import cli\n"
+        "def wait(args):\n with atomic_path('x') as path:\n  print('ready', flush=True)\n  time.sleep(60)\n"
+        "cli.parse = lambda argv: __import__('argparse').Namespace(run=wait, json=False, show=None)\n"
+        "raise SystemExit(cli.main([]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + 15 and err.startswith(b"\nchorus: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_turned_into_another_error_is_still_an_interrupt(monkeypatch, capsys):
+    """A C extension that is interrupted while it is imported raises ImportError."""
+
+    def run(args):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr(cli, "parse", lambda argv: namespace(run))
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "\nchorus: interrupted; the same command resumes where it stopped\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_its_escape():
+    code = (
+        "from rlhf import cli\n"
+        "cli.parse = lambda argv: __import__('argparse').Namespace("
+        "run=lambda args: {'text': '±'}, json=True, show=None)\nraise SystemExit(cli.main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"text": "±"}
 
 
 def test_prompts_from_files(tmp_path):

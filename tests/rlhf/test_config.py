@@ -147,6 +147,11 @@ def test_resolved_yaml_reads_back_equal(tmp_path_factory, seed, rate, eta, name,
             lambda s: s.replace("rewards: runs/rewards\n", ""),
             "[a.yaml]: rewards is required for loss.kind soft",
         ),
+        (
+            lambda s: s + "loss: {kind: observed}\ngroups: {completions: 3}\n",
+            "[a.yaml]: groups.completions 3 is for loss.kind soft and regression",
+        ),
+        (lambda s: s + "  row_length: 64\n", "train.row_length [a.yaml:11]: unknown key"),  # sft's alone
         (lambda s: s + "model.name: x\n", "model.name [a.yaml:11]: unknown key; write it as a section"),
         (lambda s: "- 1\n", "a configuration is `key: value` lines, not a list"),
         (lambda s: "1: 2\n", "1 [a.yaml:1]: unknown key"),

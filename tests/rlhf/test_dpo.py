@@ -88,7 +88,8 @@ def test_a_plain_step_equals_optax_by_hand(plain):
         np.testing.assert_allclose(metrics["train/loss/total"], wanted, rtol=1e-5)
         np.testing.assert_allclose(metrics["train/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     for mine, theirs in zip(jax.tree.leaves(state.params["lora"]), jax.tree.leaves(lora), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+        # Adam divides by √v near eps = 1e-6, which magnifies float32 rounding of the gradient.
+        np.testing.assert_allclose(mine, theirs, atol=5e-5)
     moved = max(
         float(jnp.abs(a - b).max())
         for a, b in zip(jax.tree.leaves(lora), jax.tree.leaves(plain.params.lora), strict=True)
@@ -176,6 +177,26 @@ def test_the_stop_gradient_of_the_mixture_reference(personal):
     np.testing.assert_allclose(
         metrics["train/grad_norm"], optax.tree.norm(gradient(personal.params.lora)), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["soft", "dpo"])
+def test_accuracy_counts_ties_half(plain, kind):
+    """A policy that has not moved is a coin; then pair (0, 1) of weight 2 is right, (2, 1) of weight 1 wrong."""
+    rows, static, hyper = steps.make_rows(), steps.make_static(plain, kind), steps.loss_hyper()
+    reference = jnp.zeros(rows.item.shape)
+    target = jnp.tile(jnp.array([2.0, 1.0, 3.0, 0.0]), (steps.NUM_ROWS, 1))
+
+    def accuracy(logprobs, target=target):
+        return dpo.pair_losses(static, hyper, rows, logprobs, reference, target)[1]["train/accuracy"]
+
+    np.testing.assert_allclose(accuracy(reference), 0.5)
+    moved = reference + jnp.array([0.3, 0.2, 0.1, 0.0])
+    expected = np.full(steps.NUM_ROWS, 2 / 3)
+    if kind == "dpo":  # labels: the second pair of row 1 is a tie
+        expected[1] += 1 / 6
+    np.testing.assert_allclose(accuracy(moved), expected, rtol=1e-6)
+    if kind == "soft":
+        np.testing.assert_allclose(accuracy(moved, jnp.zeros_like(target)), 0.5)
 
 
 def test_observed_rows_get_their_own_person_and_the_last_rows_nobody():

@@ -7,20 +7,19 @@ import optax
 import pytest
 
 from rlhf import optim
+from tests.rlhf import steps
 
 
-def make_hyper(**changes) -> optim.Hyper:
-    values = dict(
+def make_hyper(warmup_steps: int = 4) -> optim.Hyper:
+    return steps.make_hyper(
         learning_rate=0.1,
-        warmup_steps=4,
+        warmup_steps=warmup_steps,
         num_steps=20,
         weight_decay=0.05,
         beta1=0.8,
         beta2=0.95,
-        eps=1e-6,
         max_grad_norm=0.7,
     )
-    return optim.Hyper(**{name: jnp.float32(value) for name, value in (values | changes).items()})
 
 
 def optax_schedule(kind: str):

@@ -408,9 +408,10 @@ def test_every_figure_of_the_results_is_explained():
     rounds = keys_of("rewards/joint.py", "optimise") | keys_of("rewards/fit.py", "run_rounds")
     assert "objective" in rounds and {f"fit/{name}" for name in rounds} - set(metric_docs.FIT) == set()
     nested = {"run_dir", "axes", "candidates", "fit", "swap", "answers", "counts", "lapse", "axis_items"}
+    nested |= {"model", "policy_refusal"}  # words
     by_person = {"person_accuracy", "pooled_person_accuracy"}
     fitted = keys_of("rlhf/jobs/rewards.py", "_fit_result") | keys_of(
-        "rlhf/jobs/rewards.py", "evaluate_people"
+        "rlhf/jobs/rewards_evaluate.py", "evaluate_people"
     )
     assert "pooled_accuracy" in fitted
     assert fitted - set(metric_docs.REWARDS) - nested - by_person - parts == set()

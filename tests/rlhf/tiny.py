@@ -1,6 +1,9 @@
-"""A tiny random decoder of each kind, a toy tokenizer, and a forward pass without packing or caches."""
+"""Tiny random models: a decoder of each kind with a toy tokenizer, a model directory for tests of whole commands,
+and a forward pass without packing or caches.
+"""
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rlhf import policy_store
+from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
 from rlhf.policy import PolicyParams, stages_of, structure
@@ -76,6 +82,38 @@ class ToyTokenizer:
 def make_config(kind: str = "llama", **changes) -> ModelConfig:
     """`changes` are keys of a Hugging Face config.json."""
     return ModelConfig.from_hf({**KINDS[kind], **changes})
+
+
+WORDS = ["<unk>", "<eos>", "Which", "?", "item", *map(str, range(40))]
+
+
+def write_model(directory: Path, seed: int = 0) -> Path:
+    """Write a Hugging Face directory of the Llama family: two layers, 64 tokens of context, a word tokenizer."""
+    directory.mkdir(parents=True)
+    raw = {
+        **_LLAMA,
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": len(WORDS),
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+        "eos_token_id": 1,
+    }
+    (directory / "config.json").write_text(json.dumps(raw))
+    config, rng, tensors = ModelConfig.from_hf(raw), np.random.default_rng(seed), {}
+    names = {leaf.name: leaf for leaf in layout.top_leaves(config)}
+    for layer in range(config.num_layers):
+        names |= {layout.layer_name(layer, leaf): leaf for leaf in layout.layer_leaves(config)}
+    for name, leaf in names.items():
+        shape = layout.file_shape(leaf)
+        tensors[name] = (rng.normal(size=shape) * 0.1 + (len(shape) == 1)).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<unk>", "<eos>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "<eos>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
 
 
 def make_base(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rlhf import cli
-from tests.rlhf.tiny_model import write_model
+from tests.rlhf.tiny import write_model
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,10 @@ def world(tmp_path_factory):
         "data": {"path": str(root / "pairs.jsonl")},
         "model": {"name": str(model)},
         "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 4, "row_length": 64, "batch_rows": 2, "checkpoint_every": 2, "log_every": 1},
+        "train": {"steps": 4, "batch_rows": 2, "checkpoint_every": 2, "log_every": 1},
     }
-    (root / "sft.yaml").write_text(yaml.safe_dump(config))
+    sft = config | {"train": config["train"] | {"row_length": 64}}
+    (root / "sft.yaml").write_text(yaml.safe_dump(sft))
     config |= {"output_dir": str(root / "dpo"), "loss": {"kind": "dpo"}}
     (root / "dpo.yaml").write_text(yaml.safe_dump(config))
     return root

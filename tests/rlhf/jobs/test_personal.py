@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlhf import cli
-from tests.rlhf.tiny_model import write_model
+from tests.rlhf.tiny import write_model
 
 NUM_ITEMS = 10
 
@@ -93,6 +93,24 @@ def test_one_policy_serves_opposite_people(world, capsys):
     assert result["kl_to_optimum"] < 0.5 * result["kl_of_reference_to_optimum"]
     assert (world / "evaluation" / "report.html").is_file()
     assert (world / "policy" / "report.html").is_file() and (world / "rewards" / "report.html").is_file()
+
+
+def test_a_finished_evaluation_is_repeated_only_for_another_policy(world, capsys):
+    first = result_of(capsys, "evaluate", world / "evaluation.yaml")
+    report, record = world / "evaluation" / "report.html", world / "policy" / "policy" / "policy.json"
+    report.unlink()
+    assert cli.main(["evaluate", str(world / "evaluation.yaml"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == first and "finished earlier" in captured.err
+    assert not report.exists()
+    text = record.read_text()
+    try:
+        record.write_text(text + "\n")
+        again = result_of(capsys, "evaluate", world / "evaluation.yaml")
+    finally:
+        record.write_text(text)
+    assert report.is_file() and again["policy_sha256"] != first["policy_sha256"]
+    assert again["enumerated"] == first["enumerated"]
 
 
 def test_a_person_can_be_generated_for_and_exported_alike(world, capsys):

@@ -1,0 +1,61 @@
+"""RFM: reward features and everybody's coefficients estimated together, convex adaptation of new people.
+
+    r_u(x, y) = w_u · φ(x, y), φ = Vᵀx;  joint point estimates of V and all w_u by the Bradley–Terry likelihood;
+    new person: V fixed, w_u by logistic regression (ridge only against separable answers), no population
+
+Source: Barreto et al. 2025, arXiv:2503.17338. Differs: linear features over a frozen embedding; started from the
+main directions of people's own logistic regressions instead of random features, so that fits are repeatable.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import pydantic
+
+from rewards.models import lowrank
+from rewards.models import training as shared
+from rewards.models.base import RewardModel
+from rewards.models.linear import LinearFitted, finish
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=shared.STRICT)
+class RFM(shared.Reduced, RewardModel):
+    """RFM.
+
+    Attributes:
+      num_basis: d, the number of features.
+      user_ridge: weight decay of the training people's coefficients.
+      adapt_ridge: ridge of a new person's, in the canonical gauge.
+      steps: L-BFGS iterations.
+    """
+
+    kind: ClassVar[str] = "rfm"
+
+    ridge: shared.Positive = 10.0
+    num_basis: shared.Count = 8
+    user_ridge: shared.Positive = 1.0
+    adapt_ridge: shared.Positive = 0.5
+    steps: shared.Count = 150
+
+    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+        problem = shared.build(table, training, self, weight)
+        pooled = shared.pooled_direction(problem, self.ridge, self.lapse)
+        own = shared.person_directions(problem, pooled, self.ridge, self.lapse)
+        num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
+        directions = shared.leading(own * np.sqrt(problem.answers)[:, None], num_basis)
+        params, metrics = shared.minimise(
+            lowrank.LINK,
+            {"directions": directions, "coef": own @ directions},
+            problem.data,
+            {"lapse": self.lapse, "ridge": self.ridge, "user_ridge": self.user_ridge},
+            steps=self.steps,
+            on_round=on_round,
+        )
+        return finish(
+            self.kind,
+            problem,
+            params["directions"],
+            params["coef"],
+            lambda gauge: lowrank.ridge_rule(gauge, self.adapt_ridge, self.lapse),
+            metrics,
+        )

@@ -1,0 +1,153 @@
+"""One off-the-shelf reward as a column of `encoder.kind: columns`. Which keys it takes depends on its kind."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "function": ("function",),
+    "classifier": ("model",),
+    "judge": (
+        *("model", "address", "api_key_variable", "question", "opponents", "min_consistency"),
+        *("parallel", "timeout_seconds", "retries", "max_tokens"),
+    ),
+    "votes": ("answer", "probe", "min_accuracy"),
+    "reference": ("model", "reference"),
+}
+REQUIRED = {
+    "function": ("function",),
+    "classifier": ("model",),
+    "judge": ("model", "address"),
+    "votes": ("probe",),
+    "reference": ("model",),
+}
+SHARED = ("name", "kind", "gate")
+
+
+# Not imported from `parts`, which imports this module.
+@dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=True),
+)
+class ColumnConfig:
+    name: str = Field(
+        min_length=1, max_length=80, description="Name of the column in reports and in φ; each one once."
+    )
+    kind: Literal["function", "classifier", "judge", "votes", "reference"] = Field(
+        description="function: Python with TRL's signature; classifier: a sequence-classification model; judge: a "
+        "model behind an OpenAI-compatible address; votes: agreement with the majority answer; reference: certainty "
+        "of the reference answer."
+    )
+    gate: float | None = Field(
+        None,
+        description="A number makes the column a gate instead of a reward: completions with a value below it are "
+        "not accepted. Null: a reward.",
+    )
+    function: str | None = Field(
+        None, min_length=3, description="`module:function` or `file.py:function` (function only)."
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="classifier: directory or hub id of a ...ForSequenceClassification model; reference: language "
+        "model, the π_ref; judge: the model's name at the address.",
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="OpenAI-compatible address, such as http://localhost:8000/v1 (judge only).",
+    )
+    api_key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="Environment variable that holds the key; unset means that none is sent (judge only).",
+    )
+    question: str = Field(
+        "Which completion is the better answer to the prompt?",
+        min_length=1,
+        description="What the judge decides (judge only).",
+    )
+    opponents: int = Field(
+        4,
+        ge=1,
+        description="Completions of its prompt that each one is compared with, in both orders (judge only).",
+    )
+    min_consistency: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Share of pairs that must get the same verdict in both orders, else the column is switched off "
+        "(judge only).",
+    )
+    parallel: int = Field(8, ge=1, le=256, description="Requests at a time (judge only).")
+    timeout_seconds: float = Field(
+        120.0, gt=0, description="Longest wait for the server's next bytes (judge only)."
+    )
+    retries: int = Field(
+        3, ge=0, description="Further tries after a time-out, a 429 or a 5xx answer (judge only)."
+    )
+    max_tokens: int = Field(
+        1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
+    )
+    answer: str = Field(
+        "number",
+        min_length=1,
+        description="How an answer is found: `number` (the last one), `boxed` (the last \\boxed{}), or a regular "
+        "expression with one group, whose last match counts (votes only).",
+    )
+    probe: str | None = Field(
+        None,
+        min_length=1,
+        description="JSON lines of prompt, completions and the known answer (votes only).",
+    )
+    min_accuracy: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of probe prompts whose majority must be right, else the column is switched off "
+        "(votes only).",
+    )
+    reference: str = Field(
+        "reference",
+        min_length=1,
+        description="Column of the data that holds the reference answer (reference only).",
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self):
+        for key in REQUIRED[self.kind]:
+            if getattr(self, key) is None:
+                raise ValueError(f"column {self.name!r}: {key} is required for kind {self.kind}")
+        fields = type(self).__pydantic_fields__
+        for key, info in fields.items():
+            takes = key in SHARED or key in KEYS[self.kind]
+            if not takes and getattr(self, key) != info.get_default():
+                kinds = ", ".join(kind for kind, keys in KEYS.items() if key in keys)
+                raise ValueError(
+                    f"column {self.name!r}: {key} is for kind {kinds}, not {self.kind}; remove it or change kind"
+                )
+        if self.kind == "votes" and self.answer not in ("number", "boxed"):
+            _check_pattern(self.name, self.answer)
+        return self
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(
+            f"column {name!r}: answer {pattern!r} is no regular expression ({error}); "
+            "write number, boxed or an expression with one group"
+        ) from None
+    if groups != 1:
+        raise ValueError(
+            f"column {name!r}: answer {pattern!r} has {groups} groups; put brackets around the answer, once"
+        )
+
+
+def plain(config: ColumnConfig) -> dict[str, Any]:
+    """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column."""
+    return {key: getattr(config, key) for key in (*SHARED, *KEYS[config.kind])}
