@@ -36,6 +36,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     os.environ["CHORUS_CACHE"] = str(factory.getbasetemp() / "chorus_cache")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drop compiled programs after every file: each holds memory maps, a process may have 65,530, and XLA dies of one more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """For modules that compile much and compute little: about half the compile time, slower programs."""
