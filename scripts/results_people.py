@@ -88,6 +88,8 @@ def run(
             board = run_division(name, seed, data, missing)
             divisions[str(seed)] = merged(known, board) if known else board
             write_json(store, results)
+            # Every division has shapes of its own, and a process runs out of memory maps for programs.
+            jax.clear_caches()
 
 
 def merged(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
