@@ -300,5 +300,8 @@ def _distances(coef, coef_mean, coef_precision, margins) -> tuple[np.ndarray, np
     precision = np.asarray(coef_precision, np.float64)
     whole = np.einsum("uk,ukl,ul->u", error, precision, error)
     margins = np.asarray(margins, np.float64)
+    # Two texts with the same features have a margin of 0, known without error; with no others, the axes themselves.
+    told_apart = np.linalg.norm(margins, axis=1) > 1e-6
+    margins = margins[told_apart] if told_apart.any() else np.eye(error.shape[1])
     variance = np.einsum("tk,ukl,tl->ut", margins, np.linalg.inv(precision), margins, optimize=True)
     return whole, (error @ margins.T) ** 2 / variance

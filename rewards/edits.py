@@ -42,6 +42,7 @@ FILLERS = frozenset(
 CONCEPTS: dict[str, frozenset[str]] = {
     "length": frozenset({"length", "words", "characters", "tokens", "verbosity", "long"}),
     "price": frozenset({"price", "cost", "costs", "fare", "rate", "expense", "money"}),
+    "cheapness": frozenset({"cheapness", "cheap", "affordability", "affordable", "savings"}),
     "time": frozenset({"time", "duration", "hours", "minutes"}),
     "formality": frozenset({"formality", "formal"}),
     "warmth": frozenset({"warmth", "warm", "politeness", "empathy", "friendly", "friendliness"}),
@@ -54,8 +55,8 @@ COMPARATIVES: dict[str, tuple[tuple[str, float], ...]] = {
     "shorter": (("length", -1.0),),
     "briefer": (("length", -1.0),),
     "longer": (("length", 1.0),),
-    "cheaper": (("price", -1.0),),
-    "dearer": (("price", 1.0),),
+    "cheaper": (("price", -1.0), ("cheapness", 1.0)),
+    "dearer": (("price", 1.0), ("cheapness", -1.0)),
     "faster": (("time", -1.0),),
     "quicker": (("time", -1.0),),
     "slower": (("time", 1.0),),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rewards.annotation.audit import flip_rate_of_agreement, flip_rate_of_cycles
 from rewards.annotation.planner import AUDIT_SHARE
 
 NOISY = 0.15  # flip rate from which weighting and more answers matter
@@ -27,11 +28,14 @@ def _consistency(result: dict[str, Any]) -> str:
     repeats, cycles = result["repeats"], result["cycles"]
     if repeats and (not cycles or repeats["couples"] >= cycles["triads"]):
         where = f"{repeats['couples']:,} repeats ({repeats['agreement']:.1%} agree)"
-        rate = repeats["flip_rate"]
+        rate, worst = repeats["flip_rate"], flip_rate_of_agreement(repeats["interval"][0])
     elif cycles:
-        where, rate = f"{cycles['triads']:,} triads ({cycles['rate']:.1%} cyclic)", cycles["flip_rate"]
+        where = f"{cycles['triads']:,} triads ({cycles['rate']:.1%} cyclic)"
+        rate, worst = cycles["flip_rate"], flip_rate_of_cycles(cycles["interval"][1])
     else:
         return "Consistency unknown: nobody was asked a pair twice or compared three items all ways"
+    if rate < NOISY <= worst:  # a handful of lucky triads is no consistency
+        return f"Consistency not shown: flip rate about {rate:.0%}, perhaps {worst:.0%}, from only {where}"
     word = "consistent" if rate < 0.08 else "fairly consistent" if rate < NOISY else "noisy"
     return f"Answers are {word}: flip rate about {rate:.0%}, from {where}"
 

@@ -157,6 +157,7 @@ class Card(shared.Reduced, RewardModel):
     """
 
     kind: ClassVar[str] = "card"
+    fitted: ClassVar[type[CardFitted]] = CardFitted
 
     writer: Literal["quotes", "attributes"] | SkipJsonSchema[Callable[..., str]] = "quotes"
     num_basis: shared.Count = 4

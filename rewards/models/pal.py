@@ -30,7 +30,7 @@ from sklearn.decomposition import PCA
 from rewards import gauge
 from rewards.models import training as shared
 from rewards.models.base import RewardModel
-from rewards.models.linear import LinearFitted, finish_head
+from rewards.models.linear import RANK, LinearFitted, finish_head
 from rewards.models.lore import hull_rule
 from rewards.types import PromptPart, Quadratic
 
@@ -67,7 +67,7 @@ class PALA(shared.Reduced, RewardModel):
     """PAL-A.
 
     Attributes:
-      num_prototypes: K.
+      num_prototypes: K; as many outputs are kept as are independent, at most one more than `width`.
       width: R, the dimension of the space of ideal points.
       logit_ridge: keeps the logits of training people finite.
       anchor: pull of a new person's shares to the mean (nats per squared share); 0 is the published fit.
@@ -103,6 +103,7 @@ class PALA(shared.Reduced, RewardModel):
             on_round=on_round,
         )
         shares = np.asarray(_coefficients(params))
+        params, shrink = _independent(params)
         head, quadratic = _raw(params, problem, middle, context)
         return finish_head(
             self.kind,
@@ -111,6 +112,7 @@ class PALA(shared.Reduced, RewardModel):
             shares,
             hull_rule(shares[problem.answers > 0], self.anchor, self.lapse),
             metrics | {"mean_shares": shares.mean(axis=0).astype(float).tolist()},
+            shrink=shrink,
             quadratic=quadratic,
         )
 
@@ -166,6 +168,33 @@ class _Context:
     projection: np.ndarray
     shift: np.ndarray
     source: str
+
+
+def _independent(params: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """As many prototypes as there are independent rewards, and C[K, L] with p = C p′; changes no reward.
+
+    More prototypes than the space of ideal points has room for (R dimensions hold R + 1) would be outputs that the
+    gauge cannot tell apart. The rows of C sum to 1, so Σ_k a_k φ_k = Σ_l (Cᵀa)_l φ′_l holds with the term −|f|² too.
+    """
+    names = [name for name in ("prototypes", "turns") if name in params]
+    points = {name: params[name].astype(np.float64) for name in names}
+    middle = {name: point.mean(axis=0) for name, point in points.items()}
+    projection = params["projection"].astype(np.float64)
+    # What each prototype adds to the reward per component coordinate (and per coordinate of the prompt).
+    parts = [
+        np.tensordot(point - middle[name], projection, axes=([1], [1])) for name, point in points.items()
+    ]
+    slopes = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    left, size, _ = np.linalg.svd(slopes, full_matrices=False)
+    rank = int(np.sum(size > RANK * size[0]))
+    if rank + 1 >= len(slopes):
+        return params, None
+    left = left[:, :rank]
+    fewer = dict(params)
+    for name, point in points.items():
+        offsets = np.tensordot(left, point - middle[name], axes=([0], [0]))
+        fewer[name] = np.concatenate([middle[name][None], middle[name] + offsets])
+    return fewer, np.concatenate([1.0 - left.sum(axis=1, keepdims=True), left], axis=1)
 
 
 def _raw(

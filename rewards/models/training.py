@@ -40,7 +40,7 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 Lapse = Annotated[float, pydantic.Field(ge=0, lt=1)]
-STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -161,7 +161,9 @@ class SPLFitted(VPLFitted):
     kind: ClassVar[str] = "spl"
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+@pydantic.dataclasses.dataclass(
+    frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+)
 class VPL(RewardModel):
     """Variational preference learning.
 
@@ -274,7 +276,9 @@ class VPL(RewardModel):
         return around.flat(best), report
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+@pydantic.dataclasses.dataclass(
+    frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+)
 class SPL(VPL):
     """VPL with swapped-label guidance, FiLM and flow layers against posterior collapse.
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from rewards import models
+from rewards.errors import UserError
 from rewards.models.base import EmbedTexts, ItemTable, RewardModel
+from rewards.models.training import CHUNK_STEPS
 from rewards.types import Preferences
 from rlhf import encoder
 
@@ -28,12 +30,41 @@ def make_model(config: Any, name: str) -> RewardModel:
       UserError: an unknown model or setting.
     """
     house = dataclasses.asdict(config.fit.house())
+    own = config.fit.settings if name == config.fit.model else config.evaluation.settings.get(name, {})
     if name == HOUSE:
-        return models.make(name, house)
+        return models.make(name, house | own)
     known = {field.name for field in dataclasses.fields(models.estimator(name))}
     shared = {key: _largest(house[key]) for key in SHARED if key in known}
-    own = config.fit.settings if name == config.fit.model else config.evaluation.settings.get(name, {})
     return models.make(name, shared | own)
+
+
+def check_names(config: Any) -> None:
+    """Refuse a model that does not exist, or settings that nobody would read, before anything is computed.
+
+    Raises:
+      UserError: in `evaluation.models` or `evaluation.settings`; the line names the nearest model.
+    """
+    chosen = config.evaluation.models
+    named = {"models": chosen if isinstance(chosen, tuple) else (), "settings": config.evaluation.settings}
+    for key, names in named.items():
+        for name in names:
+            try:
+                models.estimator(name)
+            except UserError as error:
+                raise UserError(f"evaluation.{key}: {error}") from None
+    if config.fit.model in config.evaluation.settings:
+        place = "fit itself" if config.fit.model == HOUSE else "fit.settings"
+        raise UserError(
+            f"evaluation.settings.{config.fit.model}: {config.fit.model} is fit.model, whose settings stand in "
+            f"{place}; move them there"
+        )
+
+
+def num_rounds(estimator: RewardModel) -> int:
+    """How often a fit reports its progress, at most; 0 where it does not."""
+    if hasattr(estimator, "rounds"):
+        return estimator.rounds
+    return -(-getattr(estimator, "steps", 0) // CHUNK_STEPS)
 
 
 def _largest(value: Any) -> Any:

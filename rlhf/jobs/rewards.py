@@ -10,6 +10,7 @@ from rewards import population, records, store, users
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
+from rewards.errors import UserError
 from rewards.evaluate import padded_rows
 from rewards.files import read_json, write_json
 from rewards.models.base import Comparisons, FittedModel, ItemTable
@@ -19,7 +20,8 @@ from rewards.types import Preferences, UserPosterior
 from rlhf import encoder
 from rlhf.columns.table import summary as columns_summary
 from rlhf.jobs import calibrate
-from rlhf.jobs.reward_models import item_table, make_model
+from rlhf.jobs.reward_models import check_names, item_table, make_model, num_rounds
+from rlhf.metrics import FILE as METRICS
 from rlhf.metrics import MetricWriter
 from rlhf.run import RESULT, Run
 
@@ -32,6 +34,8 @@ def fit(config: Any) -> dict[str, Any]:
 
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
     """
+    check_names(config)  # what is wrong is named before anything is embedded
+    estimator = make_model(config, config.fit.model)
     prefs, training, held_out = divided(config)
     with Run.open(config.output_dir, config, "rewards") as run:
         if run.resumed and (run.directory / RESULT).is_file():
@@ -40,15 +44,20 @@ def fit(config: Any) -> dict[str, Any]:
         embeddings, settings = embedded(config, prefs)
         table, train = item_table(prefs, embeddings, settings), prefs.select(training)
         answers, weight, kinds = _by_kind(config, table, train)
-        with MetricWriter(run.directory, num_steps=config.fit.rounds, title="fit") as writer:
-            fitted = make_model(config, config.fit.model).fit(
-                table,
-                answers,
-                weight=weight,
-                on_round=lambda number, metrics: writer.write(
-                    number + 1, {f"fit/{name}": value for name, value in metrics.items()}
-                ),
-            )
+        try:
+            with MetricWriter(run.directory, num_steps=num_rounds(estimator), title="fit") as writer:
+                fitted = estimator.fit(
+                    table,
+                    answers,
+                    weight=weight,
+                    on_round=lambda number, metrics: writer.write(
+                        number + 1, {f"fit/{name}": value for name, value in metrics.items()}
+                    ),
+                )
+        except UserError:
+            # A fit starts over: with nothing kept of it, the mended configuration may use the same output_dir.
+            (run.directory / METRICS).unlink(missing_ok=True)
+            raise
         if kinds and isinstance(fitted, LinearFitted):
             # One answer of a mixture without a cue is genuine with π_G and else a coin: a lapse of 1 − π_G.
             rule = dataclasses.replace(fitted.rule, lapse=1.0 - kinds["genuine"])

@@ -22,7 +22,7 @@ from rewards.types import Preferences
 from rlhf import encoder
 from rlhf.config.load import load, to_dict
 from rlhf.config.schema import RewardsConfig
-from rlhf.jobs.reward_models import HOUSE, item_table, make_model, model_names
+from rlhf.jobs.reward_models import HOUSE, check_names, item_table, make_model, model_names
 from rlhf.jobs.rewards import close, divided, embedded, stored_model
 from rlhf.run import CONFIG, RESULT, Run
 
@@ -54,6 +54,12 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
             phi = gauge.features(model.basis, embeddings, prefs.item_prompt)
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
             evaluation = evaluate_people(config, prefs, held_out, phi, model, pooled)
+        if models and config.fit.annotation != "none":
+            print(
+                "note: the models compared are fitted on all answers alike; fit.annotation concerns the run's own model",
+                file=sys.stderr,
+                flush=True,
+            )
         if models:
             board = compare_models(config, models, item_table(prefs, embeddings, encoded_with))
             evaluation = evaluation or replay_of(board)
@@ -88,6 +94,7 @@ def compared_models(config: Any) -> dict[str, RewardModel]:
     Raises:
       UserError: an unknown model or setting.
     """
+    check_names(config)
     wanted = config.evaluation.models
     if wanted == () and config.fit.model == HOUSE:
         return {}

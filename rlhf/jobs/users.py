@@ -1,5 +1,6 @@
 """`chorus users …`: ask a person, learn from their answers and statements, show, list and erase records."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -119,7 +120,7 @@ def ask_file(
     """Choose up to `max_questions` rows of a file by what they would teach, and learn from those."""
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
-    candidates = _new_answers(run, name, answers)
+    candidates, _ = _new_answers(run, name, answers)
     deltas = np.array([answer.delta_features for answer in candidates], np.float32)
     record, open_rows = _record(run, name), np.ones(len(candidates), bool)
     taken: list[records.Answer] = []
@@ -143,15 +144,16 @@ def ask_file(
 
 
 def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
-    """Learn from every row of a preference file, or from a filled-in questionnaire.
+    """Learn from the rows of a preference file, or from a filled-in questionnaire.
 
-    Questions of a questionnaire that were answered before are left out, so reading it twice changes nothing.
+    What the record holds already is left out, so reading a file twice, or once more when it has grown, counts no
+    answer twice.
     """
     run = store.load_reward_run(rewards)
     if not asking_module.is_questionnaire(answers):
-        new = _new_answers(run, name, answers)
+        new, num_known = _new_answers(run, name, answers)
         record = records.append(_folder(run), run, name, new, lapse=_lapse(run))
-        return describe(run, record) | {"added": len(new)}
+        return describe(run, record) | {"added": len(new), "known": num_known, "skipped": 0, "empty": 0}
     given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
     known = _answered(_record(run, name))
     new = [answer for answer in given if _key(answer) not in known]
@@ -311,8 +313,10 @@ def _choosing(run: store.RewardRun, name: str, number: int, asking: Asking) -> d
     return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": _lapse(run)}
 
 
-def _new_answers(run: store.RewardRun, name: str, path: str) -> list[records.Answer]:
-    """The rows of a preference file as answers of `name`.
+def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[records.Answer], int]:
+    """The rows of a preference file as answers of `name` that the record does not hold yet, and how many it does.
+
+    A question may stand in a file several times; each of the record's answers stands for one of its rows.
 
     Raises:
       UserError: the file holds rows of somebody else: mixing two people into one record cannot be undone.
@@ -326,4 +330,17 @@ def _new_answers(run: store.RewardRun, name: str, path: str) -> list[records.Ans
         )
     phi = gauge.features(run.basis, encoder.embed_items(prefs, run.basis.encoder), prefs.item_prompt)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
-    return [answer_of(prefs, phi, int(row)) for row in order]
+    left = collections.Counter(map(_content, _record(run, name).answers))
+    new = []
+    for answer in (answer_of(prefs, phi, int(row)) for row in order):
+        if left[_content(answer)] > 0:
+            left[_content(answer)] -= 1
+        else:
+            new.append(answer)
+    return new, prefs.num_comparisons - len(new)
+
+
+def _content(answer: records.Answer) -> tuple[str, str, float]:
+    """What was asked and answered, whatever the time: terminal and files may not tell it."""
+    preferred = "" if answer.outcome == 0.5 else answer.chosen
+    return _key(answer), preferred, answer.outcome

@@ -71,7 +71,15 @@ def write_rewards_report(directory: Path, result: dict[str, Any]) -> None:
     page.write_page(Path(directory), "Rewards and people's coefficients", rewards_verdict(result), sections)
 
 
+def _without_chosen(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """A model whose belief is not Gaussian chooses no questions: its one curve is that of random ones."""
+    if "accuracy_random" not in evaluation or evaluation.get("accuracy") != evaluation["accuracy_random"]:
+        return evaluation
+    return {name: value for name, value in evaluation.items() if name != "accuracy"}
+
+
 def _curve(evaluation: dict[str, Any]) -> str:
+    evaluation = _without_chosen(evaluation)
     curves = {
         label: evaluation[name]
         for name, label in (("accuracy", "chosen questions"), ("accuracy_random", "random questions"))
@@ -96,6 +104,7 @@ def _curve(evaluation: dict[str, Any]) -> str:
 
 def _curve_table(evaluation: dict[str, Any]) -> str:
     accuracy = evaluation.get("accuracy") or {}
+    evaluation = _without_chosen(evaluation)
     columns = [
         (name, label)
         for name, label in (
@@ -170,7 +179,10 @@ def _axes(result: dict[str, Any]) -> str:
             row += [_texts(items[axis]["largest"]), _texts(items[axis]["smallest"])]
         rows.append(row)
     note = (
-        "Axis 0 is the direction of what all people share; along the others they differ, most on the "
+        "Every axis is one of the rewards that were brought, standardised. The standard deviation says how much people "
+        "differ along the axis, the mean where the average person stands."
+        if result.get("model") == "columns"
+        else "Axis 0 is the direction of what all people share; along the others they differ, most on the "
         "first. The standard "
         "deviation says how much people differ along the axis, the mean where the average person stands."
     )

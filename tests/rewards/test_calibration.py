@@ -43,6 +43,16 @@ def test_scaled_posterior_covers_what_it_says():
         assert ratio == pytest.approx(getattr(fitted, of)[1], rel=1e-5) and ratio > 1.1
 
 
+def test_pairs_without_a_difference_change_no_scale():
+    """Two texts with the same features: their margin is 0 and certain, which is no error to be covered."""
+    coef, delta, likes, margins = answered(3, 200)
+    mean, hessian = laplace(delta, likes)
+    expected = calibration.scale_of(coef, mean, hessian, margins)
+    more = np.concatenate([margins, np.zeros((40, SIZE), np.float32)])
+    np.testing.assert_allclose(calibration.scale_of(coef, mean, hessian, more), expected)
+    assert np.isfinite(calibration.scale_of(coef, mean, hessian, np.zeros((3, SIZE)))).all()
+
+
 def test_without_answers_nothing_is_scaled():
     calibrated = Calibration((5, 20), (1.5, 1.2), (1.3, 1.1))
     prior = UserPosterior(PRIOR.mean, precision(PRIOR), 0)

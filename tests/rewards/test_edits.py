@@ -105,6 +105,19 @@ def test_numbers_that_cannot_be_meant_are_refused(run, text, message):
         edits.from_axis(run, text)
 
 
+def test_a_comparative_that_two_names_answer_to_is_not_guessed(tmp_path, run):
+    """ "Cheaper" is more of `cheapness`, not less of `fixed price`, although both speak of price."""
+    encoder = {"kind": "columns", "names": ["cheapness", "fixed price", "warmth", "jargon"]}
+    basis = dataclasses.replace(run.basis, encoder=encoder)
+    both = dataclasses.replace(run, basis=basis)
+    with pytest.raises(UserError, match="may mean 'cheapness', 'fixed price'"):
+        words(both, "cheaper")
+    encoder = {"kind": "columns", "names": ["cheapness", "length", "warmth", "jargon"]}
+    alone = dataclasses.replace(run, basis=dataclasses.replace(run.basis, encoder=encoder))
+    [edit] = words(alone, "cheaper")
+    assert edit.name == "cheapness" and edit.value > np.array(edit.direction) @ run.prior.mean
+
+
 def test_words_about_a_column_leave_a_locked_axis_alone(run):
     k = run.basis.gauge.names.index("taste 2")
     assert words(run, "longer")[0].direction[k] == 0

@@ -99,3 +99,22 @@ def test_best_first_and_the_terminal_gets_fewer_columns():
     brief_head, brief_rows = comparison.brief_table(board)
     assert [row[0] for row in rows] == ["house", "aggregate"] and len(head) == len(rows[0])
     assert len(brief_head) == len(brief_rows[0]) < len(head)
+
+
+def test_a_model_that_chooses_no_questions_does_not_claim_to(tmp_path):
+    """Its one curve is of random questions; the column of chosen ones is left out."""
+    curve = {"0": interval(0.6), "10": interval(0.8)}
+    for chosen, said in ((curve, False), (curve | {"10": interval(0.9)}, True)):
+        write_rewards_report(tmp_path, result(accuracy=chosen, accuracy_random=curve))
+        page = (tmp_path / "report.html").read_text()
+        assert (
+            "random questions" in page
+            and ("<th>chosen questions" in page or ">chosen questions<" in page) == said
+        )
+
+
+def test_axes_that_are_columns_are_not_said_to_be_tastes_found(tmp_path):
+    axes = {"axes": ["length"], "prior_mean": [0.1], "prior_sd": [1.0]}
+    for name, said in (("columns", False), ("house", True)):
+        write_rewards_report(tmp_path, result() | axes | {"model": name})
+        assert ("Axis 0 is the direction" in (tmp_path / "report.html").read_text()) == said

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from rewards.annotation import audit_text
 from rewards.annotation.audit import audit, flip_rate_of_agreement, flip_rate_of_cycles
 from rewards.annotation.audit_text import table
 from rewards.annotation.measurements import cues, measure
@@ -197,3 +198,13 @@ def test_real_judgements_have_the_published_cycle_rate():
     assert result["agreement"]["flip_rate"] == pytest.approx(0.16, abs=0.01)
     assert result["order"]["share"] == pytest.approx(0.503, abs=0.002)
     assert "people differ" in result["verdict"]
+
+
+def test_a_few_triads_are_no_proof_of_consistency():
+    few = {"repeats": None, "cycles": {"triads": 1, "rate": 0.0, "interval": [0.0, 0.79], "flip_rate": 0.0}}
+    assert audit_text._consistency(few).startswith("Consistency not shown: flip rate about 0%, perhaps 50%")
+    many = {
+        "repeats": None,
+        "cycles": {"triads": 999, "rate": 0.0, "interval": [0.0, 0.004], "flip_rate": 0.0},
+    }
+    assert audit_text._consistency(many).startswith("Answers are consistent")

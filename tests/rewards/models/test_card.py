@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rewards.errors import UserError
-from rewards.models import card_fit
+from rewards.models import card_fit, store
 from rewards.models.base import Comparisons, ItemTable
 from rewards.models.card import Card, CardFitted
 from rewards.models.card_text import EMPTY, CardAnswer, attributes, quotes
@@ -193,6 +193,14 @@ def test_attributes_and_a_writer_of_ones_own():
     assert np.array_equal(
         loaded.with_writer(write).adapt(table, answers).mean, own.adapt(table, answers).mean
     )
+
+
+def test_round_trip_through_disk(fitted, tmp_path):
+    model, table, answers, _, _ = fitted
+    identity = store.save_model(tmp_path, model)
+    loaded = store.load_model(tmp_path, expected_hash=identity)
+    assert type(loaded) is CardFitted
+    assert np.array_equal(loaded.adapt(table, answers).mean, model.adapt(table, answers).mean)
 
 
 def test_round_trip_is_strict(fitted):

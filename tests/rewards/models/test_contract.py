@@ -14,7 +14,7 @@ import safetensors.numpy
 from rewards import models, population
 from rewards import store as reward_store
 from rewards.errors import UserError
-from rewards.models import store
+from rewards.models import pal, store
 from rewards.models.base import Comparisons, ItemTable
 from rewards.models.linear import FLOOR, LinearFitted
 from tests.rewards.planted import last, planted
@@ -381,3 +381,28 @@ def test_bad_data_is_refused_in_one_line(kind):
         with pytest.raises(UserError, match=message) as caught:
             estimator(kind).fit(table, train)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pal_a", "pal_b"])
+def test_more_prototypes_than_room_are_as_many_as_are_independent(kind):
+    """Two dimensions have room for three ideal points; the reward is still that of all nine prototypes."""
+    w = world()
+    settings = {"num_prototypes": 9, "width": 2, "dims": 2, "steps": 50}
+    raw = {}
+
+    def remember(params):
+        raw.update(params)
+        return independent(params)
+
+    independent = pal._independent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pal, "_independent", remember)
+        model = models.make(kind, settings).fit(w.table, w.train)
+    assert model.basis.num_basis == 3 and len(raw["prototypes"]) == 9
+    fewer, shrink = independent(raw)
+    np.testing.assert_allclose(shrink.sum(axis=1), 1.0, atol=1e-9)
+    for name in {"prototypes", "turns"} & set(raw):
+        again = np.tensordot(shrink, fewer[name], axes=([1], [0]))
+        np.testing.assert_allclose(again, raw[name], atol=2e-3 * np.abs(raw[name]).max())
+    accuracy = model.score(w.table, model.adapt(w.table, w.answers), w.test)[w.new].mean()
+    assert accuracy > 0.6

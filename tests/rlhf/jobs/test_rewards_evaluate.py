@@ -102,6 +102,51 @@ def test_an_unknown_model_or_setting_names_the_nearest(house, capsys):
     assert "did you mean 'num_basis'?" in capsys.readouterr().err
 
 
+def test_what_nobody_would_read_is_refused_before_anything_is_computed(house, tmp_path, capsys):
+    """A misspelt model or setting at the fit, not after its embeddings; the run does not come into being."""
+    path, folder = str(house / "config.yaml"), tmp_path / "new"
+    for overrides, said in (
+        (["fit.model=loer"], "did you mean 'lore'?"),
+        (["fit.model=lore", "fit.settings={num_base: 3}"], "did you mean 'num_basis'?"),
+        (["fit.model=lore", "fit.settings={ridge: .inf}"], "lore.ridge: inf"),
+        (
+            ["evaluation.models=[lore, vlp]"],
+            "evaluation.models: model: 'vlp' is unknown; did you mean 'vpl'?",
+        ),
+        (["evaluation.settings={loer: {num_basis: 3}}"], "evaluation.settings: model: 'loer' is unknown"),
+        (["evaluation.settings={house: {num_basis: 3}}"], "whose settings stand in fit itself"),
+        (["fit.model=lore", "evaluation.settings={lore: {dims: 3}}"], "whose settings stand in fit.settings"),
+    ):
+        changes = [*overrides, "data.path=no.jsonl", f"output_dir={folder}"]
+        assert cli.main(["rewards", "fit", path, *changes]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert not folder.exists()
+
+
+def test_after_a_fit_that_failed_the_mended_one_may_use_the_same_place(house, tmp_path, capsys, monkeypatch):
+    class Fails:
+        rounds = 3
+
+        def fit(self, table, training, *, weight, on_round):
+            on_round(0, {"loss_nats": 0.7})
+            raise UserError("basis: too many outputs; choose fewer")
+
+    monkeypatch.setattr("rlhf.jobs.rewards.make_model", lambda config, name: Fails())
+    folder = tmp_path / "new"
+    assert cli.main(["rewards", "fit", str(house / "config.yaml"), f"output_dir={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert "fit step 1/3" in error and error.endswith("chorus: basis: too many outputs; choose fewer\n")
+    assert not folder.exists()
+
+
+def test_the_house_model_is_compared_with_its_own_settings(house):
+    overrides = ["fit.model=lore", "evaluation.settings={house: {num_basis: 3, dims: [3, 4]}}"]
+    config = load(house / "config.yaml", overrides, RewardsConfig)
+    model = reward_models.make_model(config, "house")
+    assert (model.num_basis, model.dims) == (3, (3, 4))
+
+
 def test_another_model_is_fitted_and_judged(tmp_path):
     path = write_config(tmp_path, rows_of(), fit={"model": "mixture", "settings": {"num_groups": 2}})
     assert cli.main(["rewards", "fit", str(path)]) == 0

@@ -127,6 +127,22 @@ def test_update_equals_the_posterior_of_the_file(run, capsys):
     )["users"]
 
 
+def test_reading_a_file_again_counts_no_answer_twice(run, capsys):
+    """Not the whole file, not a part that was asked before, and a repeated question as often as it was answered."""
+    rows = answers_of("rae", np.array([1.5, -3.0, 0, 0]), 6, np.random.default_rng(6))
+    rows += [rows[0], rows[1] | {"outcome": 0.5}]
+    path = write_rows(run / "rae.jsonl", rows)
+    common = ("rae", "--rewards", run / "run", "--answers", path)
+    assert result_of(capsys, "users", "ask", *common, "--max-questions", 3)["num_answers"] == 3
+    first = result_of(capsys, "users", "update", *common)
+    assert (first["added"], first["known"], first["num_answers"]) == (5, 3, 8)
+    again = result_of(capsys, "users", "update", *common)
+    assert (again["added"], again["known"], again["coef_mean"]) == (0, 8, first["coef_mean"])
+    assert result_of(capsys, "users", "ask", *common)["asked"] == 0
+    write_rows(path, [*rows, rows[0]])
+    assert result_of(capsys, "users", "update", *common)["added"] == 1
+
+
 def test_ask_from_a_file_learns_the_side_of_the_person(run, capsys):
     scores = {}
     for name, taste in {"plus": 3.0, "minus": -3.0}.items():

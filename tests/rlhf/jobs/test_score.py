@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rewards import gauge, records, store
+from rewards import gauge, models, records, store
 from rewards.models.base import ItemTable
 from rewards.models.columns import Columns
 from rewards.models.store import save_model
@@ -245,3 +245,28 @@ def test_attributes(tmp_path, capsys):
     rows[1]["attributes"]["completion"] = [0.7]
     status, error = score(capsys, tmp_path, rows)
     assert status == 2 and "row 2" in error and "attributes" in error
+
+
+def test_a_prompt_that_is_read_off_its_completions_needs_two(tmp_path, capsys):
+    """Of pal_b: a completion alone would get a reward of 0, whoever asks."""
+    rng, rows = np.random.default_rng(3), []
+    for number in range(240):
+        a, b = rng.normal(size=(2, WIDTH)) + 3 * np.eye(WIDTH)[number % WIDTH]
+        rows.append(
+            {
+                "prompt": f"P{number % WIDTH}",
+                "chosen": f"a{number}",
+                "rejected": f"b{number}",
+                "user_id": f"u{number % 8}",
+                "chosen_features": a.tolist(),
+                "rejected_features": b.tolist(),
+            }
+        )
+    prefs = preferences(tmp_path, rows)
+    table_of = ItemTable(prefs, prefs.item_features, {"kind": "precomputed"})
+    settings = {"num_prototypes": 2, "width": 2, "prompt_dims": 1, "steps": 25}
+    save_model(tmp_path / "run", models.make("pal_b", settings).fit(table_of, prefs))
+    status, error = score(capsys, tmp_path, [feature_row(0), feature_row(1) | {"prompt": "Other?"}])
+    assert status == 2 and "row 1: the only completion of its prompt" in error
+    _, lines = score(capsys, tmp_path, [feature_row(0), feature_row(1)])
+    assert lines[0]["reward"] != 0 and lines[0]["reward"] != lines[1]["reward"]
