@@ -22,6 +22,7 @@ FORMAT = "chorus-reward-basis-1"
 FORMAT_QUADRATIC = "chorus-reward-basis-2"  # a linear basis with the quadratic part of ideal-point models
 TENSORS = "basis.safetensors"
 RECORD = "basis.json"
+USERS = "users"
 OTHER_MODEL = "model.json"  # written by rewards.models.store; beside it a linear model has a basis too
 KEYS = {"format", "basis_hash", "num_basis", "embedding_width", "gauge", "encoder", "extra"}
 KEYS |= {"tensors_sha256", "record_sha256"}
@@ -37,6 +38,11 @@ class RewardRun:
     hash: str
     directory: Path
     extra: dict[str, Any]
+
+    @property
+    def users(self) -> Path:
+        """Folder of the people's records."""
+        return self.directory / USERS
 
     @property
     def lapse(self) -> float:
@@ -169,17 +175,24 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, 
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); restore or refit the run"
         ) from None
+    check_tensors(tensors, expected, str(path), "a reward run", "the run")
+    return tensors
+
+
+def check_tensors(
+    tensors: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]], place: str, whole: str, again: str
+) -> None:
+    """Exactly these names, shapes and float32; else a UserError with `place`, what it is a part of and what to refit."""
     for name in sorted(set(expected) ^ set(tensors)):
-        problem = "is missing" if name in expected else "is not part of a reward run"
-        raise UserError(f"{path}: tensor {name!r} {problem}; restore or refit the run")
+        problem = "is missing" if name in expected else f"is not part of {whole}"
+        raise UserError(f"{place}: tensor {name!r} {problem}; restore or refit {again}")
     for name, shape in expected.items():
         found = tensors[name]
         if found.shape != shape or found.dtype != np.float32:
             raise UserError(
-                f"{path}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected "
-                f"float32{list(shape)}; restore or refit the run"
+                f"{place}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected "
+                f"float32{list(shape)}; restore or refit {again}"
             )
-    return tensors
 
 
 def basis_tensors(basis: RewardBasis) -> dict[str, np.ndarray]:

@@ -12,10 +12,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rewards import gauge
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import atomic_path, cache_dir, sha256_json
-from rewards.types import Preferences
+from rewards.types import Preferences, RewardBasis
 from rlhf import policy_store
 from rlhf.batches import encode_items
 from rlhf.columns import table
@@ -58,6 +59,11 @@ def prepare(
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
     return _embed(prefs, settings, base), settings
+
+
+def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
+    """φ of every item, float32[I, K], centred within prompts; errors as `embed_items`."""
+    return gauge.features(basis, embed_items(prefs, basis.encoder), prefs.item_prompt)
 
 
 def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:

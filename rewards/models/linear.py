@@ -107,7 +107,7 @@ class LinearFitted(FittedModel):
             shapes |= {"coef_precision": (num_users, num_basis, num_basis)}
             rule_shapes = rules.shapes(settings["rule"], num_basis)
             shapes |= {f"rule.{name}": shape for name, shape in rule_shapes.items()}
-            _check_tensors(tensors, shapes)
+            store.check_tensors(tensors, shapes, "reward model", "a linear model", "the model")
             basis = store.basis_of(tensors, settings["gauge"], settings["encoder"], settings["quadratic"])
             return cls(
                 kind=settings["kind"],
@@ -122,19 +122,6 @@ class LinearFitted(FittedModel):
             raise UserError(
                 f"reward model: setting {error.args[0]!r} is missing; restore or refit the model"
             ) from None
-
-
-def _check_tensors(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
-    for name in sorted(set(shapes) ^ set(tensors)):
-        problem = "is missing" if name in shapes else "is not part of a linear model"
-        raise UserError(f"reward model: tensor {name!r} {problem}; restore or refit the model")
-    for name, shape in shapes.items():
-        found = tensors[name]
-        if found.shape != shape or found.dtype != np.float32:
-            raise UserError(
-                f"reward model: tensor {name!r} is {found.dtype}{list(found.shape)}, expected "
-                f"float32{list(shape)}; restore or refit the model"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,14 @@ With both positive this is √(ridge · user_ridge) times the nuclear norm of th
 user_ridge 0 the scale of V can shrink and that of W grow until the ridge means nothing.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
 from rewards.models import training as shared
-from rewards.models.linear import Canonical
+from rewards.models.base import OnRound
+from rewards.models.linear import Canonical, LinearFitted, finish
 from rewards.models.rules import GaussianRule
 
 
@@ -24,6 +27,36 @@ def _penalty(params, scales):
 
 
 LINK = shared.Link(shared.linear_features, _coefficients, _penalty)
+
+
+def fit_both(
+    model: Any,
+    problem: shared.Problem,
+    start: tuple[np.ndarray, np.ndarray],
+    user_ridge: float,
+    on_round: OnRound | None,
+) -> LinearFitted:
+    """Lower the objective of `model` over (V, W) from `start`; new people by ridge-MLE.
+
+    Args:
+      model: an estimator with kind, lapse, ridge, adapt_ridge and steps.
+    """
+    params, metrics = shared.minimise(
+        LINK,
+        dict(zip(("directions", "coef"), start, strict=True)),
+        problem.data,
+        {"lapse": model.lapse, "ridge": model.ridge, "user_ridge": user_ridge},
+        steps=model.steps,
+        on_round=on_round,
+    )
+    return finish(
+        model.kind,
+        problem,
+        params["directions"],
+        params["coef"],
+        lambda gauge: ridge_rule(gauge, model.adapt_ridge, model.lapse),
+        metrics,
+    )
 
 
 def ridge_rule(gauge: Canonical, ridge: float, lapse: float) -> GaussianRule:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from rewards.models import lowrank
 from rewards.models import training as shared
 from rewards.models.base import RewardModel
-from rewards.models.linear import LinearFitted, finish
+from rewards.models.linear import LinearFitted
 from rewards.models.rules import GaussianRule
 
 
@@ -51,25 +51,9 @@ class PReF(shared.Reduced, RewardModel):
     def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
-        directions, coef = svd_start(problem, num_basis, self.fill_rounds)
         user_ridge = self.user_ridge if self.regularise == "both" else 0.0
-        scales = {"lapse": self.lapse, "ridge": self.ridge, "user_ridge": user_ridge}
-        params, metrics = shared.minimise(
-            lowrank.LINK,
-            {"directions": directions, "coef": coef},
-            problem.data,
-            scales,
-            steps=self.steps,
-            on_round=on_round,
-        )
-        return finish(
-            self.kind,
-            problem,
-            params["directions"],
-            params["coef"],
-            lambda gauge: lowrank.ridge_rule(gauge, self.adapt_ridge, self.lapse),
-            metrics,
-        )
+        start = svd_start(problem, num_basis, self.fill_rounds)
+        return lowrank.fit_both(self, problem, start, user_ridge, on_round)
 
 
 def svd_start(

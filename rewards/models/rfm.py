@@ -15,7 +15,7 @@ import pydantic
 from rewards.models import lowrank
 from rewards.models import training as shared
 from rewards.models.base import RewardModel
-from rewards.models.linear import LinearFitted, finish
+from rewards.models.linear import LinearFitted
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=shared.STRICT)
@@ -43,19 +43,4 @@ class RFM(shared.Reduced, RewardModel):
         own = shared.person_directions(problem, pooled, self.ridge, self.lapse)
         num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
         directions = shared.leading(own * np.sqrt(problem.answers)[:, None], num_basis)
-        params, metrics = shared.minimise(
-            lowrank.LINK,
-            {"directions": directions, "coef": own @ directions},
-            problem.data,
-            {"lapse": self.lapse, "ridge": self.ridge, "user_ridge": self.user_ridge},
-            steps=self.steps,
-            on_round=on_round,
-        )
-        return finish(
-            self.kind,
-            problem,
-            params["directions"],
-            params["coef"],
-            lambda gauge: lowrank.ridge_rule(gauge, self.adapt_ridge, self.lapse),
-            metrics,
-        )
+        return lowrank.fit_both(self, problem, (directions, own @ directions), self.user_ridge, on_round)

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import pydantic
 
+from rewards import store
 from rewards.errors import UserError
 from rewards.models import variational_data as around
 from rewards.models import variational_net as network
@@ -124,15 +125,7 @@ class VPLFitted(FittedModel):
             "people.mean": (people, shape.latent),
             "people.scale": (people, shape.latent),
         } | {f"net.{name}": size for name, size in around.sizes(shape).items()}
-        for name in sorted(set(expected) ^ set(tensors)):
-            problem = "is missing" if name in expected else f"is not part of a {cls.kind} model"
-            raise UserError(f"{cls.kind} model: tensor {name!r} {problem}; restore or refit the model")
-        for name, wanted in expected.items():
-            if tensors[name].shape != wanted or tensors[name].dtype != np.float32:
-                raise UserError(
-                    f"{cls.kind} model: tensor {name!r} is {tensors[name].dtype}{list(tensors[name].shape)}, "
-                    f"expected float32{list(wanted)}; restore or refit the model"
-                )
+        store.check_tensors(tensors, expected, f"{cls.kind} model", f"a {cls.kind} model", "the model")
         params = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
         return cls(
             shape,

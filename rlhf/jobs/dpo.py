@@ -10,7 +10,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rewards import gauge
 from rewards.annotation.basis import run_margins
 from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.data.read import read_preferences
@@ -72,7 +71,7 @@ def annotation_mixture(config: Any, prefs: Preferences) -> Mixture | None:
     if config.loss.annotation == "none":
         return None
     rewards = load_reward_run(config.rewards)
-    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    phi = encoder.item_features(rewards.basis, prefs)
     return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, load_people(rewards)))
 
 
@@ -126,7 +125,7 @@ def item_rewards(rewards: RewardRun | None, prefs: Preferences, rows: PairRows) 
     """φ of every row's completions, float32[R, C, K]; 0 on padding, K = 0 without people."""
     if rewards is None:
         return np.zeros((*rows.item.shape, 0), np.float32)
-    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    phi = encoder.item_features(rewards.basis, prefs)
     return np.where((rows.item >= 0)[:, :, None], phi[rows.item], 0.0).astype(np.float32)
 
 

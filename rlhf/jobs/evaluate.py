@@ -51,9 +51,7 @@ def run(config: Any) -> dict[str, Any]:
         rewards = load_reward_run(config.rewards)
         policy = policy_store.load_policy(config.policy)
         check_match(config, policy, rewards)
-        phi = gauge.features(
-            rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt
-        )
+        phi = encoder.item_features(rewards.basis, prefs)
         people, _ = held_out_people(config, prefs, rewards, policy, phi)
         prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
         result: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """`chorus generate`: prompts in, completions out, for a person, given coefficients, the aggregate, or a plain model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,5 +71,5 @@ def person_z(
             f"{rewards.directory}: basis {rewards.hash[:12]}… is not the one that {run} was trained with "
             f"({policy.record['basis'][:12]}…); restore it or train again"
         )
-    record = records.load(Path(rewards.directory) / "users", user, rewards)
+    record = records.load(rewards.users, user, rewards)
     return policy_store.coefficients_to_z(policy, record.posterior.coef_mean)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards import gauge, records
+from rewards import records
 from rewards.data import check, leak, stated_choice
 from rewards.data.read import read_preferences
 from rewards.evaluate import ColdStart
@@ -165,7 +165,7 @@ def two_people(config: Any, prefs: Preferences, seed: int) -> Pair:
     """
     rewards = load_reward_run(config.rewards)
     policy = policy_store.load_policy(config.policy)
-    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    phi = encoder.item_features(rewards.basis, prefs)
     people, replayed = evaluate.held_out_people(config, prefs, rewards, policy, phi)
     first, second = sorted(np.unravel_index(np.argmin(people.z @ people.z.T), (len(people.z),) * 2))
     chosen = [int(first), int(second)]
@@ -186,11 +186,11 @@ def remember(
     rewards: RewardRun, prefs: Preferences, phi: np.ndarray, replayed: ColdStart, index: int, user_id: str
 ) -> None:
     """Write a held-out person's record from the answers that were replayed, so that `chorus users show` knows them."""
-    if records.exists(rewards.directory / "users", user_id):
+    if records.exists(rewards.users, user_id):
         return
     asked = [int(row) for row in replayed.questions[index] if row >= 0]
     answers = [rewards_job.answer_of(prefs, phi, row) for row in asked]
-    records.append(rewards.directory / "users", rewards, user_id, answers, lapse=rewards.lapse)
+    records.append(rewards.users, rewards, user_id, answers, lapse=rewards.lapse)
 
 
 def _worth(

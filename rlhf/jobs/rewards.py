@@ -25,7 +25,7 @@ from rlhf.metrics import FILE as METRICS
 from rlhf.metrics import MetricWriter
 from rlhf.run import RESULT, Run
 
-QUESTIONS, USERS = "questions.json", "users"
+QUESTIONS = "questions.json"
 MAX_QUESTIONS = 2000
 
 
@@ -206,7 +206,7 @@ def _write_people(
         answers = tuple(answer_of(train, phi, int(row)) for row in own)
         posterior = UserPosterior(fitted.coef_mean[user], fitted.coef_precision[user], len(answers))
         record = records.UserRecord(train.user_ids[user], identity, posterior, answers)
-        write_json(records.path_of(directory / USERS, record.user_id), records.to_json(record))
+        write_json(records.path_of(directory / store.USERS, record.user_id), records.to_json(record))
 
 
 def _write_population(directory: Path, identity: str, train: Preferences, fitted: LinearFitted) -> None:

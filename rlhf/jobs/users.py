@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import acquisition, edits, gauge, questions, records, shared_accounts, store
+from rewards import acquisition, edits, questions, records, shared_accounts, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import read_json, write_text
@@ -20,7 +20,7 @@ from rlhf import encoder
 from rlhf.conditioning import Conditioning, signal
 from rlhf.jobs import asking as asking_module
 from rlhf.jobs import calibrate
-from rlhf.jobs.rewards import QUESTIONS, USERS, answer_of
+from rlhf.jobs.rewards import QUESTIONS, answer_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +60,14 @@ def ask_terminal(
         index, scores = questions.choose(
             record.posterior, deltas, allowed=allowed, **_choosing(run, name, number, asking)
         )
-        now, gain = questions.predicted_gain(record.posterior, deltas[index], deltas, lapse=_lapse(run))
+        now, gain = questions.predicted_gain(record.posterior, deltas[index], deltas, lapse=run.lapse)
         if asking.stop_below is not None and gain < asking.stop_below:
             stopped = (
                 f"the next answer is predicted to add {gain:.4f} of accuracy, below {asking.stop_below:g}"
             )
             say(f"Stopped: {stopped}.")
             break
-        bits = questions.choose(record.posterior, deltas[index : index + 1], lapse=_lapse(run))[1][
+        bits = questions.choose(record.posterior, deltas[index : index + 1], lapse=run.lapse)[1][
             0
         ] / math.log(2)
         say(
@@ -84,7 +84,7 @@ def ask_terminal(
             else {"answers": [asking_module.answer_to(pool[index], reply)]}
         )
         before = record.posterior
-        record = records.add(_folder(run), run, name, lapse=_lapse(run), **event)
+        record = records.add(run.users, run, name, lapse=run.lapse, **event)
         say(
             "Skipped; it will not be asked again."
             if reply == "s"
@@ -127,11 +127,11 @@ def ask_file(
     stopped = "asked as many as wanted"
     for _ in range(min(max_questions, len(candidates))):
         together = dataclasses.replace(record, answers=(*record.answers, *taken))
-        belief = records.recompute(run, together, lapse=_lapse(run))
+        belief = records.recompute(run, together, lapse=run.lapse)
         choosing = _choosing(run, name, len(together.answers), asking)
         index, _ = questions.choose(belief, deltas, allowed=open_rows, **choosing)
         if asking.stop_below is not None:
-            _, gain = questions.predicted_gain(belief, deltas[index], deltas, lapse=_lapse(run))
+            _, gain = questions.predicted_gain(belief, deltas[index], deltas, lapse=run.lapse)
             if gain < asking.stop_below:
                 stopped = (
                     f"the next answer is predicted to add {gain:.4f} of accuracy, below {asking.stop_below:g}"
@@ -139,7 +139,7 @@ def ask_file(
                 break
         open_rows[index] = False
         taken.append(candidates[index])
-    record = records.append(_folder(run), run, name, taken, lapse=_lapse(run))
+    record = records.append(run.users, run, name, taken, lapse=run.lapse)
     return describe(run, record) | {"asked": len(taken), "stopped": stopped}
 
 
@@ -152,12 +152,12 @@ def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
     run = store.load_reward_run(rewards)
     if not asking_module.is_questionnaire(answers):
         new, num_known = _new_answers(run, name, answers)
-        record = records.append(_folder(run), run, name, new, lapse=_lapse(run))
+        record = records.append(run.users, run, name, new, lapse=run.lapse)
         return describe(run, record) | {"added": len(new), "known": num_known, "skipped": 0, "empty": 0}
     given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
     known = _answered(_record(run, name))
     new = [answer for answer in given if _key(answer) not in known]
-    record = records.add(_folder(run), run, name, answers=new, skipped=skipped, lapse=_lapse(run))
+    record = records.add(run.users, run, name, answers=new, skipped=skipped, lapse=run.lapse)
     counts = {"added": len(new), "known": len(given) - len(new), "skipped": len(skipped), "empty": empty}
     return describe(run, record) | counts
 
@@ -173,7 +173,7 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
     new = [edits.from_axis(run, axis) for axis in axes]
     if text is not None:
         new += edits.from_words(run, record.posterior, text)
-    record = records.add(_folder(run), run, name, edits=new, lapse=_lapse(run))
+    record = records.add(run.users, run, name, edits=new, lapse=run.lapse)
     made = [{"name": e.name, "text": e.text, "value": e.value, "sd": e.sd} for e in new]
     return describe(run, record) | {"edited": made}
 
@@ -181,7 +181,7 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
 def show(rewards: str, name: str) -> dict[str, Any]:
     """A person's coefficients, and whether two people seem to answer under the name; somebody unknown is an error."""
     run = store.load_reward_run(rewards)
-    record = records.load(_folder(run), name, run)
+    record = records.load(run.users, name, run)
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcome = np.array([answer.outcome for answer in record.answers], np.float32)
     # Answers alone: a statement about oneself says nothing about who else answers.
@@ -191,7 +191,7 @@ def show(rewards: str, name: str) -> dict[str, Any]:
         outcome,
         key=_key_of(name, 0),
         sitting=shared_accounts.sittings([answer.time for answer in record.answers]),
-        lapse=_lapse(run),
+        lapse=run.lapse,
     )
     shared: dict[str, Any] | None = None
     if found is not None:
@@ -211,7 +211,7 @@ def show(rewards: str, name: str) -> dict[str, Any]:
 def everybody(rewards: str) -> dict[str, Any]:
     """Ids and numbers of answers."""
     run = store.load_reward_run(rewards)
-    people = records.list_records(_folder(run))
+    people = records.list_records(run.users)
     return {"users": [{"user_id": user_id, "num_answers": count} for user_id, count in people]}
 
 
@@ -219,7 +219,7 @@ def forget(rewards: str, name: str) -> dict[str, Any]:
     """Erase a person's record."""
     if not Path(rewards).is_dir():
         raise UserError(f"{rewards}: no such reward run; create one with `chorus rewards fit`")
-    records.forget(Path(rewards) / USERS, name)
+    records.forget(Path(rewards) / store.USERS, name)
     return {"user_id": name, "forgotten": True}
 
 
@@ -249,17 +249,9 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
     }
 
 
-def _folder(run: store.RewardRun) -> Path:
-    return run.directory / USERS
-
-
-def _lapse(run: store.RewardRun) -> float:
-    return run.lapse
-
-
 def _record(run: store.RewardRun, name: str) -> records.UserRecord:
-    known = records.exists(_folder(run), name)
-    return records.load(_folder(run), name, run) if known else records.new_record(run, name)
+    known = records.exists(run.users, name)
+    return records.load(run.users, name, run) if known else records.new_record(run, name)
 
 
 def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
@@ -310,7 +302,7 @@ def _key_of(name: str, number: int) -> Any:
 def _choosing(run: store.RewardRun, name: str, number: int, asking: Asking) -> dict[str, Any]:
     """Arguments of `questions.choose` and `choose_batch`."""
     key = _key_of(name, number)
-    return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": _lapse(run)}
+    return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": run.lapse}
 
 
 def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[records.Answer], int]:
@@ -328,7 +320,7 @@ def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[recor
         raise UserError(
             f"{path}: row {row}: user_id is {others[0]!r}, not {name!r}; give a file of this person alone"
         )
-    phi = gauge.features(run.basis, encoder.embed_items(prefs, run.basis.encoder), prefs.item_prompt)
+    phi = encoder.item_features(run.basis, prefs)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
     left = collections.Counter(map(_content, _record(run, name).answers))
     new = []
