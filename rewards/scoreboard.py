@@ -20,6 +20,7 @@ from rewards.division import CELLS, MAIN, Division
 from rewards.errors import UserError
 from rewards.evaluate import bootstrap
 from rewards.models.base import Comparisons, FittedModel, ItemTable, RewardModel
+from rewards.models.weighting import TrainingAnswers
 from rewards.types import Preferences
 
 HALF_POINT = 0.005
@@ -43,6 +44,7 @@ class Settings:
 
 
 Report = Callable[[str], None]
+Weigh = Callable[[ItemTable, Preferences], TrainingAnswers]
 
 
 def compare(
@@ -52,6 +54,7 @@ def compare(
     settings: Settings,
     *,
     judged: str,
+    weigh: Weigh = lambda table, training: TrainingAnswers(training),
     report: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Fit, replay and control every model; `models` must hold "aggregate".
@@ -60,13 +63,15 @@ def compare(
 
     Args:
       judged: the model that the closing sentence is about, chosen before looking.
+      weigh: what the training comparisons count, asked once for the data and once for each control world; all
+        models are fitted on the same answer.
       report: called with one line a model.
     Raises:
       UserError: the aggregate or the judged model cannot be fitted.
     """
     prefs = table.prefs
     protocol = Protocol.build(prefs, division, settings.counts, settings.draws, settings.seed)
-    fits, unavailable = _fit_all(models, table, division, report)
+    fits, unavailable = _fit_all(models, table, weigh(table, prefs.select(division.training)), report)
     for name in (AGGREGATE, judged):
         if name not in fits:
             raise UserError(
@@ -93,7 +98,7 @@ def compare(
     if settings.controls:
         margin = generic_margins(fits[AGGREGATE][0], table)
         fitting = {name: models[name] for name in scores}
-        for name, values in _controlled(fitting, table, division, settings, margin, report).items():
+        for name, values in _controlled(fitting, table, division, settings, margin, weigh, report).items():
             board["models"][name]["controls"] = values
     ours = scores[judged].accuracy[protocol.answers]
     for name, values in board["models"].items():
@@ -109,14 +114,14 @@ Fit = tuple[FittedModel, float]
 
 
 def _fit_all(
-    models: Mapping[str, RewardModel], table: ItemTable, division: Division, report: Report
+    models: Mapping[str, RewardModel], table: ItemTable, training: TrainingAnswers, report: Report
 ) -> tuple[dict[str, Fit], dict[str, str]]:
     """Fitted models with their seconds, and why the others could not be fitted."""
-    training, fits, failed = table.prefs.select(division.training), {}, {}
+    fits, failed = {}, {}
     for name, model in models.items():
         began = time.perf_counter()
         try:
-            fitted = model.fit(table, training)
+            fitted = training.fit(model, table)
         except UserError as error:
             failed[name] = str(error)
             report(f"{name}: not fitted: {error}")
@@ -211,6 +216,7 @@ def _controlled(
     division: Division,
     settings: Settings,
     margin: np.ndarray,
+    weigh: Weigh,
     report: Report,
 ) -> dict[str, dict[str, Any]]:
     """model → control → {gain, passed}: every model refitted on identical people and on planted tastes."""
@@ -222,8 +228,9 @@ def _controlled(
     found: dict[str, dict[str, Any]] = {name: {} for name in models if name != AGGREGATE}
     for world, prefs in worlds.items():
         answered = dataclasses.replace(table, prefs=prefs)
+        training = weigh(answered, prefs.select(division.training))
         fits, failed = _fit_all(
-            models, answered, division, lambda line, world=world: report(f"{world}: {line}")
+            models, answered, training, lambda line, world=world: report(f"{world}: {line}")
         )
         draws = min(2, settings.draws)
         protocol = Protocol.build(prefs, division, settings.counts, draws, settings.seed)

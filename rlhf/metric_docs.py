@@ -174,7 +174,7 @@ REWARDS = {
         "Near 0.5: people share no taste, or the embeddings do not hold it.",
     ),
     "loss_nats": MetricDoc(
-        "Mean −log P of a new person's last choices after n chosen questions.",
+        "Mean −log P of a new person's last choices after n questions: chosen ones for house, else random.",
         "nats, a coin has 0.693",
         "Rises with n while accuracy rises too: the model is too sure of itself.",
     ),

@@ -191,7 +191,8 @@ def show_person(result: dict[str, Any]) -> None:
 
 def show_user(result: dict[str, Any]) -> None:
     """The table of axes: mean and standard deviation beside those of the population."""
-    print(f"{result['user_id']}: {result['num_answers']} answers, basis {result['basis'][:12]}")
+    edited = f", {result['num_edits']} edits" if result["num_edits"] else ""
+    print(f"{result['user_id']}: {result['num_answers']} answers{edited}, basis {result['basis'][:12]}")
     width = max(len(axis["name"]) for axis in result["axes"])
     for axis in result["axes"]:
         print(

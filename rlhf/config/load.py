@@ -222,8 +222,10 @@ def _complaints(
     shown: dict[Key, str] = {}
     for detail in error.errors(include_url=False):
         path: Key = ()
-        for part in detail["loc"]:  # a location also names union branches and list positions: keep known keys
-            if field_type(schema, (*path, str(part))) is not None:
+        for part in detail["loc"]:  # a location also names union branches and list positions: keep keys
+            given = _lookup(values, path)
+            own_name = isinstance(given, dict) and part in given  # of a table whose keys the user chooses
+            if own_name or field_type(schema, (*path, str(part))) is not None:
                 path = (*path, str(part))
         message = detail["msg"].removeprefix("Value error, ")
         message = message.replace("an object", "a section of keys").replace("a valid array", "a list")

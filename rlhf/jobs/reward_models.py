@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from rewards import models
+from rewards.annotation.basis import fit_basis_mixture
 from rewards.errors import UserError
+from rewards.fit import FitConfig
 from rewards.models.base import EmbedTexts, ItemTable, RewardModel
 from rewards.models.training import CHUNK_STEPS
+from rewards.models.weighting import TrainingAnswers
 from rewards.types import Preferences
 from rlhf import encoder
 
@@ -23,14 +26,15 @@ def model_names() -> tuple[str, ...]:
 
 def make_model(config: Any, name: str) -> RewardModel:
     """The estimator `name` with the settings of `config`: the house model's from `fit`; another one's shared
-    ones from `fit` (of a list the largest), then `fit.settings` if it is the fitted one, else
+    ones from `fit` (of a list the largest), then `fit.settings` if it is the fitted one and has any, else
     `evaluation.settings`.
 
     Raises:
       UserError: an unknown model or setting.
     """
     house = dataclasses.asdict(config.fit.house())
-    own = config.fit.settings if name == config.fit.model else config.evaluation.settings.get(name, {})
+    own = config.fit.settings if name == config.fit.model else {}
+    own = own or config.evaluation.settings.get(name, {})
     if name == HOUSE:
         return models.make(name, house | own)
     known = {field.name for field in dataclasses.fields(models.estimator(name))}
@@ -52,12 +56,38 @@ def check_names(config: Any) -> None:
                 models.estimator(name)
             except UserError as error:
                 raise UserError(f"evaluation.{key}: {error}") from None
-    if config.fit.model in config.evaluation.settings:
-        place = "fit itself" if config.fit.model == HOUSE else "fit.settings"
+    fitted = config.fit.model
+    if fitted in config.evaluation.settings and (fitted == HOUSE or config.fit.settings):
+        place = "fit itself" if fitted == HOUSE else "fit.settings"
         raise UserError(
-            f"evaluation.settings.{config.fit.model}: {config.fit.model} is fit.model, whose settings stand in "
-            f"{place}; move them there"
+            f"evaluation.settings.{fitted}: {fitted} is fit.model, whose settings stand in {place}; move them there"
         )
+
+
+def unread_settings(config: Any) -> str | None:
+    """One line about settings that only the house model reads, when another one is fitted without a mixture."""
+    fit, plain = config.fit, FitConfig()
+    if fit.model == HOUSE or fit.annotation != "none":
+        return None
+    names = [field.name for field in dataclasses.fields(FitConfig) if field.name not in SHARED]
+    unread = [f"fit.{name}" for name in names if getattr(fit, name) != getattr(plain, name)]
+    return (
+        f"note: {fit.model} does not read {', '.join(unread)}; its own stand in fit.settings"
+        if unread
+        else None
+    )
+
+
+def training_answers(
+    config: Any, table: ItemTable, train: Preferences
+) -> tuple[TrainingAnswers, dict[str, Any] | None]:
+    """What a fit counts, and what the mixture of kinds of answer found; the answers as they are without one."""
+    if config.fit.annotation == "none":
+        return TrainingAnswers(train), None
+    _, mixture = fit_basis_mixture(train, table.embeddings, config.fit.house(), encoder=table.encoder)
+    found = mixture.record()
+    soft = dataclasses.replace(train, outcome=mixture.attitude)
+    return TrainingAnswers(soft, mixture.weight, 1.0 - found["genuine"]), found
 
 
 def num_rounds(estimator: RewardModel) -> int:

@@ -1,13 +1,13 @@
 """`chorus rewards fit`: read, divide, embed, fit, store."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewards import population, records, store, users
-from rewards.annotation.basis import fit_basis_mixture
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
@@ -20,7 +20,14 @@ from rewards.types import Preferences, UserPosterior
 from rlhf import encoder
 from rlhf.columns.table import summary as columns_summary
 from rlhf.jobs import calibrate
-from rlhf.jobs.reward_models import check_names, item_table, make_model, num_rounds
+from rlhf.jobs.reward_models import (
+    check_names,
+    item_table,
+    make_model,
+    num_rounds,
+    training_answers,
+    unread_settings,
+)
 from rlhf.metrics import FILE as METRICS
 from rlhf.metrics import MetricWriter
 from rlhf.run import RESULT, Run
@@ -41,15 +48,16 @@ def fit(config: Any) -> dict[str, Any]:
         if run.resumed and (run.directory / RESULT).is_file():
             stored_model(run.directory)
             return run.stored_result()
+        if note := unread_settings(config):
+            print(note, file=sys.stderr, flush=True)
         embeddings, settings = embedded(config, prefs)
         table, train = item_table(prefs, embeddings, settings), prefs.select(training)
-        answers, weight, kinds = _by_kind(config, table, train)
+        answers, kinds = training_answers(config, table, train)
         try:
             with MetricWriter(run.directory, num_steps=num_rounds(estimator), title="fit") as writer:
-                fitted = estimator.fit(
+                fitted = answers.fit(
+                    estimator,
                     table,
-                    answers,
-                    weight=weight,
                     on_round=lambda number, metrics: writer.write(
                         number + 1, {f"fit/{name}": value for name, value in metrics.items()}
                     ),
@@ -58,10 +66,6 @@ def fit(config: Any) -> dict[str, Any]:
             # A fit starts over: with nothing kept of it, the mended configuration may use the same output_dir.
             (run.directory / METRICS).unlink(missing_ok=True)
             raise
-        if kinds and isinstance(fitted, LinearFitted):
-            # One answer of a mixture without a cue is genuine with π_G and else a coin: a lapse of 1 − π_G.
-            rule = dataclasses.replace(fitted.rule, lapse=1.0 - kinds["genuine"])
-            fitted = dataclasses.replace(fitted, rule=rule)
         identity = save_model(run.directory, fitted)
         result = _fit_result(config, table, train, held_out, fitted)
         if kinds:
@@ -77,16 +81,6 @@ def fit(config: Any) -> dict[str, Any]:
             calibrate.write(run.directory, identity, train, phi, fitted, config.seed)
             result |= _axes_result(prefs, phi, fitted)
         return close(run, result)
-
-
-def _by_kind(
-    config: Any, table: ItemTable, train: Preferences
-) -> tuple[Preferences, np.ndarray | None, dict[str, Any] | None]:
-    """Answers and weights for the fit, and what the mixture of kinds of answer found; as they are without one."""
-    if config.fit.annotation == "none":
-        return train, None, None
-    _, mixture = fit_basis_mixture(train, table.embeddings, config.fit.house(), encoder=table.encoder)
-    return dataclasses.replace(train, outcome=mixture.attitude), mixture.weight, mixture.record()
 
 
 def stored_model(directory: Path) -> FittedModel:

@@ -22,7 +22,7 @@ from rewards.types import Preferences
 from rlhf import encoder
 from rlhf.config.load import load, to_dict
 from rlhf.config.schema import RewardsConfig
-from rlhf.jobs.reward_models import HOUSE, check_names, item_table, make_model, model_names
+from rlhf.jobs.reward_models import HOUSE, check_names, item_table, make_model, model_names, training_answers
 from rlhf.jobs.rewards import close, divided, embedded, stored_model
 from rlhf.run import CONFIG, RESULT, Run
 
@@ -54,12 +54,6 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
             phi = gauge.features(model.basis, embeddings, prefs.item_prompt)
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
             evaluation = evaluate_people(config, prefs, held_out, phi, model, pooled)
-        if models and config.fit.annotation != "none":
-            print(
-                "note: the models compared are fitted on all answers alike; fit.annotation concerns the run's own model",
-                file=sys.stderr,
-                flush=True,
-            )
         if models:
             board = compare_models(config, models, item_table(prefs, embeddings, encoded_with))
             evaluation = evaluation or replay_of(board)
@@ -120,6 +114,7 @@ def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable
         division,
         scoreboard.Settings(settings.counts, settings.seeds, config.seed, settings.controls),
         judged=config.fit.model,
+        weigh=lambda table, training: training_answers(config, table, training)[0],
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
 

@@ -136,8 +136,8 @@ def rewards_verdict(result: dict[str, Any]) -> Verdict:
 def _comparison_verdict(board: dict[str, Any]) -> Verdict:
     """The comparison's sentence; a win that also happens where nobody differs is none."""
     own, caution = board["models"][board["judged"]], _few(board["people"])
-    if own["ignores_user"]:
-        return Verdict("lost", f"The model ignores the user. {board['sentence']}{caution}")
+    if own["ignores_user"]:  # the sentence says so
+        return Verdict("lost", board["sentence"] + caution)
     controls = own.get("controls", {})
     identical, planted = controls.get("identical_people"), controls.get("planted_tastes")
     if identical and not identical["passed"] and "gain" in identical:

@@ -57,7 +57,7 @@ class SmallHouse(RewardModel):
 
     def fit(self, table, training, *, weight=None, on_round=None):
         config = fit.FitConfig(num_basis=self.num_basis, dims=self.dims, rounds=6, ridge=1.0)
-        result = fit.fit_basis(training, table.embeddings, config, encoder={})
+        result = fit.fit_basis(training, table.embeddings, config, encoder={}, weight=weight)
         rule = GaussianRule(result.prior.mean, np.linalg.inv(result.prior.cov))
         return SmallFitted(result.basis, rule, result.coef_mean, self.listens)
 

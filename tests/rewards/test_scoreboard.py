@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rewards import controls, division, scoreboard
+from rewards import controls, division, models, scoreboard
 from rewards.errors import UserError
 from rewards.models.base import ItemTable
+from rewards.models.weighting import TrainingAnswers
 from tests.rewards.planted import planted, with_coefficients
 from tests.rewards.small_models import SmallAggregate, SmallHouse
 
@@ -15,11 +16,12 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 SETTINGS = scoreboard.Settings((0, 3, 10), draws=2)
 
 
-def board_of(world, judged="small", settings=SETTINGS, **models):
+def board_of(world, judged="small", settings=SETTINGS, weigh=None, **models):
     table = ItemTable(world.prefs, world.prefs.item_features, {})
     cells = division.divide(world.prefs, held_out_people=0.4, held_out_prompts=0.2, split_seed=0, last=10)
     given = {"aggregate": SmallAggregate(dims=6), "small": SmallHouse(dims=6), **models}
-    return scoreboard.compare(given, table, cells, settings, judged=judged)
+    weighed = {} if weigh is None else {"weigh": weigh}
+    return scoreboard.compare(given, table, cells, settings, judged=judged, **weighed)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,32 @@ def test_a_model_that_cannot_be_fitted_is_listed_with_its_reason(world):
     assert board["unavailable"] == {"refusing": "needs a language model"}
     with pytest.raises(UserError, match="refusing could not be fitted: needs a language model"):
         board_of(world, judged="refusing", settings=plain, refusing=Refusing())
+
+
+def test_all_models_are_fitted_on_weighted_answers(world):
+    """Half of the answers inverted and marked: with weight 0 the fit is as good as without them."""
+    wrong = np.random.default_rng(0).random(world.prefs.num_comparisons) < 0.5
+    marked = dataclasses.replace(world.prefs, columns={"wrong": wrong.tolist()})
+
+    def weigh(table, training):
+        inverted = np.where(training.columns["wrong"], 1 - training.outcome, training.outcome)
+        weight = np.where(training.columns["wrong"], 0.0, 1.0).astype(np.float32)
+        return TrainingAnswers(dataclasses.replace(training, outcome=inverted), weight, lapse=0.1)
+
+    plain = dataclasses.replace(SETTINGS, controls=False)
+    told, untold = (
+        board_of(
+            dataclasses.replace(world, prefs=marked),
+            settings=plain,
+            weigh=lambda *given, use=use: dataclasses.replace(weigh(*given), **use),
+        )["models"]
+        for use in ({}, {"weight": None})
+    )
+    assert told["small"]["accuracy"][10]["mean"] > untold["small"]["accuracy"][10]["mean"] + 0.1
+    answers = TrainingAnswers(marked, None, lapse=0.25)
+    house = models.make("house", {"num_basis": 2, "dims": 4, "rounds": 2})
+    fitted = answers.fit(house, ItemTable(marked, marked.item_features, {"kind": "precomputed"}))
+    assert fitted.rule.lapse == 0.25
 
 
 def test_enough_answers_is_where_the_gain_stays():

@@ -51,8 +51,9 @@ def test_the_sentence_is_the_verdict():
 
 
 def test_a_model_that_ignores_the_user_is_named_first():
-    verdict = rewards_verdict(result(house=model(0.6, 0.0, ignores_user=True), helps=False))
-    assert verdict.status == "lost" and verdict.text.startswith("The model ignores the user. ")
+    said = "Personalisation lost on this data (house): the model ignores the user"
+    verdict = rewards_verdict(result(house=model(0.6, 0.0, ignores_user=True), sentence=said))
+    assert verdict == ("lost", said)
 
 
 def test_a_leak_outranks_every_figure():

@@ -115,7 +115,10 @@ def test_what_nobody_would_read_is_refused_before_anything_is_computed(house, tm
         ),
         (["evaluation.settings={loer: {num_basis: 3}}"], "evaluation.settings: model: 'loer' is unknown"),
         (["evaluation.settings={house: {num_basis: 3}}"], "whose settings stand in fit itself"),
-        (["fit.model=lore", "evaluation.settings={lore: {dims: 3}}"], "whose settings stand in fit.settings"),
+        (
+            ["fit.model=lore", "fit.settings={seed: 1}", "evaluation.settings={lore: {dims: 3}}"],
+            "whose settings stand in fit.settings",
+        ),
     ):
         changes = [*overrides, "data.path=no.jsonl", f"output_dir={folder}"]
         assert cli.main(["rewards", "fit", path, *changes]) == 2
@@ -147,10 +150,11 @@ def test_the_house_model_is_compared_with_its_own_settings(house):
     assert (model.num_basis, model.dims) == (3, (3, 4))
 
 
-def test_another_model_is_fitted_and_judged(tmp_path):
+def test_another_model_is_fitted_and_judged(tmp_path, capsys):
     path = write_config(tmp_path, rows_of(), fit={"model": "mixture", "settings": {"num_groups": 2}})
-    assert cli.main(["rewards", "fit", str(path)]) == 0
-    assert cli.main(["rewards", "evaluate", str(path)]) == 0
+    assert cli.main(["rewards", "fit", str(path), "fit.ridge=3.0"]) == 0
+    assert "note: mixture does not read fit.ridge, fit.rounds; its own stand in fit.settings" in capsys.readouterr().err
+    assert cli.main(["rewards", "evaluate", str(path), "fit.ridge=3.0"]) == 0
     result = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["model"] == "mixture" and result["training_accuracy"] > 0.8
     evaluation = result["evaluation"]
@@ -176,6 +180,10 @@ def test_shared_settings_reach_other_models(house):
     )
     lore = reward_models.make_model(config, "lore")
     assert (lore.dims, lore.num_basis, lore.lapse) == (3, 5, 0.1)
+    fitted = load(
+        house / "config.yaml", ["fit.model=lore", "evaluation.settings={lore: {num_basis: 5}}"], RewardsConfig
+    )
+    assert reward_models.make_model(fitted, "lore").num_basis == 5
     assert reward_models.make_model(config, "house").dims == (2, 3)
     with pytest.raises(UserError, match="fit.settings holds x"):
         load(house / "config.yaml", ["fit.settings={x: 1}"], RewardsConfig)
