@@ -194,7 +194,7 @@ def people(args: argparse.Namespace) -> None:
         results_people.run(results, store, args.data, args.seeds, args.sets, args.models)
     for name in results_people.SETS:
         results[name] = {seed: results_people.compact(board) for seed, board in results.get(name, {}).items()}
-    write_json(store, results)
+    results_people.store_results(store, results)
     head = f"{results['made']}; {results['versions']}; {results['machine']}."
     write_text(store.with_suffix(".md"), results_people.page(results, head))
 

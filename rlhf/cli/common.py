@@ -79,11 +79,16 @@ def show_path(result: dict[str, Any]) -> None:
 
 
 def show_values(result: dict[str, Any], prefix: str = "") -> None:
-    """Print nested results as `name  value` lines."""
+    """Print nested results as `name  value` lines; what is long or nested in lists is left to --json."""
     for name, value in result.items():
         if isinstance(value, dict):
             show_values(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            print(f"{prefix}{name}  {value:.4g}")
-        elif not (isinstance(value, (list, tuple)) and len(value) > 20):
-            print(f"{prefix}{name}  {value}")
+        elif isinstance(value, (list, tuple)):
+            if value and len(value) <= 20 and not any(isinstance(part, (dict, list)) for part in value):
+                print(f"{prefix}{name}  {', '.join(map(_short, value))}")
+        elif value is not None:
+            print(f"{prefix}{name}  {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
