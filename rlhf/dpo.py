@@ -16,6 +16,7 @@ Shapes: A micro-batches, B rows, C completions, P pairs, K basis outputs.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +66,8 @@ class LossHyper(NamedTuple):
 class Static:
     """What fixes the program: a change here compiles again, a change anywhere else does not.
 
-    `dtype` is what trained base weights are computed in (`policy.merge`).
+    `dtype` is what trained base weights are computed in (`policy.merge`). `extra` is a further term of the loss,
+    (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
     """
 
     graphdef: nnx.GraphDef
@@ -76,6 +78,7 @@ class Static:
     with_rail: bool
     shares: UserShares | None
     dtype: str = "float32"
+    extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
 
     @property
     def personal(self) -> bool:
@@ -231,8 +234,12 @@ def step(
     hyper: tuple[optim.Hyper, LossHyper],
     *,
     static: Static,
+    extra: Any = None,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-    """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated."""
+    """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated.
+
+    `extra` holds rows of `static.extra`, whose term joins the loss once a step; None for none.
+    """
     optim_hyper, loss_hyper = hyper
     key = jax.random.fold_in(state.key, state.step)
 
@@ -247,5 +254,13 @@ def step(
     grads, metrics = jax.lax.scan(accumulate, zeros, (batch, jax.random.split(key, num_micro)))
     grads = jax.tree.map(lambda g: g / num_micro, grads)
     metrics = jax.tree.map(jnp.mean, metrics)
+    further = static.extra
+    if further is not None and extra is not None:
+        term = jax.value_and_grad(
+            lambda trained: further(merge(frozen, trained, static.dtype), extra), has_aux=True
+        )
+        (value, more), own = term(state.params)
+        grads = jax.tree.map(jnp.add, grads, own)
+        metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
     state, norms = optim.apply_gradients(state, grads, optim_hyper, static.schedule)
     return state, metrics | norms

@@ -141,14 +141,14 @@ def _embed(prefs: Preferences, settings: dict[str, Any], base: policy_store.Base
         Sequences(prompts[prompt], (completion,))
         for prompt, completion in zip(prefs.item_prompt, completions, strict=True)
     ]
-    num_layers = _num_layers(settings["layer"], base.config.num_layers)
+    num_layers = num_layers_of(settings["layer"], base.config.num_layers)
     out = pooled_states(base, sequences, num_layers, settings["pool"])
     with atomic_path(path) as temporary:
         save_file({"embeddings": out}, temporary)
     return out
 
 
-def _num_layers(layer: int, total: int) -> int:
+def num_layers_of(layer: int, total: int) -> int:
     """Layers to run for `encoder.layer`: −1 all of them (then the final norm), n the first n."""
     count = layer if layer >= 0 else total + 1 + layer
     if not 0 <= count <= total:

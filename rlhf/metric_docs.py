@@ -4,22 +4,7 @@ Rewards are w·φ, the log-odds of a person's choice: a difference of 0.1 moves 
 better answer by about 10 %. They are in nats; only differences between answers to one prompt mean something.
 """
 
-from typing import NamedTuple
-
-
-class MetricDoc(NamedTuple):
-    """One metric.
-
-    Attributes:
-      meaning: one sentence.
-      unit: "nats", "share", "tokens", …; "" for a pure number.
-      wrong: what it looks like when something has gone wrong.
-    """
-
-    meaning: str
-    unit: str
-    wrong: str
-
+from rlhf.metric_docs_rl import RL, MetricDoc
 
 TRAINING = {
     "train/loss/total": MetricDoc(
@@ -364,12 +349,16 @@ EVALUATION = {
 
 GROUPS = {
     "Training (`metrics.jsonl` of `chorus train sft` and `chorus train dpo`)": TRAINING,
+    "Reinforcement learning (`metrics.jsonl` of `chorus train ppo` and `chorus train grpo`)": RL,
     "Basis fit (`metrics.jsonl` of `chorus rewards fit`)": FIT,
     "Rewards (`metrics.json` of `chorus rewards fit` and `chorus rewards evaluate`)": REWARDS,
     "Policy (`metrics.json` of `chorus evaluate`)": EVALUATION,
 }
 
-METRICS: dict[str, MetricDoc] = {name: doc for group in GROUPS.values() for name, doc in group.items()}
+# Sampled completions give some names another meaning; reports of such runs ask `metric_docs_rl.explained`.
+METRICS: dict[str, MetricDoc] = RL | {
+    name: doc for group in GROUPS.values() if group is not RL for name, doc in group.items()
+}
 
 
 def markdown() -> str:

@@ -1,8 +1,8 @@
 """A policy: frozen base weights, LoRA and the conditioner, and the log-probs it gives.
 
-    π(y | x, w) = Decoder(base + LoRA + Σ_k z_k A_k B_k),  z = Σ^(-1/2)(w_eff − μ)
+    π(y | x, w) = Decoder(base + LoRA; conditioner at z),  z = Σ^(-1/2)(w_eff − μ)
 
-z = 0 is the aggregate policy π_agg exactly, because the conditioner is multiplied by z.
+z = 0 is the aggregate policy π_agg exactly, whatever the kind of conditioner (`models/conditioners.py`).
 Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 """
 
@@ -18,6 +18,7 @@ from flax import nnx
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
+from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.packing import PackedRows
@@ -59,12 +60,12 @@ def structure(
 def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) -> tuple[Any, Any]:
     """Fresh LoRA and conditioner: the inputs' factors He-uniform (as PEFT does), the outputs' zero.
 
-    Zero output factors make the new policy equal to its base for every z.
+    Zero output factors make the new policy equal to its base for every z (except for coefficients as text).
     """
 
     def fill(path, leaf):
         name = [str(key.key) for key in path if hasattr(key, "key")][-1]
-        if name.endswith("_b"):
+        if starts_at_zero(name):
             return jnp.zeros(leaf.shape, leaf.dtype)
         leaf_key = jax.random.fold_in(key, hash_path(path))
         bound = (6.0 / leaf.shape[-2]) ** 0.5
@@ -121,7 +122,7 @@ def token_logprobs(
     first = 0 if hidden is None else len(decoder.stages) - 1
     hidden = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
     hidden, _ = decoder.run_stages(hidden, context, first=first)
-    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1))
+    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1), z)
     logsumexp = jax.nn.logsumexp(logits, axis=-1)
     entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
     tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)

@@ -23,7 +23,8 @@ from rewards.errors import UserError
 from rewards.files import atomic_path, read_json, sha256_file, write_json
 from rewards.types import GroupPrior
 from rlhf.conditioning import Conditioning, effective_coef, signal
-from rlhf.models.adapters import AdapterSpec, merged_kernel
+from rlhf.models.adapters import AdapterSpec
+from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
@@ -136,28 +137,15 @@ def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) ->
 
 
 def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
-    """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in."""
+    """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in.
+
+    Raises:
+      UserError: z was given, and this kind of conditioner is no change of weights.
+    """
     base, lora, conditioner = (nnx.to_pure_dict(part) for part in policy.params)
     if policy.spec is None:
         return base
-    top = len(policy.base.stages) - 1
-
-    def fold(weights: dict, low_rank: dict, basis: dict) -> dict:
-        if "kernel" in weights:
-            arrays = {"kernel": weights["kernel"], **low_rank, **basis}
-            return {**weights, "kernel": merged_kernel(arrays, policy.spec, z)}
-        return {
-            name: fold(value, low_rank.get(name, {}), basis.get(name, {}))
-            if isinstance(value, dict)
-            else value
-            for name, value in weights.items()
-        }
-
-    def of_top(tree: dict) -> dict:
-        return tree.get("stages", {}).get(top, {})
-
-    merged = fold(base["stages"][top], of_top(lora), of_top(conditioner))
-    return {**base, "stages": {**base["stages"], top: merged}}
+    return merge(base, lora, conditioner, policy.spec, policy.base.config, z, top=len(policy.base.stages) - 1)
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -181,7 +169,7 @@ def save_policy(
         "format": 1,
         **record,
         "full": full,
-        "spec": dataclasses.asdict(spec) if spec else None,
+        "spec": spec.record() if spec else None,
         "weights_sha256": sha256_file(path),
     }
     write_json(directory / "policy" / POLICY, record)
@@ -211,7 +199,7 @@ def load_policy(run: str | Path) -> Policy:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
         )
-    spec = AdapterSpec(**record["spec"]) if record["spec"] else None
+    spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
     graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
     params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
     prior = record.get("prior")

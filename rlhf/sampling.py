@@ -129,6 +129,7 @@ def generate(
     slots = jnp.arange(length)
     key_positions = slots[None, :] - starts[:, None]
     real = key_positions >= 0
+    words = decoder.read_words(z)
 
     def run(tokens: jax.Array, first_slot: jax.Array, cache: Cache, unroll):
         query_slots = first_slot + jnp.arange(tokens.shape[1])
@@ -136,9 +137,11 @@ def generate(
         # A padded query sees its own slot, so that its softmax is not over nothing.
         mask = real[:, None, :] & (slots[None, None, :] <= query_slots[None, :, None])
         mask = mask | (slots[None, None, :] == query_slots[None, :, None])
-        context = decoder.context(positions, mask, z=z, key_positions=key_positions, index=first_slot)
+        context = decoder.context(
+            positions, mask, z=z, key_positions=key_positions, index=first_slot, words=words
+        )
         hidden, new = decoder.run_stages(decoder.embed_tokens(tokens), context, cache=cache, unroll=unroll)
-        return decoder.logits(hidden[:, -1]), new
+        return decoder.logits(hidden[:, -1], z), new
 
     def advance(loop: _Loop, logits: jax.Array, new: tuple) -> _Loop:
         token = pick(logits, keys, loop.step, settings, filtered)

@@ -31,8 +31,10 @@ def run_steps(
     batch_of: Callable[[int], Any],
     config: Any,
     *,
-    tokens_per_step: int,
+    tokens_per_step: int | Callable[[dict[str, float]], float],
     title: str,
+    shown: tuple[str, ...] = SHOWN,
+    watch: Callable[[], None] | None = None,
 ) -> TrainState:
     """Run `config.train.steps` optimiser steps, continuing after the newest good checkpoint.
 
@@ -42,8 +44,9 @@ def run_steps(
       step: compiled step; its state is donated.
       batch_of: step number → batch; a function of the number alone, so that a resumed run sees the same data.
       config: has `train.{steps, log_every, checkpoint_every, keep_checkpoints}`.
-      tokens_per_step: for `perf/tokens_per_second`.
-      title: name of the work on the console.
+      tokens_per_step: for `perf/tokens_per_second`: a number, or a function of the step's metrics.
+      title: name of the work on the console; `shown`: the metrics there.
+      watch: called at every checkpoint, once the metrics so far are written.
 
     Raises:
       UserError: a metric is not finite (which, and in which step).
@@ -55,7 +58,7 @@ def run_steps(
     if restored is not None:
         start, state, _ = restored
     with MetricWriter(
-        run.directory, start_step=start, num_steps=settings.steps, title=title, shown=SHOWN
+        run.directory, start_step=start, num_steps=settings.steps, title=title, shown=shown
     ) as writer:
         pending: tuple[int, dict[str, jax.Array]] | None = None
         mark = time.perf_counter()
@@ -68,13 +71,15 @@ def run_steps(
                 _report(writer, pending, mark, settings, tokens_per_step)
                 pending = None
                 writer.flush()
+                if watch is not None:
+                    watch()
                 checkpointer.save(number + 1, state, {"next_step": number + 1})
                 mark = time.perf_counter()
     return state
 
 
 def _report(
-    writer: MetricWriter, pending: tuple[int, dict[str, jax.Array]], mark: float, settings: Any, tokens: int
+    writer: MetricWriter, pending: tuple[int, dict[str, jax.Array]], mark: float, settings: Any, tokens: Any
 ) -> float:
     """Read and write one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
     number, metrics = pending
@@ -87,6 +92,7 @@ def _report(
             f"step {number}: {', '.join(bad)} not finite; lower optimizer.learning_rate or optimizer.max_grad_norm, "
             "then start in a new output_dir"
         )
+    tokens = tokens(values) if callable(tokens) else tokens
     values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds}
     if number % settings.log_every == 0 or number in (1, settings.steps):
         writer.write(number, values)

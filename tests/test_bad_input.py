@@ -75,6 +75,8 @@ class World:
             "rewards": {"encoder": {"kind": "precomputed"}, "fit": {"num_basis": 1, "dims": 2, "rounds": 2}},
             "sft": {"model": {"name": str(self.root / "model")}, **training},
             "dpo": {"model": {"name": str(self.root / "model")}, "loss": {"kind": "dpo"}, **training},
+            "ppo": self.sampled(),
+            "grpo": self.sampled(),
             "evaluate": {
                 "model": {"name": "m"},
                 "policy": str(self.root / "p"),
@@ -86,7 +88,23 @@ class World:
         path = self.root / f"{kind}.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False) + text)
         group = {"rewards": ["rewards", "fit"], "sft": ["train", "sft"], "dpo": ["train", "dpo"]}
+        group |= {"ppo": ["train", "ppo"], "grpo": ["train", "grpo"]}
         return [*group.get(kind, ["evaluate"]), str(path)]
+
+    def sampled(self) -> dict[str, Any]:
+        """What ppo and grpo need besides data: a function as reward."""
+        write(self.root / "f.py", FUNCTIONS)
+        return {
+            "model": {"name": str(self.root / "model")},
+            "columns": [self.column("good")],
+            "rollout": {"max_new_tokens": 4},
+            "kl": {"coef": 0.1},
+            "optimizer": {"learning_rate": 1e-3},
+            "train": {"steps": 2},
+        }
+
+    def column(self, name: str, kind: str = "function") -> dict[str, Any]:
+        return {"name": name, "kind": kind, "function": f"{self.root / 'f.py'}:{name}"}
 
     def reward_run(self) -> Path:
         """A stored reward run of two axes on the features of the data."""
@@ -122,6 +140,24 @@ class World:
         self.monkeypatch.setenv("PIP_RETRIES", "0")
         self.monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         self.monkeypatch.setenv("CHORUS_CACHE", str(self.root / "cache"))
+
+
+FUNCTIONS = """
+def good(completions):
+    return [float(len(text)) for text in completions]
+
+def raises(completions):
+    return [1.0 / text.count("item") for text in completions]
+
+def short(completions):
+    return [1.0]
+
+def nan(completions):
+    return [float("nan") for _ in completions]
+
+def constant(completions):
+    return [1.0 for _ in completions]
+"""
 
 
 def check(path: Path | str) -> list[str]:
@@ -207,6 +243,31 @@ def too_long(world: World) -> list[str]:
     rows = world.good_rows()
     rows[2]["prompt"] = "Which ? " * 50
     return world.config("sft", data={"path": str(world.rows(rows, "long.jsonl"))})
+
+
+def rewarded(function: str) -> Callable[[World], list[str]]:
+    """A run over samples of π_ref that are given, rewarded by one function of f.py."""
+
+    def make(world: World) -> list[str]:
+        write_model(world.root / "model")
+        texts = ["item 1", "item 2 item", "7", "item"]
+        samples = world.rows([{"prompt": "Which ?", "completion": text} for text in texts], "samples.jsonl")
+        population = {"mean": [0.0], "sd": [1.0], "reference": str(samples)}
+        return world.config("grpo", columns=[world.column(function)], population=population)
+
+    return make
+
+
+def sampled_from_long_prompts(world: World) -> list[str]:
+    write_model(world.root / "model")
+    rows = [{"prompt": "Which ?"}, {"prompt": "Which ? " * 20}]
+    data = {"path": str(world.rows(rows, "prompts.jsonl"))}
+    return world.config("ppo", data=data, rollout={"max_prompt_tokens": 30})
+
+
+def rewards_without_new_completions(world: World) -> list[str]:
+    write_model(world.root / "model")
+    return world.config("grpo", columns=[], rewards=str(world.reward_run()))
 
 
 def without_network(*argv: str) -> Callable[[World], list[str]]:
@@ -497,6 +558,69 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "every checkpoint damaged": (damaged_checkpoints, "no usable checkpoint: step 2 (COMPLETE is missing)"),
     "run in use": (busy, "in use by process"),
     "other configuration": (other_configuration, "optimizer.eps is 1e-08 there, 1e-06 here"),
+    # reinforcement learning
+    "unknown estimator": (
+        lambda w: w.config("grpo", algorithm={"kind": "gpro"}),
+        "algorithm.kind [grpo.yaml:",
+    ),
+    "ppo's key in grpo": (
+        lambda w: [*w.config("grpo"), "algorithm.gae_lambda=1.0"],
+        "algorithm.gae_lambda [command line]: unknown key",
+    ),
+    "minibatches of unequal size": (
+        lambda w: w.config("grpo", algorithm={"minibatches": 3}),
+        "algorithm.minibatches 3 does not divide the 32 rows of an iteration (8 prompts × 1 people × 4 completions)",
+    ),
+    "a group of one": (
+        lambda w: [*w.config("grpo"), "rollout.completions=1"],
+        "rollout.completions 1: algorithm.kind centred compares the completions",
+    ),
+    "a group of one to centre": (
+        lambda w: [*w.config("ppo"), "rollout.completions=1"],
+        "a group of one has no mean to subtract",
+    ),
+    "no reward": (
+        lambda w: w.config("grpo", columns=[]),
+        "rewards is required: the directory of a reward run",
+    ),
+    "two rewards": (lambda w: [*w.config("ppo"), "rewards=r"], "rewards and columns are both given"),
+    "population of another length": (
+        lambda w: w.config("grpo", population={"mean": [0, 0], "sd": [1, 1]}),
+        "population.mean has 2 numbers for 1 columns (good)",
+    ),
+    "population without spread": (
+        lambda w: w.config("grpo", population={"mean": [0], "sd": [0]}),
+        "population [grpo.yaml:",
+    ),
+    "weights of another length": (
+        lambda w: [*w.config("ppo"), "weights=[1.0, 2.0]"],
+        "weights has 2 numbers for 1 columns (good)",
+    ),
+    "a gate in training": (
+        lambda w: w.config("ppo", columns=[w.column("good") | {"gate": 1.0}]),
+        "training has no gates",
+    ),
+    "greedy rollouts": (
+        lambda w: [*w.config("grpo"), "rollout.temperature=0"],
+        "rollout.temperature [command line]",
+    ),
+    "k1 in the loss": (lambda w: [*w.config("grpo"), "kl.place=loss"], "estimator k1 in the loss"),
+    "no such reward function": (
+        lambda w: (write_model(w.root / "model"), w.config("grpo", columns=[w.column("godo")]))[1],
+        "has no function 'godo'; did you mean 'good'?",
+    ),
+    "reward function raises": (rewarded("raises"), "samples.jsonl row 3, ZeroDivisionError"),
+    "reward function of another length": (rewarded("short"), "returned 1 values for 4 completions"),
+    "reward is not a number": (rewarded("nan"), "returned 'nan' for"),
+    "reward of no use": (rewarded("constant"), "column 'constant': the same for all completions"),
+    "long prompt to learn from": (
+        sampled_from_long_prompts,
+        "prompts.jsonl row 2: prompt of 40 tokens exceeds rollout.max_prompt_tokens 30",
+    ),
+    "rewards for known answers only": (
+        rewards_without_new_completions,
+        "has encoder.kind precomputed, which gives no rewards for new completions",
+    ),
     # generation
     "no prompt": (lambda w: ["generate", "--model", "m"], "--prompt --input is required"),
     "empty prompt": (lambda w: ["generate", "--model", "m", "--prompt", " "], "--prompt ' ': empty"),

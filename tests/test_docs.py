@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KIND = {("rewards", "fit"): "rewards", ("rewards", "evaluate"): "rewards"}
-KIND |= {("train", "sft"): "sft", ("train", "dpo"): "dpo", ("evaluate", None): "evaluate"}
+KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")} | {("evaluate", None): "evaluate"}
 
 
 def name(path: Path) -> str:
@@ -143,7 +143,7 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
         yield from leaves(inner[0], f"{prefix}{field.name}.") if inner else (f"{prefix}{field.name}",)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "evaluate"])
+@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate"])
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
     command = {"rewards": "rewards fit", "evaluate": "evaluate"}.get(kind, f"train {kind}")

@@ -108,18 +108,25 @@ def as_they_are(table: ItemTable, training: Preferences) -> RewardBasis:
     if reference := table.encoder.get("reference"):
         mean, spread = np.asarray(reference["mean"]), np.asarray(reference["sd"])
     check_spread(spread, mean, names, training.source)
+    return column_basis(names, mean, spread, table.encoder, table.encoder_hash)
+
+
+def column_basis(
+    names: tuple[str, ...], mean: np.ndarray, spread: np.ndarray, encoder: dict[str, Any], encoder_hash: str
+) -> RewardBasis:
+    """φ_k = (e_k − mean_k)/spread_k under the names given; mean, spread float[K]."""
     identity = np.eye(len(names), dtype=np.float32)
     record = Gauge(
         centring=gauge.CENTRING,
-        mean=mean.astype(np.float32),
-        whitening=np.diag(1.0 / spread).astype(np.float32),
+        mean=np.asarray(mean, np.float32),
+        whitening=np.diag(1.0 / np.asarray(spread, np.float64)).astype(np.float32),
         rotation=identity,
         signs=np.ones(len(names), np.float32),
         scale=1.0,
         names=names,
-        encoder_hash=table.encoder_hash,
+        encoder_hash=encoder_hash,
     )
-    return RewardBasis(identity, record, dict(table.encoder))
+    return RewardBasis(identity, record, dict(encoder))
 
 
 def moments(values: np.ndarray, item_prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=("rewards", "sft", "dpo", "evaluate"),
-        help="rewards, sft, dpo or evaluate",
+        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate"),
+        help="rewards, sft, dpo, ppo, grpo or evaluate",
     )
 
 

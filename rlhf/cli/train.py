@@ -1,4 +1,4 @@
-"""chorus train sft|dpo."""
+"""chorus train sft|dpo|ppo|grpo."""
 
 from typing import Any
 
@@ -22,4 +22,20 @@ def add_parser(subparsers: Any) -> None:
         "chorus train dpo configs/electricity/dpo.yaml rewards=runs/electricity/rewards",
         kind="dpo",
         job="dpo:run",
+    )
+    add_job(
+        group,
+        "ppo",
+        "PPO with a vector critic on a reward run or reward functions, one policy for all people",
+        "chorus train ppo configs/electricity/ppo.yaml train.steps=20",
+        kind="ppo",
+        job="rl:run",
+    )
+    add_job(
+        group,
+        "grpo",
+        "critic-free: centred, RLOO, GRPO, REINFORCE++ or GDPO advantages on the same rewards",
+        "chorus train grpo configs/electricity/grpo.yaml algorithm.kind=rloo",
+        kind="grpo",
+        job="rl:run",
     )

@@ -8,6 +8,7 @@ Numbers are the model's logits, not normalised.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ class ClassifierColumn:
         directory = resolve_model(self.model)
         labels = labels_of(read_hf_config(directory), f"{directory}/config.json")
         values = remembered(
-            [self.identity(), texts_of(prefs)], lambda: load_classifier(self.model).logits(prefs)
+            [self.identity(), texts_of(prefs)], lambda: _loaded(self.model, self.identity()).logits(prefs)
         )
         names = (self.name,) if len(labels) == 1 else tuple(f"{self.name}.{label}" for label in labels)
         return Measured(names, values, {"labels": list(labels)})
@@ -92,6 +93,12 @@ class Classifier:
             sequences.append(Sequences(tuple(ids[:1]), (tuple(ids[1:]),)))  # pooled at its last token
         hidden = pooled_states(self.base, sequences, self.base.config.num_layers, "last")
         return np.asarray(jnp.matmul(hidden, self.kernel, precision=jax.lax.Precision.HIGHEST), np.float64)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str, identity: str) -> Classifier:
+    """A classifier stays loaded while it is the same; every training iteration asks for it."""
+    return load_classifier(name)
 
 
 def load_classifier(name: str) -> Classifier:

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -74,11 +75,17 @@ def source_of(spec: str) -> tuple[Path, str]:
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """Import the function.
+    """Import the function, once for the same source: what its module holds lasts as long as the process.
 
     Raises:
       UserError: the module fails on import, or has no such function.
     """
+    return _imported(spec, sha256_file(source_of(spec)[0]))
+
+
+@functools.lru_cache(maxsize=64)
+def _imported(spec: str, digest: str) -> Callable[..., Any]:
+    """`digest` of the source stands in the key of the cache."""
     path, function = source_of(spec)
     where = spec.rpartition(":")[0]
     try:

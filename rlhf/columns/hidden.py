@@ -38,13 +38,42 @@ def pooled_states(
     rows = fill_rows(items, max(ROW_LENGTH, longest))
     embed = _embedder(base, num_layers, pool)
     out = np.zeros((len(sequences), base.config.width), np.float32)
-    packed = pack(rows)
+    packed = few_shapes(pack(rows))
     for index in chunks(len(rows), CHUNK):
         values = np.asarray(embed(packed.take(index)))
         for row, number in zip(values, index, strict=True):
             for value, group in zip(row, rows[number], strict=False):
                 out[items[group]] = value
     return out
+
+
+def few_shapes(packed: PackedRows) -> PackedRows:
+    """Pad nodes, scored nodes and completions to powers of two, and leave out the heads, which pooling does not read.
+
+    Completions that are sampled anew in every training iteration then meet a handful of compiled programs.
+    """
+
+    def padded(array: np.ndarray, *sizes: int) -> np.ndarray:
+        extra = [(0, size - have) for size, have in zip(sizes, array.shape[1:], strict=True)]
+        return np.pad(array, [(0, 0), *extra])
+
+    num_rows, num_nodes = packed.tokens.shape
+    nodes, scored, completions = (
+        1 << (max(size, 8) - 1).bit_length()
+        for size in (num_nodes, packed.scored.shape[1], packed.member.shape[1])
+    )
+    end = np.tile(np.arange(1, nodes + 1, dtype=np.int32), (num_rows, 1))  # padding sees only itself
+    end[:, :num_nodes] = packed.end
+    nothing = np.zeros((num_rows, 0), np.int32)
+    return PackedRows(
+        tokens=padded(packed.tokens, nodes),
+        positions=padded(packed.positions, nodes),
+        end=end,
+        heads=nothing,
+        scored=padded(packed.scored, scored),
+        scored_head=nothing,
+        member=padded(packed.member, completions, scored),
+    )
 
 
 def _embedder(base: policy_store.Base, num_layers: int, pool: str):

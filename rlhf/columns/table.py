@@ -21,6 +21,7 @@ from rewards.types import Preferences
 from rlhf.columns.classifier import ClassifierColumn
 from rlhf.columns.functions import FunctionColumn
 from rlhf.columns.items import Column, Measured
+from rlhf.columns.jit import JitColumn
 from rlhf.columns.judge import JudgeColumn
 from rlhf.columns.reference import ReferenceColumn
 from rlhf.columns.votes import VotesColumn
@@ -28,6 +29,7 @@ from rlhf.config.columns import KEYS, ColumnConfig, plain
 
 KINDS: dict[str, type] = {
     "function": FunctionColumn,
+    "jit": JitColumn,
     "classifier": ClassifierColumn,
     "judge": JudgeColumn,
     "votes": VotesColumn,
@@ -57,7 +59,7 @@ class Table:
 def make(settings: dict[str, Any]) -> Column:
     """The column of `rlhf.config.columns.plain` settings."""
     kind = settings["kind"]
-    fields = {"function": "spec"} if kind == "function" else {}
+    fields = {"function": "spec"} if kind in ("function", "jit") else {}
     own = {fields.get(key, key): settings[key] for key in KEYS[kind]}
     return KINDS[kind](name=settings["name"], **own)
 
@@ -117,8 +119,17 @@ def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True
     Raises:
       UserError: a column is not what it was at the fit, or cannot be computed.
     """
-    raw, filled, names = [], [], []
-    passed, report = {}, {}
+    opened = open_columns(settings, gates=gates)
+    return combine([(entry, column.measure(prefs, fitting=False)) for entry, column in opened])
+
+
+def open_columns(settings: dict[str, Any], *, gates: bool) -> list[tuple[dict[str, Any], Column]]:
+    """Stored entries with their columns, ready to measure.
+
+    Raises:
+      UserError: a column is not what it was at the fit.
+    """
+    opened = []
     for entry in settings["columns"]:
         own = entry["settings"]
         if own["gate"] is not None and not gates:
@@ -129,7 +140,16 @@ def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True
                 f"column {own['name']!r}: {_subject(own)} is not what the rewards were fitted with (sha256 "
                 "differs); restore it or fit again"
             )
-        measured = column.measure(prefs, fitting=False)
+        opened.append((entry, column))
+    return opened
+
+
+def combine(parts: Sequence[tuple[dict[str, Any], Measured]]) -> Table:
+    """Stored entries and what their columns measured, as one table."""
+    raw, filled, names = [], [], []
+    passed, report = {}, {}
+    for entry, measured in parts:
+        own = entry["settings"]
         report[own["name"]] = measured.report | ({"warning": measured.off} if measured.off else {})
         if own["gate"] is not None:
             # Nothing known about a completion: it does not pass.
@@ -185,6 +205,12 @@ def _means(measured: Measured, prefs: Preferences) -> np.ndarray:
 
 
 def _subject(settings: dict[str, Any]) -> str:
-    keys = {"function": "function", "classifier": "model", "reference": "model", "judge": "model"}
+    keys = {
+        "function": "function",
+        "jit": "function",
+        "classifier": "model",
+        "reference": "model",
+        "judge": "model",
+    }
     key = keys.get(settings["kind"])
     return str(settings[key]) if key else f"its {settings['kind']} rule"

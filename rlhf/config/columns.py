@@ -15,9 +15,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "votes": ("answer", "probe", "min_accuracy"),
     "reference": ("model", "reference"),
+    "jit": ("function", "model"),
 }
 REQUIRED = {
     "function": ("function",),
+    "jit": ("function",),
     "classifier": ("model",),
     "judge": ("model", "address"),
     "votes": ("probe",),
@@ -36,10 +38,10 @@ class ColumnConfig:
     name: str = Field(
         min_length=1, max_length=80, description="Name of the column in reports and in φ; each one once."
     )
-    kind: Literal["function", "classifier", "judge", "votes", "reference"] = Field(
-        description="function: Python with TRL's signature; classifier: a sequence-classification model; judge: a "
-        "model behind an OpenAI-compatible address; votes: agreement with the majority answer; reference: certainty "
-        "of the reference answer."
+    kind: Literal["function", "jit", "classifier", "judge", "votes", "reference"] = Field(
+        description="function: Python with TRL's signature; jit: a jittable function of tokens; classifier: a "
+        "sequence-classification model; judge: a model behind an OpenAI-compatible address; votes: agreement with the "
+        "majority answer; reference: certainty of the reference answer."
     )
     gate: float | None = Field(
         None,
@@ -47,13 +49,14 @@ class ColumnConfig:
         "not accepted. Null: a reward.",
     )
     function: str | None = Field(
-        None, min_length=3, description="`module:function` or `file.py:function` (function only)."
+        None, min_length=3, description="`module:function` or `file.py:function` (function and jit only)."
     )
     model: str | None = Field(
         None,
         min_length=1,
         description="classifier: directory or hub id of a ...ForSequenceClassification model; reference: language "
-        "model, the π_ref; judge: the model's name at the address.",
+        "model, the π_ref; judge: the model's name at the address; jit: language model whose tokens the function reads, "
+        "in RL training the one that is trained.",
     )
     address: str | None = Field(
         None,

@@ -11,14 +11,22 @@ from typing import Any, Literal
 from rewards.errors import UserError
 from rlhf.config.load import field_type, key_paths, record_of, to_dict
 
-KINDS = {"rewards": "RewardsConfig", "sft": "SFTConfig", "dpo": "DPOConfig", "evaluate": "EvaluateConfig"}
+KINDS = {
+    "rewards": "schema:RewardsConfig",
+    "sft": "schema:SFTConfig",
+    "dpo": "schema:DPOConfig",
+    "ppo": "rl:PPOConfig",
+    "grpo": "rl:GRPOConfig",
+    "evaluate": "schema:EvaluateConfig",
+}
 
 
 def schema_of(kind: str) -> type:
     """The schema class of a kind named on the command line."""
     if kind not in KINDS:
         raise UserError(f"{kind}: no such kind of configuration; known: {', '.join(KINDS)}")
-    return getattr(importlib.import_module("rlhf.config.schema"), KINDS[kind])
+    module, _, record = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(f"rlhf.config.{module}"), record)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -310,9 +310,46 @@ class RailConfig:
 
 @dataclass(**FROZEN)
 class ConditionerConfig:
-    rank: int = Field(
-        4, ge=1, description="Rank of each axis's direction: ΔW = Σ_k z_k B_k A_k with A_k, B_k of this rank."
+    kind: Literal["low_rank", "film", "prefix", "logit_heads", "text"] = Field(
+        "low_rank",
+        description="How coefficients act: a low-rank change of every linear map, scale and shift of normed inputs, "
+        "extra attention slots, heads that add to the logits, or words in front of the prompt.",
     )
+    rank: int = Field(
+        4,
+        ge=1,
+        description="Rank r of each axis's direction: ΔW = Σ_k z_k B_k A_k with A_k, B_k of this rank "
+        "(low_rank, logit_heads).",
+    )
+    slots: int = Field(8, ge=1, description="Extra attention slots in every adapted layer (prefix only).")
+    shift: bool = Field(
+        True,
+        description="Shift normed inputs as well as scale them; without, one person's policy can be exported "
+        "(film only).",
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self):
+        for key, kinds in (
+            ("rank", ("low_rank", "logit_heads")),
+            ("slots", ("prefix",)),
+            ("shift", ("film",)),
+        ):
+            default = type(self).__dataclass_fields__[key].default.default
+            if getattr(self, key) != default and self.kind not in kinds:
+                raise ValueError(
+                    f"{key} is for kind {' and '.join(kinds)}, not {self.kind}; remove it or change kind"
+                )
+        return self
+
+
+def check_conditioner(conditioner: ConditionerConfig, model: ModelConfig) -> None:
+    """Words in front of the prompt change every layer, so none may be computed once and cached."""
+    if conditioner.kind == "text" and model.adapter_layers is not None:
+        raise ValueError(
+            f"model.adapter_layers is {model.adapter_layers}, but conditioner.kind text writes into the prompt, which "
+            "every layer reads; set model.adapter_layers=null"
+        )
 
 
 @dataclass(**FROZEN)

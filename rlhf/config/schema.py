@@ -26,6 +26,7 @@ from rlhf.config.parts import (
     TrainConfig,
     TuneConfig,
     UsersMixConfig,
+    check_conditioner,
 )
 
 
@@ -112,7 +113,7 @@ class DPOConfig(RunConfig):
     loss: LossConfig = Field(LossConfig(), description="Which member of the DPO family.")
     rail: RailConfig = Field(RailConfig(), description="The aggregate-prior term.")
     conditioner: ConditionerConfig = Field(
-        ConditionerConfig(), description="How coefficients change the weights."
+        ConditionerConfig(), description="How coefficients act on the policy."
     )
     users: UsersMixConfig = Field(UsersMixConfig(), description="Whose coefficients training rows get.")
     groups: GroupsConfig = Field(GroupsConfig(), description="How completions of one prompt are packed.")
@@ -120,6 +121,7 @@ class DPOConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         _check_schedule(self)
+        check_conditioner(self.conditioner, self.model)
         if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
             raise ValueError(
                 f"rewards is required for loss.kind {self.loss.kind}; give a reward run or choose dpo, ipo, "

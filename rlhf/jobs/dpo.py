@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from rlhf.jobs.sft import (
     trained_parts,
 )
 from rlhf.models.adapters import AdapterSpec
+from rlhf.models.conditioner_kinds import MAX_INNER
+from rlhf.models.conditioners import make_words
 from rlhf.policy import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run import Run
 
@@ -52,7 +55,7 @@ def run(config: Any) -> dict[str, Any]:
         )
         rows = build_rows(config, prefs, base, people, annotation)
         full = config.tune.mode == "full"
-        spec = adapter_spec(config, rewards)
+        spec = adapter_spec(config, rewards, base)
         graphdef, params, run_key = fresh_policy(config, base, spec)
         hidden = None if full else cached_hidden(graphdef, params, rows.packed)
         reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
@@ -99,13 +102,28 @@ def build_rows(
     return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
 
 
-def adapter_spec(config: Any, rewards: RewardRun | None) -> AdapterSpec | None:
+def adapter_spec(config: Any, rewards: RewardRun | None, base: policy_store.Base) -> AdapterSpec | None:
     """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
-    num_basis = rewards.basis.num_basis if rewards else 0
-    if not rank and not num_basis:
-        return None
-    return AdapterSpec(rank, config.tune.lora_alpha, num_basis, config.conditioner.rank if num_basis else 0)
+    if rewards is None:
+        return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
+    wanted, num_basis = config.conditioner, rewards.basis.num_basis
+    if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
+        print(
+            f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
+            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not",
+            file=sys.stderr,
+        )
+    return AdapterSpec(
+        rank,
+        config.tune.lora_alpha,
+        num_basis,
+        basis_rank=wanted.rank if wanted.kind in ("low_rank", "logit_heads") else 0,
+        kind=wanted.kind,
+        slots=wanted.slots if wanted.kind == "prefix" else 0,
+        shift=wanted.shift,
+        words=make_words(base.tokenizer, rewards.basis.gauge.names) if wanted.kind == "text" else None,
+    )
 
 
 def known_people(prefs: Preferences, people: People) -> Preferences:

@@ -75,7 +75,7 @@ def fit(config: Any) -> dict[str, Any]:
         if isinstance(fitted, LinearFitted):
             fitted = with_posteriors(fitted, table, train)
             phi = fitted.features(table)
-            _write_questions(run.directory, identity, prefs, phi)
+            write_questions(run.directory, identity, prefs, phi)
             _write_people(run.directory, identity, train, phi, fitted)
             _write_population(run.directory, identity, train, fitted)
             calibrate.write(run.directory, identity, train, phi, fitted, config.seed)
@@ -169,7 +169,7 @@ def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> d
     }
 
 
-def _write_questions(directory: Path, identity: str, prefs: Preferences, phi: np.ndarray) -> None:
+def write_questions(directory: Path, identity: str, prefs: Preferences, phi: np.ndarray) -> None:
     """The pairs that may be asked: every distinct pair of the data, evenly thinned to MAX_QUESTIONS."""
     pairs = np.unique(np.sort(np.stack([prefs.chosen, prefs.rejected], axis=1), axis=1), axis=0)
     kept = (

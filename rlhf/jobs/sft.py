@@ -86,21 +86,29 @@ def finished(job: Run) -> bool:
     return job.resumed and (job.directory / RESULT).is_file() and policy_store.is_run(job.directory)
 
 
-def close(job: Run, num_rows: int) -> dict[str, Any]:
-    """Write report.html and metrics.json of a finished training run; returns the latter."""
+def close(
+    job: Run, num_rows: int, diagnose: Callable[[list[dict[str, Any]]], list[Any]] | None = None
+) -> dict[str, Any]:
+    """Write report.html and metrics.json of a finished training run; returns the latter.
+
+    Args:
+      diagnose: rows of metrics.jsonl → findings for the report (`rlhf.rl.diagnosis.diagnose`).
+    """
     from rlhf.report import write_training_report  # matplotlib takes a second to import
 
     rows = read_metrics(job.directory)
-    write_training_report(job.directory, rows)
+    findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
+    write_training_report(job.directory, rows, findings)
     last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
     job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
     return read_json(job.directory / RESULT)
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:
-    """What the optimiser changes: base (in float32) or LoRA, and the conditioner where there is one."""
+    """What the optimiser changes: base (in float32) or LoRA, and the conditioner where it has parameters."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params.base) if full else None
     parts = {"base": wide} if full else {"lora": params.lora}
+    conditioned = conditioned and bool(jax.tree.leaves(params.conditioner))
     return parts | ({"conditioner": params.conditioner} if conditioned else {})
 
 

@@ -1,13 +1,14 @@
-"""Linear layers with LoRA and the K-direction conditioner.
+"""Linear layers with LoRA and the K-direction conditioner; what adapters a decoder carries.
 
     y = x W + b + s (x A) B + ((x A_c) ⊙ g(z)) B_c,   g(z) = z repeated r times, s = alpha / rank
 
 The conditioner is ΔW(z) = Σ_k z_k A_k B_k: linear in z, exactly zero at z = 0, and at initialisation
 (B = B_c = 0) the layer is the frozen one. Every row of a batch may carry another z at the cost of two thin
-products whose inner width is K·r.
+products whose inner width is K·r. The other kinds of conditioner are in `conditioners.py`.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +24,60 @@ class Conditioner(nnx.Variable):
 
 
 @dataclasses.dataclass(frozen=True)
+class Words:
+    """Coefficients as text, already tokenised, so that a traced z can choose among it.
+
+    Attributes:
+      phrases: token ids of [axis][level]; the middle level, z near 0, is empty.
+      begin: tokens that open every plain prompt (`Tokenizer.begin_ids`); the words follow them.
+    """
+
+    phrases: tuple[tuple[tuple[int, ...], ...], ...]
+    begin: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """Which adapters the top stage of a decoder carries.
+    """Which adapters a decoder carries; LoRA and what acts on layers only on those of the top stage.
 
     Attributes:
       lora_rank: 0 for none.
       lora_alpha: scale numerator, s = alpha / rank.
       num_basis: K, the length of z; 0 for no conditioner.
       basis_rank: r directions for each basis output; total inner width K·r (at most 64 keeps the cost near 15 %).
+      kind: of conditioner, a key of `conditioner_kinds.KINDS`.
+      slots: M, extra attention slots a layer (prefix).
+      shift: whether FiLM also shifts (film).
+      words: what each level of each axis reads (text).
     """
 
     lora_rank: int = 0
     lora_alpha: float = 32.0
     num_basis: int = 0
     basis_rank: int = 0
+    kind: str = "low_rank"
+    slots: int = 0
+    shift: bool = True
+    words: Words | None = None
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a conditioner, of this kind."""
+        return bool(self.num_basis) and self.kind == kind
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for policy.json; what a low-rank conditioner does not need is left out."""
+        values, plain = dataclasses.asdict(self), dataclasses.asdict(AdapterSpec())
+        kept = ("lora_rank", "lora_alpha", "num_basis", "basis_rank")
+        return {name: value for name, value in values.items() if name in kept or value != plain[name]}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "AdapterSpec":
+        """Read what `record` wrote (and JSON turned into lists)."""
+        words = record.get("words")
+        if words:
+            phrases = tuple(tuple(tuple(ids) for ids in axis) for axis in words["phrases"])
+            words = Words(phrases, tuple(words["begin"]))
+        return cls(**{**record, "words": words})
 
     @property
     def lora_scale(self) -> float:
@@ -54,7 +95,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_out,), dtype)) if bias else None
         self.lora_scale = spec.lora_scale if spec else 0.0
         self.has_lora = bool(spec and spec.lora_rank)
-        self.has_basis = bool(spec and spec.num_basis)
+        self.has_basis = bool(spec and spec.has("low_rank"))
         if self.has_lora:
             self.lora_a = Lora(uniform(rngs.params(), (num_in, spec.lora_rank), jnp.float32))
             self.lora_b = Lora(jnp.zeros((spec.lora_rank, num_out), jnp.float32))

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens of this call, S cached positions, D width, V vocabulary
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from flax import nnx
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
+from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
+
+_UNSAID = object()
 
 
 class Cache(NamedTuple):
@@ -34,7 +37,9 @@ class Context:
     Attributes:
       mask: bool[B, T, S] of keys a query may see; window_mask: the same with the sliding window, None without one.
       rope, rope_local: (cos, sin) tables.
-      gate: [B, 1, K·r] of the conditioner, None where z = 0 for all.
+      gate: [B, 1, K·r] of the low-rank conditioner, None where z = 0 for all.
+      z: [B, K] for the other kinds, None where z = 0 for all.
+      words: keys and values of the words in front of the prompt, which `mask` covers first; None without any.
       index: int32 scalar, cache slot of the first token of this call; None without a cache.
     """
 
@@ -44,6 +49,8 @@ class Context:
     rope_local: tuple[jax.Array, jax.Array]
     gate: jax.Array | None
     index: jax.Array | None
+    z: jax.Array | None = None
+    words: WordKeys | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -74,9 +81,10 @@ class Attention(nnx.Module):
         self.o = Linear(heads, config.width, bias=config.output_bias, **shared)
         self.q_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
+        self.prefix = Prefix(config, spec, rngs) if spec and spec.has("prefix") else None
         self.config = config
 
-    def __call__(self, x, context: Context, sliding, cache):
+    def __call__(self, x, context: Context, sliding, cache, words=None):
         """x[B, T, D] → [B, T, D], and the keys and values of this layer (cached ones included)."""
         config, (batch, num_tokens, _) = self.config, x.shape
         shape = (batch, num_tokens, -1, config.head_dim)
@@ -87,14 +95,20 @@ class Attention(nnx.Module):
         if context.window_mask is not None:
             rope = jax.tree.map(lambda a, b: jnp.where(sliding, b, a), rope, context.rope_local)
             mask = jnp.where(sliding, context.window_mask, mask)
+        unrotated = query
         query, key = attention.rotate(query, rope), attention.rotate(key, rope)
         if cache is not None:
             start = (0, context.index, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
             value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
+        kept = (key, value)
+        if words is not None:
+            key, value = (jnp.concatenate(pair, axis=1) for pair in zip(words, kept, strict=True))
         out = attention.attend(query, key, value, mask, config.query_scale, config.attention_softcap)
+        if self.prefix is not None and context.z is not None:
+            out = out + self.prefix(unrotated, context.z)
         out = self.o(out.reshape(batch, num_tokens, -1), context.gate)
-        return out, (key, value)
+        return out, kept
 
 
 class MLP(nnx.Module):
@@ -123,11 +137,18 @@ class Layer(nnx.Module):
         self.pre_mlp = RMSNorm(config.width, config, dtype)
         self.mlp = MLP(config, spec, dtype, rngs)
         self.post_mlp = RMSNorm(config.width, config, dtype) if config.post_norms else None
+        film = spec is not None and spec.has("film")
+        self.film_attn = FiLM(config.width, spec) if film else None
+        self.film_mlp = FiLM(config.width, spec) if film else None
 
-    def __call__(self, x, context: Context, sliding, cache):
-        out, cache = self.attn(self.pre_attn(x), context, sliding, cache)
+    def __call__(self, x, context: Context, sliding, cache, words=None):
+        normed = self.pre_attn(x)
+        normed = normed if self.film_attn is None else self.film_attn(normed, context.z)
+        out, cache = self.attn(normed, context, sliding, cache, words)
         x = x + (self.post_attn(out) if self.post_attn is not None else out)
-        out = self.mlp(self.pre_mlp(x), context)
+        normed = self.pre_mlp(x)
+        normed = normed if self.film_mlp is None else self.film_mlp(normed, context.z)
+        out = self.mlp(normed, context)
         return x + (self.post_mlp(out) if self.post_mlp is not None else out), cache
 
 
@@ -174,6 +195,12 @@ class Decoder(nnx.Module):
             if config.tied
             else Linear(config.width, config.vocab_size, bias=False, spec=None, dtype=dtype, rngs=rngs)
         )
+        heads = spec is not None and spec.has("logit_heads")
+        self.logit_heads = LogitHeads(config, spec, rngs) if heads else None
+        if spec and spec.has("text") and len(stages) > 1:
+            raise ValueError(
+                "words in front of the prompt change every layer: one stage, not cached lower ones"
+            )
         self.config, self.spec, self.remat, self.stage_sizes = config, spec, remat, stages
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
@@ -181,9 +208,43 @@ class Decoder(nnx.Module):
         x = self.embed.embedding[...][tokens]
         return x * jnp.asarray(self.config.embed_scale, x.dtype) if self.config.embed_scale != 1.0 else x
 
-    def context(self, positions, mask, *, z=None, key_positions=None, index=None) -> Context:
-        """Gather what all layers share; `key_positions` (default `positions`) are those of the S keys."""
-        config = self.config
+    def read_words(self, z: jax.Array | None) -> WordKeys | None:
+        """Run the words that z[B, K] writes through the layers; None for other conditioners and for nobody (z None).
+
+        They depend on z alone, so a decoding loop reads them once and gives them to every `context`.
+        """
+        if z is None or self.spec is None or not self.spec.has("text"):
+            return None
+        (tokens, valid), after = write_words(self.spec.words, z), len(self.spec.words.begin)
+        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        # A place without a word sees itself, so that its softmax is not over nothing.
+        mask = causal & (valid[:, None, :] | jnp.eye(tokens.shape[1], dtype=bool))
+        cache = self.empty_cache(*tokens.shape)
+        context = self.context(positions, mask, index=jnp.zeros((), jnp.int32))
+        _, kept = self.run_stages(self.embed_tokens(tokens), context, cache=cache)
+        keys, values = jax.tree.map(lambda a: a[:, :, after:], kept)
+        return WordKeys(keys, values, positions[:, after:], valid[:, after:], after)
+
+    def context(self, positions, mask, *, z=None, key_positions=None, index=None, words=None) -> Context:
+        """Gather what all layers share.
+
+        Args:
+          positions: int32[B, T]; mask: bool[B, T, S].
+          z: [B, K], None for the aggregate policy.
+          key_positions: of the S keys, `positions` where None.
+          index: cache slot of the first token.
+          words: what `read_words(z)` returned; read here where None.
+        """
+        config, spec = self.config, self.spec
+        if spec is None or not spec.num_basis:
+            z = None
+        elif z is not None and z.shape[-1] != spec.num_basis:
+            raise ValueError(f"z has {z.shape[-1]} coefficients, the conditioner {spec.num_basis}")
+        words = self.read_words(z) if words is None else words
+        if words is not None:
+            keys = positions if key_positions is None else key_positions
+            positions, key_positions, mask = words.make_room(positions, keys, mask)
         window_mask = None
         if config.window:
             keys = positions if key_positions is None else key_positions
@@ -191,8 +252,8 @@ class Decoder(nnx.Module):
         rope = attention.rope_tables(config.rope, config.head_dim, positions)
         same = config.rope_local == config.rope
         rope_local = rope if same else attention.rope_tables(config.rope_local, config.head_dim, positions)
-        gate = gate_of(z, self.spec) if z is not None and self.spec and self.spec.num_basis else None
-        return Context(mask, window_mask, rope, rope_local, gate, index)
+        gate = gate_of(z, spec) if z is not None and spec.kind == "low_rank" else None
+        return Context(mask, window_mask, rope, rope_local, gate, index, z, words)
 
     def run_stages(
         self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None, unroll=1
@@ -214,26 +275,37 @@ class Decoder(nnx.Module):
             flags = np.asarray(sliding[offset : offset + size])
 
             def body(x, layer, graphdef=graphdef):
-                layer_state, flag, layer_cache = layer
-                return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache)
+                layer_state, flag, layer_cache, layer_words = layer
+                return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache, layer_words)
 
             body = jax.checkpoint(body) if self.remat and cache is None else body
             stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
+            words = context.words
+            stage_words = None if words is None else (words.keys[index], words.values[index])
             x, new = jax.lax.scan(
-                body, x, (state, flags, stage_cache), unroll=size if unroll is True else unroll
+                body, x, (state, flags, stage_cache, stage_words), unroll=size if unroll is True else unroll
             )
             if cache is not None:
                 keys.append(new[0])
                 values.append(new[1])
         return x, (tuple(keys), tuple(values))
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [..., D] before the final norm → float32 logits [..., V]."""
+    def logits(self, hidden: jax.Array, z: Any = _UNSAID) -> jax.Array:
+        """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].
+
+        Args:
+          z: [B, K] as given to `context`, None for the aggregate policy; must be said where there are logit heads.
+        """
         x = self.final_norm(hidden)
         kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
         cap = self.config.final_softcap
-        return cap * jnp.tanh(logits / cap) if cap else logits
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        if self.logit_heads is None or z is None:
+            return logits
+        if z is _UNSAID:
+            raise ValueError("this decoder has logit heads: say whose logits, logits(hidden, z)")
+        return logits + self.logit_heads(x, z)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         config, dtype = self.config, self.embed.embedding[...].dtype

@@ -1,5 +1,6 @@
 """Text ↔ token ids, with the model's chat template."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,12 @@ class Tokenizer:
         messages = (("user", prompt),) if isinstance(prompt, str) else prompt
         text = self._render((*messages, ("assistant", completion)), add_generation_prompt=False)
         return list(self._fast.encode(text, add_special_tokens=False))
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What every plain prompt starts with: the template up to the user's words, a beginning-of-text token, nothing."""
+        prompts = [self.encode_prompt(text) for text in ("1", "a", "Which")]
+        return tuple(os.path.commonprefix(prompts))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens."""

@@ -1,11 +1,13 @@
 """report.html of `chorus train`: every metric of metrics.jsonl as a curve beside what it means."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf.metric_docs import METRICS, MetricDoc
+from rlhf.metric_docs import METRICS
+from rlhf.metric_docs_rl import MetricDoc, explained
 from rlhf.report import page, plots
 from rlhf.report.verdict import Verdict
 
@@ -13,28 +15,59 @@ _NOT_METRICS = ("step", "time")
 _LOSS = "train/loss/total"
 _MASS = "train/group_mass"
 _KL = "train/kl_ref_nats"
+_REWARD = "train/reward"
+_SAMPLED = "train/kl_coef"  # only runs that sample their own completions have it
 
 
-def write_training_report(directory: Path, metrics_rows: list[dict[str, Any]]) -> None:
+def write_training_report(
+    directory: Path, metrics_rows: list[dict[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Write report.html from the lines of metrics.jsonl (`rlhf.metrics.read_metrics`).
 
     Args:
       directory: run directory; environment.json and config.yaml there are shown as provenance.
+      findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.rl.findings.Finding`).
     Raises:
       UserError: the page cannot be written.
     """
     names = dict.fromkeys(name for row in metrics_rows for name in row if name not in _NOT_METRICS)
     curves = {name: _series(metrics_rows, name) for name in names}
+    sampled = _SAMPLED in names
     groups = {"train/": "Training", "fit/": "Fit", "perf/": "Speed"}
-    sections = [
+    sections = [_findings_section(findings)]
+    sections += [
         page.section(
-            title, page.cards(_card(name, *curves[name]) for name in names if name.startswith(prefix))
+            title,
+            page.cards(_card(name, *curves[name], sampled) for name in names if name.startswith(prefix)),
         )
         for prefix, title in groups.items()
     ]
     others = [name for name in names if not name.startswith(tuple(groups))]
-    sections.append(page.section("Others", page.cards(_card(name, *curves[name]) for name in others)))
-    page.write_page(Path(directory), "Training", training_verdict(curves), sections)
+    sections.append(
+        page.section("Others", page.cards(_card(name, *curves[name], sampled) for name in others))
+    )
+    verdict = _with_findings(training_verdict(curves), findings)
+    page.write_page(Path(directory), "Training", verdict, sections)
+
+
+def _findings_section(findings: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for one in findings:
+        numbers = ", ".join(f"{name} {page.number(value)}" for name, value in one["evidence"].items())
+        changes = "; ".join(f"{key}: {what}" for key, what in one["changes"])
+        rows.append((f"{one['severity']}: {one['name']}", one["cause"], changes, numbers))
+    table = page.table(["finding", "likely cause", "what to change", "numbers"], rows)
+    note = page.paragraph("What each finding looks like: docs/rl-diagnosis.md.", "note") if rows else ""
+    return page.section("What goes wrong", table, note)
+
+
+def _with_findings(verdict: Verdict, findings: Sequence[Mapping[str, Any]]) -> Verdict:
+    """The first line names what was found; a run that must be stopped has not been won."""
+    names = ", ".join(one["name"] for one in findings if one["severity"] != "note")
+    if not names:
+        return verdict
+    status = "lost" if any(one["severity"] == "stop" for one in findings) else verdict.status
+    return Verdict(status, f"{verdict.text} Found: {names}; see below.")
 
 
 def training_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdict:
@@ -48,6 +81,8 @@ def training_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdic
         return Verdict("lost", f"Training broke down: not finite at some step: {', '.join(broken)}.")
     if _LOSS not in curves or len(curves[_LOSS][0]) < 2:
         return Verdict("unknown", "Not to be judged: fewer than two steps were logged.")
+    if _SAMPLED in curves:
+        return _sampled_verdict(curves)
     steps, loss = curves[_LOSS]
     first, last = _ends(loss)
     warnings = []
@@ -72,6 +107,23 @@ def training_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdic
     return Verdict("lost" if warnings else "won", text)
 
 
+def _sampled_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdict:
+    """Of policy gradients: the objective is the reward less its price; the loss need not fall."""
+    steps, reward = curves[_REWARD]
+    price = curves[_SAMPLED][1] * curves[_KL][1]
+    (first, last), (before, after) = _ends(reward), _ends(reward - price)
+    nats = _ends(curves[_KL][1])[1]
+    moved = f"{first:.4g} to {last:.4g} in {int(steps[-1])} iterations, {nats:.3g} nats from the reference"
+    if last <= first:
+        return Verdict("lost", f"The reward did not rise: from {moved}.")
+    if after <= before:
+        return Verdict(
+            "lost",
+            f"The reward rose from {moved}, but the KL cost more than that: lower optimizer.learning_rate.",
+        )
+    return Verdict("won", f"The reward rose from {moved}.")
+
+
 def _ends(values: np.ndarray) -> tuple[float, float]:
     """Means of the first and the last tenth: single steps are noisy."""
     width = max(1, len(values) // 10)
@@ -85,8 +137,10 @@ def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarr
     return steps, np.array([np.nan if value is None else value for _, value in kept], np.float64)
 
 
-def _card(name: str, steps: np.ndarray, values: np.ndarray) -> str:
-    doc = METRICS.get(name, MetricDoc("Not explained here.", "", ""))
+def _card(name: str, steps: np.ndarray, values: np.ndarray, sampled: bool) -> str:
+    doc = (explained(name) if sampled else None) or METRICS.get(
+        name, MetricDoc("Not explained here.", "", "")
+    )
     last = page.number(float(values[-1])) if np.isfinite(values[-1]) else page.number(None)
     unit = f" {doc.unit}" if doc.unit else ""
     drawn = plots.training_curve(steps, values, name)

@@ -4,8 +4,10 @@ Channels are the K basis outputs and, last, the per-token KL. A person's weights
 KL does not change with the person. GAE is linear in rewards and values: the vector goes through one scan and
 w·A(vector) = A(w·vector) exactly.
 
-Dividing by a group's standard deviation erases how strong a taste is: its fixed point is π_ref·exp(u/(β σ(u))), the same
-for u and 4u. So the default centres by group and divides by one global running scale; the rest are options.
+Dividing by a group's standard deviation erases how strong a taste is when the KL is a term of the loss, outside the
+division: the fixed point is π_ref·exp(u/(β σ(u))), the same for u and 4u. A KL inside the returns is divided along with u, so the
+fixed point stays π_ref·exp(u/β), at the price of steps that do not shrink near it. The default centres by group and divides
+by one global running scale; the rest are options.
 
 Shapes: B rows (B = P·G, the G completions of one (prompt, person) stand together), T tokens, C = K+1 channels.
 Sources: Schulman et al. 2016 (GAE); Ahmadian et al. 2024 (RLOO); Shao et al. 2024 (GRPO); Liu et al. 2025 (Dr.GRPO);
@@ -146,7 +148,7 @@ def leave_one_out(
 def group_standardised(
     returns: Float[Array, "B C"], weights: Float[Array, "B C"], group_size: int
 ) -> Float[Array, " B"]:
-    """GRPO: A = (R − mean)/(sd + 1e-4) within the group. Erases the strength of a taste."""
+    """GRPO: A = (R − mean)/(sd + 1e-4) within the group. Erases the strength of a taste when the KL is in the loss."""
     total = scalarise(returns, weights)
     return (total - group_mean(total, group_size)) / (group_std(total, group_size) + EPSILON)
 

@@ -34,6 +34,8 @@ COMMANDS = [
     "users forget",
     "train sft",
     "train dpo",
+    "train ppo",
+    "train grpo",
     "generate",
     "evaluate",
     "export",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rewards.types import Preferences
-from rlhf import metric_docs
+from rlhf import metric_docs, metric_docs_rl
 from rlhf.evaluate import Enumerated, normalise, summarise_enumerated
 from rlhf.report import (
     axis_items,
@@ -397,6 +397,30 @@ def test_every_metric_path_in_the_sources_is_explained():
     }
     assert {"train/loss/total", "train/kl_ref_nats", "perf/step_seconds"} <= found
     assert found - set(metric_docs.METRICS) == set()
+
+
+def test_metrics_of_sampled_runs_have_explanations_of_their_own():
+    literal = re.compile(r"""["'](train/[a-z0-9_/]+)["']""")
+    files = [ROOT / "rlhf" / "rl" / name for name in ("update.py", "diagnostics.py")]
+    found = {name for path in files for name in literal.findall(path.read_text(encoding="utf-8"))}
+    assert "train/approx_kl_nats" in found and found - set(metric_docs_rl.RL) == set()
+    assert metric_docs_rl.explained("train/reward/length") is metric_docs_rl.RL["train/reward/NAME"]
+    assert metric_docs_rl.explained("train/accuracy") is None
+
+
+def test_verdict_of_sampled_runs():
+    """The reward less its price decides; the loss may rise, and an estimate of the KL may be negative."""
+    steps, rising = np.arange(1, 21), np.linspace(0.0, 4.0, 20)
+    curves = {
+        "train/loss/total": (steps, rising),
+        "train/reward": (steps, rising),
+        "train/kl_ref_nats": (steps, 0.5 * rising - 0.1),
+        "train/kl_coef": (steps, np.ones(20)),
+    }
+    assert training_verdict(curves).status == "won"
+    assert training_verdict(curves | {"train/reward": (steps, -rising)}).status == "lost"
+    dear = training_verdict(curves | {"train/kl_coef": (steps, np.full(20, 3.0))})
+    assert dear.status == "lost" and "the KL cost more" in dear.text
 
 
 def test_every_figure_of_the_results_is_explained():

@@ -65,6 +65,7 @@ class ToyTokenizer:
     """Letters a–z are tokens 3–28, a space 29; 1 begins a prompt, 2 ends a completion."""
 
     end_id, eos_ids, pad_id, vocab_size, has_chat_template = 2, (2,), 0, 32, False
+    begin_ids = (1,)
 
     def _ids(self, text: str) -> list[int]:
         return [29 if letter == " " else ord(letter) - ord("a") + 3 for letter in text]
@@ -164,7 +165,7 @@ def causal_logits(
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     hidden, _ = decoder.run_stages(decoder.embed_tokens(tokens), decoder.context(positions, mask, z=z))
-    return decoder.logits(hidden)
+    return decoder.logits(hidden, z)
 
 
 def separate_rows(prompts, completions, *, length: int = 24) -> tuple[np.ndarray, np.ndarray]:

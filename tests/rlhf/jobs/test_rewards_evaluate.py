@@ -153,7 +153,10 @@ def test_the_house_model_is_compared_with_its_own_settings(house):
 def test_another_model_is_fitted_and_judged(tmp_path, capsys):
     path = write_config(tmp_path, rows_of(), fit={"model": "mixture", "settings": {"num_groups": 2}})
     assert cli.main(["rewards", "fit", str(path), "fit.ridge=3.0"]) == 0
-    assert "note: mixture does not read fit.ridge, fit.rounds; its own stand in fit.settings" in capsys.readouterr().err
+    assert (
+        "note: mixture does not read fit.ridge, fit.rounds; its own stand in fit.settings"
+        in capsys.readouterr().err
+    )
     assert cli.main(["rewards", "evaluate", str(path), "fit.ridge=3.0"]) == 0
     result = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["model"] == "mixture" and result["training_accuracy"] > 0.8

@@ -1,0 +1,56 @@
+"""How much memory an iteration takes, estimated before it compiles."""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf import policy_store
+from rlhf.rl.scoring import LOGITS_BYTES
+
+GIGABYTE = 1e9
+PER_LAYER = (
+    16  # activations the backward pass keeps of a layer, in multiples of the width, for Llama's proportions
+)
+
+
+def estimate(config: Any, base: policy_store.Base, state: Any, prompt_slots: int) -> dict[str, float]:
+    """Gigabytes by use: weights, training state, sampling (cache), update (activations and logits)."""
+    model, rows = base.config, config.rows
+    bytes_each = 2 if config.model.dtype == "bfloat16" else 4
+    length = prompt_slots + config.rollout.max_new_tokens
+    part = rows // config.algorithm.minibatches
+    layers = base.stages[-1]
+    cache = 2 * model.num_layers * rows * length * model.num_kv_heads * model.head_dim * bytes_each
+    hidden = rows * length * model.width * bytes_each if len(base.stages) > 1 else 0
+    kept = 2 * model.width if config.model.remat else (PER_LAYER * model.width + 2 * model.num_heads * length)
+    activations = part * length * layers * kept * bytes_each
+    logits = 4 * min(LOGITS_BYTES, 4 * part * config.rollout.max_new_tokens * model.vocab_size)
+    return {
+        "weights": _nbytes(base.tree) / GIGABYTE,
+        "training state": _nbytes(state) / GIGABYTE,
+        "sampling": (cache + hidden) / GIGABYTE,
+        "update": (hidden + activations + logits) / GIGABYTE,
+    }
+
+
+def memory_line(config: Any, base: policy_store.Base, state: Any, prompt_slots: int) -> None:
+    """Say on stderr what to expect, so that a run too large can be stopped before it fails."""
+    parts = estimate(config, base, state, prompt_slots)
+    fixed = parts["weights"] + parts["training state"]
+    total = fixed + max(parts["sampling"], parts["update"])
+    listed = ", ".join(f"{name} {size:.2g}" for name, size in parts.items())
+    print(
+        f"memory: about {total:.2g} GB ({listed}; sampling and update take turns); smaller: algorithm.minibatches, "
+        "model.remat, model.adapter_layers",
+        file=sys.stderr,
+    )
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )

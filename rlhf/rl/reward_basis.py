@@ -1,0 +1,287 @@
+"""Rewards inside the compiled iteration: a fitted basis over the policy's own tokens, or jittable columns.
+
+    φ(x, y) = B (raw(x, y) − m),   raw = headᵀ e(x, y) [− |squareᵀ e|²],   B, m from the gauge record
+
+e is computed as `rlhf.encoder` computes it from text: the prompt, the completion and the token that closes it, pooled
+over the completion; whatever token stopped the completion is read as that closing token, and one that was cut off gets
+it. So for tokens that are their text's own tokenisation, φ is the φ of the decoded text. (Sampled tokens need not be:
+`samples.jsonl` says how many are.)
+
+Centring: a fitted φ is centred within prompts over the known items; one completion has no company, so the stored mean m
+takes the place of the prompt's. The two differ by a shift per prompt, which cancels wherever completions of one prompt
+are compared: in every advantage centred by (prompt, person), and in a critic's baseline.
+
+Shapes: B rows, W prompt slots, T completion slots, S = W + T + 1 slots with the closing token, D width, K outputs, C columns.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rewards import gauge
+from rewards.errors import UserError
+from rewards.store import RewardRun
+from rewards.types import RewardBasis
+from rlhf import policy_store
+from rlhf.columns import jit as jit_columns
+from rlhf.encoder import num_layers_of
+from rlhf.policy import PolicyParams
+from rlhf.rl.rollout import Rollout
+
+
+class Readout(NamedTuple):
+    """φ = e·weight − |squareᵀ e|² · curve − shift: head and gauge in one, float32.
+
+    Attributes:
+      weight: [D, K]; square: [D, R] or None; curve: [K]; shift: [K].
+    """
+
+    weight: jax.Array
+    square: jax.Array | None
+    curve: jax.Array
+    shift: jax.Array
+
+    @classmethod
+    def of(cls, basis: RewardBasis) -> "Readout":
+        """Raises UserError for prototypes that depend on the prompt: they need a prompt's other completions."""
+        if basis.quadratic is not None and basis.quadratic.prompt is not None:
+            raise UserError(
+                "rewards: the prototypes of this basis (pal_b) depend on the prompt, which no single completion can be "
+                "rewarded by; fit pal_a or house"
+            )
+        change = gauge.matrix(basis.gauge)
+        square = None if basis.quadratic is None else jnp.asarray(basis.quadratic.square, jnp.float32)
+        return cls(
+            jnp.asarray(np.asarray(basis.head, np.float64) @ change.T, jnp.float32),
+            square,
+            jnp.asarray(change.sum(axis=1), jnp.float32),
+            jnp.asarray(change @ np.asarray(basis.gauge.mean, np.float64), jnp.float32),
+        )
+
+    def __call__(self, embeddings: jax.Array) -> jax.Array:
+        """Embeddings [..., D] → φ [..., K]."""
+        # The gauge cancels large common parts of e: TF32 would keep three digits of them.
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        phi = product(embeddings, self.weight) - self.shift
+        if self.square is None:
+            return phi
+        return phi - jnp.sum(product(embeddings, self.square) ** 2, axis=-1, keepdims=True) * self.curve
+
+
+class BasisArrays(NamedTuple):
+    """params: the encoder's layers; readout: head and gauge."""
+
+    params: PolicyParams
+    readout: Readout
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """Static part of an encoder.
+
+    Attributes:
+      graphdef: its decoder. last: stages to run. final_norm: whether the final norm follows. pool: "mean" or "last".
+      shared: whether `Rollout.hidden` is what its first stage gives, so that only the stages after it are run.
+    """
+
+    graphdef: nnx.GraphDef
+    last: int
+    final_norm: bool
+    pool: str
+    shared: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BasisReward:
+    """A compiled reward, `(arrays, rollout) -> φ float32[B, K]`; `end_id` closes a completion."""
+
+    pooling: Pooling
+    end_id: int
+
+    def __call__(self, arrays: BasisArrays, rollout: Rollout) -> jax.Array:
+        tokens, member = closed(rollout.tokens, rollout.mask, rollout.ended, self.end_id)
+
+        def whole() -> jax.Array:
+            return pooled(self.pooling, arrays.params, tokens, rollout.starts, member)
+
+        if not self.pooling.shared or rollout.hidden is None:
+            return arrays.readout(whole())
+
+        def rest() -> jax.Array:
+            return pooled(
+                self.pooling, arrays.params, tokens[:, :-1], rollout.starts, member[:, :-1], rollout.hidden
+            )
+
+        # The policy's activations are those of the closed completion where each one closed itself with that very token.
+        same = jnp.all(tokens[:, :-1] == rollout.tokens, where=member[:, :-1]) & jnp.all(rollout.ended)
+        return arrays.readout(jax.lax.cond(same, rest, whole))
+
+
+def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
+    """tokens[B, S] in which `end_id` follows the text, and bool[B, S] on the completion and it."""
+    batch, num_slots = mask.shape
+    width = tokens.shape[1] - num_slots
+    slot = (width + jnp.sum(mask, axis=1) - ended)[:, None]
+    slots = jnp.arange(tokens.shape[1] + 1)[None, :]
+    tokens = jnp.concatenate([tokens, jnp.zeros((batch, 1), tokens.dtype)], axis=1)
+    return jnp.where(slots == slot, end_id, tokens), (slots >= width) & (slots <= slot)
+
+
+def pooled(
+    pooling: Pooling,
+    params: PolicyParams,
+    tokens: jax.Array,
+    starts: jax.Array,
+    member: jax.Array,
+    hidden: jax.Array | None = None,
+) -> jax.Array:
+    """e(x, y): hidden states of left-padded tokens[B, S], pooled over member[B, S], float32[B, D].
+
+    `hidden` [B, S, D] is what the first stage gives for these tokens, where that is known.
+    """
+    decoder = nnx.merge(pooling.graphdef, *params)
+    slots = jnp.arange(tokens.shape[1])
+    positions = slots[None, :] - starts[:, None]
+    mask = (positions >= 0)[:, None, :] & (slots[None, :] <= slots[:, None])[None]
+    # A padded query sees itself, so that its softmax is not over nothing.
+    mask = mask | (slots[None, :] == slots[:, None])[None]
+    context = decoder.context(jnp.maximum(positions, 0), mask, key_positions=positions)
+    first, start = (0, decoder.embed_tokens(tokens)) if hidden is None else (1, hidden)
+    hidden, _ = decoder.run_stages(start, context, first=first, last=pooling.last)
+    hidden = decoder.final_norm(hidden) if pooling.final_norm else hidden
+    hidden = hidden.astype(jnp.float32)
+    if pooling.pool == "last":
+        final = jnp.max(jnp.where(member, slots, -1), axis=1)
+        return jnp.take_along_axis(hidden, final[:, None, None], axis=1)[:, 0]
+    real = member.astype(jnp.float32)
+    return jnp.einsum("bs,bsd->bd", real, hidden) / jnp.maximum(jnp.sum(real, axis=1), 1.0)[:, None]
+
+
+def load_encoder(
+    settings: dict[str, Any], policy: policy_store.Base | None = None
+) -> tuple[policy_store.Base, Pooling, PolicyParams]:
+    """The stored encoder of a basis, cut to the layers it needs; `policy` as for `cut_encoder`.
+
+    Raises:
+      UserError: its model cannot be loaded or has other weights than at the fit.
+    """
+    base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+    if base.fingerprint != settings["fingerprint"]:
+        raise UserError(
+            f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"
+        )
+    return base, *cut_encoder(base, settings["layer"], settings["pool"], policy)
+
+
+def cut_encoder(
+    base: policy_store.Base, layer: int, pool: str, policy: policy_store.Base | None = None
+) -> tuple[Pooling, PolicyParams]:
+    """The first layers of a model as an encoder; the others and the output over the vocabulary are left out.
+
+    Where the layers under the adapters of `policy` are the encoder's first, they are its first stage, and their
+    activations can be shared.
+    """
+    total = base.config.num_layers
+    needed = num_layers_of(layer, total)
+    kept = max(needed, 1)  # a decoder has a layer, even where only the token embedding is read
+    tree = policy_store.restage(base.tree, base.stages, (total,))
+    tree = {name: part for name, part in tree.items() if name != "head"}
+    tree["stages"] = {0: jax.tree.map(lambda leaf: leaf[:kept], tree["stages"][0])}
+    config = dataclasses.replace(base.config, num_layers=kept, sliding=base.config.sliding[:kept], tied=True)
+    lower = 0 if policy is None or len(policy.stages) == 1 else policy.stages[0]
+    shared = 0 < lower <= needed and _same_layers(tree, policy.tree, lower)
+    stages = (lower, needed - lower) if shared and needed > lower else (kept,)
+    tree = policy_store.restage(tree, (kept,), stages)
+    cut = dataclasses.replace(base, config=config, tree=tree, stages=stages)
+    graphdef, params, _ = policy_store.base_state(cut, None, "float32", False)
+    return Pooling(graphdef, len(stages) if needed else 0, needed == total, pool, shared), params
+
+
+def _same_layers(encoder: dict[str, Any], policy: dict[str, Any], count: int) -> bool:
+    """Whether token embedding and first `count` layers hold the same numbers (and type)."""
+    ours = {
+        "embed": encoder["embed"],
+        "layers": jax.tree.map(lambda leaf: leaf[:count], encoder["stages"][0]),
+    }
+    theirs = {"embed": policy["embed"], "layers": policy["stages"][0]}
+    if jax.tree.map(jnp.shape, ours) != jax.tree.map(jnp.shape, theirs):
+        return False
+    equal = jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.array_equal(a, b)), ours, theirs)
+    return all(jax.tree.leaves(equal))
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give the same ids to everything: their files and templates agree."""
+
+    def content(tokenizer: Any) -> list[Any]:
+        names = ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json")
+        paths = [tokenizer.directory / name for name in names]
+        return [path.read_bytes() if path.is_file() else None for path in paths]
+
+    return one.end_id == other.end_id and content(one) == content(other)
+
+
+class ColumnArrays(NamedTuple):
+    """φ = values·weight − shift over raw columns: weight[C, K], shift[K]."""
+
+    weight: jax.Array
+    shift: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnReward:
+    """Jittable columns as a compiled reward, `(arrays, rollout) -> φ float32[B, T, K]`.
+
+    A number a completion stands at its last token, a number a token where it belongs; the shift at the last.
+    """
+
+    functions: tuple[Callable[..., jax.Array], ...]
+
+    def __call__(self, arrays: ColumnArrays, rollout: Rollout) -> jax.Array:
+        num_slots = rollout.mask.shape[1]
+        prompt = rollout.tokens[:, :-num_slots]
+        real = jnp.arange(prompt.shape[1]) >= rollout.starts[:, None]
+        completion = jnp.where(rollout.mask, rollout.tokens[:, -num_slots:], 0)
+        values = [
+            jit_columns.per_token(
+                function(completion, rollout.mask, jnp.where(real, prompt, 0), real), rollout.mask
+            )
+            for function in self.functions
+        ]
+        product = jnp.matmul(jnp.stack(values, axis=-1), arrays.weight, precision=jax.lax.Precision.HIGHEST)
+        last = jit_columns.per_token(jnp.ones(rollout.mask.shape[0]), rollout.mask)
+        return product - last[..., None] * arrays.shift
+
+
+def compiled_columns(
+    settings: dict[str, Any], basis: RewardBasis | None
+) -> tuple[ColumnReward, ColumnArrays]:
+    """The compiled reward of stored jittable columns, read through the gauge of `basis` (None: as they are)."""
+    rewards = [entry["settings"] for entry in settings["columns"] if entry["settings"]["gate"] is None]
+    functions = tuple(jit_columns.checked(own["name"], own["function"]) for own in rewards)
+    if basis is None:
+        size = len(functions)
+        return ColumnReward(functions), ColumnArrays(jnp.eye(size), jnp.zeros(size))
+    readout = Readout.of(basis)
+    if readout.square is not None:
+        raise UserError("rewards: an ideal-point basis over columns cannot be compiled; fit house or columns")
+    return ColumnReward(functions), ColumnArrays(readout.weight, readout.shift)
+
+
+def compiled_basis(run: RewardRun, policy: policy_store.Base) -> tuple[BasisReward, BasisArrays] | None:
+    """The compiled reward of a run over hidden states; None when its encoder reads other tokens than the policy writes.
+
+    Raises:
+      UserError: the encoder cannot be loaded or has changed; a basis that depends on the prompt.
+    """
+    base, pooling, params = load_encoder(run.basis.encoder, policy)
+    if not same_tokens(base.tokenizer, policy.tokenizer):
+        return None
+    arrays = BasisArrays(params, Readout.of(run.basis))
+    return BasisReward(pooling, base.tokenizer.end_id), arrays
