@@ -191,7 +191,7 @@ def people(args: argparse.Namespace) -> None:
     if args.part != "write":
         results_people.enable_compile_cache(args.runs / "compiled")
         results |= made()
-        results_people.run(results, store, args.data, args.seeds, args.sets, args.models)
+        results_people.run(results, store, args)
     for name in results_people.SETS:
         results[name] = {seed: results_people.compact(board) for seed, board in results.get(name, {}).items()}
     results_people.store_results(store, results)
@@ -210,6 +210,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the sets for people")
     parser.add_argument(
         "--sets", nargs="+", choices=tuple(results_people.SETS), default=list(results_people.SETS)
+    )
+    parser.add_argument(
+        "--draws", type=int, default=5, help="random orders of questions a division, for people"
     )
     parser.add_argument("--models", nargs="+", choices=model_names(), default=list(model_names()))
     args = parser.parse_args()

@@ -4,6 +4,7 @@ Every set × division of people is stored by itself in docs/results/people.json 
 command may be stopped and continued; `--models` adds single models to divisions that are there.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -53,19 +54,21 @@ MODEL_KEYS = (
 )
 
 
-def config_of(name: str, seed: int, data: Path, models: list[str], controls: bool) -> Any:
-    """The shipped configuration of a set with another division of people."""
+def config_of(name: str, seed: int, data: Path, models: list[str], draws: int) -> Any:
+    """The shipped configuration of a set with another division of people; controls with the first only."""
+    controls = seed == 0
     overrides = [f"data.split_seed={seed}", f"seed={seed}", f"evaluation.controls={str(controls).lower()}"]
     overrides += [f"evaluation.models=[{', '.join(models)}]"]
+    overrides.append(f"evaluation.seeds={draws}")
     if name in FILES:
         overrides.append(f"data.path={data / FILES[name]}")
     return load(ROOT / "configs" / name / "rewards.yaml", overrides, RewardsConfig)
 
 
-def run_division(name: str, seed: int, data: Path, models: list[str]) -> dict[str, Any]:
+def run_division(name: str, seed: int, data: Path, models: list[str], draws: int) -> dict[str, Any]:
     """The scoreboard of one set and division; controls and leak check with the first division only."""
     began = time.perf_counter()
-    config = config_of(name, seed, data, models, seed == 0)
+    config = config_of(name, seed, data, models, draws)
     prefs, _, _ = rewards_job.divided(config)
     embeddings, settings = rewards_job.embedded(config, prefs)
     board = compare_models(config, compared_models(config), item_table(prefs, embeddings, settings))
@@ -73,20 +76,18 @@ def run_division(name: str, seed: int, data: Path, models: list[str]) -> dict[st
     return compact(plain(board | {"leak": leak, "seconds": time.perf_counter() - began}))
 
 
-def run(
-    results: dict[str, Any], store: Path, data: Path, seeds: int, sets: list[str], models: list[str]
-) -> None:
+def run(results: dict[str, Any], store: Path, args: argparse.Namespace) -> None:
     """Every missing set × division × model, by division first, so that all sets have the same divisions early."""
-    for seed in range(seeds):
-        for name in sets:
+    for seed in range(args.seeds):
+        for name in args.sets:
             divisions = results.setdefault(name, {})
             known = divisions.get(str(seed), {})
             done = set(known.get("models", {})) | set(known.get("unavailable", {}))
-            missing = [model for model in models if model not in done]
+            missing = [model for model in args.models if model not in done]
             if not missing:
                 continue
             print(f"{name}, division {seed}: {', '.join(missing)}", file=sys.stderr, flush=True)
-            board = run_division(name, seed, data, missing)
+            board = run_division(name, seed, args.data, missing, args.draws)
             divisions[str(seed)] = merged(known, board) if known else board
             store_results(store, results)
             # Every division has shapes of its own, and a process runs out of memory maps for programs.
@@ -170,7 +171,10 @@ def page(results: dict[str, Any], head: str) -> str:
         "`DIR` holds the four sets that are not shipped, as `configs/*/rewards.yaml` describe them. Each model is fitted on",
         "80 % of the people and asked to predict the last choices of the others after so many random questions, the same for",
         "every model. Gain: minus the aggregate (Bradley–Terry) model, person by person. Intervals are 95 %, over people with",
-        "one division and over divisions of people with more.",
+        "one division and over divisions of people with more. `columns` needs named rewards, which these sets do not have;",
+        "`card` reads a text for every person and number of answers with the language model: on the electricity contracts a",
+        "list of directions, on the others quotations of four answers, one order of questions a division (`--draws 1`) and 200",
+        "people in the fit.",
         "",
         "## Accuracy on people never seen",
         "",
@@ -288,7 +292,29 @@ def winner(divisions: dict[str, Any], kinds: list[str]) -> str:
     mean, low, high = over_divisions([model["judged_minus"] for model in of_model(divisions, other)])
     said = f"house minus {other}, the best other model: {mean:+.3f}, 95 % {low:+.3f} to {high:+.3f}"
     verdict = "house loses" if high < 0 else "house wins" if low > 0 else "house ties the best other model"
-    return f"After {answers} answers {verdict} ({said})."
+    return f"After {answers} answers {verdict} ({said})." + (why(divisions, other) if high < 0 else "")
+
+
+def why(divisions: dict[str, Any], other: str) -> str:
+    """Where a winner's lead comes from: it is there before any answer, or answers bring more than house's do."""
+    answers = str(first(divisions)["answers"])
+
+    def mean(kind: str, n: str) -> float:
+        return float(np.mean([model["accuracy"][n]["mean"] for model in of_model(divisions, kind)]))
+
+    start = mean(other, "0") - mean(HOUSE, "0")
+    learned = {kind: mean(kind, answers) - mean(kind, "0") for kind in (other, HOUSE)}
+    flips = np.mean([model["label_flip_rate"]["mean"] for model in of_model(divisions, other)])
+    source = (
+        "a better reward for everybody, not for the person"
+        if start > learned[other] - learned[HOUSE]
+        else "its answers bring more"
+    )
+    return (
+        f" Why: {source}. Before any answer {other} leads by {start:+.3f}; {answers} answers bring {other} "
+        f"{learned[other]:+.3f} and house {learned[HOUSE]:+.3f}; {flips:.0%} of {other}'s predictions turn when all of a "
+        "person's answers are turned."
+    )
 
 
 def enable_compile_cache(directory: Path) -> None:
