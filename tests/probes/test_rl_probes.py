@@ -26,10 +26,9 @@ def test_the_optimum_is_reached_for_people_never_seen_too(name):
     assert before > 0.4 and after < 0.2, found
 
 
-@pytest.mark.parametrize("name", ["constant reward", "by person"])
-def test_ppo_with_a_critic_of_channels_reaches_it_as_well(name):
-    found = rl_tasks.train(rl_tasks.PROBES[name], "ppo", 0, ITERATIONS)
-    assert found["kl_to_optimum"] < (0.02 if name == "constant reward" else 0.2), found
+def test_ppo_with_a_critic_of_channels_reaches_it_as_well():
+    found = rl_tasks.train(rl_tasks.PROBES["by person"], "ppo", 0, ITERATIONS)
+    assert found["kl_to_optimum"] < 0.2, found
 
 
 @pytest.mark.parametrize(("algorithm", "kept"), [("centred", True), ("grpo", False)])

@@ -14,10 +14,9 @@ from tests.rlhf.tiny import write_model
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ITEMS = np.random.default_rng(1).normal(size=(8, 3))
-# kind: its settings, and why one person's policy cannot be exported (None: it can)
+# kind (prefix is like film until it is exported): its settings, and why one person's policy cannot be exported (None: it can)
 KINDS = {
     "film": (["conditioner.shift=false"], None),
-    "prefix": (["conditioner.slots=2"], "adds slots to attention"),
     "logit_heads": (["conditioner.rank=2"], None),
     "text": (["model.adapter_layers=null"], "writes into the prompt"),
 }

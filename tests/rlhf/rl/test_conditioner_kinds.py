@@ -14,9 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LORA = {"lora_rank": 2, "lora_alpha": 2.0, "num_basis": steps.K}
 WORDS = Words(tuple(tuple((20 + i, 21) if i != 3 else () for i in range(7)) for _ in range(steps.K)), (1,))
-SPECS = {
-    "film": AdapterSpec(**LORA, kind="film"),
-    "prefix": AdapterSpec(**LORA, kind="prefix", slots=3),
+SPECS = {  # the two that reach beyond the layers
     "logit_heads": AdapterSpec(**LORA, kind="logit_heads", basis_rank=2),
     "text": AdapterSpec(**LORA, kind="text", words=WORDS),
 }
