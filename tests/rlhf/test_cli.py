@@ -160,11 +160,13 @@ def test_a_closed_pipe_is_quiet():
 
 def wait_until_idle(pid: int) -> None:
     """Until the process has stopped using the processor: it has started and waits for its input."""
-    stat, used = Path(f"/proc/{pid}/stat"), -1
+    stat, seen = Path(f"/proc/{pid}/stat"), []
     for _ in range(120):
         time.sleep(0.5)
-        before, used = used, sum(map(int, stat.read_text().rsplit(")", 1)[1].split()[11:13]))
-        if used == before > 20:
+        seen.append(sum(map(int, stat.read_text().rsplit(")", 1)[1].split()[11:13])))
+        if (
+            seen[-1] > 1 and len(set(seen[-4:])) == 1 and len(seen) > 3
+        ):  # hundredths of a second, the same for 1.5 s
             return
 
 
