@@ -174,7 +174,7 @@ def page(results: dict[str, Any], head: str) -> str:
         "one division and over divisions of people with more. `columns` needs named rewards, which these sets do not have;",
         "`card` reads a text for every person and number of answers with the language model: on the electricity contracts a",
         "list of directions, on the others quotations of four answers, one order of questions a division (`--draws 1`) and 200",
-        "people in the fit.",
+        "people in the fit. A dash: not fitted there (below), or not run so far.",
         "",
         "## Accuracy on people never seen",
         "",
