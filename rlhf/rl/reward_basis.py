@@ -33,6 +33,7 @@ from rlhf.columns import jit as jit_columns
 from rlhf.encoder import num_layers_of
 from rlhf.policy import PolicyParams
 from rlhf.rl.rollout import Rollout
+from rlhf.rl.scoring import context_of
 
 
 class Readout(NamedTuple):
@@ -146,18 +147,13 @@ def pooled(
     `hidden` [B, S, D] is what the first stage gives for these tokens, where that is known.
     """
     decoder = nnx.merge(pooling.graphdef, *params)
-    slots = jnp.arange(tokens.shape[1])
-    positions = slots[None, :] - starts[:, None]
-    mask = (positions >= 0)[:, None, :] & (slots[None, :] <= slots[:, None])[None]
-    # A padded query sees itself, so that its softmax is not over nothing.
-    mask = mask | (slots[None, :] == slots[:, None])[None]
-    context = decoder.context(jnp.maximum(positions, 0), mask, key_positions=positions)
+    context = context_of(decoder, starts, tokens.shape[1], None)
     first, start = (0, decoder.embed_tokens(tokens)) if hidden is None else (1, hidden)
     hidden, _ = decoder.run_stages(start, context, first=first, last=pooling.last)
     hidden = decoder.final_norm(hidden) if pooling.final_norm else hidden
     hidden = hidden.astype(jnp.float32)
     if pooling.pool == "last":
-        final = jnp.max(jnp.where(member, slots, -1), axis=1)
+        final = jnp.max(jnp.where(member, jnp.arange(tokens.shape[1]), -1), axis=1)
         return jnp.take_along_axis(hidden, final[:, None, None], axis=1)[:, 0]
     real = member.astype(jnp.float32)
     return jnp.einsum("bs,bsd->bd", real, hidden) / jnp.maximum(jnp.sum(real, axis=1), 1.0)[:, None]
