@@ -165,8 +165,10 @@ def basis_shapes(width: int, num_basis: int, quadratic: dict[str, Any] | None) -
     return shapes
 
 
-def read_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Read float32 tensors with exactly these names and shapes, or say what is wrong with which."""
+def read_tensors(
+    path: Path, expected: dict[str, tuple[int, ...]], whole: str = "a reward run"
+) -> dict[str, np.ndarray]:
+    """Read float32 tensors with exactly these names and shapes, or say what is wrong with which part of `whole`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; restore or refit the run")
     try:
@@ -175,7 +177,7 @@ def read_tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, 
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); restore or refit the run"
         ) from None
-    check_tensors(tensors, expected, str(path), "a reward run", "the run")
+    check_tensors(tensors, expected, str(path), whole, "the run")
     return tensors
 
 

@@ -53,10 +53,7 @@ def read_records(path: str, split: str = "train") -> tuple[Preferences, list[dic
         numbers.append(number)
         records.append(dict(record))
         parsed.append(row)
-    if problems:
-        number, error = problems[0]
-        more = f" ({len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
-        raise UserError(f"{path}: row {number}: {error}{more}")
+    schema.raise_first(path, problems)
     if not records:
         raise UserError(f"{path}: holds no rows; give at least one prompt with a completion")
     return _table(path, numbers, records, parsed), records

@@ -41,8 +41,8 @@ def read_preferences(path: str, split: str = "train", *, user_column: str = "use
     # A misspelt or missing column breaks every row; it is the better message, where there are columns at all.
     if names:
         known_columns.check_columns(names, user_column, path)
-    _raise_first(path, problems)
-    _raise_first(path, _width_problems(numbers, rows))
+    schema.raise_first(path, problems)
+    schema.raise_first(path, _width_problems(numbers, rows))
     return _assemble(path, np.asarray(numbers, np.int32), rows, list(names), user_column)
 
 
@@ -58,13 +58,6 @@ def _parse(
         except RowError as error:
             problems.append((number, error))
     return rows, problems
-
-
-def _raise_first(path: str, problems: list[tuple[int, RowError]]) -> None:
-    if problems:
-        number, error = problems[0]
-        more = f" ({len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
-        raise UserError(f"{path}: row {number}: {error}{more}")
 
 
 def _width_problems(numbers: list[int], rows: list[Row]) -> list[tuple[int, RowError]]:

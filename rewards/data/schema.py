@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rewards.data.columns import OWN
+from rewards.errors import UserError
 from rewards.types import Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -25,6 +26,14 @@ class RowError(ValueError):
 
     def __init__(self, field: str, message: str):
         super().__init__(f"field {field!r}: {message}")
+
+
+def raise_first(path: str, problems: list[tuple[int, RowError]]) -> None:
+    """The first bad row as a UserError, with how many more there are; nothing without any."""
+    if problems:
+        number, error = problems[0]
+        more = f" ({len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
+        raise UserError(f"{path}: row {number}: {error}{more}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

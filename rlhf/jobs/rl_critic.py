@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rewards.errors import UserError
 from rewards.files import atomic_path, read_json, sha256_file, write_json
+from rewards.store import read_tensors
 from rlhf.policy_store import Base
 from rlhf.rl.critic import Critic
 from rlhf.rl.settings import CriticSpec
@@ -41,6 +41,7 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
 
     Args:
       template: a critic of the same kind (`rlhf.rl.critic.init_critic`), whose names, shapes and types are expected.
+      purpose: what this run needs a critic for (`made_for`).
     Raises:
       UserError: no critic there, of another kind, damaged, or with a tensor missing, left over or of another shape.
     """
@@ -62,20 +63,8 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
             )
     if not path.is_file() or sha256_file(path) != record.get("tensors_sha256"):
         raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); train again")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); train again") from None
-    expected = _named(template)
-    for name in sorted(set(expected) ^ set(tensors)):
-        problem = "is missing" if name in expected else "is not part of this critic"
-        raise UserError(f"{path}: tensor {name!r} {problem}; train again")
-    for name, leaf in expected.items():
-        if tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
-            raise UserError(
-                f"{path}: tensor {name!r} is {tensors[name].dtype}{list(tensors[name].shape)}, expected "
-                f"{leaf.dtype}{list(leaf.shape)}; train again"
-            )
+    expected = {name: leaf.shape for name, leaf in _named(template).items()}
+    tensors = read_tensors(path, expected, "this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
 

@@ -55,10 +55,7 @@ def read_prompts(path: str, split: str = "train") -> PromptRows:
         prompts.append(prompt)
         numbers.append(number)
         records.append(dict(record))
-    if problems:
-        number, error = problems[0]
-        more = f" ({len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
-        raise UserError(f"{path}: row {number}: {error}{more}")
+    schema.raise_first(path, problems)
     if not prompts:
         raise UserError(f"{path}: holds no rows; give at least one prompt")
     own = {*OWN, *COMPLETIONS, "user_id"}
