@@ -1,7 +1,8 @@
 """Autoregressive sampling: one compiled prefill and decode loop with a key/value cache and early exit.
 
 Prompts are left-padded, so all rows write the same cache slot; padding is masked, positions count from a row's first
-token, and every row draws from its own key, so what one row says does not depend on its neighbours.
+token, and every row draws from its own key, so what one row says does not depend on its neighbours. Rows that share
+prompt and person share the prefill (`group_size`).
 
 Shapes: B rows, P prompt slots, T new tokens, V vocabulary, K basis outputs.
 """
@@ -98,7 +99,7 @@ class _Loop(NamedTuple):
     values: tuple
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "filtered"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "filtered", "group_size"))
 def generate(
     params: PolicyParams,
     prompts: jax.Array,
@@ -111,6 +112,7 @@ def generate(
     graphdef: nnx.GraphDef,
     max_new_tokens: int,
     filtered: bool,
+    group_size: int = 1,
 ) -> Samples:
     """Sample a completion for each row.
 
@@ -122,16 +124,20 @@ def generate(
       stop: int32[S] tokens that end a completion; −1 entries match nothing.
       max_new_tokens: T.
       filtered: whether any row uses top-k, top-p or min-p (they need a sort of the vocabulary).
+      group_size: so many neighbouring rows have the same prompt and z, which is then read once for all of them.
     """
     decoder = nnx.merge(graphdef, *params)
     batch, width = prompts.shape
     length = width + max_new_tokens
     slots = jnp.arange(length)
-    key_positions = slots[None, :] - starts[:, None]
-    real = key_positions >= 0
-    words = decoder.read_words(z)
+    first_rows = jnp.arange(0, batch, group_size)
+    words_once = decoder.read_words(None if z is None else z[first_rows])
+    words = words_once and words_once.take(jnp.arange(batch) // group_size)
 
-    def run(tokens: jax.Array, first_slot: jax.Array, cache: Cache, unroll):
+    def run(tokens: jax.Array, first_slot: jax.Array, cache: Cache, unroll, rows=(starts, z, words)):
+        starts, z, words = rows
+        key_positions = slots[None, :] - starts[:, None]
+        real = key_positions >= 0
         query_slots = first_slot + jnp.arange(tokens.shape[1])
         positions = jnp.maximum(query_slots[None, :] - starts[:, None], 0)
         # A padded query sees its own slot, so that its softmax is not over nothing.
@@ -162,8 +168,11 @@ def generate(
         cache = Cache(loop.keys, loop.values, slot)
         return advance(loop, *run(loop.token[:, None], slot, cache, True))
 
-    empty = decoder.empty_cache(batch, length)
-    logits, new = run(prompts, jnp.zeros((), jnp.int32), empty, 1)
+    once = (starts[first_rows], None if z is None else z[first_rows], words_once)
+    empty = decoder.empty_cache(len(first_rows), length)
+    logits, new = run(prompts[first_rows], jnp.zeros((), jnp.int32), empty, 1, once)
+    logits = jnp.repeat(logits, group_size, axis=0)
+    new = jax.tree.map(lambda part: jnp.repeat(part, group_size, axis=1), new)
     shape = (batch, max_new_tokens)
     loop = _Loop(
         jnp.zeros((), jnp.int32),

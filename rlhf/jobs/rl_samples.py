@@ -47,7 +47,7 @@ class Samples:
             return
         groups = rollout.mask.shape[0] // self._group
         chosen = self._group * np.unique(np.linspace(0, groups - 1, min(self._count, groups)).astype(int))
-        picked = jax.tree.map(lambda leaf: leaf[chosen], (rollout._replace(hidden=None), rewards))
+        picked = jax.tree.map(lambda leaf: leaf[chosen], (rollout._replace(rows=None), rewards))
         rows, phi = jax.device_get(picked)
         lines = [self._line(step, batch, rows, phi, place, int(row)) for place, row in enumerate(chosen)]
         with open(self._path, "a", encoding="utf-8") as file:

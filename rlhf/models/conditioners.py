@@ -112,6 +112,11 @@ class WordKeys(NamedTuple):
     valid: jax.Array
     after: int
 
+    def take(self, rows: jax.Array) -> "WordKeys":
+        """The words of some rows, in this order."""
+        keys, values = jax.tree.map(lambda part: part[:, rows], (self.keys, self.values))
+        return WordKeys(keys, values, self.positions[rows], self.valid[rows], self.after)
+
     def make_room(
         self, positions: jax.Array, key_positions: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:

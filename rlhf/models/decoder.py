@@ -278,7 +278,7 @@ class Decoder(nnx.Module):
                 layer_state, flag, layer_cache, layer_words = layer
                 return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache, layer_words)
 
-            body = jax.checkpoint(body) if self.remat and cache is None else body
+            body = jax.checkpoint(body) if self.remat and unroll is not True else body
             stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
             words = context.words
             stage_words = None if words is None else (words.keys[index], words.values[index])

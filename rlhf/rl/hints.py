@@ -125,7 +125,7 @@ def teach(params: PolicyParams, reading: Reading, key: jax.Array, *, term: HintT
       key: of the draws from the rest; otherwise unused.
     """
     decoder = nnx.merge(term.graphdef, *params)
-    states = scoring.completion_states(decoder, *reading, None, term.num_slots)
+    states = scoring.completion_states(decoder, scoring.rows_of(*reading, term.num_slots))
     spec, vocab = term.target, decoder.config.vocab_size
 
     def keep(states, slots):
@@ -141,7 +141,7 @@ def slot_divergence(
     decoder: Decoder, student: Reading, target: Target, term: HintTerm
 ) -> tuple[jax.Array, jax.Array]:
     """D(teacher ‖ student) and log π of the taken token at every completion slot, float32[H, T] each."""
-    states = scoring.completion_states(decoder, *student, None, term.num_slots)
+    states = scoring.completion_states(decoder, scoring.rows_of(*student, term.num_slots))
     taken = student.tokens[:, -term.num_slots :]
 
     def score(states, target, taken):

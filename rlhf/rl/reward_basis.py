@@ -32,8 +32,8 @@ from rlhf import policy_store
 from rlhf.columns import jit as jit_columns
 from rlhf.encoder import num_layers_of
 from rlhf.policy import PolicyParams
+from rlhf.rl import scoring
 from rlhf.rl.rollout import Rollout
-from rlhf.rl.scoring import context_of
 
 
 class Readout(NamedTuple):
@@ -88,7 +88,7 @@ class Pooling:
 
     Attributes:
       graphdef: its decoder. last: stages to run. final_norm: whether the final norm follows. pool: "mean" or "last".
-      shared: whether `Rollout.hidden` is what its first stage gives, so that only the stages after it are run.
+      shared: whether hidden states of `Rollout.rows` are what its first stage gives, so that only later ones are run.
     """
 
     graphdef: nnx.GraphDef
@@ -106,54 +106,55 @@ class BasisReward:
     end_id: int
 
     def __call__(self, arrays: BasisArrays, rollout: Rollout) -> jax.Array:
-        tokens, member = closed(rollout.tokens, rollout.mask, rollout.ended, self.end_id)
+        rows = rollout.rows._replace(z=None)
+        tokens, member = closed(rows.tokens, rollout.mask, rollout.ended, self.end_id)
 
         def whole() -> jax.Array:
-            return pooled(self.pooling, arrays.params, tokens, rollout.starts, member)
+            anew = rows._replace(tokens=tokens, prompt_hidden=None, hidden=None)
+            return pooled(self.pooling, arrays.params, anew, member)
 
-        if not self.pooling.shared or rollout.hidden is None:
+        if not self.pooling.shared or rows.hidden is None:
             return arrays.readout(whole())
 
         def rest() -> jax.Array:
-            return pooled(
-                self.pooling, arrays.params, tokens[:, :-1], rollout.starts, member[:, :-1], rollout.hidden
-            )
+            return pooled(self.pooling, arrays.params, rows, member[:, :-1])
 
         # The policy's activations are those of the closed completion where each one closed itself with that very token.
-        same = jnp.all(tokens[:, :-1] == rollout.tokens, where=member[:, :-1]) & jnp.all(rollout.ended)
+        same = jnp.all(tokens[:, :-1] == rows.tokens, where=member[:, :-1]) & jnp.all(rollout.ended)
         return arrays.readout(jax.lax.cond(same, rest, whole))
 
 
 def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
-    """tokens[B, S] in which `end_id` follows the text, and bool[B, S] on the completion and it."""
-    batch, num_slots = mask.shape
-    width = tokens.shape[1] - num_slots
-    slot = (width + jnp.sum(mask, axis=1) - ended)[:, None]
+    """tokens[B, T + 1] in which `end_id` follows the text of completions[B, T], and bool[B, T + 1] on text and it."""
+    slot = (jnp.sum(mask, axis=1) - ended)[:, None]
     slots = jnp.arange(tokens.shape[1] + 1)[None, :]
-    tokens = jnp.concatenate([tokens, jnp.zeros((batch, 1), tokens.dtype)], axis=1)
-    return jnp.where(slots == slot, end_id, tokens), (slots >= width) & (slots <= slot)
+    tokens = jnp.pad(tokens, [(0, 0), (0, 1)])
+    return jnp.where(slots == slot, end_id, tokens), slots <= slot
 
 
-def pooled(
-    pooling: Pooling,
-    params: PolicyParams,
-    tokens: jax.Array,
-    starts: jax.Array,
-    member: jax.Array,
-    hidden: jax.Array | None = None,
-) -> jax.Array:
-    """e(x, y): hidden states of left-padded tokens[B, S], pooled over member[B, S], float32[B, D].
-
-    `hidden` [B, S, D] is what the first stage gives for these tokens, where that is known.
-    """
+def pooled(pooling: Pooling, params: PolicyParams, rows: scoring.Rows, member: jax.Array) -> jax.Array:
+    """e(x, y): hidden states of completions, pooled over member[B, T], float32[B, D]; from the rows' own where known."""
     decoder = nnx.merge(pooling.graphdef, *params)
-    context = context_of(decoder, starts, tokens.shape[1], None)
-    first, start = (0, decoder.embed_tokens(tokens)) if hidden is None else (1, hidden)
-    hidden, _ = decoder.run_stages(start, context, first=first, last=pooling.last)
+    first = 0 if rows.hidden is None else 1
+    return _pool(
+        pooling, decoder, scoring.states_after(decoder, rows, first=first, last=pooling.last)[1], member
+    )
+
+
+def pooled_texts(
+    pooling: Pooling, params: PolicyParams, tokens: jax.Array, starts: jax.Array, member: jax.Array
+) -> jax.Array:
+    """As `pooled`, of left-padded texts tokens[B, S] that share nothing, over member[B, S]."""
+    decoder = nnx.merge(pooling.graphdef, *params)
+    rows = scoring.rows_of(tokens, starts, None, 0)
+    return _pool(pooling, decoder, scoring.states_after(decoder, rows, last=pooling.last)[0], member)
+
+
+def _pool(pooling: Pooling, decoder: Any, hidden: jax.Array, member: jax.Array) -> jax.Array:
     hidden = decoder.final_norm(hidden) if pooling.final_norm else hidden
     hidden = hidden.astype(jnp.float32)
     if pooling.pool == "last":
-        final = jnp.max(jnp.where(member, jnp.arange(tokens.shape[1]), -1), axis=1)
+        final = jnp.max(jnp.where(member, jnp.arange(member.shape[1]), -1), axis=1)
         return jnp.take_along_axis(hidden, final[:, None, None], axis=1)[:, 0]
     real = member.astype(jnp.float32)
     return jnp.einsum("bs,bsd->bd", real, hidden) / jnp.maximum(jnp.sum(real, axis=1), 1.0)[:, None]

@@ -142,7 +142,7 @@ class EncoderFeatures:
         self._features = jax.jit(self._compute)
 
     def _compute(self, arrays, tokens, starts, member):
-        return arrays.readout(reward_basis.pooled(self._pooling, arrays.params, tokens, starts, member))
+        return arrays.readout(reward_basis.pooled_texts(self._pooling, arrays.params, tokens, starts, member))
 
     def __call__(self, items: Preferences) -> np.ndarray:
         prompts = [self._tokenizer.encode_prompt(prompt) for prompt in items.prompts]

@@ -40,7 +40,7 @@ class Rollout(NamedTuple):
       logprobs, ref_logprobs: float32[B, T] of the taken tokens, nats, 0 outside the mask; sampler_logprobs: the same
         as `logprobs`, as decoding with a cache computed them.
       values: float32[B, T, C]; 0 without a critic.
-      hidden: [B, L, D] activations under the adapters, or None.
+      rows: the same tokens, each prompt once, with the activations under the adapters; None once they are done with.
       coef: float32[B, K], w_eff: what scalarises. z: float32[B, K], what conditions, or None without people.
       ended: bool[B], a stop token was produced.
     """
@@ -52,7 +52,7 @@ class Rollout(NamedTuple):
     ref_logprobs: jax.Array
     sampler_logprobs: jax.Array
     values: jax.Array
-    hidden: jax.Array | None
+    rows: scoring.Rows | None
     coef: jax.Array
     z: jax.Array | None
     ended: jax.Array
@@ -109,33 +109,28 @@ def score(
     static: Static,
     params: PolicyParams,
     critic: critics.Critic | None,
-    tokens: jax.Array,
-    starts: jax.Array,
-    z: jax.Array | None,
-    hidden: jax.Array | None,
+    rows: scoring.Rows,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Log-probs [B, T], entropies [B, T] and values [B, T, C] (None without a critic) of completions, differentiable."""
-    num_slots = static.max_new_tokens
     decoder = nnx.merge(static.graphdef, *params)
-    states = scoring.completion_states(decoder, tokens, starts, z, hidden, num_slots)
-    logprobs, entropy = scoring.token_scores(decoder, states, tokens[:, -num_slots:], z)
+    z = None if rows.z is None else rows.z[rows.group]
+    states = scoring.completion_states(decoder, rows)
+    logprobs, entropy = scoring.token_scores(decoder, states, rows.tokens, z)
     if critic is None or static.critic is None:
         return logprobs, entropy, None
     own = critics.backbone(static.critic, critic, params)
     if own is not None:
         decoder = nnx.merge(static.graphdef, *own)
-        states = scoring.completion_states(decoder, tokens, starts, z, hidden, num_slots)
+        states = scoring.completion_states(decoder, rows)
     return logprobs, entropy, critics.channel_values(static.critic, critic, decoder, states, z)
 
 
-def reference_logprobs(
-    static: Static, frozen: PolicyParams, tokens: jax.Array, starts: jax.Array, hidden: jax.Array | None
-) -> jax.Array:
+def reference_logprobs(static: Static, frozen: PolicyParams, rows: scoring.Rows) -> jax.Array:
     """log π_ref of the completion tokens, [B, T]: the frozen base, no adapters, nobody addressed."""
     empty = nnx.State({})
     decoder = nnx.merge(static.reference, frozen.base, empty, empty)
-    states = scoring.completion_states(decoder, tokens, starts, None, hidden, static.max_new_tokens)
-    return scoring.token_scores(decoder, states, tokens[:, -static.max_new_tokens :], None)[0]
+    states = scoring.completion_states(decoder, rows._replace(z=None))
+    return scoring.token_scores(decoder, states, rows.tokens, None)[0]
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -175,14 +170,14 @@ def rollout(
         graphdef=static.graphdef,
         max_new_tokens=static.max_new_tokens,
         filtered=static.filtered,
+        group_size=static.group_size,
     )
     tokens, mask = jnp.concatenate([prompts.tokens, samples.tokens], axis=1), samples.mask
-    # Trained base weights change the lower stage too; only frozen ones leave something to keep.
-    hidden = (
-        None if "base" in trained else scoring.lower_states(static.graphdef, params, tokens, prompts.starts)
-    )
-    logprobs, _, values = score(static, params, critic, tokens, prompts.starts, z, hidden)
-    reference = reference_logprobs(static, frozen, tokens, prompts.starts, hidden)
+    rows = scoring.rows_of(tokens, prompts.starts, z, static.max_new_tokens, static.group_size)
+    if "base" not in trained:  # else training changes the lower stage too, and nothing could be kept
+        rows = scoring.with_lower_states(static.graphdef, params, rows)
+    logprobs, _, values = score(static, params, critic, rows)
+    reference = reference_logprobs(static, frozen, rows)
     if values is None:
         values = jnp.zeros((*mask.shape, num_channels(coef.shape[1])))
     is_stop = jnp.any(samples.tokens[..., None] == stop, axis=-1)
@@ -194,7 +189,7 @@ def rollout(
         ref_logprobs=jnp.where(mask, reference, 0.0),
         sampler_logprobs=samples.logprobs,
         values=jnp.where(mask[..., None], values, 0.0),
-        hidden=hidden,
+        rows=rows,
         coef=coef,
         z=z,
         ended=jnp.any(is_stop & mask, axis=1),

@@ -24,6 +24,7 @@ from rlhf.rl.diagnostics import Metrics, batch_metrics
 from rlhf.rl.estimate import Estimate, estimate
 from rlhf.rl.kl_control import next_kl_coef
 from rlhf.rl.rollout import People, Prompts, Rollout
+from rlhf.rl.scoring import Rows
 from rlhf.rl.settings import Hyper, Static
 
 Reward = Callable[
@@ -65,9 +66,10 @@ def init_state(params: dict[str, Any], hyper: optim.Hyper, key: jax.Array, kl_co
 
 
 class Minibatch(NamedTuple):
-    """Rows of one optimiser step: the rollout's, and their share of the estimate."""
+    """Completions of one optimiser step: the rollout's (without `rows`), their tokens, their share of the estimate."""
 
     rollout: Rollout
+    rows: Rows
     advantages: jax.Array
     returns: jax.Array
 
@@ -87,29 +89,27 @@ def loss_of(
       kl_price: β in the units of the advantages, so that it keeps its meaning in the loss.
       extra: rows of `static.extra`, which adds to the loss; None for none.
     """
-    rows, mask = batch.rollout, batch.rollout.mask
+    old, mask = batch.rollout, batch.rollout.mask
     trained = dict(trained)
     critic = trained.pop("critic", None)
     params = policy.merge(frozen, trained, static.dtype)
-    logprobs, entropy, values = rollouts.score(
-        static, params, critic, rows.tokens, rows.starts, rows.z, rows.hidden
-    )
+    logprobs, entropy, values = rollouts.score(static, params, critic, batch.rows)
 
     def over_tokens(values: jax.Array) -> jax.Array:
         return objectives.aggregate(values, mask, static.aggregation, static.max_new_tokens)
 
     surrogate, diagnostics = objectives.clipped_surrogate(
-        logprobs, rows.logprobs, batch.advantages, mask, hyper.clip_low, hyper.clip_high
+        logprobs, old.logprobs, batch.advantages, mask, hyper.clip_low, hyper.clip_high
     )
     policy_loss, entropy = over_tokens(surrogate), objectives.aggregate(entropy, mask, "token")
     value_loss = kl_loss = jnp.zeros(())
     if values is not None:
-        of_channels = objectives.value_loss(values, rows.values, batch.returns, hyper.value_clip)
+        of_channels = objectives.value_loss(values, old.values, batch.returns, hyper.value_clip)
         value_loss = objectives.aggregate(of_channels.mean(axis=-1), mask, "token")
     if static.kl_in == "loss":
-        kl_loss = over_tokens(objectives.kl_estimate(logprobs, rows.ref_logprobs, mask, static.kl_estimator))
+        kl_loss = over_tokens(objectives.kl_estimate(logprobs, old.ref_logprobs, mask, static.kl_estimator))
     total = policy_loss + hyper.value_coef * value_loss - hyper.entropy_coef * entropy + kl_price * kl_loss
-    moved = objectives.kl_estimate(rows.logprobs, logprobs, mask, "k3")
+    moved = objectives.kl_estimate(old.logprobs, logprobs, mask, "k3")
     more: Metrics = {}
     if static.extra is not None and extra is not None:
         term, more = static.extra(params, extra)
@@ -158,7 +158,7 @@ def _optimise(
 
 def _epochs(
     state: optim.TrainState,
-    rows: Minibatch,
+    whole: Minibatch,
     frozen: PolicyParams,
     kl_price: jax.Array,
     key: jax.Array,
@@ -167,7 +167,7 @@ def _epochs(
     extra: Any,
 ) -> tuple[optim.TrainState, Metrics]:
     """All epochs and minibatches; metrics are means over the optimiser steps that were made (ratio_max: the largest)."""
-    batch = rows.advantages.shape[0]
+    batch = whole.advantages.shape[0]
     if batch % static.minibatches:
         raise ValueError(f"{static.minibatches} minibatches do not divide {batch} rows")
     orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, static.epochs))
@@ -175,7 +175,8 @@ def _epochs(
 
     def work(carry, order):
         state, _ = carry
-        part = jax.tree.map(lambda leaf: leaf[order], rows)
+        picked = jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=()))
+        part = picked._replace(rows=whole.rows.take(order))
         state, stop, metrics = _optimise(state, part, frozen, kl_price, hyper, static, extra)
         return (state, stop), metrics | {"made": jnp.ones(()), "applied": 1.0 - stop}
 
@@ -209,10 +210,12 @@ def _update(
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
     found: Estimate = estimate(rollout, rewards, state.kl_coef, state.scale, own, static)
     metrics = batch_metrics(rollout, found, own, static)
-    rows = Minibatch(rollout, found.advantages, found.returns)
+    rows = rollout.rows
+    assert rows is not None, "a rollout is learned from once"
+    whole = Minibatch(rollout._replace(rows=None), rows, found.advantages, found.returns)
     start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
     kl_price = state.kl_coef * found.kl_factor
-    trained, steps = _epochs(start, rows, frozen, kl_price, shuffle, hyper, static, extra)
+    trained, steps = _epochs(start, whole, frozen, kl_price, shuffle, hyper, static, extra)
     kl_coef = next_kl_coef(
         static.kl_controller,
         state.kl_coef,
@@ -296,4 +299,4 @@ def iterate(
     rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
     rewards = reward(reward_arrays, rollout)
     state, metrics = _update(state, rollout, rewards, frozen, hyper, static)
-    return state, metrics, rollout._replace(hidden=None), rewards
+    return state, metrics, rollout._replace(rows=None), rewards

@@ -70,7 +70,9 @@ class Trainer:
         """Mean log-prob of a prompt's tokens after the first, nats: the same number on every side, or models differ."""
         tokens = jax.numpy.array([self.base.tokenizer.encode_completion(text)[:-1]])
         decoder, later = nnx.merge(self.static.graphdef, *self.frozen), tokens.shape[1] - 1
-        states = scoring.completion_states(decoder, tokens, jax.numpy.zeros(1, int), None, None, later)
+        states = scoring.completion_states(
+            decoder, scoring.rows_of(tokens, jax.numpy.zeros(1, int), None, later)
+        )
         return float(scoring.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
 
     def draw(self, prompts: Prompts) -> Rollout:
@@ -101,22 +103,23 @@ class Trainer:
         params, keys = self.frozen._replace(**trained), jax.random.split(jax.random.key(3), self.rows)
         score = jax.jit(rollouts.score, static_argnums=0)
         reference = jax.jit(rollouts.reference_logprobs, static_argnums=0)
-        lower = jax.jit(scoring.lower_states, static_argnums=0)
-        where, hidden = (rollout.tokens, rollout.starts), rollout.hidden
+        lower = jax.jit(scoring.with_lower_states, static_argnums=0)
+        rows, plain = rollout.rows, rollout.rows._replace(prompt_hidden=None, hidden=None)
 
         def generate():
             return sampling.generate(
                 params, *prompts, None, keys, self.settings, self.stop,
                 graphdef=self.static.graphdef, max_new_tokens=self.static.max_new_tokens, filtered=False,
+                group_size=self.group_size,
             )  # fmt: skip
 
         parts = {
             "generation": generate,
-            "lower_layers": lambda: lower(self.static.graphdef, params, *where),
-            "logprobs_and_values": lambda: score(self.static, params, critic, *where, None, hidden),
-            "reference": lambda: reference(self.static, params, *where, hidden),
+            "lower_layers": lambda: lower(self.static.graphdef, params, plain),
+            "logprobs_and_values": lambda: score(self.static, params, critic, rows),
+            "reference": lambda: reference(self.static, params, rows),
         }
-        if hidden is None:
+        if rows.hidden is None:
             del parts["lower_layers"]
         return {name: _seconds(part, repeats) for name, part in parts.items()}
 

@@ -77,7 +77,7 @@ def _teach_language(state, batch, hyper, *, graphdef, schedule):
 
     def loss(base):
         decoder = nnx.merge(graphdef, base, nnx.State({}), nnx.State({}))
-        states = scoring.completion_states(decoder, tokens, starts, None, None, T)
+        states = scoring.completion_states(decoder, scoring.rows_of(tokens, starts, None, T))
         logprobs, _ = scoring.token_scores(decoder, states, tokens[:, -T:], None)
         return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask)
 

@@ -291,7 +291,7 @@ def stale_rollout(task: Task, state: State, old: dict[str, Any]) -> Rollout:
 
 
 def _scores(static: Any, params: Any, critic: Any, rollout: Rollout) -> Any:
-    return rollouts.score(static, params, critic, rollout.tokens, rollout.starts, rollout.z, rollout.hidden)
+    return rollouts.score(static, params, critic, rollout.rows)
 
 
 _score = jax.jit(_scores, static_argnums=0)

@@ -28,7 +28,17 @@ def policy(request):
 
 
 def sample(
-    policy, prompts=PROMPTS, z=Z, *, rows=None, seed=0, stop=STOP, filtered=False, multiple=16, **settings
+    policy,
+    prompts=PROMPTS,
+    z=Z,
+    *,
+    rows=None,
+    seed=0,
+    stop=STOP,
+    filtered=False,
+    multiple=16,
+    group_size=1,
+    **settings,
 ):
     tokens, starts = left_pad(prompts, multiple=multiple)
     rows = np.arange(len(prompts)) if rows is None else rows
@@ -43,6 +53,7 @@ def sample(
         graphdef=policy.graphdef,
         max_new_tokens=NEW,
         filtered=filtered,
+        group_size=group_size,
     )
     return [np.asarray(array) for array in samples]
 
@@ -109,6 +120,14 @@ def test_what_a_row_says_does_not_depend_on_its_batch(policy):
     wider = sample(policy, temperature=1.0, multiple=32)
     np.testing.assert_array_equal(wider[0], tokens)
     assert not np.array_equal(sample(policy, temperature=1.0, seed=1)[0], tokens)
+
+
+def test_rows_that_share_a_prompt_read_it_once(policy):
+    prompts, z = [prompt for prompt in PROMPTS for _ in range(3)], np.repeat(Z, 3, axis=0)
+    alone, shared = sample(policy, prompts, z), sample(policy, prompts, z, group_size=3)
+    np.testing.assert_array_equal(shared[0], alone[0])
+    np.testing.assert_allclose(shared[1], alone[1], atol=1e-4)
+    assert len({tuple(row) for row in shared[0]}) > len(PROMPTS)  # their continuations are their own
 
 
 def test_filters_equal_transformers():

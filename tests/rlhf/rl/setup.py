@@ -41,9 +41,10 @@ class Task(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="static")
 def _scored(params, critic, tokens, starts, z, *, static: Static):
-    hidden = scoring.lower_states(static.graphdef, params, tokens, starts)
-    logprobs, _, values = score(static, params, critic, tokens, starts, z, hidden)
-    return logprobs, values, hidden
+    rows = scoring.rows_of(tokens, starts, z, static.max_new_tokens, static.group_size)
+    rows = scoring.with_lower_states(static.graphdef, params, rows)
+    logprobs, _, values = score(static, params, critic, rows)
+    return logprobs, values, rows
 
 
 def made_up_rollout(task: Task, seed: int = 0) -> Rollout:
@@ -61,7 +62,7 @@ def made_up_rollout(task: Task, seed: int = 0) -> Rollout:
     trained = dict(task.state.params)
     critic = trained.pop("critic", None)
     params = task.frozen._replace(**trained)
-    logprobs, values, hidden = _scored(params, critic, tokens, task.prompts.starts, z, static=static)
+    logprobs, values, rows = _scored(params, critic, tokens, task.prompts.starts, z, static=static)
     near = logprobs + 0.2 * rng.normal(size=mask.shape)
     values = np.zeros((*mask.shape, num_channels(coef.shape[1]))) if values is None else values
     logprobs, near, values = (
@@ -77,7 +78,7 @@ def made_up_rollout(task: Task, seed: int = 0) -> Rollout:
         near,
         logprobs,
         values,
-        hidden,
+        rows,
         coef,
         z,
         ended,

@@ -29,16 +29,17 @@ def value_gradients(**critic):
     parts = dict(task.state.params)
     head = parts["critic"]["w2"]
     tokens = jnp.concatenate([task.prompts.tokens, jnp.full((4, 3), 6)], axis=1)
-    hidden = scoring.lower_states(task.static.graphdef, task.frozen, tokens, task.prompts.starts)
+    rows = scoring.rows_of(tokens, task.prompts.starts, jnp.ones((4, 2)), 3, group_size=2)
+    rows = scoring.with_lower_states(task.static.graphdef, task.frozen, rows)
 
     @jax.jit
     def values(parts, z):
         parts = dict(parts)
         own = parts.pop("critic")
         params = task.frozen._replace(**parts)
-        return rollouts.score(task.static, params, own, tokens, task.prompts.starts, z, hidden)[2]
+        return rollouts.score(task.static, params, own, rows._replace(z=z))[2]
 
-    z = jnp.ones((4, 2))
+    z = jnp.ones((2, 2))
     fresh = values(parts, z)
     rng = np.random.default_rng(0)
     moved = {

@@ -19,7 +19,7 @@ from rlhf.jobs.rl_rewards import as_they_are
 from rlhf.rl import reward_basis
 from rlhf.rl.reward_host import EncoderFeatures, PromptRows, texts_of
 from rlhf.rl.rollout import Rollout
-from rlhf.rl.scoring import lower_states
+from rlhf.rl.scoring import rows_of, with_lower_states
 from rlhf.sampling import left_pad
 from tests.rlhf.rl.reward_runs import make_run
 from tests.rlhf.tiny import write_model
@@ -61,7 +61,8 @@ def make_rollout(tokenizer, stop=None):
     zeros = jnp.zeros(mask.shape)
     return Rollout(
         *(jnp.asarray(tokens), jnp.asarray(starts), jnp.asarray(mask)),
-        *(zeros, zeros, zeros, zeros[..., None], None),
+        *(zeros, zeros, zeros, zeros[..., None]),
+        rows_of(jnp.asarray(tokens), jnp.asarray(starts), None, SLOTS),
         *(jnp.zeros((len(TEXTS), 3)), None, jnp.asarray(ended)),
     )
 
@@ -97,10 +98,10 @@ def test_activations_under_the_adapters_are_shared(base, tmp_path, layer, pool):
     rollout = make_rollout(base.tokenizer)
     whole = jax.tree.map(lambda leaf: leaf[:4], rollout)
     for rows in (rollout, whole):
-        hidden = lower_states(graphdef, params, rows.tokens, rows.starts)
-        found = reward(arrays, rows._replace(hidden=hidden))
+        known = with_lower_states(graphdef, params, rows.rows)
+        found = reward(arrays, rows._replace(rows=known))
         np.testing.assert_allclose(found, expected(run)[: len(rows.tokens)], atol=1e-4)
-    spoilt = reward(arrays, whole._replace(hidden=jnp.zeros_like(hidden)))
+    spoilt = reward(arrays, whole._replace(rows=known._replace(hidden=jnp.zeros_like(known.hidden))))
     assert np.abs(np.asarray(spoilt) - expected(run)[:4]).max() > 1e-2  # it was read
     embed = {"embedding": base.tree["embed"]["embedding"] * 1.001}
     moved = dataclasses.replace(base, tree={**base.tree, "embed": embed})

@@ -48,7 +48,7 @@ def test_logprobs_equal_the_samplers_and_a_plain_forward_pass(kind, adapter_laye
     lengths = np.asarray(rollout.mask.sum(axis=1))
     assert 1 <= lengths.min() < T <= lengths.max(), "the case must hold short and full rows"
     np.testing.assert_allclose(rollout.sampler_logprobs, rollout.logprobs, atol=1e-4)
-    assert (rollout.hidden is None) == (adapter_layers is None)
+    assert (rollout.rows.hidden is None) == (adapter_layers is None)
     params = task.frozen._replace(**task.state.params)
     base = tiny.make_base(tiny.make_config(kind), adapter_layers=adapter_layers)
     bare = structure(base.config, base.stages, None, "float32", False)[0]

@@ -38,7 +38,7 @@ def make_rollout(num_basis: int, seed: int = 0) -> Rollout:
         ref_logprobs=per_token(),
         sampler_logprobs=per_token(),
         values=per_token(num_basis + 2),
-        hidden=None,
+        rows=None,
         coef=jnp.asarray(coef, jnp.float32),
         z=None,
         ended=jnp.asarray(rng.random(B) < 0.5),
@@ -201,4 +201,4 @@ def test_an_iteration_compiles_once_for_all_people_and_numbers_and_stays_on_the_
     assert metrics["train/reward_sd/1"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["train/zero_variance_share"] == 1.0
     assert metrics["train/kl_coef"] != pytest.approx(0.1, rel=1e-6)  # the controller moved it
-    assert rollout.hidden is None
+    assert rollout.rows is None
