@@ -13,12 +13,14 @@ from rlhf.sampling import SamplingSettings, generate, left_pad, row_keys
 
 
 class Completion(NamedTuple):
-    """text: without special tokens; logprob: summed over its tokens, nats; finished: whether it stopped by itself."""
+    """text: without special tokens; logprob: summed over its tokens, nats; finished: whether it stopped by itself;
+    tokens: as sampled, with the one that stopped it."""
 
     text: str
     num_tokens: int
     logprob: float
     finished: bool
+    tokens: tuple[int, ...]
 
 
 def complete(
@@ -70,4 +72,4 @@ def _completion(policy: Policy, tokens: np.ndarray, logprobs: np.ndarray, mask: 
     ids = tokens[mask].tolist()
     finished = bool(ids) and ids[-1] in policy.base.tokenizer.eos_ids
     text = policy.base.tokenizer.decode(ids[:-1] if finished else ids)
-    return Completion(text, len(ids), float(logprobs.sum()), finished)
+    return Completion(text, len(ids), float(logprobs.sum()), finished, tuple(ids))
