@@ -79,6 +79,16 @@ RL = {
         "nats",
         "Follows every jump of the advantages: raise algorithm.scale_decay.",
     ),
+    "train/relabel_weight": MetricDoc(
+        "Mean truncated importance weight of completions that were relabelled for other people.",
+        "share of relabel_limit 1",
+        "Near 0: people's answers lie so far apart that relabelling only costs time; set algorithm.relabel to 0.",
+    ),
+    "train/relabel_effective_share": MetricDoc(
+        "Effective part of the relabelled completions, (Σρ)²/(n Σρ²).",
+        "share",
+        "Near 0 while relabel_weight is not: a few completions decide; lower algorithm.relabel_limit.",
+    ),
     "train/explained_variance/NAME": MetricDoc(
         "Share of the variance of the returns of one channel (an output, kl or no_stop) that the critic foresaw.",
         "share; 0 without a critic's help",

@@ -60,7 +60,9 @@ def config_of(name: str, seed: int, data: Path, models: list[str], draws: int) -
     overrides = [f"data.split_seed={seed}", f"seed={seed}", f"evaluation.controls={str(controls).lower()}"]
     overrides += [f"evaluation.models=[{', '.join(models)}]"]
     overrides.append(f"evaluation.seeds={draws}")
-    if models == ["card"] and name in FILES:  # a pass of the language model for every person and number of answers
+    if (
+        models == ["card"] and name in FILES
+    ):  # a pass of the language model for every person and number of answers
         overrides.append("evaluation.counts=[0, 10]")
     if name in FILES:
         overrides.append(f"data.path={data / FILES[name]}")
@@ -258,7 +260,10 @@ def set_lines(name: str, divisions: dict[str, Any], kinds: list[str]) -> list[st
         def mean(pick: Any, found: list[dict[str, Any]] = found) -> str:
             return f"{np.mean([pick(model) for model in found]):.3f}"
 
-        row = [mean(lambda m, n=n: m["accuracy"][n]["mean"]) if n in found[0]["accuracy"] else "–" for n in counts]
+        row = [
+            mean(lambda m, n=n: m["accuracy"][n]["mean"]) if n in found[0]["accuracy"] else "–"
+            for n in counts
+        ]
         chosen = "accuracy_chosen" in found[0]
         row.append(mean(lambda m: m["accuracy_chosen"][answers]["mean"]) if chosen else "–")
         row += [mean(lambda m: m["swapped"]["mean"]), mean(lambda m: m["label_flip_rate"]["mean"])]

@@ -105,6 +105,17 @@ class GRPOAlgorithmConfig(AlgorithmConfig):
         description="How token losses become one: mean over tokens (DAPO), over tokens and then completions (GRPO), "
         "or sum over max_new_tokens (Dr.GRPO; no preference for a length).",
     )
+    relabel: int = Field(
+        0,
+        ge=0,
+        description="Further people for whom every group of completions is learned from once more, with truncated "
+        "importance weights (centred and rloo with kl.place reward); 0 means none.",
+    )
+    relabel_limit: float = Field(
+        1.0,
+        gt=0,
+        description="Largest importance weight π(y|x, other)/π(y|x, own) of a relabelled completion.",
+    )
 
 
 @dataclass(**FROZEN)
@@ -336,6 +347,16 @@ class GRPOConfig(RLConfig):
             raise ValueError(
                 f"rollout.completions {self.rollout.completions}: algorithm.kind {self.algorithm.kind} compares the "
                 "completions of one prompt and person; give at least 2, or use chorus train ppo"
+            )
+        if not self.algorithm.relabel:
+            return self
+        if not self.personal:
+            raise ValueError("algorithm.relabel needs people; give rewards or a population, or set it to 0")
+        if self.algorithm.kind not in ("centred", "rloo") or self.kl.place == "loss":
+            raise ValueError(
+                f"algorithm.relabel {self.algorithm.relabel} with algorithm.kind {self.algorithm.kind} and kl.place "
+                f"{self.kl.place}: completions are weighed for centred and rloo with kl.place reward; change these or "
+                "set relabel to 0"
             )
         return self
 

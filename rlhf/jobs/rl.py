@@ -129,7 +129,7 @@ class Trainer:
             given = self.source.host(rollout, self.prompts.rows.take(batch.index))
             rewards = jax.device_put(given)
             state, metrics = updates.update(
-                state, rollout, rewards, self.frozen, self.hyper, static=self.static
+                state, rollout, rewards, self.frozen, self.hyper, static=self.static, people=self.people
             )
         self.samples.take(batch, rollout, rewards)
         return state, named(metrics, self.source.names)
@@ -178,6 +178,7 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
         shares=source.shares,
         filtered=bool(rollout.top_k or rollout.top_p < 1.0 or rollout.min_p > 0.0),
         dtype=config.model.dtype,
+        relabel=0 if kind == "ppo" else algorithm.relabel,
     )
 
 
@@ -197,7 +198,7 @@ def hyper_of(config: Any) -> Hyper:
         "eta": config.rail.eta,
     }
     if not isinstance(config, PPOConfig):
-        return Hyper.of(**shared)
+        return Hyper.of(**shared, relabel_limit=algorithm.relabel_limit)
     critic = config.critic
     return Hyper.of(
         **shared,

@@ -36,6 +36,8 @@ from rlhf.rl import reward_basis, reward_host
 from rlhf.run import Run
 
 FOLDER, SAMPLES = "rewards", "reference.jsonl"
+PROBED = ("judge", "votes")  # rewards without a truth: each has a check that switches it off
+PROBE_SIZE = (8, 4)  # prompts and samples of π_ref for that check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) 
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
         return _personal(config, load_reward_run(directory), base, limits)
+    refuse_unreliable(config, columns, base, prompts)
     settings = as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
     if len(weights) != len(settings["names"]):
@@ -124,6 +127,26 @@ def _with_model(config: Any) -> list[ColumnConfig]:
     ]
 
 
+def refuse_unreliable(
+    config: Any, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
+) -> None:
+    """Let judges and votes pass their own checks before anything is trained on them.
+
+    Raises:
+      UserError: a judge reads the order of two texts, or majorities are wrong on the probe prompts.
+    """
+    own = [column for column in columns if column.kind in PROBED]
+    if own:
+        samples = reference_samples(config, base, prompts, *PROBE_SIZE)
+        _refuse_off(table.prepare(samples, own)[1])
+
+
+def _refuse_off(settings: dict[str, Any]) -> None:
+    if settings["dropped"]:
+        off = settings["dropped"][0]
+        raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")
+
+
 def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
     """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
     entries = []
@@ -156,12 +179,10 @@ def build_run(
     samples = (
         read_completions(wanted.reference)
         if wanted.reference is not None
-        else reference_samples(config, base, prompts)
+        else reference_samples(config, base, prompts, wanted.prompts, wanted.completions)
     )
     values, settings = table.prepare(samples, columns)
-    if settings["dropped"]:
-        off = settings["dropped"][0]
-        raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")
+    _refuse_off(settings)
     names = tuple(settings["names"])
     if len(names) != len(wanted.mean):
         raise UserError(
@@ -188,12 +209,13 @@ def build_run(
     write_questions(directory, identity, pairs, phi)
 
 
-def reference_samples(config: Any, base: policy_store.Base, prompts: PromptSet) -> Preferences:
+def reference_samples(
+    config: Any, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
+) -> Preferences:
     """Completions of π_ref for the first prompts of the run."""
     graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)
     policy = policy_store.Policy(base, graphdef, params, None, None, 0.0, 0.0, {})
-    count = min(config.population.prompts, len(prompts.starts))
-    index = np.repeat(np.arange(count), config.population.completions)
+    index = np.repeat(np.arange(min(num_prompts, len(prompts.starts))), num_samples)
     rows = prompts.rows.take(index)
     completions = complete(
         policy, rows.prompts, None, seed=config.seed, max_new_tokens=config.rollout.max_new_tokens

@@ -70,6 +70,7 @@ class Static:
       shares: how many groups are drawn for whom; None where people are given as fixed weights.
       filtered: whether sampling uses top-k, top-p or min-p.
       dtype: what trained base weights are computed in (`policy.merge`).
+      relabel: so many further people learn from every group of completions (`rl.relabel`); 0 for none.
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where an update is given rows.
     """
 
@@ -91,6 +92,7 @@ class Static:
     shares: UserShares | None = None
     filtered: bool = False
     dtype: str = "float32"
+    relabel: int = 0
     extra: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
 
     def __post_init__(self):
@@ -104,6 +106,11 @@ class Static:
             raise ValueError(f"group_size {self.group_size}: a group of one has no mean to subtract")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_estimator k1 in the loss has a gradient of mean zero; use k2 or k3")
+        if self.relabel and (self.algorithm not in ("centred", "rloo") or self.kl_in == "loss"):
+            raise ValueError(
+                f"relabel with algorithm {self.algorithm!r} and the KL in the {self.kl_in}: weights on completions are "
+                "defined for centred and rloo with the KL in the reward"
+            )
 
 
 class Hyper(NamedTuple):
@@ -117,6 +124,7 @@ class Hyper(NamedTuple):
       stop_kl: no more updates in an iteration once KL(old‖new) exceeds this many nats a token; inf: never.
       missing_eos_penalty: subtracted from w·φ of a completion without a stop token.
       scale_decay: share of the running scale that an iteration keeps.
+      relabel_limit: c, the largest importance weight of a relabelled completion.
       critic_rate: learning rate of the critic in multiples of the policy's.
       beta, eta: price of KL to π_ref and to π_agg, as they enter w_eff (`conditioning.effective_coef`).
     """
@@ -133,6 +141,7 @@ class Hyper(NamedTuple):
     stop_kl: jax.Array
     missing_eos_penalty: jax.Array
     scale_decay: jax.Array
+    relabel_limit: jax.Array
     critic_rate: jax.Array
     beta: jax.Array
     eta: jax.Array
@@ -153,6 +162,7 @@ class Hyper(NamedTuple):
             "stop_kl": float("inf"),
             "missing_eos_penalty": 0.0,
             "scale_decay": 0.99,
+            "relabel_limit": 1.0,
             "critic_rate": 1.0,
             "beta": 0.1,
             "eta": 0.0,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rlhf import optim, policy, sampling
 from rlhf.policy import PolicyParams
-from rlhf.rl import objectives
+from rlhf.rl import objectives, relabel
 from rlhf.rl import rollout as rollouts
 from rlhf.rl.advantages import RunningScale
 from rlhf.rl.diagnostics import Metrics, batch_metrics
@@ -205,6 +205,7 @@ def _update(
     hyper: tuple[optim.Hyper, Hyper],
     static: Static,
     extra: Any = None,
+    people: People | None = None,
 ) -> tuple[State, Metrics]:
     own = hyper[1]
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
@@ -213,6 +214,11 @@ def _update(
     rows = rollout.rows
     assert rows is not None, "a rollout is learned from once"
     whole = Minibatch(rollout._replace(rows=None), rows, found.advantages, found.returns)
+    if static.relabel:
+        if people is None:
+            raise ValueError("relabel draws other people: give the population")
+        others, more = _relabelled(state, rollout, rewards, frozen, people, found, own, static)
+        whole, metrics = _joined(whole, others), metrics | more
     start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
     kl_price = state.kl_coef * found.kl_factor
     trained, steps = _epochs(start, whole, frozen, kl_price, shuffle, hyper, static, extra)
@@ -236,6 +242,42 @@ def _update(
     return new, metrics | steps | {"train/kl_coef": state.kl_coef}
 
 
+def _relabelled(
+    state: State,
+    rollout: Rollout,
+    rewards: jax.Array,
+    frozen: PolicyParams,
+    people: People,
+    found: Estimate,
+    hyper: Hyper,
+    static: Static,
+) -> tuple[Minibatch, Metrics]:
+    """The rollout as if it had been for other people, in the units of `found`."""
+    trained = {name: part for name, part in state.params.items() if name != "critic"}
+    params = policy.merge(frozen, trained, static.dtype)
+    key = jax.random.fold_in(state.key, state.iteration)
+    others = relabel.for_others(rollout, params, people, key, hyper, static)
+    weight = relabel.importance(rollout, others, hyper.relabel_limit)
+    rewards = jnp.concatenate([rewards] * static.relabel)
+    gains = relabel.advantages(others, rewards, weight, state.kl_coef, hyper, static) / found.divisor
+    gains = jnp.where(others.mask, gains[:, None], 0.0)
+    returns = jnp.concatenate(
+        [jnp.zeros_like(found.returns)] * static.relabel
+    )  # nobody reads them: no critic
+    metrics = {
+        "train/relabel_weight": weight.mean(),
+        "train/relabel_effective_share": relabel.effective_share(weight),
+    }
+    assert others.rows is not None
+    return Minibatch(others._replace(rows=None), others.rows, gains, returns), metrics
+
+
+def _joined(first: Minibatch, second: Minibatch) -> Minibatch:
+    """Both, one after the other; prompts of the second are counted on from those of the first."""
+    moved = second._replace(rows=second.rows._replace(group=second.rows.group + len(first.rows.prompts)))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, moved)
+
+
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
 def update(
     state: State,
@@ -246,6 +288,7 @@ def update(
     *,
     static: Static,
     extra: Any = None,
+    people: People | None = None,
 ) -> tuple[State, Metrics]:
     """All optimiser steps of one iteration on a rollout whose rewards are known; the state's buffers are donated.
 
@@ -253,8 +296,9 @@ def update(
       rewards: float32[B, K] at the last token, or float32[B, T, K] token by token.
       frozen: the base, π_ref. hyper: of the optimiser, and of this package.
       extra: rows that `static.extra` turns into a further term of the loss, at every optimiser step (`rl.hints`).
+      people: whom `static.relabel` draws from; else of no use.
     """
-    return _update(state, rollout, rewards, frozen, hyper, static, extra)
+    return _update(state, rollout, rewards, frozen, hyper, static, extra, people)
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -298,5 +342,5 @@ def iterate(
     """
     rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
     rewards = reward(reward_arrays, rollout)
-    state, metrics = _update(state, rollout, rewards, frozen, hyper, static)
+    state, metrics = _update(state, rollout, rewards, frozen, hyper, static, people=people)
     return state, metrics, rollout._replace(rows=None), rewards

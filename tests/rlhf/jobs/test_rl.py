@@ -264,3 +264,18 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     )
     source = rl_rewards.prepare(config, None, base, rl_data.prompt_set(config, base))
     assert source.compiled is None and source.names == ("length", "words")
+
+
+@pytest.mark.parametrize("answer", [1, 2])
+def test_votes_alone_pass_their_probe_or_stop_the_run(world, capsys, answer):
+    """Majorities of the probe say 1: rewards without a truth are trained on where their probe agrees, and only there."""
+    probe = world / f"probe{answer}.jsonl"
+    probe.write_text(json.dumps({"prompt": "x", "completions": ["1", "1", "2"], "answer": answer}) + "\n")
+    columns = [{"name": "vote", "kind": "votes", "probe": str(probe)}]
+    config = write(world, f"votes{answer}", columns=columns, train={"steps": 1})
+    if answer == 1:
+        assert cli.main(["train", "grpo", str(config), "--json"]) == 0
+        return
+    assert cli.main(["train", "grpo", str(config)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "vote: majority answers are right on 0% of 1 probe prompts, below min_accuracy 50%" in said
