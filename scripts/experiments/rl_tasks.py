@@ -182,7 +182,9 @@ def judge(probe: Probe, graphdef, params: PolicyParams, start: PolicyParams) -> 
         }
 
 
-def settings(algorithm: str, kl_in: str, graphdef: Any, reference: Any) -> Static:
+def settings(
+    algorithm: str, kl_in: str, graphdef: Any, reference: Any, *, groups: int = GROUPS, relabel: int = 0
+) -> Static:
     return Static(
         graphdef,
         reference,
@@ -195,28 +197,39 @@ def settings(algorithm: str, kl_in: str, graphdef: Any, reference: Any) -> Stati
         kl_in=kl_in,
         kl_estimator="k2" if kl_in == "loss" else "k1",
         critic=CriticSpec(K, sees_person=True, hidden=32) if algorithm == "ppo" else None,
-        shares=UserShares.of(GROUPS, 0.4, 0.4, 0.0, 0.2),
+        shares=UserShares.of(groups, 0.4, 0.4, 0.0, 0.2),
+        relabel=relabel,
     )
 
 
 def train(
-    probe: Probe, algorithm: str, seed: int, iterations: int, *, kl_in: str = "reward", every: int = 0
+    probe: Probe,
+    algorithm: str,
+    seed: int,
+    iterations: int,
+    *,
+    kl_in: str = "reward",
+    every: int = 0,
+    groups: int = GROUPS,
+    relabel: int = 0,
+    relabel_limit: float = 1.0,
 ) -> dict[str, Any]:
-    """Train and judge; `every` > 0 adds a curve, judged every so many iterations."""
+    """Train and judge; `every` > 0 adds a curve, judged every so many iterations; `relabel` as in `rl.relabel`."""
     graphdef, reference, start = model(seed)
-    static = settings(algorithm, kl_in, graphdef, reference)
+    static = settings(algorithm, kl_in, graphdef, reference, groups=groups, relabel=relabel)
     values = (0.01, 0, iterations * static.epochs * static.minibatches, 0.0, 0.9, 0.99, 1e-6, 1.0)
     rates = optim.Hyper(*(jnp.float32(value) for value in values))
     parts = {"lora": start.lora, "conditioner": start.conditioner}
     if static.critic:
         parts["critic"] = init_critic(static.critic, start, MODEL["hidden_size"], jax.random.key(seed + 100))
     state: State = init_state(jax.tree.map(jnp.copy, parts), rates, jax.random.key(seed), probe.beta)
-    rows = np.repeat(np.resize(np.arange(len(PROMPTS)), GROUPS), GROUP_SIZE)
+    rows = np.repeat(np.resize(np.arange(len(PROMPTS)), groups), GROUP_SIZE)
     prompts = Prompts(*left_pad([PROMPTS[row] for row in rows], multiple=1))
     fixed = jax.tree.map(
         jnp.asarray, (prompts, probe.people, start, probe[:2], SamplingSettings.of(len(rows)))
     )
-    stop, hyper = jnp.array([STOP]), (rates, Hyper.of(beta=probe.beta, scale_decay=0.9, critic_rate=3.0))
+    own = Hyper.of(beta=probe.beta, scale_decay=0.9, critic_rate=3.0, relabel_limit=relabel_limit)
+    stop, hyper = jnp.array([STOP]), (rates, own)
     curve, metrics = [], {}
     for number in range(iterations):
         if every and number % every == 0:
