@@ -134,14 +134,15 @@ RL = {
         "The KL term where kl.place is loss; else 0.", "nats", "Grows without end: raise kl.coef."
     ),
     "train/loss/hint": MetricDoc(
-        "The term that teaches hints and holds other people still (anchor rows); only where an update is given such rows.",
+        "The term that teaches hints and holds other people still (anchor rows); only with a section `hints`.",
         "nats, times the weights of the rows",
         "Does not fall: what the hint asks for is out of reach of the conditioner, or anchors hold it.",
     ),
     "train/hint_kl_nats": MetricDoc(
         "Mean divergence of the policy from its teachers over the tokens of hinted and anchor rows.",
         "nats a token",
-        "Rises: the teacher moves with the policy; teach from earlier weights.",
+        "Does not fall at all: lower hints.anchor_rows or raise hints.coef. Falls and rises again: rewards move the people "
+        "whom anchors hold.",
     ),
     "train/token_entropy_nats": MetricDoc(
         "Mean entropy of the next-token distribution along the completions.",

@@ -220,7 +220,8 @@ def main(words: list[str] | None = None) -> None:
             sentiment_page.plot(results, args.store.with_suffix(".png"))
         write_text(args.store.with_suffix(".md"), sentiment_page.page(results))
     except UserError as error:
-        sys.exit(f"results_sentiment: {error}")
+        print(f"results_sentiment: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

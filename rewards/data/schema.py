@@ -165,6 +165,13 @@ def parse_prompt(value: Any) -> Prompt:
     return _messages("prompt", value) if isinstance(value, list) else _text("prompt", value)
 
 
+def parse_text(field: str, value: Any) -> str:
+    """Check a field that holds one text and never messages; raises RowError."""
+    if value is not None and not isinstance(value, str):
+        raise RowError(field, f"is {type(value).__name__} {show(value)}; it must be a string")
+    return _text(field, value)
+
+
 def _conversation(field: str, value: list[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
     messages = _messages(field, value)
     if messages[-1][0] != "assistant":

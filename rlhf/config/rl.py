@@ -21,6 +21,7 @@ from rlhf.config.parts import (
     UsersMixConfig,
     check_conditioner,
 )
+from rlhf.config.rl_hints import HintsConfig, check_hints
 from rlhf.config.schema import RunConfig
 
 
@@ -293,6 +294,9 @@ class RLConfig(RunConfig):
     )
     users: UsersMixConfig = Field(UsersMixConfig(), description="Whose coefficients a group gets.")
     host: HostConfig = Field(HostConfig(), description="Rewards outside the compiled program.")
+    hints: HintsConfig | None = Field(
+        None, description="Hints that people gave, learned from beside the rewards; null: none."
+    )
 
     @property
     def rows(self) -> int:
@@ -309,6 +313,7 @@ class RLConfig(RunConfig):
     def _consistent(self):
         _check_rewards(self)
         _check_sizes(self)
+        check_hints(self)
         if self.personal:
             check_conditioner(self.conditioner, self.model)
         return self

@@ -4,6 +4,7 @@ A step: prompts by number, people by the run's key, completions, rewards, advant
 step is one program; otherwise the completions are decoded and rewarded between its two halves.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from rlhf import optim, policy_store, train
 from rlhf.config.rl import PPOConfig
-from rlhf.jobs import rl_critic, rl_data, rl_rewards, rl_samples
+from rlhf.jobs import rl_critic, rl_data, rl_hints, rl_rewards, rl_samples
 from rlhf.jobs.dpo import adapter_spec
 from rlhf.jobs.rl_data import PromptSet
+from rlhf.jobs.rl_hints import Lessons
 from rlhf.jobs.rl_rewards import Source
 from rlhf.jobs.rl_size import memory_line
 from rlhf.jobs.rl_watch import Watch
@@ -49,10 +51,16 @@ def run(config: Any) -> dict[str, Any]:
         )
         prompts = rl_data.prompt_set(config, base)
         source = rl_rewards.prepare(config, job, base, prompts)
+        lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         spec = adapter_spec(config, source.run, base)
         graphdef, params, run_key = fresh_policy(config, base, spec)
-        trainer = Trainer(config, kind, base, graphdef, params, run_key, source, prompts, job.directory)
-        memory_line(config, base, trainer.state, prompts.tokens.shape[1])
+        trainer = Trainer(
+            config, kind, base, graphdef, params, run_key, source, prompts, job.directory, lessons
+        )
+        hinted = (0, 0) if lessons is None else lessons.size
+        memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
+        if lessons is not None:
+            lessons.write(job.directory)
         state = train.run_steps(
             job,
             trainer.state,
@@ -89,9 +97,12 @@ class Trainer:
         source: Source,
         prompts: PromptSet,
         directory: Path,
+        lessons: Lessons | None = None,
     ):
-        self.config, self.source, self.prompts = config, source, prompts
+        self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
         self.static = static_of(config, kind, base, graphdef, source)
+        if lessons is not None:
+            self.static = dataclasses.replace(self.static, extra=lessons.term(graphdef))
         updates_in_all = config.train.steps * config.algorithm.epochs * config.algorithm.minibatches
         self.hyper = (optim.Hyper.from_config(config.optimizer, updates_in_all), hyper_of(config))
         full = config.tune.mode == "full"
@@ -119,17 +130,28 @@ class Trainer:
         """One iteration; the state is donated."""
         shared = (batch.prompts, self.people, self.frozen)
         rest = (self.sampling, self.stop, self.hyper)
+        # The teacher is the policy of the run's start, also in a session that goes on.
+        extra = (
+            None if self.lessons is None else self.lessons.rows(batch.number, self.frozen, self.static.extra)
+        )
         if self.source.compiled is not None:
             reward, arrays = self.source.compiled
             state, metrics, rollout, rewards = updates.iterate(
-                state, *shared, arrays, *rest, static=self.static, reward=reward
+                state, *shared, arrays, *rest, static=self.static, reward=reward, extra=extra
             )
         else:
             rollout = updates.draw(state, *shared, *rest, static=self.static)
             given = self.source.host(rollout, self.prompts.rows.take(batch.index))
             rewards = jax.device_put(given)
             state, metrics = updates.update(
-                state, rollout, rewards, self.frozen, self.hyper, static=self.static, people=self.people
+                state,
+                rollout,
+                rewards,
+                self.frozen,
+                self.hyper,
+                static=self.static,
+                extra=extra,
+                people=self.people,
             )
         self.samples.take(batch, rollout, rewards)
         return state, named(metrics, self.source.names)

@@ -334,13 +334,16 @@ def iterate(
     *,
     static: Static,
     reward: Reward,
+    extra: Any = None,
 ) -> tuple[State, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
 
+    Args:
+      extra: as `update` takes it.
     Returns:
       state, metrics, the rollout without its activations, and its rewards (on the device, for whoever wants a sample).
     """
     rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
     rewards = reward(reward_arrays, rollout)
-    state, metrics = _update(state, rollout, rewards, frozen, hyper, static, people=people)
+    state, metrics = _update(state, rollout, rewards, frozen, hyper, static, extra, people)
     return state, metrics, rollout._replace(rows=None), rewards
