@@ -605,6 +605,18 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
         "rollout.temperature [command line]",
     ),
     "k1 in the loss": (lambda w: [*w.config("grpo"), "kl.place=loss"], "estimator k1 in the loss"),
+    "relabelling for an estimator without weights": (
+        lambda w: [
+            *w.config("grpo", population={"mean": [0], "sd": [1]}),
+            "algorithm.relabel=1",
+            "algorithm.kind=grpo",
+        ],
+        "algorithm.relabel 1 with algorithm.kind grpo",
+    ),
+    "relabelling without people": (
+        lambda w: [*w.config("grpo"), "algorithm.relabel=2"],
+        "algorithm.relabel needs people",
+    ),
     "no such reward function": (
         lambda w: (write_model(w.root / "model"), w.config("grpo", columns=[w.column("godo")]))[1],
         "has no function 'godo'; did you mean 'good'?",
