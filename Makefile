@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test coverage lint clean
 
 install: .venv/installed
 
@@ -22,6 +22,9 @@ quickstart: install
 	$(BIN)/chorus quickstart
 
 test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+coverage: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=rlhf --cov=rewards --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
