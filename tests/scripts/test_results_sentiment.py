@@ -28,6 +28,7 @@ try:
 finally:
     sys.path.remove(str(ROOT / "scripts"))
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = ["Which item ?", "item 7"]
 
 

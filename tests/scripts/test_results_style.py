@@ -26,6 +26,7 @@ try:
 finally:
     sys.path.remove(str(ROOT / "scripts"))
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 NAMES, HELD, COUNT = ("items", "words"), 3, 2
 FUNCTIONS = """
 def items(completions):
@@ -37,7 +38,7 @@ def words(completions):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(quick_compile, tmp_path_factory):
     """Prompts divided by the script, and a short run on them."""
     root = tmp_path_factory.mktemp("style")
     write_model(root / "model")

@@ -9,7 +9,7 @@ from rlhf.conditioning import UserShares
 from rlhf.rl import relabel
 from rlhf.rl.rollout import user_rows
 from rlhf.rl.settings import Hyper
-from rlhf.rl.update import draw, iterate
+from rlhf.rl.update import draw, update
 from tests.rlhf import steps
 from tests.rlhf.rl import setup
 
@@ -86,7 +86,7 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(plain[:4], leave_one_out, atol=1e-4)
 
 
-def liked(arrays, rollout):
+def liked(rollout):
     return jnp.stack([(rollout.completions == 5).sum(axis=1), rollout.mask.sum(axis=1)], axis=1) * 1.0
 
 
@@ -100,8 +100,16 @@ def test_oneself_as_another_person_is_nothing_new():
     results = []
     for times in (0, 1):
         task = make_task(people=same, relabel=times, shares=UserShares(2, 0, 0, 0))
-        given = (task.prompts, task.people, task.frozen, (), task.settings, task.stop, task.hyper)
-        state, metrics, _, _ = iterate(task.state, *given, static=task.static, reward=liked)
+        rollout = setup.made_up_rollout(task)
+        state, metrics = update(
+            task.state,
+            rollout,
+            liked(rollout),
+            task.frozen,
+            task.hyper,
+            static=task.static,
+            people=task.people,
+        )
         results.append((state.params, metrics))
     assert float(results[1][1]["train/relabel_weight"]) == pytest.approx(1.0, abs=1e-4)
     assert float(results[1][1]["train/relabel_effective_share"]) == pytest.approx(1.0, abs=1e-4)
