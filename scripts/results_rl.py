@@ -58,7 +58,7 @@ def collect(runs: Path, names: list[str]) -> dict[str, Any]:
         means = rng.choice(per_person, (10_000, len(per_person))).mean(axis=1)
         arms[name] = {
             "steps": len(rows),
-            "curves": {key: [round(row[key], 4) for row in rows] for key in CURVES},
+            "curves": {key: [round(row[key] or 0.0, 4) for row in rows] for key in CURVES},
             "figures": {key: enumerated[key] for key in FIGURES},
             "kl_interval": np.quantile(means, [0.025, 0.975]).tolist(),
             "people": len(found["people"]),
@@ -111,6 +111,10 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         "![Reward, KL to the reference and entropy over iterations](electricity_rl.svg)",
+        "",
+        "`ppo-lambda-0.95` and `ppo` differ in λ of GAE (0.95 and 1) and in their length. With 0.95 the run settles near to "
+        "π_ref and far from the optimum: the KL of a token is charged at that token in full, the reward comes after some 26 tokens and "
+        "reaches the first ones only through a critic that starts at 0. With 1 it does not happen. One seed each.",
         "",
         "Reward in the curves is that of whoever was drawn (training people, the prior, extremes, nobody), so it varies with the "
         "people of a batch. DPO on the same rewards ends nearer to the optimum ([electricity.md](electricity.md)): it sees all "

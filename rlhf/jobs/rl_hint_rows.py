@@ -92,32 +92,30 @@ def _parse(
     verified = record.get("verified")
     if verified is not None and not isinstance(verified, bool):
         raise RowError("verified", f"is {show(verified)}; use true or false, or leave it out")
-    ids = [
-        _encoded(base, field, text)
-        for field, text in (("prompt", prompt), ("hint", _hinted(prompt, hint, base)))
-    ]
+    plain, hinted = _encoded(base, "prompt", prompt), _encoded(base, "hint", _hinted(prompt, hint, base))
     completion = base.tokenizer.encode_completion(texts["completion"])
     most, new, room = rollout.max_prompt_tokens, rollout.max_new_tokens, base.config.max_positions
-    if len(ids[0]) > most:
+    if len(plain) > most:
         raise RowError(
             "prompt",
-            f"has {len(ids[0])} tokens, rollout.max_prompt_tokens is {most}; shorten it or raise the limit",
+            f"has {len(plain)} tokens, rollout.max_prompt_tokens is {most}; shorten it or raise the limit",
         )
     if len(completion) - 1 > new:
         raise RowError(
             "completion",
             f"has {len(completion) - 1} tokens, rollout.max_new_tokens is {new}; shorten it or raise the limit",
         )
-    if len(ids[1]) + new > room:
+    if len(hinted) + new > room:
         raise RowError(
             "hint",
-            f"with its prompt has {len(ids[1])} tokens and rollout.max_new_tokens is {new}, the model's context holds "
+            f"with its prompt has {len(hinted)} tokens and rollout.max_new_tokens is {new}, the model's context holds "
             f"{room}; shorten one of them",
         )
     known = _belief(run, beliefs, user_id)
     content = [user_id, prompt, texts["completion"], hint, bool(verified)]
     # A completion that fills all slots was cut off before it could close.
-    return Row(number, user_id, hint, bool(verified), sha256_json(content), *ids, completion[:new], known)
+    identity = sha256_json(content)
+    return Row(number, user_id, hint, bool(verified), identity, plain, hinted, completion[:new], known)
 
 
 def _encoded(base: Base, field: str, text: Prompt) -> list[int]:

@@ -108,7 +108,8 @@ def _rows(params: PolicyParams, own: Any, held: Any, coef: jax.Array, *, term: H
     key = jax.random.key(0)  # of draws from the rest, which are not made here
     parts = [hints.hint_rows(params, student, teacher, mask, None, coef, key, term=term)]
     if held is not None:
-        parts.append(hints.anchor_rows(params, *held, coef, key, term=term))
+        reading, spoken = held
+        parts.append(hints.anchor_rows(params, reading, spoken, coef, key, term=term))
     return hints.join(parts)
 
 

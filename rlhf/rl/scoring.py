@@ -40,11 +40,13 @@ class Rows(NamedTuple):
         """Some of the completions; with fewer of them than prompts each takes a prompt of its own along."""
         group = self.group[order]
         tokens, hidden = jax.tree.map(lambda part: part[order], (self.tokens, self.hidden))
-        prompts = (self.prompts, self.starts, self.z, self.prompt_hidden)
-        if len(order) < len(self.prompts):
-            prompts = jax.tree.map(lambda part: part[group], prompts)
-            group = jnp.arange(len(order))
-        return Rows(*prompts[:3], tokens, group, prompts[3], hidden)
+        part = self._replace(tokens=tokens, group=group, hidden=hidden)
+        if len(order) >= len(self.prompts):
+            return part
+        once = (self.prompts, self.starts, self.z, self.prompt_hidden)
+        prompts, starts, z, prompt_hidden = jax.tree.map(lambda part: part[group], once)
+        group = jnp.arange(len(order))
+        return part._replace(prompts=prompts, starts=starts, z=z, prompt_hidden=prompt_hidden, group=group)
 
 
 def rows_of(
