@@ -113,8 +113,8 @@ def markdown(result: dict[str, Any]) -> str:
         "![Reward, KL to the reference and entropy over iterations](electricity_rl.svg)",
         "",
         "`ppo-lambda-0.95` and `ppo` differ in λ of GAE (0.95 and 1) and in their length. With 0.95 the run settles near to "
-        "π_ref and far from the optimum: the KL of a token is charged at that token in full, the reward comes after some 26 tokens and "
-        "reaches the first ones only through a critic that starts at 0. With 1 it does not happen. One seed each.",
+        "π_ref and far from the optimum: the KL of a token is charged at that token in full, the reward comes after some "
+        "26 tokens and reaches the first ones only through a critic that starts at 0. With 1 it does not happen. One seed each.",
         "",
         "Reward in the curves is that of whoever was drawn (training people, the prior, extremes, nobody), so it varies with the "
         "people of a batch. DPO on the same rewards ends nearer to the optimum ([electricity.md](electricity.md)): it sees all "
