@@ -1,5 +1,6 @@
-"""Prompts and coefficients → completions, in batches of one shape."""
+"""Prompts and coefficients → completions, in batches of one shape; completions → log-probs under another policy."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,8 @@ import numpy as np
 
 from rewards.errors import UserError
 from rewards.types import Prompt
-from rlhf.policy import chunks
+from rlhf.packing import Sequences, pack
+from rlhf.policy import all_logprobs, chunks
 from rlhf.policy_store import Policy
 from rlhf.sampling import SamplingSettings, generate, left_pad, row_keys
 
@@ -66,6 +68,32 @@ def complete(
         host = [np.asarray(array) for array in samples]
         out += [_completion(policy, *(a[i] for a in host)) for i in range(len(rows))]
     return out[: len(encoded)]
+
+
+def logprobs_of(
+    policy: Policy, prompts: Sequence[Prompt], completions: Sequence[Completion], chunk: int = 8
+) -> np.ndarray:
+    """log π(y|x) of the very tokens that were sampled, nats, float64[B]; z = 0.
+
+    Args:
+      prompts: one for each completion; neighbours with the same prompt share it.
+      chunk: prompts scored at a time.
+    """
+    groups = [
+        list(own)
+        for _, own in itertools.groupby(zip(prompts, completions, strict=True), lambda pair: pair[0])
+    ]
+    rows = [
+        [
+            Sequences(
+                tuple(policy.base.tokenizer.encode_prompt(own[0][0])), tuple(one.tokens for _, one in own)
+            )
+        ]
+        for own in groups
+    ]
+    found = all_logprobs(policy.graphdef, policy.params, pack(rows), None, chunk=chunk)
+    parts = [scores[: len(own)] for scores, own in zip(found, groups, strict=True)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _completion(policy: Policy, tokens: np.ndarray, logprobs: np.ndarray, mask: np.ndarray) -> Completion:

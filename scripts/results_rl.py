@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+import pages
 from matplotlib.figure import Figure
 
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, write_json, write_text
+from rewards.files import read_json, write_json, write_text
 from rlhf.metrics import read_metrics
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "electricity_rl"
@@ -126,7 +126,6 @@ def markdown(result: dict[str, Any]) -> str:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 2.8), layout="constrained")
-    FigureCanvasSVG(figure)
     titles = ("reward (w·φ)", "KL to π_ref, nats a completion", "entropy, nats a token")
     for axes, key, title in zip(figure.subplots(1, len(CURVES)), CURVES, titles, strict=True):
         for colour, (name, arm) in enumerate(result["arms"].items()):
@@ -135,8 +134,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("iteration")
     figure.axes[0].legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    pages.save(figure, path)
 
 
 def write() -> None:

@@ -41,6 +41,7 @@ from rlhf.config.schema import RewardsConfig, SFTConfig
 from rlhf.jobs import rewards as rewards_job
 from rlhf.jobs import rl, sft
 from rlhf.jobs.generate import load as load_model
+from rlhf.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "sentiment"
@@ -123,11 +124,11 @@ def policy_part(results: dict[str, Any], args: argparse.Namespace) -> None:
         jax.clear_caches()
 
 
-def start(runs: Path) -> dict[str, float]:
+def start(runs: Path) -> dict[str, float | None]:
     """The supervised start, the same for all seeds: its last loss, nats a token."""
     directory = runs / "sft"
     sft.run(load(CONFIGS / "sft.yaml", [f"output_dir={directory}"], SFTConfig))
-    rows = [row for row in measure.read_rows(directory / "metrics.jsonl") if "train/loss/total" in row]
+    rows = [row for row in read_metrics(directory) if "train/loss/total" in row]
     return {"loss_first": rows[0]["train/loss/total"], "loss_last": rows[-1]["train/loss/total"]}
 
 
@@ -150,9 +151,9 @@ def one_seed(
     return figures | {"curve": curve(Path(config.output_dir)), "rows": config.rows, "samples": shown}
 
 
-def curve(run_dir: Path) -> dict[str, list[float]]:
+def curve(run_dir: Path) -> dict[str, list[float | None]]:
     """One number an iteration of everything in CURVES, from the run's metrics.jsonl."""
-    rows = measure.read_rows(run_dir / "metrics.jsonl")
+    rows = read_metrics(run_dir)
     steps = [row for row in rows if CURVES["reward"] in row]
     return {name: [row[metric] for row in steps] for name, metric in CURVES.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import distinct
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -20,9 +21,8 @@ from rewards.store import RewardRun
 from rlhf import policy_store
 from rlhf.columns.hidden import pooled_states
 from rlhf.encoder import num_layers_of
-from rlhf.generation import Completion, complete
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs
+from rlhf.generation import Completion, complete, logprobs_of
+from rlhf.packing import Sequences
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -90,18 +90,6 @@ def sampled(
     )
 
 
-def reference_logprobs(
-    reference: policy_store.Policy, prompts: list[str], samples: list[Completion]
-) -> np.ndarray:
-    """log π_ref of every sample's own tokens, nats, float64[S]."""
-    rows = [
-        [Sequences(x, (one.tokens,))]
-        for x, one in zip(_starts(reference, prompts, samples), samples, strict=True)
-    ]
-    found = all_logprobs(reference.graphdef, reference.params, pack(rows), None, chunk=16)
-    return found[:, 0].astype(np.float64)
-
-
 def rewards(
     reference: policy_store.Policy, run: RewardRun, prompts: list[str], samples: list[Completion]
 ) -> np.ndarray:
@@ -112,19 +100,16 @@ def rewards(
     settings = run.basis.encoder
     base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
     closed = [(*(one.tokens[:-1] if one.finished else one.tokens), base.tokenizer.end_id) for one in samples]
-    starts = _starts(reference, prompts, samples)
+    encoded = {prompt: tuple(reference.base.tokenizer.encode_prompt(prompt)) for prompt in prompts}
+    starts = [encoded[prompt] for prompt in _asked(prompts, samples)]
     sequences = [Sequences(x, (y,)) for x, y in zip(starts, closed, strict=True)]
     layers = num_layers_of(settings["layer"], base.config.num_layers)
     return utility(run, pooled_states(base, sequences, layers, settings["pool"]))
 
 
-def _starts(
-    policy: policy_store.Policy, prompts: list[str], samples: list[Completion]
-) -> list[tuple[int, ...]]:
-    """Tokens of every sample's prompt."""
-    count = len(samples) // len(prompts)
-    encoded = [tuple(policy.base.tokenizer.encode_prompt(prompt)) for prompt in prompts]
-    return [ids for ids in encoded for _ in range(count)]
+def _asked(prompts: list[str], samples: list[Completion]) -> list[str]:
+    """Every sample's prompt."""
+    return [prompt for prompt in prompts for _ in range(len(samples) // len(prompts))]
 
 
 def measured(
@@ -140,7 +125,7 @@ def measured(
     exp(−Σ log π_ref ÷ tokens) under the untuned model; positive: share that a judge calls positive; correlation: of
     reward and a judge's score, by ranks.
     """
-    ref = reference_logprobs(reference, prompts, samples)
+    ref = logprobs_of(reference, _asked(prompts, samples), samples)
     own = np.array([one.logprob for one in samples], np.float64)
     tokens = np.array([len(one.tokens) for one in samples])
     reward = rewards(reference, run, prompts, samples)
@@ -159,13 +144,6 @@ def measured(
         "positive": {name: share(score > 0) for name, score in votes.items()},
         "correlation": {name: float(spearmanr(reward, score)[0]) for name, score in votes.items()},
     }
-
-
-def distinct(texts: list[str], size: int) -> float:
-    """Distinct word n-grams ÷ all of them, over all texts together; only for equally many texts comparable."""
-    words = [text.split() for text in texts]
-    grams = [tuple(own[i : i + size]) for own in words for i in range(len(own) - size + 1)]
-    return len(set(grams)) / max(len(grams), 1)
 
 
 def repeated(text: str) -> float:

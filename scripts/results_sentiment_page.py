@@ -4,11 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
-
-from rewards.files import atomic_path
+from pages import half_width, save
 
 PANELS = (
     ("reward", "reward, nats"),
@@ -16,14 +13,6 @@ PANELS = (
     ("beta", "β, price of a nat"),
 )
 JUDGES = {"sentences": "other sentences", "reviews": "whole reviews"}
-
-
-def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of a mean over seeds, by Student's t; nan for one seed."""
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    return float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -35,7 +24,6 @@ def spread(values: list[float], digits: int = 2) -> str:
 def plot(results: dict[str, Any], path: Path) -> None:
     """Reward, KL and β over completions sampled: a thin line a seed, a thick one their mean."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     seeds = results["policy"]
     shortest = min((len(run["curve"]["reward"]) for run in seeds.values()), default=0)
     for axes, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
@@ -53,8 +41,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         target = results["setting"]["target_nats"]
         figure.axes[1].axhline(target, color="black", linestyle=":", linewidth=1, label="target")
     figure.axes[1].legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    save(figure, path, dpi=120)
 
 
 def page(results: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import results_style_numbers as numbers
 import results_style_page as page
+from pages import distinct
 
 from rewards import gauge
 from rewards.errors import UserError
@@ -30,12 +31,10 @@ from rewards.store import RewardRun, load_reward_run
 from rlhf import encoder, policy_store
 from rlhf.config.load import load
 from rlhf.config.rl import GRPOConfig
-from rlhf.generation import Completion, complete
+from rlhf.generation import Completion, complete, logprobs_of
 from rlhf.jobs import generate
 from rlhf.jobs.rl_data import read_prompts
 from rlhf.metrics import read_metrics
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs
 from rlhf.rl.reward_host import PromptRows
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"
@@ -108,24 +107,6 @@ def sample(
     )
 
 
-def reference_logprobs(
-    reference: policy_store.Policy, rows: PromptRows, completions: Sequence[Completion], count: int
-) -> np.ndarray:
-    """log π_ref of the very tokens that were sampled, nats, one number a completion."""
-    encoded = [tuple(reference.base.tokenizer.encode_prompt(prompt)) for prompt in rows.prompts]
-    groups = [
-        [
-            Sequences(
-                encoded[start // count % len(encoded)],
-                tuple(c.tokens for c in completions[start : start + count]),
-            )
-        ]
-        for start in range(0, len(completions), count)
-    ]
-    scores = all_logprobs(reference.graphdef, reference.params, pack(groups), None)
-    return np.asarray(scores)[:, :count].reshape(-1)
-
-
 def arms_of(
     labels: Sequence[str],
     completions: Sequence[Completion],
@@ -139,7 +120,7 @@ def arms_of(
     index = np.tile(np.repeat(np.arange(len(rows.prompts)), count), len(labels))
     items = rows.take(index).with_texts(texts)
     phi = gauge.features(rewards.basis, encoder.embed_items(items, rewards.basis.encoder))
-    scores = reference_logprobs(reference, rows, completions, count)
+    scores = logprobs_of(reference, [rows.prompts[i] for i in index], completions)
     size, arms = len(rows.prompts) * count, {}
     for number, label in enumerate(labels):
         part = slice(number * size, (number + 1) * size)
@@ -150,7 +131,7 @@ def arms_of(
             "ref_logprob": np.round(scores[part].astype(np.float64), 3).tolist(),
             "tokens": [completion.num_tokens for completion in own],
             "finished": [int(completion.finished) for completion in own],
-            "distinct": [round(numbers.distinct(texts[part], n), 4) for n in (1, 2, 3)],
+            "distinct": [round(distinct(texts[part], n), 4) for n in (1, 2, 3)],
         }
     return arms
 
@@ -183,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for c in plain[start : start + args.samples]
     ]
     # As many texts as everybody else: distinct-n falls with their number.
-    arms[REFERENCE]["distinct"] = [round(numbers.distinct(first, n), 4) for n in (1, 2, 3)]
+    arms[REFERENCE]["distinct"] = [round(distinct(first, n), 4) for n in (1, 2, 3)]
     return {
         "made": str(datetime.date.today()),
         "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",

@@ -1,26 +1,15 @@
 """The pictures of docs/results/style.md: training curves, and everybody's reward from everybody's completions."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from rewards.files import atomic_path
-
-
-def save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        # Without the version of matplotlib the same numbers give the same file.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def curves(results: dict[str, Any]) -> Figure:
     """Reward, KL with its target, and the spread of every column, against the iteration."""
     record = results["curves"]
     figure = Figure(figsize=(11, 3.4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     reward, kl, spread = figure.subplots(1, 3)
     steps = record["step"]
     for axes, name in ((reward, "reward"), (kl, "kl_ref_nats")):
@@ -50,7 +39,6 @@ def heat_map(people: list[str], table: np.ndarray) -> Figure:
     centred = table - table.mean(axis=1, keepdims=True)
     bound = np.abs(centred).max()
     figure = Figure(figsize=(7.2, 6.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(centred, cmap="RdBu", vmin=-bound, vmax=bound)
     axes.set_xticks(range(len(people)), people, rotation=90, fontsize=8)

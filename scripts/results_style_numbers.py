@@ -5,7 +5,6 @@ People stand in pairs: row 2i has coefficients w, row 2i+1 has −w (`people_of`
 Shapes: U people, H held-out prompts, n completions of a prompt, K columns.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,15 +65,6 @@ def interval(statistic: Callable[[np.ndarray], float], num_prompts: int, seed: i
     drawn = [statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(BOOTSTRAP)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(statistic(np.arange(num_prompts))), float(low), float(high)
-
-
-def distinct(texts: Sequence[str], size: int) -> float:
-    """distinct-n: different n-grams of words ÷ all n-grams of the texts together (Li et al. 2016, arXiv:1510.03055)."""
-    grams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        words = text.lower().split()
-        grams.update(zip(*(words[start:] for start in range(size)), strict=False))
-    return len(grams) / max(1, grams.total())
 
 
 def axis_shifts(phi: np.ndarray, num_axes: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import results_style_figures as figures
 import results_style_numbers as numbers
+from pages import save
 
 from rewards.files import write_text
 
@@ -24,8 +25,8 @@ def write(results: dict[str, Any], store: Path) -> None:
     """STORE.md, STORE_curves.png and STORE_matrix.png beside the stored numbers."""
     found = numbers.summary(results)
     pictures = {name: store.with_name(f"{store.stem}_{name}.png") for name in ("curves", "matrix")}
-    figures.save(figures.curves(results), pictures["curves"])
-    figures.save(figures.heat_map(results["people"], found["matrix"]), pictures["matrix"])
+    save(figures.curves(results), pictures["curves"])
+    save(figures.heat_map(results["people"], found["matrix"]), pictures["matrix"])
     write_text(store.with_suffix(".md"), markdown(results, found, {k: p.name for k, p in pictures.items()}))
 
 

@@ -12,6 +12,8 @@ CHECKED = ["rlhf.losses", "rlhf.conditioning", "rlhf.evaluate", "rewards.likelih
 install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_debug_key_reuse", True)
+# Tests compile much and compute little. LLVM has far less to read without these; sums may differ in the last digits.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # SimPO lives in trl.experimental
 
 _CACHE = os.environ.get("CHORUS_CACHE")

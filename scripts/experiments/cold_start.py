@@ -7,7 +7,6 @@ people) or 0.3 (similar people), a pool of 500 pairs a person, Bradley–Terry a
 this is an upper bound: a real basis is learned. Writes OUT.json and OUT.md; about two minutes on two cores.
 """
 
-import argparse
 import functools
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from scipy.stats import rankdata
 
 from rewards import acquisition, calibration, files, questions, users
 from rewards.acquisition import AnswerModel, Belief
+from scripts import pages
 
 NUM_BASIS, POOL, FRESH = 6, 500, 1000
 SPREADS = np.linspace(1.5, 0.5, NUM_BASIS).astype(np.float32)
@@ -235,12 +235,8 @@ def markdown(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = pages.options(__doc__, "cold_start", seeds=3)
     parser.add_argument("--people", type=int, default=200)
-    parser.add_argument("--out", default="docs/results/cold_start")
     args = parser.parse_args()
     start = time.perf_counter()
     result = experiment(args.seeds, args.people, COUNTS)

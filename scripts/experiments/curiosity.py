@@ -11,7 +11,6 @@ one takes every answer at face value. Policies choose among eight pairs of texts
 Writes OUT.json and OUT.md. About ten minutes on two cores.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from rlhf.rl import curiosity, dialogue, dialogue_ppo
 from rlhf.rl.curiosity import Belief
 from rlhf.rl.dialogue import Offer, Static, World
 from rlhf.rl.dialogue_ppo import Hyper
+from scripts import pages
 
 LAPSE = 0.1
 LEADING = (0.05, 0.0, 0.95, 4.0)  # genuine, coin, framed, pull: 95 of 100 say yes
@@ -153,16 +153,9 @@ FIGURES = ("log_accuracy_gain", "entropy_drop", "accuracy", "regret", "leading_s
 
 def _line(runs: list[dict]) -> str:
     return " | ".join(
-        f"{np.mean([r[f] for r in runs]):+.3f} ± {_half_width([r[f] for r in runs]):.3f}" for f in FIGURES
+        f"{np.mean([r[f] for r in runs]):+.3f} ± {pages.half_width([r[f] for r in runs]):.3f}"
+        for f in FIGURES
     )
-
-
-def _half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean over seeds, by Student's t."""
-    from scipy.stats import t
-
-    count = len(values)
-    return float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
 
 
 def difference(result: dict, first: str, second: str, figure: str) -> tuple[float, float]:
@@ -171,7 +164,7 @@ def difference(result: dict, first: str, second: str, figure: str) -> tuple[floa
         a[figure] - b[figure]
         for a, b in zip(result["policies"][first], result["policies"][second], strict=True)
     ]
-    return float(np.mean(values)), _half_width(values)
+    return float(np.mean(values)), pages.half_width(values)
 
 
 def markdown(result: dict) -> str:
@@ -267,13 +260,8 @@ def _marks(result: dict) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = pages.options(__doc__, "curiosity", iterations=ITERATIONS)
     parser.add_argument("--rewards", required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=ITERATIONS)
-    parser.add_argument("--out", default="docs/results/curiosity")
     args = parser.parse_args()
     start = time.perf_counter()
     result = experiment(args.rewards, args.seeds, args.iterations)

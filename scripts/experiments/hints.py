@@ -17,7 +17,6 @@ This is a small model on an artificial language; it says how the mechanisms comp
 model. Writes OUT.json, OUT.md and OUT.png; about ten minutes on two idle cores.
 """
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -37,6 +36,7 @@ from rlhf.rl import hints
 from rlhf.rl import rollout as rollouts
 from rlhf.rl.settings import Hyper
 from rlhf.rl.update import init_state, update
+from scripts import pages
 from scripts.experiments.hints_page import markdown, plot
 from scripts.experiments.hints_world import (
     JUDGED,
@@ -218,13 +218,7 @@ def experiment(seeds: int, iterations: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--out", default="docs/results/hints")
-    args = parser.parse_args()
+    args = pages.options(__doc__, "hints", iterations=40).parse_args()
     start = time.perf_counter()
     for result in experiment(args.seeds, args.iterations):
         result["seconds"] = time.perf_counter() - start

@@ -3,18 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student_t
+from matplotlib.figure import Figure
 
-from rewards import files
 from scripts.experiments.hints_world import ROWS, VOCABULARY
-
-
-def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of a mean over seeds, by Student's t."""
-    count = len(values)
-    return (
-        float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    )
+from scripts.pages import half_width, save
 
 
 def best_rates(arms: dict) -> dict[str, str]:
@@ -137,12 +129,8 @@ def _percent(values: list[float]) -> str:
 
 def plot(result: dict, path: Path) -> None:
     """Share of content by completions reacted to, mean over seeds and four iterations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, (share, arms) in zip(panels, result["learning"].items(), strict=True):
         for name, rate in best_rates(arms).items():
             runs = np.array([run["short"] for run in arms[name][rate]])
@@ -159,6 +147,4 @@ def plot(result: dict, path: Path) -> None:
         )
     panels[0].set_ylabel("share A is content with")
     panels[0].legend()
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)

@@ -6,17 +6,15 @@ Task and optimum are those of `rl_tasks` ("by person"); `rlhf.rl.relabel` has th
 iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.svg.
 """
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from scipy import stats
 
 from rewards import files
+from scripts import pages
 from scripts.experiments.rl_tasks import GROUP_SIZE, PROBES, train
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -44,8 +42,7 @@ def at(runs: list[dict[str, Any]], iteration: int) -> np.ndarray:
 def difference(runs: list[dict[str, Any]], base: list[dict[str, Any]], iteration: int) -> tuple[float, float]:
     """Mean of the paired differences over seeds, and half of the 95 % interval (Student's t)."""
     values = at(runs, iteration) - at(base, iteration)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
+    return float(values.mean()), pages.half_width(values)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -104,7 +101,6 @@ def reading(arms: dict[str, Any]) -> str:
 
 def plot(arms: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.subplots()
     for colour, (name, runs) in enumerate(arms.items()):
         curves = np.array([run["curve"] for run in runs])
@@ -115,18 +111,11 @@ def plot(arms: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("iteration")
     axes.set_ylabel("KL to the optimum, nats")
     axes.legend(fontsize=7)
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    pages.save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=160)
-    parser.add_argument("--out", default="docs/results/relabel")
-    args = parser.parse_args()
+    args = pages.options(__doc__, "relabel", iterations=160).parse_args()
     start = time.perf_counter()
     arms = experiment(args.seeds, args.iterations)
     result = {"arms": arms, "seconds": time.perf_counter() - start}

@@ -5,16 +5,15 @@
 The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.svg; about ten minutes on two cores.
 """
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from rewards import files
+from scripts import pages
 from scripts.experiments.rl_tasks import BETA, GROUP_SIZE, GROUPS, INTENSITIES, PROBES, intensity, train
 
 ARMS = (("ppo", "reward"), ("centred", "reward"), ("rloo", "reward"))
@@ -102,7 +101,6 @@ def markdown(result: dict[str, Any]) -> str:
 def plot(result: dict[str, Any], path: Path) -> None:
     """KL to the optimum over iterations, a panel a probe, a line a seed."""
     figure = Figure(figsize=(11, 2.8), layout="constrained")
-    FigureCanvasSVG(figure)
     for axes, (name, arms) in zip(figure.subplots(1, len(PROBES)), result["probes"].items(), strict=True):
         for colour, (algorithm, _) in enumerate(ARMS):
             for seed, run in enumerate(arms[algorithm]):
@@ -115,18 +113,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("KL to the optimum, nats")
     figure.axes[-1].legend(fontsize=8)
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    pages.save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=300)
-    parser.add_argument("--out", default="docs/results/rl_probes")
-    args = parser.parse_args()
+    args = pages.options(__doc__, "rl_probes", iterations=300).parse_args()
     start = time.perf_counter()
     result = experiment(args.seeds, args.iterations)
     result["seconds"] = time.perf_counter() - start

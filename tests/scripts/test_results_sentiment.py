@@ -2,31 +2,26 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import results_sentiment
+import results_sentiment_measure as measure
+import results_sentiment_page as page
 import yaml
 from scipy.stats import ttest_1samp
 
 from rewards.errors import UserError
 from rewards.types import Preferences
 from rlhf import encoder, policy_store
-from rlhf.generation import Completion
+from rlhf.generation import Completion, logprobs_of
 from rlhf.jobs.generate import load as load_model
 from rlhf.models.adapters import AdapterSpec
 from tests.rlhf.rl.reward_runs import make_run
 from tests.rlhf.tiny import make_policy, separate_logprobs, separate_rows, write_model
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))  # scripts import one another as they do when they are run
-try:
-    import results_sentiment
-    import results_sentiment_measure as measure
-    import results_sentiment_page as page
-finally:
-    sys.path.remove(str(ROOT / "scripts"))
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = ["Which item ?", "item 7"]
@@ -83,7 +78,9 @@ def test_reference_logprobs_and_kl_against_a_pass_for_each(reference, model, tmp
     prompts = [base.tokenizer.encode_prompt(prompt) for prompt in PROMPTS for _ in range(5)]
     rows = separate_rows(prompts, [list(one.tokens) for one in samples])
     ref, own = (np.asarray(separate_logprobs(p.graphdef, p.params, rows)) for p in (reference, policy))
-    np.testing.assert_allclose(measure.reference_logprobs(reference, PROMPTS, samples), ref, atol=2e-3)
+    np.testing.assert_allclose(
+        logprobs_of(reference, measure._asked(PROMPTS, samples), samples), ref, atol=2e-3
+    )
     figures = measure.measured(reference, run, {"words": Judge()}, PROMPTS, samples)
     assert figures["kl"] == pytest.approx(np.mean(own - ref), abs=2e-3) and abs(figures["kl"]) > 0.01
     tokens = sum(len(one.tokens) for one in samples)

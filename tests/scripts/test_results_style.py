@@ -3,28 +3,25 @@
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import results_style
+import results_style_numbers as numbers
+import results_style_page as page
 import yaml
+from pages import distinct
 
 from rewards.errors import UserError
 from rlhf import cli, policy_store
 from rlhf.columns import style
 from rlhf.columns.functions import load_function
+from rlhf.generation import logprobs_of
 from tests.rlhf.tiny import causal_logits, write_model
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))  # scripts import one another as they do when they are run
-try:
-    import results_style
-    import results_style_numbers as numbers
-    import results_style_page as page
-finally:
-    sys.path.remove(str(ROOT / "scripts"))
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 NAMES, HELD, COUNT = ("items", "words"), 3, 2
@@ -147,7 +144,7 @@ def test_reference_logprobs_against_a_plain_forward_pass(world):
     rows = results_style.read_prompts(str(world / "held.jsonl")).take(np.arange(2))
     config = results_style.load(world / "run.yaml", [], results_style.GRPOConfig)
     spoken = results_style.sample(reference, rows, None, 2, config, seed=5)
-    found = results_style.reference_logprobs(reference, rows, spoken, 2)
+    found = logprobs_of(reference, np.repeat(rows.prompts, 2).tolist(), spoken)
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
     for number, completion in enumerate(spoken):
         prompt = base.tokenizer.encode_prompt(rows.prompts[number // 2])
@@ -206,8 +203,8 @@ def test_quality_by_hand():
     assert (
         found["kl"] == 2.0 and found["perplexity"] == pytest.approx(math.exp(2.0)) and found["ended"] == 0.5
     )
-    assert numbers.distinct(["a b a", "A b"], 1) == 2 / 5 and numbers.distinct(["a b a", "A b"], 2) == 2 / 3
-    assert numbers.distinct(["a"], 2) == 0.0
+    assert distinct(["a b a", "A b"], 1) == 2 / 5 and distinct(["a b a", "A b"], 2) == 2 / 3
+    assert distinct(["a"], 2) == 0.0
 
 
 def test_the_page_is_written_from_the_stored_numbers_alone(store):

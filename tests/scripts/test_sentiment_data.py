@@ -7,20 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import sentiment_data as data
 
 from rewards.errors import UserError
 from rlhf.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "text"
-
-
-@pytest.fixture
-def data(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import sentiment_data
-
-    return sentiment_data
 
 
 @pytest.fixture
@@ -42,13 +35,13 @@ def zips(tmp_path):
     return tmp_path
 
 
-def test_sentences_know_their_label_and_contradictions_are_left_out(data, zips):
+def test_sentences_know_their_label_and_contradictions_are_left_out(zips):
     found = data.read_sentences(zips / "sentence_polarity.zip")
     assert len(found) == 400 and "neither here ." not in found
     assert found["a fine film number 3 ."] == 1 and found["a dull film number 3 ."] == 0
 
 
-def test_pairs_put_the_positive_first_and_use_a_sentence_once(data, zips):
+def test_pairs_put_the_positive_first_and_use_a_sentence_once(zips):
     rows = data.prepare(zips, count=50, words=4)["pairs.jsonl"]
     assert len(rows) == 50 and all("fine" in row["chosen"] and "dull" in row["rejected"] for row in rows)
     texts = [row[side] for row in rows for side in ("chosen", "rejected")]
@@ -56,7 +49,7 @@ def test_pairs_put_the_positive_first_and_use_a_sentence_once(data, zips):
     assert {row["user_id"] for row in rows} == {f"fold{i:02d}" for i in range(20)}
 
 
-def test_nothing_is_in_two_files(data, zips):
+def test_nothing_is_in_two_files(zips):
     files = data.prepare(zips, count=1000, words=4)
     paired = {row[side].strip() for row in files["pairs.jsonl"] for side in ("chosen", "rejected")}
     sentences = {row["text"] for row in files["judge.jsonl"] if row["corpus"] == "sentences"}
@@ -74,12 +67,12 @@ def test_nothing_is_in_two_files(data, zips):
     assert all(len(prompt.split()) == 4 for prompt in prompts | held)
 
 
-def test_labels_of_the_judges_are_those_of_the_folder(data, zips):
+def test_labels_of_the_judges_are_those_of_the_folder(zips):
     for row in data.prepare(zips, count=1000, words=4)["judge.jsonl"]:
         assert row["label"] == int("fine" in row["text"] or " pos " in row["text"])
 
 
-def test_where_a_text_goes_depends_on_it_alone(data):
+def test_where_a_text_goes_depends_on_it_alone():
     texts = {f"text {i}": i % 2 for i in range(60)}
     fewer = {text: label for text, label in reversed(texts.items()) if text != "text 7"}
     for whole, part in zip(data.divide(texts, 4), data.divide(fewer, 4), strict=True):
@@ -87,7 +80,7 @@ def test_where_a_text_goes_depends_on_it_alone(data):
 
 
 @pytest.mark.parametrize("broken", ["missing", "no zip", "another zip"])
-def test_a_wrong_zip_is_named(data, zips, broken):
+def test_a_wrong_zip_is_named(zips, broken):
     path = zips / "sentence_polarity.zip"
     path.unlink()
     if broken == "no zip":
@@ -120,7 +113,7 @@ def chat_model(folder: Path) -> Path:
     return folder
 
 
-def test_plain_model_reads_prompts_as_text_and_leaves_the_model_alone(data, tmp_path):
+def test_plain_model_reads_prompts_as_text_and_leaves_the_model_alone(tmp_path):
     source = chat_model(tmp_path / "chat")
     data.plain_model(source, tmp_path / "out" / "plain")
     plain = Tokenizer(tmp_path / "out" / "plain")
@@ -146,7 +139,7 @@ def test_the_command_writes_all_files_and_leaves_the_model_alone(zips, tmp_path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real zips are not here")
-def test_the_real_zips(data):
+def test_the_real_zips():
     sentences = data.read_sentences(REAL / "sentence_polarity.zip")
     assert 10_600 < len(sentences) <= 10_662 and abs(sum(sentences.values()) - len(sentences) / 2) < 20
     assert len(data.read_reviews(REAL / "movie_reviews.zip")) == 2000
