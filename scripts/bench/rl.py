@@ -173,16 +173,16 @@ def gemm_rates(rows: int, cores: set[int]) -> dict[str, float]:
 def least_work(algorithm: str, task: dict[str, Any], config: dict[str, int]) -> dict[str, float]:
     """GFLOP that an iteration with adapters on every layer cannot do without; attention and adapters left out.
 
-    Prompts are read and completions decoded once; the reference scores all; the update scores, and goes back through
-    activations only, since base weights are frozen. PPO: the same three passes for a critic of its own, and its values
-    before the update.
+    A prompt is read once for its group, completions are decoded once; the reference scores all; the update scores, and goes
+    back through activations only, since base weights are frozen. PPO: the same three passes for a critic of its own, and
+    its values before the update.
     """
     width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     layer = layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
     head = width * config["vocab_size"]
-    rows = task["num_prompts"] * task["group_size"]
-    old, new = rows * task["prompt_tokens"], rows * task["new_tokens"]
+    old = task["num_prompts"] * task["prompt_tokens"]
+    new = task["num_prompts"] * task["group_size"] * task["new_tokens"]
     scored = 2 * layer * (old + new) + 2 * head * new
     work = {"generation": 2 * layer * (old + new) + 2 * head * new, "reference": scored, "update": 2 * scored}
     if algorithm == "ppo":

@@ -29,12 +29,15 @@ def write_table(path: Path, result: dict[str, Any]) -> None:
         f"{task['group_size']} completions of {task['new_tokens']}), LoRA of rank {task['lora_rank']} on every linear layer, "
         "one epoch, one optimiser step, KL to the base, the same reward on the host. "
         f"Cores: {task['threads']}; one process at a time; load average {min(loads):.1f} to {max(loads):.1f} "
-        f"({around['cores']} cores), priority {result['nice']}; {around['date'][:10]}.",
+        f"({around['cores']} cores), priority {result['nice']}; {around['date'][:10]}. " + _versions(blocks),
         "",
         "Medians of all iterations after two to warm up, in brackets the least and the most. **Processor seconds** are what "
         "an iteration costs; wall time includes waiting for the neighbours on the machine. `× chorus` compares processor "
         "seconds, in brackets the ratio in every pass: above 1, Chorus is faster. Rollout is everything before the "
         "update: sampling, log-probs, reference, values, reward, advantages.",
+        "",
+        "The completions of a prompt stand side by side. Chorus computes their prompt once, TRL and Tunix once for each; the "
+        "least work below counts it once.",
         "",
         "For PPO, `chorus` has a critic with adapters of its own, as Tunix has; a critic on the policy's states "
         "is less work, and so are adapters on the top layers alone: those rows compare choices, not speed. `tunix` runs with "
@@ -108,6 +111,27 @@ def _main(blocks: list[dict[str, Any]], number: int) -> dict[str, Any]:
 def median_cpu(block: dict[str, Any]) -> float:
     """Processor seconds of the middle iteration of a block."""
     return statistics.median(one["cpu"] for one in block["iterations"])
+
+
+def _versions(blocks: list[Any]) -> str:
+    """Of every framework's environment, each once."""
+    found = {}
+    for block in blocks:
+        if "facts" in block:
+            found.setdefault(block["name"].split()[0].rstrip(","), block["facts"]["versions"])
+    kept = {
+        "chorus": ("jax", "flax"),
+        "trl": ("trl", "torch", "transformers"),
+        "tunix": ("google-tunix", "jax"),
+    }
+    return (
+        "; ".join(
+            f"{name}: "
+            + ", ".join(f"{part} {version}" for part, version in versions.items() if part in kept[name])
+            for name, versions in found.items()
+        )
+        + "."
+    )
 
 
 def _spread(values: list[float]) -> str:
