@@ -2,6 +2,7 @@
 
     python -m scripts.experiments.conditioners probe [--seeds 5]
     python -m scripts.experiments.conditioners electricity --sft RUN --rewards RUN --runs DIR [--steps 40]
+    python -m scripts.experiments.conditioners style --runs DIR [--steps 12]
 
 probe: a random two-layer model, two prompts of six answers, two basis outputs. Training sees two opposite people,
 draws from the prior, and its mean; what counts is the distance of people never seen to the optimum π_ref·exp(w·φ/β). The
@@ -9,14 +10,16 @@ learning rate of each kind is the best of four on seed 0, which is not one of th
 two cores.
 
 electricity: SmolLM2-135M on the 35 contracts with the settings of configs/electricity/dpo.yaml, shortened, then
-`chorus evaluate` on the 72 held-out people. A finished run is taken as it is, so the command can be repeated.
+`chorus evaluate` on the 72 held-out people.
 
-Either part writes its half of OUT.json and then OUT.md.
+style: SmolLM2-135M with configs/style/grpo.yaml, shortened: open-ended answers to real prompts, five tastes. No prompt comes
+twice and people are drawn anew, so the reward of an iteration is that of people and prompts never seen.
+
+`conditioner_runs` has the last two. A finished run is taken as it is, so a command can be repeated. Each part writes its
+share of OUT.json and then OUT.md.
 """
 
-import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,16 +30,14 @@ import numpy as np
 
 from rewards import files
 from rewards.types import GroupPrior, UserPosterior
-from rlhf import dpo, evaluate, optim, policy_store
+from rlhf import dpo, evaluate, optim
 from rlhf.batches import PairRows, microbatches
 from rlhf.conditioning import Population, UserShares, signal
-from rlhf.config.load import load
-from rlhf.config.schema import DPOConfig, EvaluateConfig
-from rlhf.metrics import read_metrics
 from rlhf.models.adapters import AdapterSpec, Words
-from rlhf.models.conditioner_kinds import KINDS, Cost
 from rlhf.packing import Sequences, pack
 from rlhf.policy import all_logprobs, init_adapters
+from scripts import pages
+from scripts.experiments.conditioner_runs import cost_of, run_electricity, run_style
 from tests.rlhf import steps, tiny
 
 BETA, STEPS, BATCH, NUM_PROMPTS, TIMED = 0.5, 300, 8, 2, 25
@@ -144,10 +145,6 @@ def judge(task: Task, logprobs: np.ndarray, aggregate: np.ndarray, reference: np
     return {name: float(np.mean([row[name] for row in rows])) for name in wanted}
 
 
-def cost_of(spec: AdapterSpec, config: Any, num_layers: int) -> Cost:
-    return KINDS[spec.kind].cost(spec, config, num_layers) if spec.num_basis else Cost(0, 0, 0)
-
-
 def run_probe(num_seeds: int) -> dict[str, Any]:
     """Every arm: the best learning rate by the unseen people's KL on seed 0, then seeds 1 … num_seeds."""
     config, tuning, out = tiny.make_config(num_hidden_layers=2), make_task(0), {}
@@ -173,62 +170,6 @@ def run_probe(num_seeds: int) -> dict[str, Any]:
         }
         print(name, rate, f"{np.mean(out[name]['kl_to_optimum']):.3f}", flush=True)
     return {"seeds": num_seeds, "steps": STEPS, "arms": out}
-
-
-# name: overrides of configs/electricity/dpo.yaml
-RUNS = {
-    "low_rank, r = 8": (),
-    "film": ("conditioner.kind=film", "conditioner.rank=4"),
-    "prefix, 8 slots": ("conditioner.kind=prefix", "conditioner.rank=4"),
-    "logit_heads, r = 8": ("conditioner.kind=logit_heads",),
-    "logit_heads, one axis at a time": (
-        "conditioner.kind=logit_heads",
-        "users.posterior=0",
-        "users.prior=0",
-        "users.extremes=0.75",
-        "users.generic=0.25",
-    ),
-    "text": ("conditioner.kind=text", "conditioner.rank=4", "model.adapter_layers=null", "model.remat=true"),
-}
-
-
-def run_electricity(sft: str, rewards: str, runs: Path, num_steps: int, only: list[str]) -> dict[str, Any]:
-    """Train and evaluate every kind in RUNS (or `only` those of that kind); stored runs are not repeated."""
-    from rlhf.jobs import dpo as dpo_job
-    from rlhf.jobs import evaluate as evaluate_job
-
-    out = {}
-    for name, overrides in RUNS.items():
-        slug = "".join(letter if letter.isalnum() else "_" for letter in name)
-        if only and not any(name.startswith(kind) for kind in only):
-            continue
-        shared = [f"rewards={rewards}", f"model.name={sft}"]
-        trained = [*shared, f"output_dir={runs / slug}", f"train.steps={num_steps}", *overrides]
-        dpo_job.run(load("configs/electricity/dpo.yaml", trained, DPOConfig))
-        judged = [*shared, f"policy={runs / slug}", f"output_dir={runs / slug}-evaluation"]
-        judged += ["sampling.num_samples=1", "sampling.max_new_tokens=40"]
-        result = evaluate_job.run(load("configs/electricity/evaluate.yaml", judged, EvaluateConfig))
-        policy = policy_store.load_policy(runs / slug)
-        cost = cost_of(policy.spec, policy.base.config, policy.base.stages[-1])
-        seconds = [
-            row["perf/step_seconds"] for row in read_metrics(runs / slug) if "perf/step_seconds" in row
-        ]
-        wanted = (
-            "kl_to_optimum",
-            "kl_to_optimum_worst_decile",
-            "own_beats_aggregate",
-            "diagonal_dominance",
-            "kl_of_reference_to_optimum",
-            "valid_mass",
-        )
-        out[name] = {
-            "parameters": cost.parameters,
-            "flops_per_token": cost.per_token,
-            "seconds_per_step": min(seconds),
-            **{key: result["enumerated"][key] for key in wanted},
-        }
-        print(name, json.dumps(out[name]), flush=True)
-    return {"steps": num_steps, "arms": out}
 
 
 def table(arms: dict[str, Any], timed: bool) -> list[str]:
@@ -285,28 +226,53 @@ def markdown(result: dict[str, Any]) -> str:
             *table(electricity["arms"], timed=True),
             "",
         ]
+    if "style" in result:
+        lines += style_lines(result["style"])
     return "\n".join(lines)
 
 
+def style_lines(style: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Style: open-ended answers, five tastes, SmolLM2-135M",
+        "",
+        f"{style['steps']} iterations of `configs/style/grpo.yaml` with {style['rows']} completions each and β fixed at "
+        f"{style['beta']:g}, seed 0, one learning rate for all. Reward w·φ of people drawn anew on prompts never seen; who is "
+        f"not told apart gets 0 on average. Mean of the last {style['window']} iterations ± half of their 95 % interval "
+        "(Student's t; one run each, so it covers people and prompts, not training). Seconds are the fastest iteration's.",
+        "",
+        "| conditioner | reward, first | reward, last | KL to π_ref, nats | reward − β·KL | parameters | seconds |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in style["arms"].items():
+        reward, kl = np.array(row["reward"]), np.array(row["kl"])
+        last = slice(-style["window"], None)
+        net = reward[last].mean() - style["beta"] * kl[last].mean()
+        lines.append(
+            f"| {name} | {reward[0]:+.2f} | {reward[last].mean():+.2f} ± {pages.half_width(reward[last]):.2f} | "
+            f"{kl[last].mean():.2f} | {net:+.2f} | {row['parameters']:,} | {row['seconds']:.0f} |"
+        )
+    return [*lines, ""]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=("probe", "electricity"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = pages.options(__doc__, "conditioners")
+    parser.add_argument("part", choices=("probe", "electricity", "style"))
     parser.add_argument("--sft", help="SFT run that all start from")
     parser.add_argument("--rewards", help="reward run")
     parser.add_argument("--runs", type=Path, help="where the policies go")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="default: 40 of electricity, 12 of style")
     parser.add_argument("--only", nargs="*", default=[], help="kinds of conditioner; all without")
-    parser.add_argument("--out", default="docs/results/conditioners")
     args = parser.parse_args()
     if args.part == "probe":
         part = run_probe(args.seeds)
-    elif None in (args.sft, args.rewards, args.runs):
-        parser.error("electricity needs --sft, --rewards and --runs")
+    elif args.runs is None or (args.part == "electricity" and None in (args.sft, args.rewards)):
+        parser.error(
+            f"{args.part} needs --runs" + (", --sft and --rewards" if args.part == "electricity" else "")
+        )
+    elif args.part == "style":
+        part = run_style(args.runs, args.steps or 12, args.only)
     else:
-        part = run_electricity(args.sft, args.rewards, args.runs, args.steps, args.only)
+        part = run_electricity(args.sft, args.rewards, args.runs, args.steps or 40, args.only)
     path = Path(f"{args.out}.json")
     result = files.read_json(path) if path.is_file() else {}
     result[args.part] = part
