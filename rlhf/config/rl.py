@@ -149,6 +149,11 @@ class CriticConfig:
         description="Run of chorus train ppo with the same model, outputs and critic keys, whose critic this one starts "
         "from; null: zero heads over the policy's adapters.",
     )
+    from_rewards: bool = Field(
+        False,
+        description="Values start as what the reward model says of the completion so far, and the heads learn the rest "
+        "(rewards fitted over hidden states); false: they start at 0.",
+    )
     stop_gradient: bool = Field(
         True, description="Keep the value loss out of the policy's adapters (shared only)."
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rewards.errors import UserError
 from rlhf import optim, policy_store, train
 from rlhf.config.rl import PPOConfig
 from rlhf.jobs import rl_critic, rl_data, rl_hints, rl_rewards, rl_samples
@@ -26,6 +27,7 @@ from rlhf.policy import PolicyParams, structure
 from rlhf.rl import update as updates
 from rlhf.rl.critic import init_critic
 from rlhf.rl.diagnosis import diagnose
+from rlhf.rl.reward_basis import BasisReward
 from rlhf.rl.settings import CriticSpec, Hyper, Static
 from rlhf.run import Run
 from rlhf.sampling import SamplingSettings
@@ -174,12 +176,19 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
     plain, _ = structure(base.config, base.stages, None, config.model.dtype, config.model.remat)
     critic = None
     if kind == "ppo":
+        compiled = source.compiled is not None and isinstance(source.compiled[0], BasisReward)
+        if config.critic.from_rewards and not compiled:
+            raise UserError(
+                "critic.from_rewards true: only rewards fitted over hidden states of a model that reads the policy's tokens "
+                "(chorus rewards fit with encoder.kind lm) say something of half a completion; set it to false"
+            )
         critic = CriticSpec(
             num_basis=len(source.names),
             sees_person=source.run is not None,
             hidden=config.critic.hidden,
             separate=config.critic.backbone == "separate",
             stop_gradient=config.critic.stop_gradient,
+            from_rewards=config.critic.from_rewards,
         )
     return Static(
         graphdef=graphdef,

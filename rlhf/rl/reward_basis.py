@@ -123,6 +123,17 @@ class BasisReward:
         same = jnp.all(tokens[:, :-1] == rows.tokens, where=member[:, :-1]) & jnp.all(rollout.ended)
         return arrays.readout(jax.lax.cond(same, rest, whole))
 
+    def prefixes(self, arrays: BasisArrays, rollout: Rollout) -> jax.Array:
+        """φ of the completion as far as it goes before each token, float32[B, T, K]; 0, the average, before the first.
+
+        What a critic says that is the reward model: it reads every beginning as if it were the whole.
+        """
+        rows = rollout.rows._replace(z=None)
+        if not self.pooling.shared:
+            rows = rows._replace(prompt_hidden=None, hidden=None)
+        phi = arrays.readout(pooled_beginnings(self.pooling, arrays.params, rows, rollout.mask))
+        return jnp.pad(phi[:, :-1], [(0, 0), (1, 0), (0, 0)])
+
 
 def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
     """tokens[B, T + 1] in which `end_id` follows the text of completions[B, T], and bool[B, T + 1] on text and it."""
@@ -134,11 +145,25 @@ def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) ->
 
 def pooled(pooling: Pooling, params: PolicyParams, rows: scoring.Rows, member: jax.Array) -> jax.Array:
     """e(x, y): hidden states of completions, pooled over member[B, T], float32[B, D]; from the rows' own where known."""
+    return _pool(pooling, _hidden(pooling, params, rows), member)
+
+
+def pooled_beginnings(
+    pooling: Pooling, params: PolicyParams, rows: scoring.Rows, mask: jax.Array
+) -> jax.Array:
+    """`pooled` over the first 1, 2, …, T tokens of every completion, float32[B, T, D]."""
+    hidden = _hidden(pooling, params, rows)
+    if pooling.pool == "last":
+        return hidden
+    real = mask.astype(jnp.float32)[..., None]
+    return jnp.cumsum(real * hidden, axis=1) / jnp.maximum(jnp.cumsum(real, axis=1), 1.0)
+
+
+def _hidden(pooling: Pooling, params: PolicyParams, rows: scoring.Rows) -> jax.Array:
+    """What is pooled, at the slots of the completions, float32[B, T, D]; from the rows' own activations where known."""
     decoder = nnx.merge(pooling.graphdef, *params)
     first = 0 if rows.hidden is None else 1
-    return _pool(
-        pooling, decoder, scoring.states_after(decoder, rows, first=first, last=pooling.last)[1], member
-    )
+    return _normed(pooling, decoder, scoring.states_after(decoder, rows, first=first, last=pooling.last)[1])
 
 
 def pooled_texts(
@@ -147,12 +172,15 @@ def pooled_texts(
     """As `pooled`, of left-padded texts tokens[B, S] that share nothing, over member[B, S]."""
     decoder = nnx.merge(pooling.graphdef, *params)
     rows = scoring.rows_of(tokens, starts, None, 0)
-    return _pool(pooling, decoder, scoring.states_after(decoder, rows, last=pooling.last)[0], member)
+    hidden = scoring.states_after(decoder, rows, last=pooling.last)[0]
+    return _pool(pooling, _normed(pooling, decoder, hidden), member)
 
 
-def _pool(pooling: Pooling, decoder: Any, hidden: jax.Array, member: jax.Array) -> jax.Array:
-    hidden = decoder.final_norm(hidden) if pooling.final_norm else hidden
-    hidden = hidden.astype(jnp.float32)
+def _normed(pooling: Pooling, decoder: Any, hidden: jax.Array) -> jax.Array:
+    return (decoder.final_norm(hidden) if pooling.final_norm else hidden).astype(jnp.float32)
+
+
+def _pool(pooling: Pooling, hidden: jax.Array, member: jax.Array) -> jax.Array:
     if pooling.pool == "last":
         final = jnp.max(jnp.where(member, jnp.arange(member.shape[1]), -1), axis=1)
         return jnp.take_along_axis(hidden, final[:, None, None], axis=1)[:, 0]

@@ -19,7 +19,7 @@ from rlhf.conditioning import Population, UserShares, effective_coef, sample_coe
 from rlhf.policy import PolicyParams
 from rlhf.rl import critic as critics
 from rlhf.rl import scoring
-from rlhf.rl.settings import Hyper, Static, num_channels
+from rlhf.rl.settings import EXTRA_CHANNELS, Hyper, Static, num_channels
 
 People = Population | jax.Array  # whose coefficients are drawn, or fixed weights [K] without people
 
@@ -43,6 +43,7 @@ class Rollout(NamedTuple):
       rows: the same tokens, each prompt once, with the activations under the adapters; None once they are done with.
       coef: float32[B, K], w_eff: what scalarises. z: float32[B, K], what conditions, or None without people.
       ended: bool[B], a stop token was produced.
+      value_start: float32[B, T, C], the part of `values` that is not learned (`valued_from`); None without.
     """
 
     tokens: jax.Array
@@ -56,6 +57,7 @@ class Rollout(NamedTuple):
     coef: jax.Array
     z: jax.Array | None
     ended: jax.Array
+    value_start: jax.Array | None = None
 
     @property
     def completions(self) -> jax.Array:
@@ -123,6 +125,13 @@ def score(
         decoder = nnx.merge(static.graphdef, *own)
         states = scoring.completion_states(decoder, rows)
     return logprobs, entropy, critics.channel_values(static.critic, critic, decoder, states, z)
+
+
+def valued_from(rollout: Rollout, phi: jax.Array) -> Rollout:
+    """The rollout with φ[B, T, K] of the completion before each token as the start of its values; other channels from 0."""
+    start = jnp.pad(phi, [(0, 0), (0, 0), (0, EXTRA_CHANNELS)])
+    start = jnp.where(rollout.mask[..., None], start, 0.0)
+    return rollout._replace(values=rollout.values + start, value_start=start)
 
 
 def reference_logprobs(static: Static, frozen: PolicyParams, rows: scoring.Rows) -> jax.Array:

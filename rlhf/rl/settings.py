@@ -38,6 +38,7 @@ class CriticSpec:
       hidden: width of the MLP's one hidden layer.
       separate: own adapters over the frozen base (initialised from the policy's), or the policy's activations.
       stop_gradient: with a shared backbone, keep the value loss out of the policy's adapters.
+      from_rewards: values are what the compiled reward says of the completion so far, plus what the heads learn.
     """
 
     num_basis: int
@@ -45,6 +46,7 @@ class CriticSpec:
     hidden: int = 128
     separate: bool = False
     stop_gradient: bool = True
+    from_rewards: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

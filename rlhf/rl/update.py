@@ -23,6 +23,7 @@ from rlhf.rl.advantages import RunningScale
 from rlhf.rl.diagnostics import Metrics, batch_metrics
 from rlhf.rl.estimate import Estimate, estimate
 from rlhf.rl.kl_control import next_kl_coef
+from rlhf.rl.reward_basis import BasisReward
 from rlhf.rl.rollout import People, Prompts, Rollout
 from rlhf.rl.scoring import Rows
 from rlhf.rl.settings import Hyper, Static
@@ -104,6 +105,7 @@ def loss_of(
     policy_loss, entropy = over_tokens(surrogate), objectives.aggregate(entropy, mask, "token")
     value_loss = kl_loss = jnp.zeros(())
     if values is not None:
+        values = values if old.value_start is None else values + old.value_start
         of_channels = objectives.value_loss(values, old.values, batch.returns, hyper.value_clip)
         value_loss = objectives.aggregate(of_channels.mean(axis=-1), mask, "token")
     if static.kl_in == "loss":
@@ -345,5 +347,8 @@ def iterate(
     """
     rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
     rewards = reward(reward_arrays, rollout)
+    if static.critic is not None and static.critic.from_rewards:
+        assert isinstance(reward, BasisReward), "other rewards say nothing of half a completion"
+        rollout = rollouts.valued_from(rollout, reward.prefixes(reward_arrays, rollout))
     state, metrics = _update(state, rollout, rewards, frozen, hyper, static, extra, people)
     return state, metrics, rollout._replace(rows=None), rewards

@@ -266,6 +266,24 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     assert source.compiled is None and source.names == ("length", "words")
 
 
+@pytest.mark.parametrize("source", ["fitted", "columns"])
+def test_values_start_from_the_reward_where_it_reads_beginnings(world, capsys, source):
+    """Fitted rewards: values are something before anything is learned. Functions see whole completions only."""
+    rewards = {
+        "fitted": {"rewards": str(world / "rewards")},
+        "columns": {"columns": [column(world, "exact")]},
+    }
+    changes = rewards[source] | {"train": {"steps": 1, "samples_every": 0}}
+    path = write(world, f"begun_{source}", critic={"hidden": 8, "from_rewards": True}, **changes)
+    status = cli.main(["train", "ppo", str(path)])
+    if source == "columns":
+        assert status == 2 and "critic.from_rewards true" in capsys.readouterr().err
+        return
+    assert status == 0
+    (row,) = metrics(world / "begun_fitted")
+    assert row["train/explained_variance/axis_0"] != 0.0 and row["train/explained_variance/kl"] == 0.0
+
+
 @pytest.mark.parametrize("answer", [1, 2])
 def test_votes_alone_pass_their_probe_or_stop_the_run(world, capsys, answer):
     """Majorities of the probe say 1: rewards without a truth are trained on where their probe agrees, and only there."""

@@ -108,6 +108,27 @@ def test_activations_under_the_adapters_are_shared(base, tmp_path, layer, pool):
     assert not reward_basis.compiled_basis(run, moved)[0].pooling.shared
 
 
+@pytest.mark.parametrize(("layer", "pool"), [(1, "mean"), (-1, "last")])
+def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer, pool):
+    """Before token t: φ of the first t tokens, read by themselves; nothing is known of token t or of what follows."""
+    run = make_run(base, tmp_path / "run", layer=layer, pool=pool)
+    reward, arrays = reward_basis.compiled_basis(run, base)
+    rollout = make_rollout(base.tokenizer)
+    graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
+    known = rollout._replace(rows=with_lower_states(graphdef, params, rollout.rows))
+    found = [np.asarray(reward.prefixes(arrays, rows)) for rows in (rollout, known)]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert not found[0][:, 0].any()
+    width = rollout.tokens.shape[1] - SLOTS
+    for row in range(len(TEXTS)):
+        for count in range(1, int(rollout.mask[row].sum())):
+            tokens = rollout.tokens[row, int(rollout.starts[row]) : width + count][None]
+            member = jnp.arange(tokens.shape[1])[None] >= tokens.shape[1] - count
+            start = jnp.zeros(1, jnp.int32)
+            alone = reward_basis.pooled_texts(reward.pooling, arrays.params, tokens, start, member)
+            np.testing.assert_allclose(found[0][row, count], arrays.readout(alone)[0], atol=1e-4)
+
+
 def test_ideal_points_too(base, tmp_path):
     square = np.random.default_rng(5).normal(size=(base.config.width, 2)).astype(np.float32)
     run = make_run(base, tmp_path / "run", quadratic=Quadratic(square))

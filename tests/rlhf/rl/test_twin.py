@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf.rl.rollout import valued_from
 from rlhf.rl.update import update
 from tests.rlhf import steps
 from tests.rlhf.rl import setup, twin
@@ -32,7 +33,7 @@ CASES = {
     },
     "ppo, own critic, whitened, early stop": {
         "people": "two",
-        "critic": {"separate": True},
+        "critic": {"separate": True, "from_rewards": True},
         "scaling": "batch",
         "centre": False,
         "kl_estimator": "k3",
@@ -67,6 +68,8 @@ def test_update_equals_its_twin(name):
         task.state.params["critic"]["w2"] = jnp.asarray(0.3 * rng.normal(size=head.shape), jnp.float32)
     rollout = setup.made_up_rollout(task)
     num_basis = rollout.coef.shape[1]
+    if task.static.critic is not None and task.static.critic.from_rewards:
+        rollout = valued_from(rollout, jnp.asarray(rng.normal(size=(4, 3, num_basis)), jnp.float32))
     shape = (4, 3, num_basis) if per_token else (4, num_basis)
     rewards = jnp.asarray(rng.normal(size=shape), jnp.float32)
     expected, made = twin.update(task, rollout, rewards)

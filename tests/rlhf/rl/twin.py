@@ -111,10 +111,10 @@ def row_gradient(static, trained, frozen, own, row, z, gain, goal, weights, pric
     """Gradient of one row's part of the loss, and of the sum over its tokens of KL(old‖new).
 
     Args:
-      row: tokens, slots before the completion's tokens, and the rollout's mask, log-probs, reference and values.
+      row: tokens, slots before the completion's tokens, and the rollout's mask, log-probs, reference, values and their start.
       weights: of a token in the policy's terms, and in the entropy and value terms.
     """
-    tokens, before, real, old_logprobs, reference, old_values = row
+    tokens, before, real, old_logprobs, reference, old_values, offset = row
     params = frozen._replace(**{name: part for name, part in trained.items() if name != "critic"})
     logprobs, entropy, values = row_terms(static, params, trained.get("critic"), tokens, before, z)
     change = logprobs - old_logprobs
@@ -127,6 +127,7 @@ def row_gradient(static, trained, frozen, own, row, z, gain, goal, weights, pric
         kl = x**2 / 2 if static.kl_estimator == "k2" else jnp.exp(-x) - 1 + x
         total += price * weights[0] * jnp.sum(real * kl)
     if values is not None:
+        values += offset
         near = old_values + jnp.minimum(jnp.maximum(values - old_values, -own.value_clip), own.value_clip)
         worse = jnp.maximum((values - goal) ** 2, (near - goal) ** 2) / 2
         total += own.value_coef * weights[1] * jnp.sum(real[:, None] * worse) / values.shape[1]
@@ -148,7 +149,9 @@ def gradient(trained, task: Task, rollout, advantages, returns, rows, price: flo
             "sequence": 1.0 / (length * len(rows)),
             "constant": 1.0 / (num_slots * len(rows)),
         }[static.aggregation]
-        known = (tokens, before, real, rollout.logprobs[row], rollout.ref_logprobs[row], rollout.values[row])
+        offset = 0.0 if rollout.value_start is None else rollout.value_start[row]
+        old = (rollout.logprobs[row], rollout.ref_logprobs[row], rollout.values[row])
+        known = (tokens, before, real, *old, offset)
         z = None if rollout.z is None else rollout.z[row][None]
         weights = np.array([per_token, 1.0 / num_tokens])
         new, kl = row_gradient(
