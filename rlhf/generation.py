@@ -52,7 +52,7 @@ def complete(
         )
     tokens, starts = left_pad(encoded)
     out: list[Completion] = []
-    for rows in chunks(len(encoded), batch):
+    for rows in chunks(len(encoded), batch, "generate"):
         samples = generate(
             policy.params,
             tokens[rows],

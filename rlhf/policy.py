@@ -22,6 +22,7 @@ from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.packing import PackedRows
+from rlhf.progress import watched
 
 
 class PolicyParams(NamedTuple):
@@ -164,14 +165,19 @@ def cached_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows
         return None
     num_rows = len(rows.tokens)
     parts = [
-        np.asarray(lower_hidden(graphdef, params, rows.take(index))) for index in chunks(num_rows, chunk)
+        np.asarray(lower_hidden(graphdef, params, rows.take(index)))
+        for index in chunks(num_rows, chunk, "lower layers")
     ]
     return np.concatenate(parts)[:num_rows]
 
 
-def chunks(num_rows: int, size: int) -> Iterator[np.ndarray]:
-    """Row numbers 0 … num_rows−1 in chunks of one length: the last row is repeated where rows run out."""
-    for start in range(0, num_rows, size):
+def chunks(num_rows: int, size: int, title: str = "") -> Iterator[np.ndarray]:
+    """Row numbers 0 … num_rows−1 in chunks of one length: the last row is repeated where rows run out.
+
+    With a title, work on them that takes a while shows its progress.
+    """
+    starts = range(0, num_rows, size)
+    for start in watched(starts, title) if title else starts:
         yield np.minimum(np.arange(start, start + min(size, num_rows)), num_rows - 1)
 
 
@@ -186,7 +192,7 @@ def all_logprobs(
 ) -> Any:
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
     num_rows, parts = len(rows.tokens), []
-    for index in chunks(num_rows, chunk):
+    for index in chunks(num_rows, chunk, "score completions"):
         own_z, own_hidden = (None if array is None else array[index] for array in (z, hidden))
         parts.append(np.asarray(sequence_logprobs(graphdef, params, rows.take(index), own_z, own_hidden)))
     return np.concatenate(parts)[:num_rows]

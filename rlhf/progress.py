@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -78,3 +79,27 @@ class ProgressLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def watched(
+    pieces: Sequence[Any],
+    title: str,
+    *,
+    unit: str = "batch",
+    patience: float = 5.0,
+    stream: TextIO | None = None,
+) -> Iterator[Any]:
+    """The pieces one by one; work that takes longer than `patience` seconds gets a line of progress."""
+    begun, line = time.monotonic(), None
+    try:
+        for number, piece in enumerate(pieces):
+            if line is None and time.monotonic() - begun > patience:
+                line = ProgressLine(title, len(pieces), unit=unit, stream=stream)
+            if line is not None:
+                line.update(number)
+            yield piece
+        if line is not None:
+            line.update(len(pieces))
+    finally:
+        if line is not None:
+            line.close()

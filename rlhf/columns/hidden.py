@@ -39,7 +39,7 @@ def pooled_states(
     embed = _embedder(base, num_layers, pool)
     out = np.zeros((len(sequences), base.config.width), np.float32)
     packed = few_shapes(pack(rows))
-    for index in chunks(len(rows), CHUNK):
+    for index in chunks(len(rows), CHUNK, "embed"):
         values = np.asarray(embed(packed.take(index)))
         for row, number in zip(values, index, strict=True):
             for value, group in zip(row, rows[number], strict=False):

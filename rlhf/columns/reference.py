@@ -128,7 +128,7 @@ def answer_logprobs(
     packed = pack(rows)
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
     out: list[Any] = [None] * prefs.num_items
-    for index in chunks(len(rows), CHUNK):
+    for index in chunks(len(rows), CHUNK, "score references"):
         part = packed.take(index)
         values = np.asarray(_token_logprobs(graphdef, params, part), np.float64)
         for row, number in enumerate(index):

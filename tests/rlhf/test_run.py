@@ -12,7 +12,7 @@ from rewards.errors import UserError
 from rlhf.config.load import load
 from rlhf.config.schema import OptimizerConfig, SFTConfig
 from rlhf.metrics import MetricWriter, read_metrics
-from rlhf.progress import ProgressLine
+from rlhf.progress import ProgressLine, watched
 from rlhf.run import Run, plain
 
 
@@ -193,3 +193,13 @@ def test_progress_without_a_terminal_shows_start_and_end(capsys):
         for done in range(0, 101, 10):
             progress.update(done)
     assert capsys.readouterr().err.splitlines() == ["embed item 0/100", "embed item 100/100"]
+
+
+def test_only_work_that_takes_a_while_is_watched(capsys, monkeypatch):
+    now = iter(np.arange(0.0, 1000.0, 2.0))  # every look at the clock is two seconds after the last
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    assert list(watched(["a", "b"], "embed")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+    assert list(watched(range(9), "embed")) == list(range(9))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "embed batch 2/9" and lines[-1] == "embed batch 9/9" and len(lines) > 2
