@@ -25,6 +25,8 @@ class ProgressLine:
       stream: where to print; stderr when None.
     """
 
+    open_lines = 0  # two bars would redraw the same line of a terminal
+
     def __init__(
         self,
         title: str,
@@ -40,6 +42,8 @@ class ProgressLine:
         self._done, self._printed_at, self._printed = start, -float("inf"), -1
         self._note = ""
         self._bar: Progress | None = None
+        self._open = True
+        ProgressLine.open_lines += 1
         if self._stream.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -64,6 +68,8 @@ class ProgressLine:
             self._print()
 
     def close(self) -> None:
+        ProgressLine.open_lines -= self._open
+        self._open = False
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -89,11 +95,14 @@ def watched(
     patience: float = 5.0,
     stream: TextIO | None = None,
 ) -> Iterator[Any]:
-    """The pieces one by one; work that takes longer than `patience` seconds gets a line of progress."""
+    """The pieces one by one; work that takes longer than `patience` seconds gets a line of progress.
+
+    Not where a line is open already, such as that of the training of which this work is a step.
+    """
     begun, line = time.monotonic(), None
     try:
         for number, piece in enumerate(pieces):
-            if line is None and time.monotonic() - begun > patience:
+            if line is None and not ProgressLine.open_lines and time.monotonic() - begun > patience:
                 line = ProgressLine(title, len(pieces), unit=unit, stream=stream)
             if line is not None:
                 line.update(number)

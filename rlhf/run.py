@@ -25,7 +25,7 @@ import yaml
 
 from rewards.errors import UserError
 from rewards.files import read_json, write_json, write_text
-from rlhf.config.load import to_dict, to_yaml
+from rlhf.config.load import to_dict, to_yaml, validate
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
 _PACKAGES = (
@@ -160,6 +160,8 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
         raise UserError(
             f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir"
         )
+    with contextlib.suppress(UserError):  # keys that are younger than the run had their defaults then
+        stored = to_dict(validate(stored, type(config), {}, str(path)))
     difference = first_difference(stored, to_dict(config))
     if difference is not None:
         key, old, new = difference

@@ -167,6 +167,7 @@ def setting(config: PPOConfig, args: argparse.Namespace, prompts: int) -> dict[s
         "target_nats": config.kl.target_nats,
         "beta": config.kl.coef,
         "horizon": config.kl.horizon,
+        "gae_lambda": config.algorithm.gae_lambda,
         "learning_rate": config.optimizer.learning_rate,
         "held_prompts": prompts,
         "samples": args.samples,

@@ -160,7 +160,7 @@ def policy_lines(results: dict[str, Any]) -> list[str]:
         *before_after(runs, own),
         *verdict(runs, own),
         *sample_lines(results["policy"]),
-        *limits(own),
+        *limits(own, results.get("trials", [])),
     ]
     return lines
 
@@ -265,7 +265,7 @@ def cell(text: str) -> str:
     return line
 
 
-def limits(own: dict[str, Any]) -> list[str]:
+def limits(own: dict[str, Any], trials: list[dict[str, Any]]) -> list[str]:
     return [
         "## The published setting, and limits",
         "",
@@ -278,10 +278,20 @@ def limits(own: dict[str, Any]) -> list[str]:
         f"- {own['steps'] * own['rows']:,} episodes instead of a million, by adapters in the top third of the layers at learning "
         f"rate {own['learning_rate']:g};",
         f"  the controller's horizon is therefore {own['horizon']:g} completions instead of 10,000.",
-        f"- β starts at {own['beta']:g}: rewards here have a deviation of about 1.9 at the start, theirs of 1. Two",
-        "  trials (seed 0) with 0.15 and horizons of 640 and 160 completions had a KL above 15 nats after 20 iterations: what",
-        "  the reward pays for a nat hardly falls with the distance, so whatever β allows is taken.",
-        "- λ = 1. With 0.95 a token's own KL is charged in full and the reward at the end is not (`docs/rl.md`).",
+        f"- β starts at {own['beta']:g}: rewards here have a deviation of about 1.9 at the start, theirs of 1.",
+        *(
+            f"  With {trial['beta']:g} and a horizon of {trial['horizon']:g} completions a trial (seed {trial['seed']}) "
+            f"was at a KL of {trial['kl'][-1]:.0f} nats after {len(trial['kl'])} iterations."
+            for trial in trials
+        ),
+        *(
+            [
+                "  What the reward pays for a nat hardly falls with the distance, so whatever β allows is taken."
+            ]
+            if trials
+            else []
+        ),
+        f"- λ = {own['gae_lambda']:g}. Below 1 a token's own KL is charged in full, the reward at the end is not (`docs/rl.md`).",
         "- The reward is one linear direction over frozen hidden states, in nats of Bradley–Terry; theirs is a whole fine-tuned",
         "  model, scaled to variance 1 over samples. The same β is therefore another price.",
         "- The start is taught to write sentences of reviews; the published one is GPT-2 as it comes.",

@@ -8,9 +8,9 @@ import results_style_figures as figures
 import results_style_numbers as numbers
 from pages import save
 
-from rewards.files import write_text
+from rewards.files import read_json, write_text
 
-FLIP, DOMINANCE, PERPLEXITY, DISTINCT = 0.75, 0.9, 2.0, 0.75  # asked for: see `verdicts`
+FLIP, DOMINANCE, PERPLEXITY, DISTINCT, MINUTES = 0.75, 0.9, 2.0, 0.75, 60  # asked for: see `verdicts`
 MEANING = {  # what the ends of an axis look like, in words
     "length": "short answers / long ones",
     "structure": "running text / lists and headings",
@@ -22,12 +22,34 @@ EXCERPT = 330  # characters of an example
 
 
 def write(results: dict[str, Any], store: Path) -> None:
-    """STORE.md, STORE_curves.png and STORE_matrix.png beside the stored numbers."""
+    """STORE.md, STORE_curves.png and STORE_matrix.png beside the stored numbers; other runs are STORE_*.json."""
     found = numbers.summary(results)
-    pictures = {name: store.with_name(f"{store.stem}_{name}.png") for name in ("curves", "matrix")}
-    save(figures.curves(results), pictures["curves"])
-    save(figures.heat_map(results["people"], found["matrix"]), pictures["matrix"])
-    write_text(store.with_suffix(".md"), markdown(results, found, {k: p.name for k, p in pictures.items()}))
+    save(figures.curves(results), picture(store, "curves"))
+    save(figures.heat_map(results["people"], found["matrix"]), picture(store, "matrix"))
+    write_text(store.with_suffix(".md"), markdown(results, found, store))
+
+
+def picture(store: Path, name: str) -> Path:
+    return store.with_name(f"{store.stem}_{name}.png")
+
+
+def minutes(results: dict[str, Any]) -> float:
+    """Wall time of all iterations."""
+    return sum(value or 0.0 for value in results["curves"]["perf/step_seconds"]) / 60
+
+
+def other_runs(store: Path) -> list[str]:
+    """A line a run whose numbers lie beside these as STORE_*.json."""
+    lines = []
+    for path in sorted(store.parent.glob(f"{store.stem}_*.json")):
+        results = read_json(path)
+        found, config = numbers.summary(results), results["config"]
+        lines.append(
+            f"- [{path.stem}]({path.stem}.md): seed {config['seed']}, {config['steps']} iterations, "
+            f"{minutes(results):.0f} minutes: "
+            f"w over −w {percent(found['flip'])}, dominance {percent(found['pairwise'])}, KL {found['kl']:.1f} nats."
+        )
+    return ["", "Other runs:", "", *lines] if lines else []
 
 
 def verdicts(results: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
@@ -69,10 +91,16 @@ def verdicts(results: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, 
             f"{distinct[poorest]:.0%} ({poorest})",
             distinct[poorest] >= DISTINCT,
         ),
+        (
+            "time of training on CPU",
+            f"≤ {MINUTES:g} minutes",
+            f"{minutes(results):.0f} minutes",
+            minutes(results) <= MINUTES,
+        ),
     ]
 
 
-def markdown(results: dict[str, Any], found: dict[str, Any], pictures: dict[str, str]) -> str:
+def markdown(results: dict[str, Any], found: dict[str, Any], store: Path) -> str:
     rows = verdicts(results, found)
     missed = [what for what, _, _, met in rows if not met]
     parts = [
@@ -80,7 +108,7 @@ def markdown(results: dict[str, Any], found: dict[str, Any], pictures: dict[str,
         "",
         f"Made by `scripts/results_style.py`. {results['made']}; {results['versions']}; {results['machine']}.",
         "",
-        *opening(results, found),
+        *opening(results, found, store),
         "",
         "| | asked for | measured | |",
         "| --- | --- | --- | --- |",
@@ -91,10 +119,11 @@ def markdown(results: dict[str, Any], found: dict[str, Any], pictures: dict[str,
         "",
         ("Everything asked for is met." if not missed else "**Missed:** " + "; ".join(missed) + "."),
         "Brackets are 95 % bootstrap intervals over held-out prompts; they say nothing about another training seed.",
+        *other_runs(store),
         "",
         "## Training",
         "",
-        f"![Reward, KL and spread over training]({pictures['curves']})",
+        f"![Reward, KL and spread over training]({picture(store, 'curves').name})",
         "",
         *training(results),
         "",
@@ -104,7 +133,7 @@ def markdown(results: dict[str, Any], found: dict[str, Any], pictures: dict[str,
         "",
         "## Whose completions for whom",
         "",
-        f"![Reward of every person from everybody's completions]({pictures['matrix']})",
+        f"![Reward of every person from everybody's completions]({picture(store, 'matrix').name})",
         "",
         f"M[u, v] = mean of w_u·φ over the completions written for v. Own is larger in {percent(found['pairwise'])} of the "
         f"ordered pairs of people; own is the best of all {len(results['people'])} in {percent(found['own_is_best'])} of "
@@ -128,7 +157,7 @@ def markdown(results: dict[str, Any], found: dict[str, Any], pictures: dict[str,
     return "\n".join(parts) + "\n"
 
 
-def opening(results: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def opening(results: dict[str, Any], found: dict[str, Any], store: Path) -> list[str]:
     config, names = results["config"], results["names"]
     drawn = len(results["people"]) - 2 * len(names)
     return [
@@ -144,8 +173,9 @@ def opening(results: dict[str, Any], found: dict[str, Any]) -> list[str]:
         "",
         "```sh",
         "python scripts/results_style.py prepare --data PROMPTS --output runs/style",
-        "chorus train grpo configs/style/grpo.yaml",
-        'python scripts/results_style.py measure --run runs/style/grpo --data runs/style/held.jsonl --source "..."',
+        f"chorus train grpo configs/style/grpo.yaml seed={config['seed']} train.steps={config['steps']}",
+        'python scripts/results_style.py measure --run runs/style/grpo --data runs/style/held.jsonl --source "..." '
+        f"--store docs/results/{store.name}",
         "```",
     ]
 
@@ -161,7 +191,7 @@ def training(results: dict[str, Any]) -> list[str]:
     first, last = slice(0, ends), slice(-ends, None)
     return [
         f"{config['steps']} iterations of {config['rows']} completions of at most {config['max_new_tokens']} tokens, seed "
-        f"{config['seed']}, learning rate {config['learning_rate']:g}: {sum(seconds) / 60:.0f} minutes, median "
+        f"{config['seed']}, learning rate {config['learning_rate']:g}: {minutes(results):.0f} minutes, median "
         f"{np.median(seconds):.0f} s an iteration. Mean of the first {ends} and the last {ends} iterations: reward "
         f"{end('reward', first):.2f} → {end('reward', last):.2f} nats, KL {end('kl_ref_nats', first):.2f} → "
         f"{end('kl_ref_nats', last):.2f} nats, entropy {end('token_entropy_nats', first):.2f} → "

@@ -152,7 +152,7 @@ class CriticConfig:
     from_rewards: bool = Field(
         False,
         description="Values start as what the reward model says of the completion so far, and the heads learn the rest "
-        "(rewards fitted over hidden states); false: they start at 0.",
+        "(rewards fitted over mean hidden states); false: they start at 0.",
     )
     stop_gradient: bool = Field(
         True, description="Keep the value loss out of the policy's adapters (shared only)."
@@ -341,6 +341,11 @@ class PPOConfig(RLConfig):
         if self.tune.mode == "full" and self.critic.backbone == "separate":
             raise ValueError(
                 "critic.backbone separate needs tune.mode lora, over whose frozen base it has its adapters; choose shared"
+            )
+        if self.critic.from_rewards and self.rewards is None:
+            raise ValueError(
+                "critic.from_rewards true: columns say nothing of half a completion; give rewards fitted over hidden states "
+                "or set it to false"
             )
         return self
 

@@ -78,7 +78,7 @@ def run(config: Any) -> dict[str, Any]:
         critic = trained.pop("critic", None)
         record = base_record(config, base, kind) | _record(config, source, float(state.kl_coef))
         if critic is not None:
-            purpose = rl_critic.made_for(base, source.names)
+            purpose = _purpose(config, base, source)
             record["critic"] = rl_critic.save(job.directory, trainer.static.critic, critic, purpose)
         full = config.tune.mode == "full"
         policy_store.save_policy(job.directory, params._replace(**trained), spec, record, full=full)
@@ -116,7 +116,7 @@ class Trainer:
             critic_key = jax.random.fold_in(key, 2**32 - 1)  # no iteration has this number
             critic = init_critic(self.static.critic, params, base.config.width, critic_key)
             if config.critic.start is not None:
-                purpose = rl_critic.made_for(base, source.names)
+                purpose = _purpose(config, base, source)
                 critic = rl_critic.load(config.critic.start, self.static.critic, critic, purpose)
             trained["critic"] = critic
         self.state = updates.init_state(trained, self.hyper[0], key, config.kl.coef)
@@ -176,11 +176,10 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
     plain, _ = structure(base.config, base.stages, None, config.model.dtype, config.model.remat)
     critic = None
     if kind == "ppo":
-        compiled = source.compiled is not None and isinstance(source.compiled[0], BasisReward)
-        if config.critic.from_rewards and not compiled:
+        if config.critic.from_rewards and not _reads_beginnings(source):
             raise UserError(
-                "critic.from_rewards true: only rewards fitted over hidden states of a model that reads the policy's tokens "
-                "(chorus rewards fit with encoder.kind lm) say something of half a completion; set it to false"
+                "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
+                "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
             )
         critic = CriticSpec(
             num_basis=len(source.names),
@@ -211,6 +210,15 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
         dtype=config.model.dtype,
         relabel=0 if kind == "ppo" else algorithm.relabel,
     )
+
+
+def _reads_beginnings(source: Source) -> bool:
+    reward = None if source.compiled is None else source.compiled[0]
+    return isinstance(reward, BasisReward) and reward.pooling.pool == "mean"
+
+
+def _purpose(config: Any, base: policy_store.Base, source: Source) -> dict[str, Any]:
+    return rl_critic.made_for(base, source.names, source.run.hash if config.critic.from_rewards else None)
 
 
 def hyper_of(config: Any) -> Hyper:

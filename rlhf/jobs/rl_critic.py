@@ -19,9 +19,13 @@ from rlhf.rl.settings import CriticSpec
 FOLDER, TENSORS, RECORD = "critic", "critic.safetensors", "critic.json"
 
 
-def made_for(base: Base, names: tuple[str, ...]) -> dict[str, Any]:
-    """What a critic's numbers mean something for: the base under its adapters, and the outputs it values."""
-    return {"base": base.fingerprint, "outputs": list(names)}
+def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
+    """What a critic's numbers mean something for: the base under its adapters, and the outputs it values.
+
+    Args:
+      rewards: hash of the reward run, where values are what it says plus what was learned; else None.
+    """
+    return {"base": base.fingerprint, "outputs": list(names)} | ({"rewards": rewards} if rewards else {})
 
 
 def save(directory: Path, spec: CriticSpec, critic: Critic, purpose: dict[str, Any]) -> str:
@@ -51,7 +55,7 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
             f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
         )
     record = read_json(record_path)
-    if record.get("spec") != dataclasses.asdict(spec):
+    if _completed(record.get("spec")) != dataclasses.asdict(spec):
         raise UserError(
             f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
         )
@@ -67,6 +71,13 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
     tensors = read_tensors(path, expected, "this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
+
+
+def _completed(spec: Any) -> dict[str, Any]:
+    """A stored spec with the defaults of fields that are younger than it."""
+    fields = dataclasses.fields(CriticSpec)
+    defaults = {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
+    return defaults | (spec if isinstance(spec, dict) else {})
 
 
 def _named(critic: Critic) -> dict[str, Any]:

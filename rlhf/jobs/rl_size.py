@@ -41,10 +41,13 @@ def estimate(
         logits = 4 * min(LOGITS_BYTES, 4 * rows * config.rollout.max_new_tokens * model.vocab_size)
         return rows * length * layers * kept * bytes_each + logits
 
+    # Values that start from the rewards: states, their running sum, mean and product, of all rows at once.
+    ppo = getattr(config, "critic", None)
+    begun = 4 * 4 * rows * config.rollout.max_new_tokens * model.width if ppo and ppo.from_rewards else 0
     return {
         "weights": _nbytes(base.tree) / GIGABYTE,
         "training state": _nbytes(state) / GIGABYTE,
-        "sampling": (cache + hidden) / GIGABYTE,
+        "sampling": (max(cache, begun) + hidden) / GIGABYTE,
         "update": (hidden + learning(part, length) + learning(*hinted)) / GIGABYTE,
     }
 

@@ -124,10 +124,19 @@ class BasisReward:
         return arrays.readout(jax.lax.cond(same, rest, whole))
 
     def prefixes(self, arrays: BasisArrays, rollout: Rollout) -> jax.Array:
-        """φ of the completion as far as it goes before each token, float32[B, T, K]; 0, the average, before the first.
+        """φ of the mean state of the completion's tokens before each token, float32[B, T, K]; 0 before the first.
 
-        What a critic says that is the reward model: it reads every beginning as if it were the whole.
+        What a critic says that is the reward model: it reads every beginning as if it were the whole, but for the closing
+        token. Before the first token there is nothing to read and 0 is the average over everything, so a prompt's shift
+        (see above) counts with the first token until the heads have learned it.
+
+        Raises:
+          ValueError: a basis that reads the closing token alone, which no beginning has.
         """
+        if self.pooling.pool != "mean":
+            raise ValueError(
+                "pool 'last' reads the closing token alone, which the beginning of a completion lacks"
+            )
         rows = rollout.rows._replace(z=None)
         if not self.pooling.shared:
             rows = rows._replace(prompt_hidden=None, hidden=None)
@@ -151,10 +160,8 @@ def pooled(pooling: Pooling, params: PolicyParams, rows: scoring.Rows, member: j
 def pooled_beginnings(
     pooling: Pooling, params: PolicyParams, rows: scoring.Rows, mask: jax.Array
 ) -> jax.Array:
-    """`pooled` over the first 1, 2, …, T tokens of every completion, float32[B, T, D]."""
+    """Means over the first 1, 2, …, T tokens of every completion, float32[B, T, D]."""
     hidden = _hidden(pooling, params, rows)
-    if pooling.pool == "last":
-        return hidden
     real = mask.astype(jnp.float32)[..., None]
     return jnp.cumsum(real * hidden, axis=1) / jnp.maximum(jnp.cumsum(real, axis=1), 1.0)
 

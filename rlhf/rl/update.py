@@ -215,6 +215,10 @@ def _update(
     metrics = batch_metrics(rollout, found, own, static)
     rows = rollout.rows
     assert rows is not None, "a rollout is learned from once"
+    if static.critic is not None and static.critic.from_rewards and rollout.value_start is None:
+        raise ValueError(
+            "critic.from_rewards: give a rollout whose values start from rewards (rollout.valued_from)"
+        )
     whole = Minibatch(rollout._replace(rows=None), rows, found.advantages, found.returns)
     if static.relabel:
         if people is None:

@@ -37,7 +37,7 @@ from rlhf.models.adapters import AdapterSpec, Words
 from rlhf.packing import Sequences, pack
 from rlhf.policy import all_logprobs, init_adapters
 from scripts import pages
-from scripts.experiments.conditioner_runs import cost_of, run_electricity, run_style
+from scripts.experiments.conditioner_runs import STYLE, cost_of, run_electricity, run_style
 from tests.rlhf import steps, tiny
 
 BETA, STEPS, BATCH, NUM_PROMPTS, TIMED = 0.5, 300, 8, 2, 25
@@ -238,7 +238,9 @@ def style_lines(style: dict[str, Any]) -> list[str]:
         f"{style['steps']} iterations of `configs/style/grpo.yaml` with {style['rows']} completions each and β fixed at "
         f"{style['beta']:g}, seed 0, one learning rate for all. Reward w·φ of people drawn anew on prompts never seen; who is "
         f"not told apart gets 0 on average. Mean of the last {style['window']} iterations ± half of their 95 % interval "
-        "(Student's t; one run each, so it covers people and prompts, not training). Seconds are the fastest iteration's.",
+        "(Student's t; one run each, so it covers people and prompts, not training). Seconds are the fastest iteration's. "
+        f"Changed besides: {', '.join(f'`{word}`' for word in STYLE)}. Text carries LoRA in all 30 layers and recomputes them "
+        "in the backward pass; the others have it in the top 10. Parameters are the conditioner's.",
         "",
         "| conditioner | reward, first | reward, last | KL to π_ref, nats | reward − β·KL | parameters | seconds |",
         "|---" * 7 + "|",

@@ -67,6 +67,19 @@ def test_another_configuration_is_refused_naming_the_first_difference(tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
 
 
+def test_a_run_from_before_a_key_resumes_where_the_key_has_its_default(tmp_path):
+    Run.open(tmp_path / "r", make_config(tmp_path), "sft").close()
+    path = tmp_path / "r" / "config.yaml"
+    whole = path.read_text()
+    path.write_text("".join(line for line in whole.splitlines(True) if "completions" not in line))
+    assert Run.open(tmp_path / "r", make_config(tmp_path), "sft").resumed
+    with pytest.raises(UserError, match='completions is "chosen" there, "all" here'):
+        Run.open(tmp_path / "r", make_config(tmp_path, completions="all"), "sft")
+    path.write_text(whole + "retired: 3\n")
+    with pytest.raises(UserError, match="retired is 3 there, absent here"):
+        Run.open(tmp_path / "r", make_config(tmp_path), "sft")
+
+
 @pytest.mark.parametrize("damage", [b"", b"- 1", b"\xff", b"a: [", b"# chorus sft\n"])
 def test_a_damaged_configuration_is_refused(tmp_path, damage):
     Run.open(tmp_path / "r", make_config(tmp_path), "sft").close()
@@ -203,3 +216,6 @@ def test_only_work_that_takes_a_while_is_watched(capsys, monkeypatch):
     assert list(watched(range(9), "embed")) == list(range(9))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "embed batch 2/9" and lines[-1] == "embed batch 9/9" and len(lines) > 2
+    with ProgressLine("train", 1):
+        assert list(watched(range(9), "embed")) == list(range(9))
+    assert capsys.readouterr().err == ""

@@ -137,7 +137,7 @@ def figures(reward: float, positive: float) -> dict:
 def stored(gains: list[float], shifts: list[float]) -> dict:
     curve = {name: [0.0, 0.5, 1.0] for name in results_sentiment.CURVES}
     own = {"steps": 3, "rows": 4, "tokens": 24, "target_nats": 6.0, "beta": 0.15, "horizon": 640.0}
-    own |= {"learning_rate": 1e-3, "held_prompts": 2, "samples": 1, "overrides": []}
+    own |= {"learning_rate": 1e-3, "gae_lambda": 1.0, "held_prompts": 2, "samples": 1, "overrides": []}
     return {
         **{"made": "2026-01-01", "versions": "jax", "machine": "2 CPU cores", "setting": own},
         "policy": {

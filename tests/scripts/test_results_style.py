@@ -226,13 +226,13 @@ def test_quoted_text_stays_in_its_cell():
     assert page.inline(" \n") == "(nothing)" and len(page.inline("x" * 900)) == page.EXCERPT
 
 
-@pytest.mark.skipif(not results_style.STORE.is_file(), reason="not measured yet")
-def test_the_committed_page_is_current(tmp_path):
-    committed = results_style.STORE
+@pytest.mark.parametrize(
+    "committed", sorted(results_style.STORE.parent.glob("style*.json")), ids=lambda path: path.stem
+)
+def test_the_committed_pages_are_current(committed):
     results = json.loads(committed.read_text())
     found = numbers.summary(results)
-    names = {name: f"style_{name}.png" for name in ("curves", "matrix")}
-    assert committed.with_suffix(".md").read_text() == page.markdown(results, found, names)
+    assert committed.with_suffix(".md").read_text() == page.markdown(results, found, committed)
 
 
 @pytest.mark.parametrize("name", ["formality", "warmth", "certainty"])

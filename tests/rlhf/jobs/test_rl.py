@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rewards.errors import UserError
+from rewards.store import load_reward_run
 from rlhf import cli, policy_store
 from rlhf.config.load import load
 from rlhf.config.rl import GRPOConfig
@@ -123,7 +124,6 @@ def test_a_fitted_run_trains_a_policy_that_serves_its_people(world, fitted, caps
 def test_samples_hold_the_reward_of_their_text(world, fitted):
     """reward = w·φ, φ that of `chorus rewards score` for the decoded text."""
     from rewards import gauge
-    from rewards.store import load_reward_run
     from rlhf import encoder
     from rlhf.rl.reward_host import PromptRows
 
@@ -220,6 +220,12 @@ def test_the_critic_is_kept_and_read_strictly(world, populated):
     assert purpose == rl_critic.made_for(policy.base, ("exact", "words"))
     critic = rl_critic.load(populated, spec, template, purpose)
     assert critic["w2"].shape == (8, 4) and np.abs(critic["w2"]).max() > 0
+    path = populated / "critic" / "critic.json"
+    whole = path.read_text()
+    spec_before = {name: value for name, value in record["spec"].items() if name != "from_rewards"}
+    path.write_text(json.dumps(record | {"spec": spec_before}))
+    rl_critic.load(populated, spec, template, purpose)  # a record from before that field
+    path.write_text(whole)
     with pytest.raises(UserError, match="is another critic than"):
         rl_critic.load(populated, CriticSpec(2, True, hidden=8, separate=False), template, purpose)
     with pytest.raises(UserError, match="tensor 'w1' is float32"):
@@ -282,6 +288,8 @@ def test_values_start_from_the_reward_where_it_reads_beginnings(world, capsys, s
     assert status == 0
     (row,) = metrics(world / "begun_fitted")
     assert row["train/explained_variance/axis_0"] != 0.0 and row["train/explained_variance/kl"] == 0.0
+    purpose = json.loads((world / "begun_fitted" / "critic" / "critic.json").read_text())["made_for"]
+    assert purpose["rewards"] == load_reward_run(world / "rewards").hash
 
 
 @pytest.mark.parametrize("answer", [1, 2])

@@ -108,10 +108,10 @@ def test_activations_under_the_adapters_are_shared(base, tmp_path, layer, pool):
     assert not reward_basis.compiled_basis(run, moved)[0].pooling.shared
 
 
-@pytest.mark.parametrize(("layer", "pool"), [(1, "mean"), (-1, "last")])
-def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer, pool):
+@pytest.mark.parametrize("layer", [1, -1])
+def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer):
     """Before token t: φ of the first t tokens, read by themselves; nothing is known of token t or of what follows."""
-    run = make_run(base, tmp_path / "run", layer=layer, pool=pool)
+    run = make_run(base, tmp_path / "run", layer=layer)
     reward, arrays = reward_basis.compiled_basis(run, base)
     rollout = make_rollout(base.tokenizer)
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
@@ -127,6 +127,12 @@ def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer
             start = jnp.zeros(1, jnp.int32)
             alone = reward_basis.pooled_texts(reward.pooling, arrays.params, tokens, start, member)
             np.testing.assert_allclose(found[0][row, count], arrays.readout(alone)[0], atol=1e-4)
+
+
+def test_a_reading_of_the_closing_token_has_no_beginnings(base, tmp_path):
+    reward, arrays = reward_basis.compiled_basis(make_run(base, tmp_path / "run", pool="last"), base)
+    with pytest.raises(ValueError, match="reads the closing token alone"):
+        reward.prefixes(arrays, make_rollout(base.tokenizer))
 
 
 def test_ideal_points_too(base, tmp_path):

@@ -69,6 +69,10 @@ def test_update_equals_its_twin(name):
     rollout = setup.made_up_rollout(task)
     num_basis = rollout.coef.shape[1]
     if task.static.critic is not None and task.static.critic.from_rewards:
+        with pytest.raises(ValueError, match="values start from rewards"):
+            update(
+                task.state, rollout, jnp.zeros((4, num_basis)), task.frozen, task.hyper, static=task.static
+            )
         rollout = valued_from(rollout, jnp.asarray(rng.normal(size=(4, 3, num_basis)), jnp.float32))
     shape = (4, 3, num_basis) if per_token else (4, num_basis)
     rewards = jnp.asarray(rng.normal(size=shape), jnp.float32)
