@@ -234,7 +234,7 @@ def test_both_parts_and_the_page_on_a_tiny_model(model, tmp_path, monkeypatch, c
     # The shipped configuration conditions on nobody, starts at its β, and the first iteration is still π_ref.
     record = json.loads((tmp_path / "runs/ppo-0/samples.jsonl").read_text().splitlines()[0])
     assert np.abs(record["z"]).max() < 1e-3
-    assert run["curve"]["beta"][0] == 0.15 and run["curve"]["kl"][0] == pytest.approx(0, abs=1e-3)
+    assert run["curve"]["beta"][0] == 0.4 and run["curve"]["kl"][0] == pytest.approx(0, abs=1e-3)
     assert results["start"]["loss_last"] < results["start"]["loss_first"]
     assert run["before"]["kl"] == pytest.approx(0, abs=2e-3)
     assert len(run["samples"]) == 3 and set(run["samples"][0]) == {"prompt", "before", "after"}
