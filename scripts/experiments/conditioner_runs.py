@@ -35,11 +35,13 @@ FIGURES = (
     "kl_of_reference_to_optimum",
     "valid_mass",
 )
-STYLE = (
+STYLE = (  # few iterations, so each is learned from in many steps
     "rollout.prompts_per_step=4",
     "kl.controller=fixed",
-    "algorithm.minibatches=2",
-    "optimizer.warmup_steps=2",
+    "algorithm.epochs=2",
+    "algorithm.minibatches=4",
+    "optimizer.learning_rate=1e-3",
+    "optimizer.warmup_steps=4",
 )
 WINDOW = 4  # last iterations that are averaged
 
