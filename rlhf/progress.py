@@ -9,6 +9,8 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+PATIENCE = 5.0  # seconds of silence that need no explanation
+
 
 class ProgressLine:
     """Report `done` of `total` pieces of work.
@@ -87,23 +89,16 @@ class ProgressLine:
         self.close()
 
 
-def watched(
-    pieces: Sequence[Any],
-    title: str,
-    *,
-    unit: str = "batch",
-    patience: float = 5.0,
-    stream: TextIO | None = None,
-) -> Iterator[Any]:
-    """The pieces one by one; work that takes longer than `patience` seconds gets a line of progress.
+def watched(pieces: Sequence[Any], title: str) -> Iterator[Any]:
+    """The pieces one by one; work that takes longer than `PATIENCE` gets a line of progress.
 
     Not where a line is open already, such as that of the training of which this work is a step.
     """
     begun, line = time.monotonic(), None
     try:
         for number, piece in enumerate(pieces):
-            if line is None and not ProgressLine.open_lines and time.monotonic() - begun > patience:
-                line = ProgressLine(title, len(pieces), unit=unit, stream=stream)
+            if line is None and not ProgressLine.open_lines and time.monotonic() - begun > PATIENCE:
+                line = ProgressLine(title, len(pieces), unit="batch")
             if line is not None:
                 line.update(number)
             yield piece

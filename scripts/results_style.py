@@ -128,7 +128,7 @@ def arms_of(
         arms[label] = {
             "phi": np.round(phi[part].reshape(len(rows.prompts), count, -1), 4).tolist(),
             "logprob": [round(float(completion.logprob), 3) for completion in own],
-            "ref_logprob": np.round(scores[part].astype(np.float64), 3).tolist(),
+            "ref_logprob": np.round(scores[part], 3).tolist(),
             "tokens": [completion.num_tokens for completion in own],
             "finished": [int(completion.finished) for completion in own],
             "distinct": [round(distinct(texts[part], n), 4) for n in (1, 2, 3)],

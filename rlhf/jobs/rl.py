@@ -214,7 +214,7 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
 
 def _reads_beginnings(source: Source) -> bool:
     reward = None if source.compiled is None else source.compiled[0]
-    return isinstance(reward, BasisReward) and reward.pooling.pool == "mean"
+    return isinstance(reward, BasisReward) and reward.reads_beginnings
 
 
 def _purpose(config: Any, base: policy_store.Base, source: Source) -> dict[str, Any]:

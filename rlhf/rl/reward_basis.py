@@ -123,6 +123,11 @@ class BasisReward:
         same = jnp.all(tokens[:, :-1] == rows.tokens, where=member[:, :-1]) & jnp.all(rollout.ended)
         return arrays.readout(jax.lax.cond(same, rest, whole))
 
+    @property
+    def reads_beginnings(self) -> bool:
+        """Whether `prefixes` has something to read."""
+        return self.pooling.pool == "mean"
+
     def prefixes(self, arrays: BasisArrays, rollout: Rollout) -> jax.Array:
         """φ of the mean state of the completion's tokens before each token, float32[B, T, K]; 0 before the first.
 
@@ -133,7 +138,7 @@ class BasisReward:
         Raises:
           ValueError: a basis that reads the closing token alone, which no beginning has.
         """
-        if self.pooling.pool != "mean":
+        if not self.reads_beginnings:
             raise ValueError(
                 "pool 'last' reads the closing token alone, which the beginning of a completion lacks"
             )
