@@ -15,14 +15,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from rewards import gauge
+from rewards.basis import gauge
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
-from rewards.store import RewardRun
-from rlhf import policy_store
-from rlhf.columns.hidden import pooled_states
-from rlhf.encoder import num_layers_of
-from rlhf.generation import Completion, complete, logprobs_of
-from rlhf.packing import Sequences
+from rlhf.phi.columns.hidden import pooled_states
+from rlhf.phi.encoder import num_layers_of
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.policy.packing import Sequences
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

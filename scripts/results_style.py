@@ -24,18 +24,19 @@ import results_style_numbers as numbers
 import results_style_page as page
 from pages import distinct
 
-from rewards import gauge
+from rewards.basis import gauge
+from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
 from rewards.files import write_text
-from rewards.store import RewardRun, load_reward_run
-from rlhf import encoder, policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import GRPOConfig
-from rlhf.generation import Completion, complete, logprobs_of
-from rlhf.jobs import generate
-from rlhf.jobs.rl_data import read_prompts
-from rlhf.metrics import read_metrics
-from rlhf.rl.reward_host import PromptRows
+from rlhf.apps import generate
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.run.config.load import load
+from rlhf.run.config.rl import GRPOConfig
+from rlhf.run.metrics import read_metrics
+from rlhf.train.rl.prompts import read_prompts
+from rlhf.train.rl.reward_host import PromptRows
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"
 HELD_OUT = 5  # one prompt in so many

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import yaml
 
-from rewards.store import load_reward_run
+from rewards.basis.store import load_reward_run
 from rewards.types import Gauge, GroupPrior, RewardBasis
-from rlhf import cli
-from rlhf.checkpoint import Checkpointer
-from rlhf.config.load import load
-from rlhf.config.schema import SFTConfig
-from rlhf.run import Run
+from rlhf.apps import cli
+from rlhf.run.config.load import load
+from rlhf.run.config.schema import SFTConfig
+from rlhf.run.directory import Run
+from rlhf.train.checkpoint import Checkpointer
 from tests.rlhf.tiny import write_model
 
 
@@ -108,7 +108,7 @@ class World:
 
     def reward_run(self) -> Path:
         """A stored reward run of two axes on the features of the data."""
-        from rewards.store import save_reward_run
+        from rewards.basis.store import save_reward_run
 
         eye, zero = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
         names = ("aggregate", "taste 1")

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 
-from rewards import acquisition, questions
+from rewards.people import acquisition, questions
 from rewards.types import GroupPrior, UserPosterior
 from scripts.bench import machine
 

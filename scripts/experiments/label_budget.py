@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import models
+from rewards import methods as models
 from rewards.files import write_json
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.rules import GaussianRule
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.rules import GaussianRule
 from rewards.types import Preferences
 
 BUDGET, WIDTH, NUM_BASIS, NEW, ASKED, TESTED, ITEMS = 6000, 32, 4, 100, 40, 100, 4000

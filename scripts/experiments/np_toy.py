@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from rewards import files
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.variational import SPL, VPL
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.variational import SPL, VPL
 from rewards.types import Preferences
 
 CONTEXT = (0, 1, 3, 5, 10)

@@ -13,16 +13,16 @@ import numpy as np
 from flax import nnx
 
 from rewards.types import GroupPrior, UserPosterior
-from rlhf import optim
-from rlhf.conditioning import Conditioning, Population, UserShares, signal
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy import PolicyParams, init_adapters, structure
-from rlhf.rl.critic import init_critic
-from rlhf.rl.rollout import Prompts, Rollout
-from rlhf.rl.settings import CriticSpec, Hyper, Static
-from rlhf.rl.update import State, init_state, iterate
-from rlhf.sampling import SamplingSettings, left_pad
+from rlhf.policy.conditioning import Conditioning, Population, UserShares, signal
+from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
+from rlhf.policy.sampling import SamplingSettings, left_pad
+from rlhf.train import optim
+from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.rollout import Prompts, Rollout
+from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.rl.update import State, init_state, iterate
 
 VOCABULARY, STOP, LIKED, OTHER, K = 16, 2, 5, 7, 2
 PROMPTS = ((1, 9), (1, 10))

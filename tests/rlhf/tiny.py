@@ -14,11 +14,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rlhf import policy_store
 from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy import PolicyParams, stages_of, structure
+from rlhf.policy import store as policy_store
+from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 _LLAMA = {
     "model_type": "llama",
