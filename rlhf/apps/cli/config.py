@@ -39,11 +39,7 @@ def show(result: dict[str, Any]) -> None:
     from rlhf.run.config.document import dump
 
     for entry in result["keys"]:
-        default = (
-            "required"
-            if entry["required"]
-            else "default " + dump(entry["default"], flow=True)
-        )
+        default = "required" if entry["required"] else "default " + dump(entry["default"], flow=True)
         limits = f", {entry['limits']}" if entry["limits"] else ""
         print(f"{entry['key']}  ({entry['type']}{limits}; {default})")
         print(textwrap.indent(textwrap.fill(entry["doc"], 96), "    "))

@@ -147,10 +147,14 @@ def _count(node: Node, source: str, known: dict[int, int]) -> int:
         for child in _children(node):
             below = _count(child, source, known)
             if below < 0:
-                _refuse(source, child.start_mark.line + 1, "an alias (*) inside its own anchor (&); write it out")
+                _refuse(
+                    source, child.start_mark.line + 1, "an alias (*) inside its own anchor (&); write it out"
+                )
             total += below
         if total > _MAX_VALUES:
-            _refuse(source, node.start_mark.line + 1, f"more than {_MAX_VALUES} values; use fewer aliases (*)")
+            _refuse(
+                source, node.start_mark.line + 1, f"more than {_MAX_VALUES} values; use fewer aliases (*)"
+            )
         known[id(node)] = total
     return known[id(node)]
 

@@ -78,7 +78,9 @@ def test_two_runs_whose_names_differ_behind_a_hash_sign_have_two_folders(tmp_pat
     assert names == [f"{tmp_path}/sweep #1", f"{tmp_path}/sweep #2"]
 
 
-BOMB = "a: &a [1]\n" + "".join(f"a{i}: &a{i} [{', '.join(['*a' + str(i - 1 or '')] * 10)}]\n" for i in range(1, 9))
+BOMB = "a: &a [1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join(['*a' + str(i - 1 or '')] * 10)}]\n" for i in range(1, 9)
+)
 REFUSED = [
     ("a: &a [*a]", "f.yaml:1: an alias (*) inside its own anchor (&)"),
     ("a: &a {b: {c: *a}}", "f.yaml:1: an alias (*) inside its own anchor (&)"),
