@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import read_json, write_text
+from rewards.files import read_json
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rlhf.apps import asking as asking_module
 from rlhf.phi import calibrate, encoder
@@ -110,7 +110,7 @@ def ask_batch(
             raise UserError(
                 f"--output {output}: exists already; answers in it would be lost, choose another file"
             )
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        jsonl.write(output, rows)
     return {"user_id": name, "output": output, "questions": rows}
 
 
