@@ -76,7 +76,9 @@ def raw_lines(file: str | os.PathLike[str]) -> Iterator[bytes]:
             "copy or fetch it again"
         ) from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from None
 
 
 def read(file: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:

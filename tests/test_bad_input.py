@@ -6,7 +6,6 @@ the line must say. `World.out` is where a run would go: it must not come into be
 
 import errno
 import gzip
-
 import json
 import os
 import tempfile

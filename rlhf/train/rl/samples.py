@@ -79,4 +79,6 @@ class Samples:
         if not self._path.is_file():
             return
         rows = (row for _, row in jsonl.whole_lines(self._path))
-        jsonl.write(self._path, [row for row in rows if isinstance(row, dict) and row.get("step", 0) <= start])
+        jsonl.write(
+            self._path, [row for row in rows if isinstance(row, dict) and row.get("step", 0) <= start]
+        )

@@ -205,7 +205,10 @@ def build_run(
     rows = zip(samples.item_prompt, samples.item_text, strict=True)
     jsonl.write(
         directory / SAMPLES,
-        ({"prompt": jsonl.prompt_value(samples.prompts[prompt]), "completion": text} for prompt, text in rows),
+        (
+            {"prompt": jsonl.prompt_value(samples.prompts[prompt]), "completion": text}
+            for prompt, text in rows
+        ),
     )
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
     size = len(names)

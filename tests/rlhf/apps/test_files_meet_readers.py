@@ -20,11 +20,19 @@ from rlhf.train.rl.prompts import read_prompts as read_training_prompts
 
 ANY = st.text(st.sampled_from('ab "\\{}[é\u2028\u2029\x85\x0b\x0c\x1c\r\n\x1b\ufeff'), max_size=8)
 FULL = ANY.map(lambda text: f"q{text}")  # prompts say something
-PROMPT = FULL | st.lists(st.tuples(st.sampled_from(["system", "user"]), FULL), min_size=1, max_size=3).map(tuple)
+PROMPT = FULL | st.lists(st.tuples(st.sampled_from(["system", "user"]), FULL), min_size=1, max_size=3).map(
+    tuple
+)
 
 
 def entry(step, prompt, completion):
-    return {"step": step, "row": 1, "prompt": jsonl.prompt_value(prompt), "completion": completion, "coef": [1.0]}
+    return {
+        "step": step,
+        "row": 1,
+        "prompt": jsonl.prompt_value(prompt),
+        "completion": completion,
+        "coef": [1.0],
+    }
 
 
 @settings(deadline=None, max_examples=60)
@@ -49,7 +57,8 @@ def sample_writer(folder, prompts):
     source = types.SimpleNamespace(names=("a",))
     known = types.SimpleNamespace(prompts=prompts, row=np.arange(1, 1 + len(prompts)))
     config = types.SimpleNamespace(
-        train=types.SimpleNamespace(samples_every=1, sample_rows=8), rollout=types.SimpleNamespace(completions=1)
+        train=types.SimpleNamespace(samples_every=1, sample_rows=8),
+        rollout=types.SimpleNamespace(completions=1),
     )
     return samples.Samples(folder, tokenizer, source, known, config)
 
@@ -73,7 +82,12 @@ def test_a_resumed_run_keeps_samples_that_hold_ends_of_lines(tmp_path, end):
     take(sample_writer(tmp_path, prompts), 0, [f"a{end}b", ""])
     take(sample_writer(tmp_path, prompts), 1, ["c", "d"])
     found = jsonl.rows(tmp_path / "samples.jsonl")
-    assert [(row["step"], row["completion"]) for row in found] == [(1, f"a{end}b"), (1, ""), (2, "c"), (2, "d")]
+    assert [(row["step"], row["completion"]) for row in found] == [
+        (1, f"a{end}b"),
+        (1, ""),
+        (2, "c"),
+        (2, "d"),
+    ]
     assert found[0]["reward"] is None  # a number that is not finite
     assert set(read_training_prompts(str(tmp_path / "samples.jsonl")).prompts) == set(prompts)
     assert read_prompts(str(tmp_path / "samples.jsonl")) == [*prompts, *prompts]
