@@ -112,8 +112,8 @@ def test_two_processes_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
         Run.open(tmp_path / "r", config, "sft")
     run.close()
     code = (
-        "import sys, time\nfrom rlhf.run import Run\nfrom rlhf.config.load import load\n"
-        "from rlhf.config.schema import SFTConfig\n"
+        "import sys, time\nfrom rlhf.run.directory import Run\nfrom rlhf.run.config.load import load\n"
+        "from rlhf.run.config.schema import SFTConfig\n"
         "Run.open(sys.argv[1], load(sys.argv[1] + '/config.yaml', [], SFTConfig), 'sft')\n"
         "print('open', flush=True)\ntime.sleep(100)\n"
     )
