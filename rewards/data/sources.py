@@ -5,21 +5,73 @@ it.
 """
 
 import json
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rewards import jsonl
 from rewards.data import stated_choice
+=======
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewards.data import memory, stated_choice
+>>>>>>> main
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
 
+Source = str | os.PathLike[str] | memory.Table
+"""A name or path, or a table in memory."""
 Records = Iterable[tuple[int, Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
-def open_source(path: str, split: str) -> Records:
-    """Numbered records of a file, `hf:…` or `tfds:…`; see `rewards.data.read.read_preferences`."""
+def name_of(source: Source) -> str:
+    """How messages call a source: its name or path, or "data" for what is in memory."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else memory.MEMORY
+
+
+def open_source(source: Source, split: str, columns: Mapping[str, str] | None = None) -> Records:
+    """Numbered records of a file, `hf:…`, `tfds:…` or a table in memory; see `rewards.data.read.read_preferences`.
+
+    Args:
+      columns: our names of columns → the names they have in the source.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        records = _open_named(str(source), split)
+    else:
+        records = memory.rows_of(source, split)
+    renamed = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}
+    return _renamed(records, renamed, name_of(source)) if renamed else records
+
+
+def _renamed(records: Records, columns: Mapping[str, str], source: str) -> Records:
+    records = list(records)
+    rows = [record for _, record in records if isinstance(record, Mapping)]
+    for ours, theirs in columns.items():
+        if rows and not any(theirs in row for row in rows):
+            raise UserError(
+                f"{source}: no column {theirs!r} (columns: {', '.join(map(str, rows[0]))}); name the one that holds "
+                f"the {ours}"
+            )
+    names = {theirs: ours for ours, theirs in columns.items()}
+    return [
+        (number, _with_names(record, names) if isinstance(record, Mapping) else record)
+        for number, record in records
+    ]
+
+
+def _with_names(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The row under our names; a column that stands under one of ours already gives way."""
+    taken = {names[name] for name in row if name in names}
+    return {names.get(name, name): value for name, value in row.items() if name in names or name not in taken}
+
+
+def _open_named(path: str, split: str) -> Records:
     if path.startswith("hf:"):
         return hugging_face(path.removeprefix("hf:"), split)
     if path.startswith("tfds:"):

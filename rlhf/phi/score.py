@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from rewards import jsonl
 from rewards.basis import gauge, store
+=======
+from rewards.api.scoring import features_of
+from rewards.basis import store
+>>>>>>> main
 from rewards.basis.store import RewardRun
 from rewards.data.completions import read_records
 from rewards.errors import UserError
@@ -114,25 +119,7 @@ def _rewards(run: RewardRun, prefs: Preferences) -> tuple[np.ndarray, table.Tabl
     settings = run.basis.encoder
     columns = table.evaluate(prefs, settings) if settings["kind"] == "columns" else None
     embeddings = encoder.embed_items(prefs, settings) if columns is None else columns.values
-    quadratic = run.basis.quadratic
-    # Prototypes that depend on the prompt need to know it; otherwise a row depends on no other row.
-    own_prompt = quadratic is not None and quadratic.prompt is not None
-    if own_prompt:
-        _check_company(prefs)
-    return gauge.features(run.basis, embeddings, prefs.item_prompt if own_prompt else None), columns
-
-
-def _check_company(prefs: Preferences) -> None:
-    """A prompt that is read off its completions needs two of them: one alone has every feature 0."""
-    texts: dict[int, set[str]] = {}
-    for prompt, text in zip(prefs.item_prompt.tolist(), prefs.item_text, strict=True):
-        texts.setdefault(prompt, set()).add(text)
-    for number, item in zip(prefs.row, prefs.chosen, strict=True):
-        if len(texts[int(prefs.item_prompt[item])]) < 2:
-            raise UserError(
-                f"{prefs.source}: row {number}: the only completion of its prompt, but the prototypes of pal_b depend "
-                "on a prompt's completions; give every prompt two or more, or fit pal_a"
-            )
+    return features_of(run.basis, prefs, embeddings), columns
 
 
 def _fields(

@@ -20,13 +20,13 @@ from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
+from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import load_people
 from rewards.types import GroupPrior, Preferences
 from rlhf.models.load import read_hf_config, resolve_model
 from rlhf.phi.columns import table
 from rlhf.phi.columns.classifier import ClassifierColumn, labels_of
 from rlhf.phi.columns.jit import only_jit
-from rlhf.phi.fit import write_questions
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
@@ -213,7 +213,7 @@ def build_run(
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
     size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
-    write_questions(directory, identity, pairs, phi)
+    write_pool(directory, identity, make_pool(pairs, phi))
 
 
 def reference_samples(
