@@ -5,22 +5,13 @@ it.
 """
 
 import json
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
-
-from rewards import jsonl
-from rewards.data import stated_choice
-=======
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rewards import jsonl
 from rewards.data import memory, stated_choice
->>>>>>> main
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
 

@@ -4,13 +4,7 @@ A questionnaire is a file of JSON lines, one question each: `user_id`, `prompt`,
 which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet. `chorus users update` reads it.
 """
 
-<<<<<<< HEAD
-import hashlib
-from collections.abc import Callable
-=======
-import json
 from collections.abc import Callable, Sequence
->>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +81,10 @@ def questionnaire(
     """Rows for the person to fill in; sides are drawn as on the terminal, from question `number` on."""
     rows = []
     for offset, index in enumerate(chosen.tolist()):
-<<<<<<< HEAD
-        question, (one, two) = pool[index], sides(name, number + offset)
-        messages = jsonl.prompt_value(prompt_of(question["prompt"]))
-        texts = {"first": question[one], "second": question[two]}
-=======
         asked = pool[index]
         question = asked if sides(name, number + offset)[0] == "first" else asked.swapped()
-        prompt = question.prompt
-        messages = prompt if isinstance(prompt, str) else [{"role": r, "content": text} for r, text in prompt]
+        messages = jsonl.prompt_value(question.prompt)
         texts = {"first": question.first, "second": question.second}
->>>>>>> main
         rows.append({"user_id": name, "prompt": messages, **texts, "preferred": ""})
     return rows
 

@@ -2,11 +2,6 @@
 
 import collections
 import dataclasses
-<<<<<<< HEAD
-import hashlib
-=======
-import json
->>>>>>> main
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +9,11 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
 from rewards import jsonl
-from rewards.basis import store
-from rewards.data.read import read_preferences
-from rewards.errors import UserError
-from rewards.files import read_json
-=======
 from rewards.api import calibrate
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import write_text
->>>>>>> main
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rewards.people import pool as pool_module
 from rewards.people.pool import answer_key, choosing, key_for, open_questions, read_pool

@@ -12,13 +12,9 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
 from rewards import jsonl
-from rewards.basis import gauge, store
-=======
 from rewards.api.scoring import features_of
 from rewards.basis import store
->>>>>>> main
 from rewards.basis.store import RewardRun
 from rewards.data.completions import read_records
 from rewards.errors import UserError
