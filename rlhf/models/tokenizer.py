@@ -279,14 +279,15 @@ def _clock(date: datetime.date | None) -> Iterator[None]:
         return
     from transformers.utils import chat_template_utils
 
+    module: Any = chat_template_utils
     with _CLOCK:
-        real = chat_template_utils.datetime
+        real = module.datetime
         fixed = datetime.datetime.combine(date, datetime.time())
-        chat_template_utils.datetime = types.SimpleNamespace(now=lambda: fixed)  # pyright: ignore
+        module.datetime = types.SimpleNamespace(now=lambda: fixed)
         try:
             yield
         finally:
-            chat_template_utils.datetime = real
+            module.datetime = real
 
 
 def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str) -> None:
