@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rewards.basis import gauge, store
+from rewards.basis import store
+from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.data.completions import read_records
 from rewards.errors import UserError
@@ -116,7 +117,7 @@ def _rewards(run: RewardRun, prefs: Preferences) -> tuple[np.ndarray, table.Tabl
     own_prompt = quadratic is not None and quadratic.prompt is not None
     if own_prompt:
         _check_company(prefs)
-    return gauge.features(run.basis, embeddings, prefs.item_prompt if own_prompt else None), columns
+    return Readout.of(run.basis).features(embeddings, prefs.item_prompt if own_prompt else None), columns
 
 
 def _check_company(prefs: Preferences) -> None:

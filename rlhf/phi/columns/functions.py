@@ -42,6 +42,9 @@ class FunctionColumn:
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path)])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         values = call(load_function(self.spec), self.spec, prefs)
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})

@@ -47,6 +47,9 @@ class JitColumn:
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path), sha256_file(self._directory() / "tokenizer.json")])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         tokenizer = Tokenizer(self._directory())
         prompts = [tokenizer.encode_prompt(prefs.prompts[prompt]) for prompt in prefs.item_prompt]

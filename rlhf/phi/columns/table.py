@@ -111,6 +111,19 @@ def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.nda
     return np.concatenate(parts, axis=1), settings | {"names": list(column_names(settings))}
 
 
+def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
+    """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
+    entries = []
+    for config in columns:
+        settings = plain(config)
+        column = make(settings)
+        names = list(column.outputs())
+        entry = {"settings": settings, "identity": column.identity(), "names": names}
+        entries.append(entry | {"fill": [0.0] * len(names), "report": {}})
+    settings = {"kind": "columns", "model": None, "columns": entries, "dropped": []}
+    return settings | {"names": list(column_names(settings))}
+
+
 def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True) -> Table:
     """Measure stored columns on other items; those that are off stay off.
 

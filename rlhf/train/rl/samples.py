@@ -14,8 +14,8 @@ import numpy as np
 
 from rewards.files import write_text
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.phi.reward import PromptRows
 from rlhf.train.rl.prompts import Batch
-from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.sources import Source
 
