@@ -60,7 +60,7 @@ def make(settings: dict[str, Any]) -> Column:
     """The column of `rlhf.run.config.columns.plain` settings."""
     kind = settings["kind"]
     fields = {"function": "spec"} if kind in ("function", "jit") else {}
-    own = {fields.get(key, key): settings[key] for key in KEYS[kind]}
+    own = {fields.get(key, key): settings[key] for key in KEYS[kind] if key in settings}
     return KINDS[kind](name=settings["name"], **own)
 
 
