@@ -14,10 +14,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rewards.types import Preferences, Prompt
+from rewards.types import NOBODY, Preferences, Prompt
 from rlhf.policy.scoring import Rows
-
-NOBODY = "-"
 
 
 @dataclasses.dataclass(frozen=True)
