@@ -192,6 +192,7 @@ def load_policy(run: str | Path) -> Policy:
             f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
         )
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
