@@ -21,7 +21,7 @@ import pages
 from matplotlib.figure import Figure
 
 from rewards.errors import UserError
-from rewards.files import read_json, write_json, write_text
+from rewards.files import read_json, write_text
 from rlhf.metrics import read_metrics
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "electricity_rl"
@@ -138,7 +138,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def write() -> None:
-    result = read_json(STORE.with_suffix(".json"))
+    result = pages.read_numbers(STORE.with_suffix(".json"))
     write_text(STORE.with_suffix(".md"), markdown(result))
     plot(result, STORE.with_suffix(".svg"))
 
@@ -154,7 +154,7 @@ def main() -> None:
     commands.add_parser("write", help="draw page and picture again")
     args = parser.parse_args()
     if args.command == "collect":
-        write_json(STORE.with_suffix(".json"), collect(args.runs, args.names))
+        pages.write_numbers(STORE.with_suffix(".json"), collect(args.runs, args.names))
     write()
 
 

@@ -2,11 +2,10 @@
 
     python -m scripts.experiments.rl_faults [--seeds 5] [--out docs/results/rl_faults]
 
-Trains the runs of `rl_fault_runs` (healthy ones, and one for each fault) and diagnoses them. Writes OUT.json, OUT.md, and
-OUT/FAULT.svg with the faulty metrics beside the healthy ones: the pictures of docs/rl-diagnosis.md.
+Trains the runs of `rl_fault_runs` (healthy ones, and one for each fault) and diagnoses them. Writes OUT.json (curves in
+OUT.json.gz), OUT.md, and OUT/FAULT.svg with the faulty metrics beside the healthy ones: the pictures of docs/rl-diagnosis.md.
 """
 
-import argparse
 import io
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rewards import files
 from rlhf.rl.diagnosis import diagnose
+from scripts import pages
 from scripts.experiments.rl_fault_runs import FAULTS, ITERATIONS, Fault, sharp_base, train
 
 BLUE, RED = "#2563c9", "#c2570c"
@@ -154,20 +154,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", default="docs/results/rl_faults")
-    parser.add_argument("--write", action="store_true", help="page and pictures again from the JSON file")
-    args = parser.parse_args()
+    args = pages.options(__doc__, "rl_faults").parse_args()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if args.write:
-        result = files.read_json(out.with_suffix(".json"))
-    else:
-        result = experiment(args.seeds)
-        files.write_json(out.with_suffix(".json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds), raw=("curves",))
     pictures(result, out)
     files.write_text(out.with_suffix(".md"), markdown(result))
 

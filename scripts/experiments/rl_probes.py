@@ -5,7 +5,6 @@
 The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.svg; about ten minutes on two cores.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,24 @@ def experiment(seeds: int, iterations: int) -> dict[str, Any]:
     every = max(1, iterations // 20)
     for algorithm, kl_in in ARMS:
         for name, probe in PROBES.items():
-            runs = [
-                train(probe, algorithm, seed, iterations, kl_in=kl_in, every=every) for seed in range(seeds)
+            result["probes"].setdefault(name, {})[algorithm] = [
+                _kept(train(probe, algorithm, seed, iterations, kl_in=kl_in, every=every))
+                for seed in range(seeds)
             ]
-            result["probes"].setdefault(name, {})[algorithm] = runs
     for algorithm, kl_in in STRENGTH_ARMS:
         result["strength"][f"{algorithm}, KL in the {kl_in}"] = {
             str(factor): [
-                train(intensity(factor), algorithm, seed, iterations, kl_in=kl_in) for seed in range(seeds)
+                _kept(train(intensity(factor), algorithm, seed, iterations, kl_in=kl_in))
+                for seed in range(seeds)
             ]
             for factor in INTENSITIES
         }
     return result
+
+
+def _kept(run: dict[str, Any]) -> dict[str, Any]:
+    """A run without the metrics of its last iteration, which the page does not need."""
+    return {name: value for name, value in run.items() if name != "metrics"}
 
 
 def spread(runs: list[dict[str, float]], name: str) -> str:
@@ -118,10 +123,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     args = pages.options(__doc__, "rl_probes", iterations=300).parse_args()
-    start = time.perf_counter()
-    result = experiment(args.seeds, args.iterations)
-    result["seconds"] = time.perf_counter() - start
-    files.write_json(Path(f"{args.out}.json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds, args.iterations))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
     plot(result, Path(f"{args.out}.svg"))
     print(markdown(result))
