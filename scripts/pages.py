@@ -5,6 +5,7 @@ Scripts that are run by their path import it as `pages`, experiments as `scripts
 
 import argparse
 import gzip
+import io
 import json
 import time
 import zlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import t as student_t
 
 from rewards.errors import UserError
@@ -108,11 +110,14 @@ def distinct(texts: Sequence[str], size: int) -> float:
 
 
 def save(figure: Figure, path: Path, **options) -> None:
-    """Write a picture in the format of its suffix; without date and version the same numbers give the same file."""
-    kind = path.suffix.removeprefix(".")
-    nameless = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    """Write a PNG of 256 colours, a third of the size; without date and version the same numbers give the same file."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", facecolor="white", metadata={"Software": None}, **options)
+    # The method with the least error of any one colour: rare ones count as well, as on a scale of colours.
+    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    picture = Image.open(drawn).convert("RGB").quantize(256, method=method, kmeans=1, dither=dither)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=kind, facecolor="white", metadata=nameless, **options)
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 def options(

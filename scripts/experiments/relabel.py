@@ -3,7 +3,7 @@
     python -m scripts.experiments.relabel [--seeds 5] [--iterations 160] [--out docs/results/relabel]
 
 Task and optimum are those of `rl_tasks` ("by person"); `rlhf.rl.relabel` has the equations. Every arm samples 16 answers an
-iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.svg.
+iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.png.
 """
 
 import itertools
@@ -77,7 +77,7 @@ def markdown(result: dict[str, Any]) -> str:
         share = [run[EFFECTIVE] for run in runs]
         cells.append("–" if share[0] is None else f"{np.mean(share):.0%}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "![KL to the optimum over iterations](relabel.svg)", "", reading(arms), ""]
+    lines += ["", "![KL to the optimum over iterations](relabel.png)", "", reading(arms), ""]
     return "\n".join(lines)
 
 
@@ -116,14 +116,14 @@ def plot(arms: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("iteration")
     axes.set_ylabel("KL to the optimum, nats")
     axes.legend(fontsize=7)
-    pages.save(figure, path)
+    pages.save(figure, path, dpi=120)
 
 
 def main() -> None:
     args = pages.options(__doc__, "relabel", iterations=160).parse_args()
     result = pages.obtain(args, lambda: {"arms": experiment(args.seeds, args.iterations)})
     files.write_text(Path(f"{args.out}.md"), markdown(result))
-    plot(result["arms"], Path(f"{args.out}.svg"))
+    plot(result["arms"], Path(f"{args.out}.png"))
     print(markdown(result))
 
 

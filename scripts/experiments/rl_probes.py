@@ -2,7 +2,7 @@
 
     python -m scripts.experiments.rl_probes [--seeds 5] [--iterations 300] [--out docs/results/rl_probes]
 
-The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.svg; about ten minutes on two cores.
+The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.png; about ten minutes on two cores.
 """
 
 from pathlib import Path
@@ -82,7 +82,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {before:.3f} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "![KL to the optimum over training](rl_probes.svg)",
+        "![KL to the optimum over training](rl_probes.png)",
         "",
         "## Is the strength of a taste kept?",
         "",
@@ -118,14 +118,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("KL to the optimum, nats")
     figure.axes[-1].legend(fontsize=8)
-    pages.save(figure, path)
+    pages.save(figure, path, dpi=120)
 
 
 def main() -> None:
     args = pages.options(__doc__, "rl_probes", iterations=300).parse_args()
     result = pages.obtain(args, lambda: experiment(args.seeds, args.iterations))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
-    plot(result, Path(f"{args.out}.svg"))
+    plot(result, Path(f"{args.out}.png"))
     print(markdown(result))
 
 

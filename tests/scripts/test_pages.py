@@ -11,6 +11,8 @@ import pytest
 import results_people
 import results_rl
 import results_sentiment_page
+from matplotlib.figure import Figure
+from PIL import Image
 
 from rewards.errors import UserError
 
@@ -75,6 +77,20 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such file"):
         pages.read_numbers(tmp_path / "other.json")
+
+
+def test_pictures_keep_their_colours_and_their_bytes(tmp_path):
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.imshow(np.linspace(-1, 1, 600).reshape(20, 30), cmap="RdBu")
+    for name in "ab":
+        pages.save(figure, tmp_path / f"{name}.png", dpi=100)
+    figure.savefig(tmp_path / "plain.png", dpi=100, facecolor="white")
+    drawn, plain = (
+        np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("a.png", "plain.png")
+    )
+    assert drawn.shape == plain.shape and np.abs(drawn - plain).max() < 16
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def page_of(name: str):
