@@ -23,12 +23,13 @@ import pages
 import results_people
 
 from rewards.files import write_text
-from rlhf.config.load import load
-from rlhf.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
-from rlhf.jobs import dpo, evaluate, sft
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs.reward_models import model_names
-from rlhf.jobs.rewards_evaluate import evaluate_rewards
+from rlhf.evaluation import policy as evaluate
+from rlhf.phi import fit as rewards_job
+from rlhf.phi.evaluate import evaluate_rewards
+from rlhf.phi.methods import model_names
+from rlhf.run.config.load import load
+from rlhf.run.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
+from rlhf.train import dpo, sft
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

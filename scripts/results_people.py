@@ -15,12 +15,12 @@ import numpy as np
 import pages
 
 from rewards.data.leak import leak_check
-from rlhf.config.load import load
-from rlhf.config.schema import RewardsConfig
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs.reward_models import item_table, model_names
-from rlhf.jobs.rewards_evaluate import compare_models, compared_models
-from rlhf.run import plain
+from rlhf.phi import fit as rewards_job
+from rlhf.phi.evaluate import compare_models, compared_models
+from rlhf.phi.methods import item_table, model_names
+from rlhf.run.config.load import load
+from rlhf.run.config.schema import RewardsConfig
+from rlhf.run.directory import plain
 
 ROOT = Path(__file__).parents[1]
 SETS = {

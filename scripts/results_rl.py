@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from rewards.errors import UserError
 from rewards.files import read_json, write_text
-from rlhf.metrics import read_metrics
+from rlhf.run.metrics import read_metrics
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "electricity_rl"
 TARGET = 0.3  # nats to the optimum, for people never seen

@@ -31,18 +31,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rewards.files import write_text
-from rewards.store import load_reward_run
 from rewards.types import Preferences
-from rlhf import policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import PPOConfig
-from rlhf.config.schema import RewardsConfig, SFTConfig
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs import rl, sft
-from rlhf.jobs.generate import load as load_model
-from rlhf.metrics import read_metrics
+from rlhf.apps.generate import load as load_model
+from rlhf.phi import fit as rewards_job
+from rlhf.policy import store as policy_store
+from rlhf.run.config.load import load
+from rlhf.run.config.rl import PPOConfig
+from rlhf.run.config.schema import RewardsConfig, SFTConfig
+from rlhf.run.metrics import read_metrics
+from rlhf.train import sft
+from rlhf.train.rl import trainer as rl
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "sentiment"

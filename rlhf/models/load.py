@@ -131,7 +131,7 @@ def resolve_model(name: str | Path) -> Path:
 
 def _converted(path: Path) -> Path:
     """Directory made from a GGUF file; made again when the file has changed."""
-    from rlhf.models.gguf import convert_gguf  # most runs read no GGUF
+    from rlhf.models.gguf import convert_gguf
 
     try:
         status = path.stat()

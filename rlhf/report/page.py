@@ -9,8 +9,8 @@ from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import read_json, write_text
-from rlhf.metric_docs import METRICS, MetricDoc
 from rlhf.report.verdict import Verdict
+from rlhf.run.metric_docs import METRICS, MetricDoc
 
 FILE = "report.html"
 _STYLE = """

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.metric_docs import METRICS
-from rlhf.metric_docs_rl import MetricDoc, explained
 from rlhf.report import page, plots
 from rlhf.report.verdict import Verdict
+from rlhf.run.metric_docs import METRICS
+from rlhf.run.metric_docs_rl import MetricDoc, explained
 
 _NOT_METRICS = ("step", "time")
 _LOSS = "train/loss/total"
@@ -22,11 +22,11 @@ _SAMPLED = "train/kl_coef"  # only runs that sample their own completions have i
 def write_training_report(
     directory: Path, metrics_rows: list[dict[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write report.html from the lines of metrics.jsonl (`rlhf.metrics.read_metrics`).
+    """Write report.html from the lines of metrics.jsonl (`rlhf.run.metrics.read_metrics`).
 
     Args:
       directory: run directory; environment.json and config.yaml there are shown as provenance.
-      findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.rl.findings.Finding`).
+      findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.train.diagnosis.findings.Finding`).
     Raises:
       UserError: the page cannot be written.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rewards import acquisition, questions
+from rewards.people import acquisition, questions
 from rewards.types import GroupPrior, UserPosterior
 from scripts.bench import machine
 

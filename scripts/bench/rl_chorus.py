@@ -9,16 +9,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rlhf import optim, policy_store, sampling
-from rlhf.jobs.sft import trained_parts
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy import init_adapters, structure
-from rlhf.rl import rollout as rollouts
-from rlhf.rl import scoring
-from rlhf.rl import update as updates
-from rlhf.rl.critic import init_critic
-from rlhf.rl.rollout import Prompts, Rollout
-from rlhf.rl.settings import CriticSpec, Hyper, Static
+from rlhf.policy import sampling, scoring
+from rlhf.policy import store as policy_store
+from rlhf.policy.logprobs import init_adapters, structure
+from rlhf.train import optim
+from rlhf.train.rl import rollout as rollouts
+from rlhf.train.rl import update as updates
+from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.rollout import Prompts, Rollout
+from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.sft import trained_parts
 from scripts.bench.rl_common import Side, Stopwatch, reward
 
 DTYPE = "float32"

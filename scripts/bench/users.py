@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from rewards import users
+from rewards.basis import users
 from rewards.types import GroupPrior
 from scripts.bench import machine
 

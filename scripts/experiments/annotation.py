@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards import users
 from rewards.annotation.mixture import Mixture, MixtureConfig, fit_mixture
+from rewards.basis import users
 from rewards.files import write_text
 from rewards.types import GroupPrior, Preferences
 from scripts.pages import write_numbers

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from rewards import acquisition, calibration, files, questions, users
-from rewards.acquisition import AnswerModel, Belief
+from rewards import files
+from rewards.basis import users
+from rewards.people import acquisition, calibration, questions
+from rewards.people.acquisition import AnswerModel, Belief
 from scripts import pages
 
 NUM_BASIS, POOL, FRESH = 6, 500, 1000

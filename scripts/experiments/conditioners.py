@@ -31,15 +31,18 @@ import numpy as np
 
 from rewards import files
 from rewards.types import GroupPrior, UserPosterior
-from rlhf import dpo, evaluate, optim
-from rlhf.batches import PairRows, microbatches
-from rlhf.conditioning import Population, UserShares, signal
 from rlhf.models.adapters import AdapterSpec, Words
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs, init_adapters
+from rlhf.policy.batches import PairRows, microbatches
+from rlhf.policy.conditioning import Gate, Population, UserShares
+from rlhf.policy.logprobs import all_logprobs, init_adapters
+from rlhf.policy.packing import Sequences, pack
+from rlhf.report import figures as evaluate
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
 from scripts import pages
 from scripts.experiments.conditioner_runs import STYLE, cost_of, run_electricity, run_style
-from tests.rlhf import steps, tiny
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
 
 BETA, STEPS, BATCH, NUM_PROMPTS, TIMED = 0.5, 300, 8, 2, 25
 RATES = (0.003, 0.01, 0.03, 0.1)
@@ -116,7 +119,7 @@ def train(task: Task, spec: AdapterSpec, single: bool, rate: float, seed: int):
             times.append(time.perf_counter())
     seconds = float(np.min(np.diff(times))) / TIMED  # the fastest stretch; the first includes compilation
     params = params._replace(**state.params)
-    z = np.asarray(signal(task.people, task.population.conditioning))
+    z = np.asarray(Gate(task.population.conditioning, 1.0, 0.0)(task.people))
     logprobs = [
         all_logprobs(
             policy.graphdef, params, task.rows.packed.take(np.full(len(z), prompt)), None, z=z, chunk=len(z)

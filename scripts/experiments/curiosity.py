@@ -18,16 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewards import acquisition, files
-from rewards.acquisition import AnswerModel
-from rewards.population import load_people
-from rewards.store import load_reward_run
-from rlhf import optim
-from rlhf.rl import curiosity, dialogue, dialogue_ppo
-from rlhf.rl.curiosity import Belief
-from rlhf.rl.dialogue import Offer, Static, World
-from rlhf.rl.dialogue_ppo import Hyper
+from rewards import files
+from rewards.basis.store import load_reward_run
+from rewards.people import acquisition
+from rewards.people.acquisition import AnswerModel
+from rewards.people.population import load_people
+from rlhf.train import optim
 from scripts import pages
+from scripts.experiments import dialogue, dialogue_ppo
+from scripts.experiments import potentials as curiosity
+from scripts.experiments.dialogue import Offer, Static, World
+from scripts.experiments.dialogue_ppo import Hyper
+from scripts.experiments.potentials import Belief
 
 LAPSE = 0.1
 LEADING = (0.05, 0.0, 0.95, 4.0)  # genuine, coin, framed, pull: 95 of 100 say yes
@@ -253,7 +255,7 @@ NOTES = (
     "are made up. Under a naive belief it pays for entropy and for expected regret, whose judge is the belief itself.",
     "",
     "Closed shaping (Φ = 0 at the end) adds the same constant to the return of every policy; "
-    "`tests/rlhf/rl/test_curiosity.py` enumerates all 27 policies of a small dialogue to show it.",
+    "`tests/scripts/test_curiosity.py` enumerates all 27 policies of a small dialogue to show it.",
     "",
     "Limits: the people are simulated from real people's posterior means and answer by the model that the informed belief "
     "assumes; the questions are pairs of a written pool, chosen by a small network. No language model asks anything here, and "

@@ -29,13 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rewards import edits, files, users
+from rewards import files
+from rewards.basis import users
+from rewards.people import edits
 from rewards.types import GroupPrior
-from rlhf.policy import PolicyParams
-from rlhf.rl import hints
-from rlhf.rl import rollout as rollouts
-from rlhf.rl.settings import Hyper
-from rlhf.rl.update import init_state, update
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.train.hints import loss as hints
+from rlhf.train.rl import rollout as rollouts
+from rlhf.train.rl.settings import Hyper
+from rlhf.train.rl.update import init_state, update
 from scripts import pages
 from scripts.experiments.hints_page import markdown, plot
 from scripts.experiments.hints_world import (

@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rlhf import optim
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
-from rlhf.policy import PolicyParams, init_adapters, structure
-from rlhf.rl import hints, scoring
-from rlhf.rl import rollout as rollouts
-from rlhf.rl.rollout import Prompts
-from rlhf.rl.settings import Static
-from rlhf.sampling import SamplingSettings
+from rlhf.policy import scoring
+from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
+from rlhf.policy.sampling import SamplingSettings
+from rlhf.train import optim
+from rlhf.train.hints import loss as hints
+from rlhf.train.rl import rollout as rollouts
+from rlhf.train.rl.rollout import Prompts
+from rlhf.train.rl.settings import Static
 
 VOCABULARY, BEGIN, STOP, TOPICS, SHORTER, WORDS = 32, 1, 2, (3, 4, 5, 6), 7, 10
 T, K, ROWS, GROUP, JUDGED = 12, 4, 8, 4, 64

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import models
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.rules import GaussianRule
+from rewards import methods as models
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.rules import GaussianRule
 from rewards.types import Preferences
 from scripts.pages import write_numbers
 

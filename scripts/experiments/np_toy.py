@@ -19,8 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.variational import SPL, VPL
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.variational import SPL, VPL
 from rewards.types import Preferences
 from scripts import pages
 

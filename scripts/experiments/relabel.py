@@ -2,7 +2,7 @@
 
     python -m scripts.experiments.relabel [--seeds 5] [--iterations 160] [--out docs/results/relabel]
 
-Task and optimum are those of `rl_tasks` ("by person"); `rlhf.rl.relabel` has the equations. Every arm samples 16 answers an
+Task and optimum are those of `rl_tasks` ("by person"); `rlhf.train.rl.relabel` has the equations. Every arm samples 16 answers an
 iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.png.
 """
 

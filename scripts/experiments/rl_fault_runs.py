@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf.conditioning import UserShares
-from rlhf.rl import rollout as rollouts
-from rlhf.rl.rollout import Rollout
-from rlhf.rl.update import State, draw, iterate, update
-from tests.rlhf import steps, tiny
-from tests.rlhf.rl.setup import Task, make_task
+from rlhf.policy.conditioning import UserShares
+from rlhf.train.rl import rollout as rollouts
+from rlhf.train.rl.rollout import Rollout
+from rlhf.train.rl.update import State, draw, iterate, update
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
+from tests.rlhf.train.rl.setup import Task, make_task
 
 ITERATIONS, GROUPS, GROUP_SIZE, LENGTH = 60, 12, 4, 8
 PROMPTS = [[1, 4, 5], [1, 9, 3, 7], [1, 12]]

@@ -1,4 +1,4 @@
-"""What reinforcement learning looks like when it goes wrong, and whether the detectors of `rlhf.rl.diagnosis` say so.
+"""What reinforcement learning looks like when it goes wrong, and whether the detectors of `train.diagnosis` say so.
 
     python -m scripts.experiments.rl_faults [--seeds 5] [--out docs/results/rl_faults]
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rewards import files
-from rlhf.rl.diagnosis import diagnose
+from rlhf.train.diagnosis.detectors import diagnose
 from scripts import pages
 from scripts.experiments.rl_fault_runs import FAULTS, ITERATIONS, Fault, sharp_base, train
 
@@ -124,7 +124,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`python -m scripts.experiments.rl_faults --seeds {count}`. A tiny random decoder, "
         f"{result['iterations']} iterations, {count} seeds; every fault changes one thing of the healthy PPO run "
-        "(`scripts/experiments/rl_fault_runs.py`). Diagnosed by `rlhf.rl.diagnosis.diagnose`. What each looks like: "
+        "(`scripts/experiments/rl_fault_runs.py`). Diagnosed by `rlhf.train.diagnosis.detectors.diagnose`. What each looks like: "
         "[When it goes wrong](../rl-diagnosis.md).",
         "",
         "| run | what was done | finding | named in | from iteration (median) | also reported |",

@@ -13,16 +13,16 @@ import numpy as np
 from flax import nnx
 
 from rewards.types import GroupPrior, UserPosterior
-from rlhf import optim
-from rlhf.conditioning import Conditioning, Population, UserShares, signal
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy import PolicyParams, init_adapters, structure
-from rlhf.rl.critic import init_critic
-from rlhf.rl.rollout import Prompts, Rollout
-from rlhf.rl.settings import CriticSpec, Hyper, Static
-from rlhf.rl.update import State, init_state, iterate
-from rlhf.sampling import SamplingSettings, left_pad
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares
+from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
+from rlhf.policy.sampling import SamplingSettings, left_pad
+from rlhf.train import optim
+from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.rollout import Prompts, Rollout
+from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.rl.update import State, init_state, iterate
 
 VOCABULARY, STOP, LIKED, OTHER, K = 16, 2, 5, 7, 2
 PROMPTS = ((1, 9), (1, 10))
@@ -148,7 +148,7 @@ def token_logprobs(graphdef, params: PolicyParams, z: jax.Array) -> tuple[jax.Ar
 
 def answers(graphdef, params: PolicyParams, coef: np.ndarray, people: Population) -> np.ndarray:
     """log π of all 16 × 16 pairs of tokens [P, U, 256]; an answer that stops at once stands at its pair with token 0."""
-    z = jnp.asarray(signal(coef, people.conditioning))
+    z = jnp.asarray(Gate(people.conditioning, 1.0, 0.0)(coef))
     first, second = (np.array(part, np.float64) for part in token_logprobs(graphdef, params, z))
     second[:, :, STOP] = -np.inf
     second[:, :, STOP, 0] = 0.0

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from rewards.types import GroupPrior, UserPosterior
-from rlhf import dpo, evaluate, optim
-from rlhf.batches import PairRows, microbatches
-from rlhf.conditioning import Population, UserShares, effective_coef, signal
 from rlhf.models.adapters import AdapterSpec
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs, init_adapters
-from tests.rlhf import steps, tiny
+from rlhf.policy.batches import PairRows, microbatches
+from rlhf.policy.conditioning import Gate, Population, UserShares
+from rlhf.policy.logprobs import all_logprobs, init_adapters
+from rlhf.policy.packing import Sequences, pack
+from rlhf.report import figures as evaluate
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
 
 BETA, STEPS, BATCH = 0.5, 400, 8
 UNSEEN = np.array([[0.6, -0.4], [-0.5, 0.9], [1.3, 0.2], [-0.9, -0.9]], np.float32)
@@ -73,9 +76,7 @@ def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
 
     def logprobs(coef: np.ndarray, prompt: int) -> np.ndarray:
         """[U, 6] of one prompt's answers."""
-        z = np.asarray(
-            signal(effective_coef(coef, population.conditioning.mean, BETA, eta), population.conditioning)
-        )
+        z = np.asarray(Gate(population.conditioning, BETA, eta)(coef))
         packed = rows.packed.take(np.full(len(coef), prompt))
         return all_logprobs(policy.graphdef, params, packed, None, z=z)
 

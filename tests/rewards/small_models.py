@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from rewards import fit, gauge
-from rewards.models.base import Comparisons, FittedModel, RewardModel
-from rewards.models.rules import GaussianRule
+from rewards.basis import fit, gauge
+from rewards.methods.base import Comparisons, FittedModel, RewardModel
+from rewards.methods.rules import GaussianRule
 from rewards.types import RewardBasis
 
 

@@ -15,12 +15,13 @@ from scipy.stats import ttest_1samp
 
 from rewards.errors import UserError
 from rewards.types import Preferences
-from rlhf import encoder, policy_store
-from rlhf.generation import Completion, logprobs_of
-from rlhf.jobs.generate import load as load_model
+from rlhf.apps.generate import load as load_model
 from rlhf.models.adapters import AdapterSpec
-from tests.rlhf.rl.reward_runs import make_run
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, logprobs_of
 from tests.rlhf.tiny import make_policy, separate_logprobs, separate_rows, write_model
+from tests.rlhf.train.rl.reward_runs import make_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,10 +15,11 @@ import yaml
 from pages import distinct, read_numbers
 
 from rewards.errors import UserError
-from rlhf import cli, policy_store
-from rlhf.columns import style
-from rlhf.columns.functions import load_function
-from rlhf.generation import logprobs_of
+from rlhf.apps import cli
+from rlhf.phi.columns import style
+from rlhf.phi.columns.functions import load_function
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import logprobs_of
 from tests.rlhf.tiny import causal_logits, write_model
 
 ROOT = Path(__file__).parents[2]

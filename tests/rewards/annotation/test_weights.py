@@ -6,11 +6,11 @@ import functools
 import numpy as np
 import pytest
 
-from rewards import gauge, users
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.annotation.mixture import MixtureConfig
+from rewards.basis import gauge, users
+from rewards.basis.fit import FitConfig, fit_basis
 from rewards.errors import UserError
-from rewards.fit import FitConfig, fit_basis
 from rewards.types import GroupPrior
 from tests.rewards.planted import last, planted
 

@@ -1,0 +1,16 @@
+"""chorus evaluate."""
+
+from typing import Any
+
+from rlhf.apps.cli.common import add_job
+
+
+def add_parser(subparsers: Any) -> None:
+    add_job(
+        subparsers,
+        "evaluate",
+        "does each person get answers that suit them: people by people matrix, controls, report.html",
+        "chorus evaluate configs/electricity/evaluate.yaml policy=runs/electricity/policy",
+        kind="evaluate",
+        job="rlhf.evaluation.policy:run",
+    )

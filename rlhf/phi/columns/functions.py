@@ -1,0 +1,220 @@
+"""A Python function as a column, with TRL's signature:
+
+    f(prompts, completions, **columns) -> list[float | None]      (also async def)
+
+named `module:function` or `file.py:function`. Source of the signature: TRL, GRPOTrainer `reward_funcs`.
+"""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards.errors import UserError
+from rewards.files import sha256_file, sha256_json
+from rewards.types import Preferences
+from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
+
+GIVEN = ("prompts", "completions")
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionColumn:
+    """`name` in the report, `spec` as in the configuration."""
+
+    name: str
+    spec: str
+
+    def identity(self) -> str:
+        """sha256 over the function's name and its source file, read without running anything."""
+        path, function = source_of(self.spec)
+        return sha256_json([function, sha256_file(path)])
+
+    def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
+        values = call(load_function(self.spec), self.spec, prefs)
+        return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
+
+
+def source_of(spec: str) -> tuple[Path, str]:
+    """File and function name of `module:function` or `file.py:function`.
+
+    Raises:
+      UserError: not of this form, or no such file or module.
+    """
+    where, colon, function = spec.rpartition(":")
+    if not colon or not where or not function.isidentifier():
+        raise UserError(f"function {spec!r}: write module:function or file.py:function")
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"function {spec!r}: no such file {path} (relative to {Path.cwd()}); check the path"
+            )
+        return path, function
+    try:
+        found = importlib.util.find_spec(_today(where))
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        raise UserError(
+            f"function {spec!r}: no module {where!r} can be imported; install it, or give a file as file.py:function"
+        )
+    return Path(found.origin), function
+
+
+def _today(module: str) -> str:
+    """A module of ours by its present name: configurations and runs from before it moved name the old one."""
+    return f"rlhf.phi.{module.removeprefix('rlhf.')}" if module.startswith("rlhf.columns.") else module
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import the function, once for the same source: what its module holds lasts as long as the process.
+
+    Raises:
+      UserError: the module fails on import, or has no such function.
+    """
+    return _imported(spec, sha256_file(source_of(spec)[0]))
+
+
+@functools.lru_cache(maxsize=64)
+def _imported(spec: str, digest: str) -> Callable[..., Any]:
+    """`digest` of the source stands in the key of the cache."""
+    path, function = source_of(spec)
+    where = spec.rpartition(":")[0]
+    try:
+        if where.endswith(".py"):
+            loader = importlib.util.spec_from_file_location(f"chorus_column_{path.stem}", path)
+            module = importlib.util.module_from_spec(loader)
+            loader.loader.exec_module(module)
+        else:
+            module = importlib.import_module(_today(where))
+    except Exception as error:  # a user's module may raise anything
+        raise UserError(
+            f"function {spec!r}: importing {where} failed, {_raised(error, path)}; mend it"
+        ) from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [name for name, value in vars(module).items() if inspect.isroutine(value)]
+        near = difflib.get_close_matches(function, known, 1)
+        fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known[:8]) or 'none'}"
+        raise UserError(f"function {spec!r}: {where} has no function {function!r}; {fix}")
+    return found
+
+
+def call(function: Callable[..., Any], spec: str, prefs: Preferences) -> np.ndarray:
+    """The function's number for every item, float64[I]; NaN where it returned None.
+
+    It is called once with all items. It gets the columns of the data that its signature names, or all of them
+    when it takes **kwargs; an item that stands in several rows has the values of the first.
+
+    Raises:
+      UserError: it needs a column that the data lacks, raises, or returns anything but one finite number or
+        None for each completion; the line names function and row.
+    """
+    first = first_rows(prefs)
+    arguments = _arguments(function, spec, prefs, first)
+    count = prefs.num_items
+    try:
+        result = _run(function, arguments)
+    except Exception as error:  # a user's function may raise anything
+        raise UserError(_failure(function, spec, prefs, first, arguments, error)) from None
+    if hasattr(result, "tolist"):  # NumPy, torch
+        result = result.tolist()
+    if not isinstance(result, list | tuple) or len(result) != count:
+        got = f"{len(result)} values" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
+        raise UserError(
+            f"function {spec!r}: returned {got} for {count} completions; return a list with one number each"
+        )
+    for item, value in enumerate(result):
+        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            raise UserError(
+                f"function {spec!r}: returned {str(value)[:40]!r} for {place(prefs, first, item)}; "
+                "return a finite number, or None where it has nothing to say"
+            )
+    return np.array([np.nan if value is None else float(value) for value in result], np.float64)
+
+
+def _arguments(
+    function: Callable[..., Any], spec: str, prefs: Preferences, first: np.ndarray
+) -> dict[str, list[Any]]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables have none
+        raise UserError(f"function {spec!r}: has no signature to read; wrap it in a def") from None
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    texts = [
+        as_trl(prefs.prompts[prompt], text)
+        for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    ]
+    found = {"prompts": [prompt for prompt, _ in texts], "completions": [text for _, text in texts]}
+    arguments = {name: found[name] for name in GIVEN if anything or name in {p.name for p in named}}
+    for parameter in named:
+        if parameter.name in GIVEN:
+            continue
+        if parameter.name in prefs.columns:
+            arguments[parameter.name] = data_column(prefs, parameter.name, first, constant=True)
+        elif parameter.default is parameter.empty:
+            have = ", ".join(prefs.columns) or "none"
+            raise UserError(
+                f"function {spec!r}: needs the column {parameter.name!r}, which {prefs.source} does not have "
+                f"(columns: {have[:120]}); add it or give the parameter a default"
+            )
+    if anything:
+        rest = [name for name in prefs.columns if name not in arguments and name not in GIVEN]
+        arguments |= {name: data_column(prefs, name, first, constant=False) for name in rest}
+    return arguments
+
+
+def _run(function: Callable[..., Any], arguments: dict[str, list[Any]]) -> Any:
+    result = function(**arguments)
+    if not inspect.isawaitable(result):
+        return result
+
+    async def wait() -> Any:
+        return await result
+
+    # A thread of its own, because the caller (a notebook) may have a running event loop.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
+
+
+def _failure(
+    function: Callable[..., Any],
+    spec: str,
+    prefs: Preferences,
+    first: np.ndarray,
+    arguments: dict[str, list[Any]],
+    error: Exception,
+) -> str:
+    """Try the completions one by one, to name the row on which it fails."""
+    path = source_of(spec)[0]
+    for item in range(prefs.num_items):
+        try:
+            _run(function, {name: [values[item]] for name, values in arguments.items()})
+        except Exception as own:  # as above
+            return f"function {spec!r}: failed on {place(prefs, first, item)}, {_raised(own, path)}; mend the function"
+    return f"function {spec!r}: failed on {prefs.source}, {_raised(error, path)}; mend the function"
+
+
+def _raised(error: Exception, path: Path) -> str:
+    """Type and text of an exception, and the last line of `path` that it came through."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    at = f" in line {lines[-1]}" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{at}"

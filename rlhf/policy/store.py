@@ -1,0 +1,267 @@
+"""Policies on disk: `policy/` of a training run holds what training added; the base stays where it is.
+
+    policy/policy.json          kind, base model, adapters, conditioning, hashes
+    policy/weights.safetensors  LoRA and conditioner (and the base, when all weights were trained)
+
+`load_base` reads a Hugging Face model, or a training run with its adapters folded in, as frozen base weights;
+`load_policy` reads a run as it was trained. Both are strict: every tensor is accounted for and hashed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from rewards.errors import UserError
+from rewards.files import atomic_path, read_json, sha256_file, write_json
+from rlhf.models.adapters import AdapterSpec
+from rlhf.models.conditioner_kinds import merge
+from rlhf.models.config import ModelConfig
+from rlhf.models.load import load_params, read_hf_config, resolve_model
+from rlhf.models.tokenizer import Tokenizer
+from rlhf.policy.conditioning import Gate
+from rlhf.policy.logprobs import PolicyParams, stages_of, structure
+
+POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model's frozen weights: a nested dict as `rlhf.models.load` makes it, cut into `stages`."""
+
+    name: str
+    directory: Path
+    config: ModelConfig
+    tree: dict[str, Any]
+    stages: tuple[int, ...]
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy ready to run.
+
+    Attributes:
+      graphdef, params: structure and arrays; `spec` its adapters.
+      gate: how coefficients become z; None for a policy without users.
+      record: the contents of policy.json.
+    """
+
+    base: Base
+    graphdef: nnx.GraphDef
+    params: PolicyParams
+    spec: AdapterSpec | None
+    gate: Gate | None
+    record: dict[str, Any]
+
+
+def fingerprint(directory: Path) -> str:
+    """sha256 over the names and contents of a model directory's weights (remembered by size and time of change)."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache
+def _file_digest(path: Path, size: int, mtime: int) -> str:
+    return sha256_file(path)
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether `name` is the directory of a training run with a finished policy."""
+    return (Path(name) / "policy" / POLICY).is_file()
+
+
+def identity(run: str | Path) -> str:
+    """sha256 of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
+    return sha256_file(Path(run) / "policy" / POLICY)
+
+
+def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+    """Read `name` as frozen base weights, cut so that the top `adapter_layers` form their own stage.
+
+    Args:
+      name: model name, directory, .gguf file or hub id (`resolve_model`), or a training run, whose adapters are
+        folded in (a conditioned policy becomes its aggregate policy).
+    """
+    if is_run(name):
+        policy = load_policy(name)
+        base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
+        tree = restage(merge_adapters(policy, None), base.stages, stages)
+        tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
+        return dataclasses.replace(base, name=str(name), tree=tree, stages=stages, fingerprint=identity(name))
+    if (Path(name) / "config.yaml").is_file():
+        if (Path(name) / "basis.json").is_file():
+            raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
+        raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
+    directory = resolve_model(name)
+    config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
+    stages = stages_of(config, adapter_layers)
+    tree = load_params(directory, config, stages, jnp.dtype(dtype))
+    return Base(str(name), directory, config, tree, stages, Tokenizer(directory), fingerprint(directory))
+
+
+def base_state(
+    base: Base, spec: AdapterSpec | None, dtype: str, remat: bool
+) -> tuple[nnx.GraphDef, PolicyParams, Any]:
+    """Graph definition, parameters with the base filled in and no adapters, and the adapters' shapes."""
+    graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
+    state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
+    nnx.replace_by_pure_dict(state, base.tree)
+    return graphdef, PolicyParams(state, shapes.lora, shapes.conditioner), shapes
+
+
+def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
+    """Cut the stacks of layers anew."""
+    if old == new:
+        return tree
+    stacked = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *(tree["stages"][i] for i in range(len(old)))
+    )
+    bounds = np.cumsum((0, *new))
+    stages = {i: jax.tree.map(lambda a, i=i: a[bounds[i] : bounds[i + 1]], stacked) for i in range(len(new))}
+    return {**tree, "stages": stages}
+
+
+def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
+    """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in.
+
+    Raises:
+      UserError: z was given, and this kind of conditioner is no change of weights.
+    """
+    base, lora, conditioner = (nnx.to_pure_dict(part) for part in policy.params)
+    if policy.spec is None:
+        return base
+    return merge(base, lora, conditioner, policy.spec, policy.base.config, z, top=len(policy.base.stages) - 1)
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of an `nnx.State` by dotted path."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
+    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
+
+
+def save_policy(
+    directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: dict[str, Any], *, full: bool
+) -> None:
+    """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
+    tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
+    tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
+    if full:
+        tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
+    path = directory / "policy" / WEIGHTS
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
+    record = {
+        "format": 1,
+        **record,
+        "full": full,
+        "spec": spec.record() if spec else None,
+        "weights_sha256": sha256_file(path),
+    }
+    write_json(directory / "policy" / POLICY, record)
+
+
+def load_policy(run: str | Path) -> Policy:
+    """Read a training run's policy.
+
+    Raises:
+      UserError: no finished policy there, weights that do not match their record, or a base model that has changed.
+    """
+    directory = Path(run) / "policy"
+    if not (directory / POLICY).is_file():
+        reason = (
+            "has not finished; run its command again to complete it"
+            if (Path(run) / "config.yaml").is_file()
+            else "is not a policy run; give the output_dir of chorus train"
+        )
+        raise UserError(f"{run}: {reason}")
+    record = read_json(directory / POLICY)
+    if not (directory / WEIGHTS).is_file() or sha256_file(directory / WEIGHTS) != record["weights_sha256"]:
+        raise UserError(
+            f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
+        )
+    base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
+    if base.fingerprint != record["base_fingerprint"]:
+        raise UserError(
+            f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
+        )
+    spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
+    graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
+    params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
+    gate = Gate.from_record(record, str(directory / POLICY))
+    return Policy(base, graphdef, params, spec, gate, record)
+
+
+def _fill(
+    params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndarray], path: Path, full: bool
+) -> PolicyParams:
+    """Put the file's tensors into the parameters; every one must be expected and of the expected shape."""
+    filled, seen = {}, set()
+    for role in ("lora", "conditioner", *(("base",) if full else ())):
+        expected = getattr(shapes, role)
+
+        def take(key_path, leaf, role=role):
+            name = f"{role}." + ".".join(str(key.key) for key in key_path)
+            if name not in tensors:
+                raise UserError(f"{path}: tensor {name} missing; train again")
+            if tensors[name].shape != leaf.shape:
+                raise UserError(
+                    f"{path}: tensor {name} has shape {tensors[name].shape}, expected {leaf.shape}; train again"
+                )
+            seen.add(name)
+            return jnp.asarray(tensors[name], leaf.dtype)
+
+        pure = jax.tree_util.tree_map_with_path(take, nnx.to_pure_dict(expected))
+        state = jax.tree.map(lambda leaf: leaf, expected)
+        nnx.replace_by_pure_dict(state, pure)
+        filled[role] = state
+    extra = sorted(set(tensors) - seen)
+    if extra:
+        raise UserError(f"{path}: unexpected tensor {extra[0]}; the file belongs to another policy")
+    return params._replace(**filled)
+
+
+def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
+    """z of coefficients w[..., K], through the policy's gate.
+
+    Raises:
+      UserError: the policy has no users, or the number of coefficients is wrong.
+    """
+    if policy.gate is None:
+        raise UserError("this policy was trained without users; leave out the user or coefficients")
+    return policy.gate.checked(user_coef)
+
+
+def load_gate(run: str | Path, basis: str) -> Gate:
+    """The gate of a finished training run, without its weights.
+
+    Args:
+      basis: hash of the reward basis whose coefficients are to pass.
+    Raises:
+      UserError: no finished run, one without people, or one of another basis.
+    """
+    path = Path(run) / "policy" / POLICY
+    if not path.is_file():
+        raise UserError(f"{run}: is not a finished policy run; give the output_dir of chorus train")
+    record = read_json(path)
+    gate = Gate.from_record(record, str(path))
+    if gate is None:
+        raise UserError(f"{run}: this policy was trained without users; leave out --policy")
+    if record.get("basis") != basis:
+        raise UserError(
+            f"{run}: was trained with basis {str(record.get('basis'))[:12]}…, the reward run has {basis[:12]}…; name "
+            "the policy that was trained with these rewards"
+        )
+    return gate

@@ -1,0 +1,266 @@
+"""Direct preference optimisation of one policy conditioned on coefficients, and of ordinary policies.
+
+A row holds completions y_c of one prompt and the coefficients w of one person:
+    h_c = β (log π(y_c|x,z) − log π_ref(y_c|x)),   target_c = w_eff·φ(x, y_c)
+Any pair teaches every person, because φ says what each person would answer:
+    soft        −t log σ(Δh) − (1−t) log σ(−Δh),  t = σ(Δtarget)
+    regression  (Δh − Δtarget)²
+    observed    DPO on the person's own labels, with the mixture reference when the rail is on
+    dpo, ipo, cdpo, simpo   no person: K = 0, z absent
+Pairs fix only differences, so probability can drain out of all of them at once; `nll_coef` adds
+    −Σ_c p_c log π(y_c),  p = softmax_c(log π_ref(y_c) + target_c/β)  (observed labels: p = share of wins),
+which for soft and regression has its optimum at the same differences and keeps the mass on the row's completions.
+
+Shapes: A micro-batches, B rows, C completions, P pairs, K basis outputs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlhf.objectives import preference as losses
+from rlhf.policy.batches import PairRows
+from rlhf.policy.conditioning import Gate, Population, UserShares, coef_of_users, sample_coef
+from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
+from rlhf.train import optim
+
+PERSONAL = ("soft", "regression", "observed")
+
+
+class Batch(NamedTuple):
+    """One optimiser step's data; every leaf starts with [A, B].
+
+    Attributes:
+      rows: completions, pairs and labels.
+      ref_logprobs: float32[A, B, C], summed log π_ref, nats; 0 on padding.
+      basis_rewards: float32[A, B, C, K].
+      hidden: activations under the trained layers, or None.
+    """
+
+    rows: PairRows
+    ref_logprobs: jax.Array
+    basis_rewards: jax.Array
+    hidden: jax.Array | None
+
+
+class LossHyper(NamedTuple):
+    """Float32 scalars; see the loss functions. `eta` is the rail's weight."""
+
+    dpo_beta: jax.Array
+    label_smoothing: jax.Array
+    simpo_gamma: jax.Array
+    nll_coef: jax.Array
+    eta: jax.Array
+
+    @classmethod
+    def from_config(cls, loss: Any, rail: Any) -> "LossHyper":
+        values = (loss.dpo_beta, loss.label_smoothing, loss.simpo_gamma, loss.nll_coef, rail.eta)
+        return cls(*(jnp.float32(value) for value in values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What fixes the program: a change here compiles again, a change anywhere else does not.
+
+    `dtype` is what trained base weights are computed in (`policy.merge`). `extra` is a further term of the loss,
+    (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
+    """
+
+    graphdef: nnx.GraphDef
+    schedule: optim.Schedule
+    kind: str
+    length_normalise: bool
+    with_nll: bool
+    with_rail: bool
+    shares: UserShares | None
+    dtype: str = "float32"
+    extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+
+    @property
+    def personal(self) -> bool:
+        return self.kind in PERSONAL
+
+
+def row_coef(static: Static, population: Population, users: jax.Array, key: jax.Array) -> jax.Array:
+    """Coefficients of the rows of one micro-batch, [B, K].
+
+    Observed labels need their own person's; the last `shares.generic` rows still belong to nobody (w = μ), so the
+    aggregate policy is trained in every batch.
+    """
+    if static.kind != "observed":
+        return sample_coef(key, population, static.shares)
+    coef = coef_of_users(key, population, users)
+    generic = jnp.arange(users.shape[0]) >= users.shape[0] - static.shares.generic
+    return jnp.where(generic[:, None], population.conditioning.mean, coef)
+
+
+def pair_losses(
+    static: Static,
+    hyper: LossHyper,
+    rows: PairRows,
+    logprobs: jax.Array,
+    reference: jax.Array,
+    target: jax.Array | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss of each row, [B], and [B]-shaped diagnostics, from log-probs [B, C].
+
+    Args:
+      logprobs: log π, summed over tokens (or per-token means when lengths are normalised).
+      reference: log π_ref in the same form, or the mixture reference.
+      target: w_eff·φ [B, C], for soft and regression.
+    """
+
+    def difference(values: jax.Array) -> jax.Array:
+        first, second = (jnp.take_along_axis(values, rows.pairs[..., side], axis=1) for side in (0, 1))
+        return first - second
+
+    beta = hyper.dpo_beta + (hyper.eta if static.kind == "observed" and static.with_rail else 0.0)
+    margin = difference(logprobs - reference)
+    h = beta * margin
+    weight = rows.pair_weight / jnp.maximum(jnp.sum(rows.pair_weight, axis=1, keepdims=True), 1e-9)
+    if static.kind in ("soft", "regression"):
+        goal = difference(target)
+        loss = losses.soft_label(h, goal) if static.kind == "soft" else losses.regression(h, goal)
+        agree = jnp.sign(h) * jnp.sign(goal)
+        h = h * jnp.sign(goal)
+    else:
+        smoothing = hyper.label_smoothing if static.kind in ("observed", "cdpo") else 0.0
+
+        def one_way(margin: jax.Array) -> jax.Array:
+            if static.kind == "ipo":
+                return losses.ipo(margin, beta)
+            if static.kind == "simpo":
+                return losses.simpo(margin, beta, hyper.simpo_gamma)
+            return losses.dpo(beta * margin, smoothing)
+
+        # A tie (outcome 0.5) counts half in either direction.
+        margin = difference(logprobs) if static.kind == "simpo" else margin
+        h = beta * margin
+        loss = rows.outcome * one_way(margin) + (1.0 - rows.outcome) * one_way(-margin)
+        agree = jnp.sign(h) * jnp.sign(rows.outcome - 0.5)
+    pair_loss = jnp.sum(weight * loss, axis=1)
+    if rows.label_weight is not None:
+        pair_loss = rows.label_weight * pair_loss
+    diagnostics = {
+        "train/loss/pair": pair_loss,
+        # Undecided on either side counts half, so a policy that has not moved scores 0.5.
+        "train/accuracy": jnp.sum(weight * 0.5 * (1.0 + agree), axis=1),
+        "train/margin": jnp.sum(weight * h, axis=1),
+    }
+    return diagnostics["train/loss/pair"], diagnostics
+
+
+def supervised_target(
+    static: Static, rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None
+) -> jax.Array:
+    """Distribution p[B, C] that the supervised term pulls a row's completions towards.
+
+    soft, regression: softmax_c(log π_ref + target/β), the optimum restricted to the row. Others: the share of the
+    row's comparisons that a completion won.
+    """
+    valid = rows.item >= 0
+    if scores is not None:
+        return jax.nn.softmax(jnp.where(valid, ref_logprobs + scores, -jnp.inf), axis=1)
+    row = jnp.arange(valid.shape[0])[:, None]
+    wins = jnp.zeros(valid.shape).at[row, rows.pairs[..., 0]].add(rows.pair_weight * rows.outcome)
+    wins = wins.at[row, rows.pairs[..., 1]].add(rows.pair_weight * (1.0 - rows.outcome))
+    return wins / jnp.maximum(jnp.sum(wins, axis=1, keepdims=True), 1e-9)
+
+
+def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The policy renormalised over the row's completions, q[B, C], and KL(q‖q_ref)[B] in nats."""
+    log_q = jax.nn.log_softmax(jnp.where(valid, logprobs, -jnp.inf), axis=1)
+    log_ref = jax.nn.log_softmax(jnp.where(valid, ref_logprobs, -jnp.inf), axis=1)
+    q = jnp.exp(log_q)
+    return q, jnp.sum(jnp.where(valid, q * (log_q - log_ref), 0.0), axis=1, where=valid)
+
+
+def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHyper, key, static: Static):
+    """Mean loss of one micro-batch and its metrics."""
+    params = merge(frozen, trained, static.dtype)
+    rows = batch.rows
+    valid = rows.item >= 0
+    coef = z = target = None
+    if static.personal:
+        coef = row_coef(static, population, rows.user, key)
+        coef, z = Gate(population.conditioning, hyper.dpo_beta, hyper.eta).compose(coef)
+        target = jnp.einsum("bk,bck->bc", coef, batch.basis_rewards)
+    token, entropy = token_logprobs(static.graphdef, params, rows.packed, z, batch.hidden)
+    summed = completion_sums(token, rows.packed)
+    length = jnp.maximum(jnp.sum(rows.packed.member, axis=2), 1).astype(jnp.float32)
+    reference = batch.ref_logprobs
+    if static.kind == "observed" and static.with_rail:
+        generic, _ = token_logprobs(static.graphdef, params, rows.packed, None, batch.hidden)
+        generic = jax.lax.stop_gradient(completion_sums(generic, rows.packed))
+        reference = (hyper.dpo_beta * reference + hyper.eta * generic) / (hyper.dpo_beta + hyper.eta)
+    scale = 1.0 / length if static.length_normalise or static.kind == "simpo" else 1.0
+    loss, metrics = pair_losses(static, hyper, rows, summed * scale, reference * scale, target)
+    scores = target / hyper.dpo_beta if static.kind in ("soft", "regression") else None
+    wanted = supervised_target(static, rows, batch.ref_logprobs, scores)
+    supervised = -jnp.sum(wanted * jnp.where(valid, summed, 0.0), axis=1)
+    if static.with_nll:
+        loss = loss + hyper.nll_coef * supervised
+    used = valid.astype(jnp.float32)
+    q, kl = jax.lax.stop_gradient(within_row(summed, batch.ref_logprobs, valid))
+    log_ratio = jnp.where(valid, summed - batch.ref_logprobs, 0.0)
+    metrics |= {
+        "train/loss/total": loss,
+        "train/loss/nll": supervised,
+        "train/token_entropy_nats": jnp.mean(entropy, axis=1),
+        "train/completion_logprob_nats": jnp.sum(used * summed, axis=1) / jnp.sum(used, axis=1),
+        "train/log_ratio_nats": jnp.sum(log_ratio, axis=1) / jnp.sum(used, axis=1),
+        "train/kl_ref_nats": kl,
+        "train/group_mass": jnp.sum(jnp.where(valid, jnp.exp(summed), 0.0), axis=1),
+        "train/completion_tokens": jnp.sum(length * used, axis=1) / jnp.sum(used, axis=1),
+    }
+    if target is not None and z is not None:
+        metrics["train/reward"] = jnp.sum(q * target, axis=1)
+        metrics["train/z_norm"] = jnp.linalg.norm(z, axis=1)
+    metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+    return metrics["train/loss/total"], metrics
+
+
+@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
+def step(
+    state: optim.TrainState,
+    batch: Batch,
+    frozen: PolicyParams,
+    population: Population | None,
+    hyper: tuple[optim.Hyper, LossHyper],
+    *,
+    static: Static,
+    extra: Any = None,
+) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+    """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated.
+
+    `extra` holds rows of `static.extra`, whose term joins the loss once a step; None for none.
+    """
+    optim_hyper, loss_hyper = hyper
+    key = jax.random.fold_in(state.key, state.step)
+
+    def accumulate(grads, inputs):
+        micro, micro_key = inputs
+        gradient = jax.value_and_grad(_loss, has_aux=True)
+        (_, metrics), new = gradient(state.params, frozen, micro, population, loss_hyper, micro_key, static)
+        return jax.tree.map(jnp.add, grads, new), metrics
+
+    num_micro = batch.ref_logprobs.shape[0]
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    grads, metrics = jax.lax.scan(accumulate, zeros, (batch, jax.random.split(key, num_micro)))
+    grads = jax.tree.map(lambda g: g / num_micro, grads)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    further = static.extra
+    if further is not None and extra is not None:
+        term = jax.value_and_grad(
+            lambda trained: further(merge(frozen, trained, static.dtype), extra), has_aux=True
+        )
+        (value, more), own = term(state.params)
+        grads = jax.tree.map(jnp.add, grads, own)
+        metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
+    state, norms = optim.apply_gradients(state, grads, optim_hyper, static.schedule)
+    return state, metrics | norms

@@ -1,0 +1,93 @@
+"""The critic of a finished PPO run: `critic/critic.safetensors` and `critic/critic.json`, written and read strictly."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from rewards.basis.store import read_tensors
+from rewards.errors import UserError
+from rewards.files import atomic_path, read_json, sha256_file, write_json
+from rlhf.policy.store import Base
+from rlhf.train.rl.critic import Critic
+from rlhf.train.rl.settings import CriticSpec
+
+FOLDER, TENSORS, RECORD = "critic", "critic.safetensors", "critic.json"
+
+
+def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
+    """What a critic's numbers mean something for: the base under its adapters, and the outputs it values.
+
+    Args:
+      rewards: hash of the reward run, where values are what it says plus what was learned; else None.
+    """
+    return {"base": base.fingerprint, "outputs": list(names)} | ({"rewards": rewards} if rewards else {})
+
+
+def save(directory: Path, spec: CriticSpec, critic: Critic, purpose: dict[str, Any]) -> str:
+    """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
+    path = directory / FOLDER / TENSORS
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(critic).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+    digest = sha256_file(path)
+    record = {"format": 1, "spec": dataclasses.asdict(spec), "made_for": purpose, "tensors_sha256": digest}
+    write_json(directory / FOLDER / RECORD, record)
+    return digest
+
+
+def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dict[str, Any]) -> Critic:
+    """Read the critic of a run.
+
+    Args:
+      template: a critic of the same kind (`rlhf.train.rl.critic.init_critic`), whose names, shapes and types are expected.
+      purpose: what this run needs a critic for (`made_for`).
+    Raises:
+      UserError: no critic there, of another kind, damaged, or with a tensor missing, left over or of another shape.
+    """
+    path, record_path = Path(directory) / FOLDER / TENSORS, Path(directory) / FOLDER / RECORD
+    if not record_path.is_file():
+        raise UserError(
+            f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
+        )
+    record = read_json(record_path)
+    if _completed(record.get("spec")) != dataclasses.asdict(spec):
+        raise UserError(
+            f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
+        )
+    for name, wanted in purpose.items():
+        found = (record.get("made_for") or {}).get(name)
+        if found != wanted:
+            raise UserError(
+                f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and outputs"
+            )
+    if not path.is_file() or sha256_file(path) != record.get("tensors_sha256"):
+        raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); train again")
+    expected = {name: leaf.shape for name, leaf in _named(template).items()}
+    tensors = read_tensors(path, expected, "this critic")
+    structure = jax.tree_util.tree_structure(template)
+    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
+
+
+def _completed(spec: Any) -> dict[str, Any]:
+    """A stored spec with the defaults of fields that are younger than it."""
+    fields = dataclasses.fields(CriticSpec)
+    defaults = {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
+    return defaults | (spec if isinstance(spec, dict) else {})
+
+
+def _named(critic: Critic) -> dict[str, Any]:
+    """Leaves under dotted paths, in tree order."""
+    leaves = jax.tree_util.tree_leaves_with_path(critic)
+    return {".".join(_part(entry) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _part(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    raise TypeError(f"unknown tree path entry {entry!r}")

@@ -1,0 +1,252 @@
+"""Where the rewards of a reinforcement-learning run come from, and the reward run a run without one writes for itself.
+
+Three sources: a fitted reward run; `columns` with a `population`, which become a reward run in OUTPUT/rewards (axis k is
+column k, standardised once over samples of π_ref; the prior is the one given; nobody has answered yet), so that people
+can be asked, served and evaluated as after a fit; `columns` alone, one policy for all, rewards as they are.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rewards import jsonl
+from rewards.basis import store
+from rewards.basis.store import RewardRun, load_reward_run
+from rewards.data.completions import read_completions
+from rewards.errors import UserError
+from rewards.methods.columns import check_spread, column_basis, moments
+from rewards.people import population
+from rewards.people.pool import make_pool, write_pool
+from rewards.people.population import load_people
+from rewards.types import GroupPrior, Preferences
+from rlhf.models.load import read_hf_config, resolve_model
+from rlhf.phi.columns import table
+from rlhf.phi.columns.classifier import ClassifierColumn, labels_of
+from rlhf.phi.columns.jit import only_jit
+from rlhf.policy import store as policy_store
+from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.generation import complete
+from rlhf.run.config.columns import ColumnConfig, plain
+from rlhf.run.directory import Run
+from rlhf.train.rl import reward_basis, reward_host
+from rlhf.train.rl.prompts import PromptSet
+
+FOLDER, SAMPLES = "rewards", "reference.jsonl"
+PROBED = ("judge", "votes")  # rewards without a truth: each has a check that switches it off
+PROBE_SIZE = (8, 4)  # prompts and samples of π_ref for that check
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rewards and people of a run.
+
+    Attributes:
+      names: K labels. run: the reward run, None for one policy for all.
+      people: whose coefficients are drawn, or float32[K] weights without people; shares: how many groups for whom.
+      compiled: (reward, arrays) for `update.iterate`; else `host`, a HostReward, computes them between its two halves.
+    """
+
+    names: tuple[str, ...]
+    run: RewardRun | None
+    people: Population | jnp.ndarray
+    shares: UserShares | None
+    compiled: tuple[Any, Any] | None
+    host: Any
+
+
+def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
+    """Open, build or rebuild the rewards of a run.
+
+    Raises:
+      UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
+    """
+    limits = reward_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
+    if config.rewards is not None:
+        return _personal(config, load_reward_run(config.rewards), base, limits)
+    columns = _with_model(config)
+    if config.population is not None:
+        directory = job.directory / FOLDER
+        # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
+        if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
+            build_run(config, directory, columns, base, prompts)
+        return _personal(config, load_reward_run(directory), base, limits)
+    refuse_unreliable(config, columns, base, prompts)
+    settings = as_they_are(columns)
+    weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
+    if len(weights) != len(settings["names"]):
+        raise UserError(
+            f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
+        )
+    people = jnp.asarray(weights, jnp.float32)
+    names = tuple(settings["names"])
+    if only_jit(settings["columns"]):
+        return Source(names, None, people, None, reward_basis.compiled_columns(settings, None), None)
+    features = reward_host.ColumnFeatures(settings, None, limits)
+    return Source(names, None, people, None, None, reward_host.HostReward(features, base.tokenizer))
+
+
+def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: reward_host.Limits) -> Source:
+    settings, names = run.basis.encoder, run.basis.gauge.names
+    if settings["kind"] not in ("lm", "columns"):
+        raise UserError(
+            f"rewards: {run.directory} has encoder.kind {settings['kind']}, which gives no rewards for new completions; "
+            "fit the rewards with encoder.kind=lm or columns"
+        )
+    people = list(load_people(run).posteriors)
+    drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
+    groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
+    users = config.users
+    # Without people who answered, their share goes to the prior, of which they would have been drawn.
+    known = users.posterior if people else 0.0
+    prior = users.prior if people else users.prior + users.posterior
+    shares = UserShares.of(groups, known, prior, users.extremes, users.generic)
+    compiled = host = None
+    if settings["kind"] == "lm":
+        compiled = reward_basis.compiled_basis(run, base)
+        if compiled is None:
+            host = reward_host.HostReward(reward_host.EncoderFeatures(run.basis), base.tokenizer)
+    elif only_jit(settings["columns"]):
+        compiled = reward_basis.compiled_columns(settings, run.basis)
+    else:
+        features = reward_host.ColumnFeatures(settings, run.basis, limits)
+        host = reward_host.HostReward(features, base.tokenizer)
+    return Source(names, run, drawn_from, shares, compiled, host)
+
+
+def _with_model(config: Any) -> list[ColumnConfig]:
+    """Jittable columns read the tokens of the model that is trained."""
+    return [
+        dataclasses.replace(column, model=config.model.name)
+        if column.kind == "jit" and column.model is None
+        else column
+        for column in config.columns
+    ]
+
+
+def refuse_unreliable(
+    config: Any, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
+) -> None:
+    """Let judges and votes pass their own checks before anything is trained on them.
+
+    Raises:
+      UserError: a judge reads the order of two texts, or majorities are wrong on the probe prompts.
+    """
+    own = [column for column in columns if column.kind in PROBED]
+    if own:
+        samples = reference_samples(config, base, prompts, *PROBE_SIZE)
+        _refuse_off(table.prepare(samples, own)[1])
+
+
+def _refuse_off(settings: dict[str, Any]) -> None:
+    if settings["dropped"]:
+        off = settings["dropped"][0]
+        raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")
+
+
+def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
+    """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
+    entries = []
+    for config in columns:
+        settings = plain(config)
+        column = table.make(settings)
+        names = [config.name]
+        if isinstance(column, ClassifierColumn):
+            labels = labels_of(read_hf_config(resolve_model(column.model)), f"{column.model}/config.json")
+            names = names if len(labels) == 1 else [f"{config.name}.{label}" for label in labels]
+        entry = {"settings": settings, "identity": column.identity(), "names": names}
+        entries.append(entry | {"fill": [0.0] * len(names), "report": {}})
+    settings = {"kind": "columns", "model": None, "columns": entries, "dropped": []}
+    return settings | {"names": list(table.column_names(settings))}
+
+
+def build_run(
+    config: Any,
+    directory: Path,
+    columns: Sequence[ColumnConfig],
+    base: policy_store.Base,
+    prompts: PromptSet,
+) -> None:
+    """Write a complete reward run whose axes are the columns and whose prior is the configured one.
+
+    Raises:
+      UserError: a column is switched off by its own check, has several outputs, or tells no two samples of π_ref apart.
+    """
+    wanted = config.population
+    samples = (
+        read_completions(wanted.reference)
+        if wanted.reference is not None
+        else reference_samples(config, base, prompts, wanted.prompts, wanted.completions)
+    )
+    values, settings = table.prepare(samples, columns)
+    _refuse_off(settings)
+    names = tuple(settings["names"])
+    if len(names) != len(wanted.mean):
+        raise UserError(
+            f"population.mean: {len(wanted.mean)} numbers for the outputs {', '.join(names)}; give one an output"
+        )
+    mean, spread = moments(values, samples.item_prompt)
+    check_spread(spread, mean, names, samples.source)
+    if not wanted.standardise:
+        mean, spread = np.zeros_like(mean), np.ones_like(spread)
+    settings["reference"] = {
+        "source": samples.source,
+        "items": len(values),
+        "mean": mean.tolist(),
+        "sd": spread.tolist(),
+    }
+    basis = column_basis(names, mean, spread, settings, settings["fingerprint"])
+    prior = GroupPrior(np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32))))
+    phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
+    # Everything is computed: from here on only files are written.
+    rows = zip(samples.item_prompt, samples.item_text, strict=True)
+    jsonl.write(
+        directory / SAMPLES,
+        (
+            {"prompt": jsonl.prompt_value(samples.prompts[prompt]), "completion": text}
+            for prompt, text in rows
+        ),
+    )
+    identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
+    size = len(names)
+    population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
+    write_pool(directory, identity, make_pool(pairs, phi))
+
+
+def reference_samples(
+    config: Any, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
+) -> Preferences:
+    """Completions of π_ref for the first prompts of the run."""
+    graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)
+    policy = policy_store.Policy(base, graphdef, params, None, None, {})
+    index = np.repeat(np.arange(min(num_prompts, len(prompts.starts))), num_samples)
+    rows = prompts.rows.take(index)
+    completions = complete(
+        policy, rows.prompts, None, seed=config.seed, max_new_tokens=config.rollout.max_new_tokens
+    )
+    return rows.with_texts([completion.text for completion in completions])
+
+
+def as_pairs(samples: Preferences) -> Preferences:
+    """Every sample against the next different one of its prompt: what people may be asked."""
+    chosen, rejected = [], []
+    first: dict[tuple[int, str], int] = {}
+    last: dict[int, int] = {}
+    for item, key in enumerate(zip(samples.item_prompt.tolist(), samples.item_text, strict=True)):
+        own = first.setdefault(key, item)
+        before = last.get(key[0], own)
+        if before != own:
+            chosen.append(before)
+            rejected.append(own)
+        last[key[0]] = own
+    if not chosen:
+        raise UserError(
+            f"{samples.source}: no prompt has two different samples of π_ref, so there is nothing to ask people about; "
+            "give more prompts or population.completions"
+        )
+    return dataclasses.replace(
+        samples, chosen=np.array(chosen, np.int32), rejected=np.array(rejected, np.int32)
+    )

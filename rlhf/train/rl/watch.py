@@ -1,0 +1,26 @@
+"""Says on stderr what goes wrong in a run of reinforcement learning, while there is still time to stop it."""
+
+import sys
+from pathlib import Path
+
+from rlhf.run.metrics import read_metrics
+from rlhf.train.diagnosis.detectors import diagnose
+
+
+class Watch:
+    """Called at checkpoints: diagnoses the metrics so far and prints every finding once, when it first appears.
+
+    A resumed run says again what is still wrong.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.said: set[str] = set()
+
+    def __call__(self) -> None:
+        for finding in diagnose(read_metrics(self.directory)):
+            if finding.name not in self.said:
+                self.said.add(finding.name)
+                print(
+                    f"{finding.line()} More: docs/rl-diagnosis.md#{finding.name}", file=sys.stderr, flush=True
+                )

@@ -1,0 +1,136 @@
+import concurrent.futures
+import json
+
+import numpy as np
+import pytest
+
+from rewards.basis import store, users
+from rewards.errors import UserError
+from rewards.people import records
+from tests.rewards.basis.test_store import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    basis, prior, _ = make_run()
+    store.save_reward_run(tmp_path / "run", basis, prior)
+    return store.load_reward_run(tmp_path / "run")
+
+
+def answers(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        records.make_answer("Which?", f"a{i}", f"b{i}", 0.5 if i % 4 == 3 else 1.0, rng.normal(size=3))
+        for i in range(count)
+    ]
+
+
+def test_answers_append_and_the_posterior_follows_from_them(tmp_path, run):
+    given = answers(7)
+    records.append(tmp_path, run, "anna", given[:3])
+    before = (tmp_path / "anna.json").read_text()
+    records.append(tmp_path, run, "anna", given[3:])
+    record = records.load(tmp_path, "anna", run)
+    assert record.answers == tuple(given)
+    assert json.loads(before)["answers"] == json.loads((tmp_path / "anna.json").read_text())["answers"][:3]
+    delta = np.array([answer.delta_features for answer in given])
+    expected = users.posterior(run.prior, delta, np.array([answer.outcome for answer in given]))
+    np.testing.assert_allclose(record.posterior.coef_mean, expected.coef_mean, atol=1e-6)
+    np.testing.assert_allclose(records.recompute(run, record).coef_precision, record.posterior.coef_precision)
+    written = json.loads((tmp_path / "anna.json").read_text())
+    assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers"}
+    assert written["basis"] == run.hash and np.shape(written["coef_precision"]) == (3, 3)
+
+
+def test_answers_given_at_once_are_all_kept(tmp_path, run):
+    """Four writers, each reading, changing and writing the same record ten times."""
+    given = answers(40)
+
+    def give(part):
+        for answer in part:
+            records.append(tmp_path, run, "anna", [answer])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(give, [given[start::4] for start in range(4)]))
+    kept = records.load(tmp_path, "anna", run).answers
+    assert sorted(answer.chosen for answer in kept) == sorted(answer.chosen for answer in given)
+
+
+def test_somebody_new_is_the_prior_and_is_not_written(tmp_path, run):
+    record = records.new_record(run, "anna")
+    np.testing.assert_array_equal(record.posterior.coef_mean, run.prior.mean)
+    assert not records.exists(tmp_path, "anna")
+
+
+def test_chat_prompts_survive(tmp_path, run):
+    prompt = (("system", "Be brief."), ("user", "Which?"))
+    records.append(tmp_path, run, "anna", [records.make_answer(prompt, "a", "b", 1, np.ones(3))])
+    assert records.load(tmp_path, "anna", run).answers[0].prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    ["../../etc/passwd", "/abs", "a/b", "..", ".", "CON", "ü Name", "x" * 500, "nul\0", "a\nb", "-rf", "A"],
+)
+def test_odd_ids_stay_in_the_folder(tmp_path, run, user_id):
+    folder = tmp_path / "users"
+    records.append(folder, run, user_id, answers(1))
+    (path,) = folder.glob("[!.]*")  # beside the lock
+    assert path.parent == folder and path.suffix == ".json" and len(path.name) < 120
+    assert records.load(folder, user_id, run).user_id == user_id
+    assert records.list_records(folder) == [(user_id, 1)]
+
+
+def test_no_two_ids_share_a_file():
+    ids = ["a", "A", "a/b", "a_b", "a:b", "a b", "x" * 200, "x" * 201]
+    assert len({records.file_name(user_id).lower() for user_id in ids}) == len(ids)
+
+
+def test_forget_erases(tmp_path, run):
+    folder = tmp_path / "users"
+    records.append(folder, run, "anna", answers(2))
+    records.append(folder, run, "ben", answers(1))
+    records.forget(folder, "anna")
+    assert records.list_records(folder) == [("ben", 1)]
+    assert all("a1" not in path.read_text() for path in folder.iterdir())
+    with pytest.raises(UserError, match="no record"):
+        records.load(folder, "anna", run)
+    with pytest.raises(UserError, match="no record"):
+        records.forget(folder, "anna")
+
+
+def test_record_of_another_basis_is_refused(tmp_path, run):
+    basis, prior, _ = make_run(seed=1)
+    store.save_reward_run(tmp_path / "other", basis, prior)
+    other = store.load_reward_run(tmp_path / "other")
+    records.append(tmp_path, run, "anna", answers(1))
+    for attempt in (
+        lambda: records.load(tmp_path, "anna", other),
+        lambda: records.append(tmp_path, other, "anna", answers(1)),
+    ):
+        with pytest.raises(UserError, match="basis"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("answers"), "'answers' is missing"),
+        (lambda r: r.update(note=1), "'note' is unknown"),
+        (lambda r: r.update(user_id="ben"), "belongs to user 'ben'"),
+        (lambda r: r["answers"][1].pop("outcome"), r"answers\[1\].*'outcome' is missing"),
+        (lambda r: r["answers"][1].update(outcome=2), r"answers\[1\].outcome is 2"),
+        (lambda r: r["answers"][0].update(delta_features=[1, 2]), "the basis has 3"),
+        (lambda r: r["answers"][0].update(delta_features=["x", 1, 2]), "finite numbers"),
+        (lambda r: r.update(coef_mean=[1, 2]), "K × K"),
+    ],
+)
+def test_damaged_record_is_named_in_one_line(tmp_path, run, change, message):
+    records.append(tmp_path, run, "anna", answers(2))
+    path = tmp_path / "anna.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message) as caught:
+        records.load(tmp_path, "anna", run)
+    assert "anna.json" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,158 @@
+"""A tiny run of policy-gradient training: policy, state, prompts and people, all of them on the device."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf.models.adapters import AdapterSpec
+from rlhf.policy import scoring
+from rlhf.policy.conditioning import UserShares
+from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
+from rlhf.policy.sampling import SamplingSettings, left_pad
+from rlhf.train import optim
+from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.rollout import People, Prompts, Rollout, iteration_keys, people_rows, score
+from rlhf.train.rl.settings import CriticSpec, Hyper, Static, num_channels
+from rlhf.train.rl.update import State, init_state
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
+
+STOP = (2,)
+
+
+class Task(NamedTuple):
+    """Everything but the reward that `iterate` needs."""
+
+    state: State
+    prompts: Prompts
+    people: People
+    frozen: PolicyParams
+    settings: SamplingSettings
+    stop: jax.Array
+    hyper: tuple[optim.Hyper, Hyper]
+    static: Static
+
+    def arguments(self) -> tuple:
+        """Of `draw`, but the state."""
+        return self.prompts, self.people, self.frozen, self.settings, self.stop, self.hyper
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _scored(params, critic, tokens, starts, z, *, static: Static):
+    rows = scoring.rows_of(tokens, starts, z, static.max_new_tokens, static.group_size)
+    rows = scoring.with_lower_states(static.graphdef, params, rows)
+    logprobs, _, values = score(static, params, critic, rows)
+    return logprobs, values, rows
+
+
+def made_up_rollout(task: Task, seed: int = 0) -> Rollout:
+    """Random completions of 1 … T tokens as if the policy had said them, and a reference near it; about half have ended.
+
+    Cheaper than sampling: the decode loop need not be compiled.
+    """
+    rng, static = np.random.default_rng(seed), task.static
+    batch, num_slots = len(task.prompts.starts), static.max_new_tokens
+    keys = iteration_keys(task.state.key, task.state.iteration)
+    coef, z = people_rows(keys.users, task.people, static, batch, task.hyper[1])
+    mask = np.arange(num_slots) < rng.permutation(np.arange(batch) % num_slots + 1)[:, None]
+    new = np.where(mask, rng.integers(3, 30, mask.shape), 0).astype(np.int32)
+    tokens = jnp.concatenate([task.prompts.tokens, new], axis=1)
+    trained = dict(task.state.params)
+    critic = trained.pop("critic", None)
+    params = task.frozen._replace(**trained)
+    logprobs, values, rows = _scored(params, critic, tokens, task.prompts.starts, z, static=static)
+    near = logprobs + 0.2 * rng.normal(size=mask.shape)
+    values = np.zeros((*mask.shape, num_channels(coef.shape[1]))) if values is None else values
+    logprobs, near, values = (
+        jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0.0).astype(jnp.float32)
+        for x in (logprobs, near, jnp.asarray(values))
+    )
+    ended = jnp.asarray(rng.random(batch) < 0.5)
+    return Rollout(
+        tokens,
+        task.prompts.starts,
+        jnp.asarray(mask),
+        logprobs,
+        near,
+        logprobs,
+        values,
+        rows,
+        coef,
+        z,
+        ended,
+    )
+
+
+def make_task(
+    *,
+    prompts: list[list[int]],
+    people: Any,
+    groups: int,
+    group_size: int = 4,
+    max_new_tokens: int = 3,
+    spec: AdapterSpec | None = None,
+    adapter_layers: int | None = 2,
+    trained: str = "adapters",
+    scale: float = 0.0,
+    base: Any = None,
+    critic: dict | None = None,
+    kl_coef: float = 0.1,
+    optimizer: dict | None = None,
+    hyper: dict | None = None,
+    seed: int = 0,
+    **changes,
+) -> Task:
+    """`prompts` are repeated to fill `groups` groups of `group_size` rows.
+
+    Args:
+      people: a population, or fixed weights [K].
+      spec: adapters; default LoRA, and a conditioner where there are people.
+      scale: standard deviation of random adapters (0: as before training).
+      critic: fields of CriticSpec, for ppo.
+      optimizer, hyper, changes: of `steps.make_hyper`, `Hyper.of` and `Static`.
+    """
+    personal = isinstance(people, tuple)
+    num_basis = people.user_mean.shape[1] if personal else len(people)
+    default = AdapterSpec(4, 4.0, num_basis if personal else 0, 4 if personal else 0)
+    spec = spec or default
+    base = base or tiny.make_base(tiny.make_config(), adapter_layers=adapter_layers)
+    policy = tiny.make_policy(base, spec, scale=scale, seed=seed + 1)
+    params = policy.params
+    if not scale:
+        lora, conditioner = init_adapters(policy.graphdef, params, jax.random.key(seed))
+        params = params._replace(lora=lora, conditioner=conditioner)
+    dtype = base.tree["embed"]["embedding"].dtype.name
+    reference = structure(base.config, base.stages, None, dtype, False)[0]
+    parts: dict[str, Any] = {"lora": params.lora} if trained == "adapters" else {"base": params.base}
+    if personal:
+        parts["conditioner"] = params.conditioner
+    critic_spec = None
+    if critic is not None:
+        critic_spec = CriticSpec(num_basis, personal, **{"hidden": 16, **critic})
+        parts["critic"] = init_critic(critic_spec, params, base.config.width, jax.random.key(seed + 7))
+    shares = UserShares.of(groups, 0.5, 0.25, 0.0, 0.25) if personal else None
+    static = Static(
+        policy.graphdef,
+        reference,
+        optim.Schedule("constant"),
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        critic=critic_spec,
+        **{"algorithm": "ppo" if critic is not None else "centred", "shares": shares, **changes},
+    )
+    rates = steps.make_hyper(**({"weight_decay": 0.0} | (optimizer or {})))
+    rows = np.repeat(np.resize(np.arange(len(prompts)), groups), group_size)
+    tokens, starts = left_pad([prompts[row] for row in rows], multiple=4)
+    arrays = (
+        init_state(jax.tree.map(jnp.array, parts), rates, jax.random.key(seed + 11), kl_coef),
+        Prompts(tokens, starts),
+        people if personal else np.asarray(people, np.float32),
+        jax.tree.map(jnp.array, params),
+        SamplingSettings.of(len(rows)),
+        np.array(STOP, np.int32),
+        (rates, Hyper.of(**(hyper or {}))),
+    )
+    return Task(*jax.tree.map(jnp.asarray, arrays), static)
