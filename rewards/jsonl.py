@@ -12,11 +12,13 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.errors import UserError
 from rewards.files import atomic_path
-from rewards.types import Prompt
+
+if TYPE_CHECKING:  # commands read lines, and their --help must not import NumPy
+    from rewards.types import Prompt
 
 STANDARD_INPUT = ("-", "/dev/stdin")
 _BOM = b"\xef\xbb\xbf"
@@ -55,7 +57,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
             file.writelines(map(line, rows))
 
 
-def prompt_value(prompt: Prompt) -> Any:
+def prompt_value(prompt: "Prompt") -> Any:
     """A prompt as rows hold it: text, or a list of messages."""
     if isinstance(prompt, str):
         return prompt
