@@ -154,7 +154,7 @@ def test_sparse_files_mean_what_they_mean_to_transformers(case, tmp_path):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw))
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(raw))
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -174,8 +174,8 @@ def test_the_defaults_are_those_of_the_installed_transformers():
 # ---- config.json against the weights ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", [3, 5, 9_999])
-def test_another_number_of_layers_than_the_files_hold(layers, tmp_path):
+@pytest.mark.parametrize("layers", [5, 9_999])
+def test_more_layers_than_the_files_hold(layers, tmp_path):
     families.save_model("qwen3", tmp_path)
     raw = {**read_hf_config(tmp_path), "num_hidden_layers": layers, "layer_types": None}
     with pytest.raises(
