@@ -12,11 +12,13 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.errors import UserError
 from rewards.files import atomic_path
-from rewards.types import Prompt
+
+if TYPE_CHECKING:
+    from rewards.types import Prompt  # NumPy, which a command line that is only parsed does not wait for
 
 STANDARD_INPUT = ("-", "/dev/stdin")
 _BOM = b"\xef\xbb\xbf"
@@ -51,7 +53,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
             file.writelines(map(line, rows))
 
 
-def prompt_value(prompt: Prompt) -> Any:
+def prompt_value(prompt: "Prompt") -> Any:
     """A prompt as rows hold it: text, or a list of messages."""
     if isinstance(prompt, str):
         return prompt

@@ -72,7 +72,8 @@ def save_hf(
 
 def _write_end_tokens(directory: Path, end_ids: tuple[int, ...]) -> None:
     """End tokens in generation_config.json, whose word counts, and in config.json, its fallback."""
-    ends = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+    ids = list(end_ids)
+    ends = ids if len(ids) > 1 else ids[0]
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         raw = read_json(path) if path.is_file() else {}
