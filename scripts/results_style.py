@@ -33,8 +33,8 @@ from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.generation import Completion, complete, logprobs_of
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import GRPOConfig
 from rlhf.run.metrics import read_metrics
+from rlhf.train.rl.config import GRPOConfig
 from rlhf.train.rl.prompts import read_prompts
 from rlhf.train.rl.reward_host import PromptRows
 

@@ -27,10 +27,10 @@ from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Conditioning, effective_coef, signal
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.store import Base
-from rlhf.run.config.rl_hints import HintsConfig
 from rlhf.run.directory import Run
 from rlhf.train.hints import loss as hints
 from rlhf.train.hints import rows as rl_hint_rows
+from rlhf.train.hints.config import HintsConfig
 from rlhf.train.hints.loss import HintRows, HintTerm, Reading, TargetSpec
 from rlhf.train.rl.sources import Source
 
@@ -69,7 +69,7 @@ class Lessons:
         return self.taught + self.config.anchor_rows, self.student.tokens.shape[1]
 
     def term(self, graphdef: Any) -> HintTerm:
-        """The term for a policy of this structure, as `Static.extra` takes it."""
+        """The term for a policy of this structure, as `RLProgram.extra` takes it."""
         return HintTerm(graphdef, self.mask.shape[1], TargetSpec(self.top))
 
     def rows(self, number: int, params: PolicyParams, term: HintTerm) -> HintRows:

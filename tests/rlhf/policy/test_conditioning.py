@@ -8,7 +8,15 @@ from scipy.optimize import minimize
 
 from rewards.basis import gauge
 from rewards.types import GroupPrior, UserPosterior
-from rlhf.policy.conditioning import Conditioning, Population, UserShares, effective_coef, sample_coef, signal
+from rlhf.policy.conditioning import (
+    Conditioning,
+    Population,
+    UserShares,
+    UsersMixConfig,
+    effective_coef,
+    sample_coef,
+    signal,
+)
 
 K = 3
 
@@ -72,7 +80,8 @@ def test_z_whitens_the_population_and_is_zero_at_its_mean():
     "shares", [(0.5, 0.3, 0.1, 0.1), (0.98, 0.0, 0.0, 0.02), (0.25, 0.25, 0.25, 0.25), (0.0, 0.0, 0.0, 1.0)]
 )
 def test_shares_add_up_and_someone_is_generic(batch, shares):
-    counts = UserShares.of(batch, *shares)
+    names = ("posterior", "prior", "extremes", "generic")
+    counts = UserShares.of(batch, UsersMixConfig(**dict(zip(names, shares, strict=True))))
     split = np.array([counts.posterior, counts.prior, counts.extremes, counts.generic])
     assert split.sum() == batch and (split >= 0).all()
     assert counts.generic >= 1 or batch == 1

@@ -10,9 +10,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from rewards.errors import UserError
+from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.describe import KINDS, describe, schema_of
 from rlhf.run.config.load import load, to_dict, to_yaml
-from rlhf.run.config.schema import DPOConfig, RewardsConfig, SFTConfig, TrainConfig
+from rlhf.train.config import DPOConfig, SFTConfig, TrainConfig
 
 DPO = """\
 seed: 1

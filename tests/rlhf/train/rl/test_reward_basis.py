@@ -14,10 +14,10 @@ from rewards.methods.columns import column_basis
 from rewards.types import PromptPart, Quadratic
 from rlhf.phi import encoder
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
 from rlhf.policy.scoring import rows_of, with_lower_states
-from rlhf.run.config.columns import ColumnConfig
 from rlhf.train.rl import reward_basis
 from rlhf.train.rl.reward_host import EncoderFeatures, PromptRows, texts_of
 from rlhf.train.rl.rollout import Rollout

@@ -9,7 +9,7 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.methods.columns import column_basis
-from rlhf.run.config.columns import ColumnConfig
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.train.rl import reward_host
 from rlhf.train.rl.reward_host import ColumnFeatures, HostReward, Limits, PromptRows, side_by_side
 from rlhf.train.rl.rollout import Rollout
