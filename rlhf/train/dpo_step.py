@@ -26,15 +26,7 @@ from flax import nnx
 from rlhf.objectives import preference as losses
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows
-from rlhf.policy.conditioning import (
-    Population,
-    RailConfig,
-    UserShares,
-    coef_of_users,
-    effective_coef,
-    sample_coef,
-    signal,
-)
+from rlhf.policy.conditioning import Gate, Population, RailConfig, UserShares, coef_of_users, sample_coef
 from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
 from rlhf.run.record import Count, record
 from rlhf.train import optim
@@ -203,8 +195,7 @@ def _loss(
     if loss_config.personal:
         assert population is not None and program.shares is not None, "people, and how many rows are whose"
         coef = row_coef(loss_config.kind, program.shares, population, rows.user, key)
-        coef = effective_coef(coef, population.conditioning.mean, loss_config.dpo_beta, rail.eta)
-        z = signal(coef, population.conditioning)
+        coef, z = Gate(population.conditioning, loss_config.dpo_beta, rail.eta).compose(coef)
         target = jnp.einsum("bk,bck->bc", coef, batch.basis_rewards)
     token, entropy = token_logprobs(program.graphdef, params, rows.packed, z, batch.hidden)
     summed = completion_sums(token, rows.packed)

@@ -140,7 +140,7 @@ def tokens_per_step(config: Any, packed: PackedRows) -> int:
 
 
 def batches(config: Any, data: Any, num_rows: int) -> Callable[[int], Any]:
-    """Step number → its rows of `data` (a `Batch` of the whole data set), cut into micro-batches."""
+    """Step number → its rows of `data` (an `SFTBatch` or `DPOBatch` of the whole data set), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
 
     def batch_of(step: int) -> Any:

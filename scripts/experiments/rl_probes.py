@@ -35,16 +35,16 @@ def experiment(seeds: int, iterations: int) -> dict[str, Any]:
         "strength": {},
     }
     every = max(1, iterations // 20)
-    for algorithm, kl_in in ARMS:
+    for algorithm, place in ARMS:
         for name, probe in PROBES.items():
             runs = [
-                train(probe, algorithm, seed, iterations, kl_in=kl_in, every=every) for seed in range(seeds)
+                train(probe, algorithm, seed, iterations, place=place, every=every) for seed in range(seeds)
             ]
             result["probes"].setdefault(name, {})[algorithm] = runs
-    for algorithm, kl_in in STRENGTH_ARMS:
-        result["strength"][f"{algorithm}, KL in the {kl_in}"] = {
+    for algorithm, place in STRENGTH_ARMS:
+        result["strength"][f"{algorithm}, KL in the {place}"] = {
             str(factor): [
-                train(intensity(factor), algorithm, seed, iterations, kl_in=kl_in) for seed in range(seeds)
+                train(intensity(factor), algorithm, seed, iterations, place=place) for seed in range(seeds)
             ]
             for factor in INTENSITIES
         }

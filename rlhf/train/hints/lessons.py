@@ -24,7 +24,7 @@ from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
-from rlhf.policy.conditioning import Conditioning, effective_coef, signal
+from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.store import Base
 from rlhf.run.directory import Run
@@ -32,6 +32,7 @@ from rlhf.train.hints import loss as hints
 from rlhf.train.hints import rows as rl_hint_rows
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.hints.loss import HintRows, HintTerm, Reading, TargetSpec
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.sources import Source
 
 FILE = "hints.jsonl"
@@ -113,7 +114,7 @@ def _rows(params: PolicyParams, own: Any, held: Any, coef: jax.Array, *, term: H
     return hints.join(parts)
 
 
-def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
+def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
     """Read and judge the hints of a run, and say on stderr what becomes of them; writes nothing.
 
     Raises:
@@ -121,18 +122,16 @@ def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
         other than those that a run in progress started with.
     """
     run, wanted, vocab = source.run, config.hints, base.config.vocab_size
-    assert run is not None, "check_hints"
+    assert run is not None and wanted is not None, "hints need a reward run"
     if wanted.top is not None and wanted.top > vocab:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"
         )
-    conditioning = Conditioning.from_prior(run.prior)
+    gate = Gate.of(run.prior, config.kl.coef, config.rail.eta)
 
     def z_of(coef: Any) -> np.ndarray:
         """z[…, K] of people's coefficients, shrunk as those of the rollout are."""
-        coef = np.asarray(coef, np.float32)
-        shrunk = effective_coef(coef, conditioning.mean, config.kl.coef, config.rail.eta)
-        return np.asarray(signal(shrunk, conditioning), np.float32)
+        return np.asarray(gate(np.asarray(coef, np.float32)), np.float32)
 
     rows, path = rl_hint_rows.read(wanted.path, run, base, config.rollout), job.directory / FILE
     if job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE")):

@@ -17,7 +17,7 @@ from flax import nnx
 from rlhf.objectives.advantages import EXTRA_CHANNELS, num_channels
 from rlhf.policy import logprobs as policy
 from rlhf.policy import scoring
-from rlhf.policy.conditioning import Population, UserShares, effective_coef, sample_coef, signal
+from rlhf.policy.conditioning import Gate, Population, UserShares, sample_coef
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings, generate
 from rlhf.train.rl import critic as critics
@@ -95,9 +95,8 @@ def user_rows(
     """
     draw_key, order_key = jax.random.split(key)
     coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares))
-    coef = effective_coef(coef, population.conditioning.mean, beta, eta)
-    coef = jnp.repeat(coef, group_size, axis=0)
-    return coef, jnp.asarray(signal(coef, population.conditioning))
+    shrunk, z = Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
+    return jnp.asarray(shrunk), jnp.asarray(z)
 
 
 def people_rows(

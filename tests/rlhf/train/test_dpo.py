@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy.conditioning import UserShares, effective_coef, signal
+from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import sequence_logprobs
 from rlhf.policy.sampling import SamplingSettings, generate, left_pad, row_keys
 from rlhf.train import dpo_step as dpo
@@ -133,8 +133,9 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
     settings = steps.make_settings(kind, eta=ETA)
     _, metrics = run(personal, batch, settings, population=population, shares=shares, with_rail=True)
 
-    shrunk = effective_coef(coef, mean, BETA, ETA)
-    policy = own_logprobs(personal, signal(shrunk, population.conditioning))(personal.params)
+    shrunk = (BETA * coef + ETA * mean) / (BETA + ETA)
+    z = (shrunk - mean) @ population.conditioning.inverse_sqrt
+    policy = own_logprobs(personal, z)(personal.params)
     aggregate = own_logprobs(personal)(personal.params)
     reference = batch.ref_logprobs[0, :, :3]
     target = jnp.einsum("bk,bck->bc", shrunk, batch.basis_rewards[0, :, :3])
