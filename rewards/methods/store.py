@@ -36,6 +36,11 @@ def model_hash(fitted: FittedModel) -> str:
     return digest.hexdigest()
 
 
+def extra_of(fitted: LinearFitted) -> dict[str, Any]:
+    """What a reward run says of its model besides the basis."""
+    return {"lapse": fitted.rule.lapse, "model": fitted.kind}
+
+
 def save_model(directory: str | Path, fitted: FittedModel) -> str:
     """Write the model and return its hash.
 
@@ -56,8 +61,7 @@ def save_model(directory: str | Path, fitted: FittedModel) -> str:
         "tensors_sha256": tensors_sha256,
     }
     if isinstance(fitted, LinearFitted):
-        extra = {"lapse": fitted.rule.lapse, "model": fitted.kind}
-        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra)
+        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra_of(fitted))
     files.write_json(directory / RECORD, body | {"record_sha256": files.sha256_json(body)})
     return identity
 

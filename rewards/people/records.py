@@ -17,11 +17,11 @@ import numpy as np
 
 from rewards import files
 from rewards.basis import users
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.people import edits as edits_module
 from rewards.people.edits import Edit
-from rewards.types import Prompt, UserPosterior
+from rewards.types import Preferences, Prompt, UserPosterior
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
@@ -74,6 +74,20 @@ def make_answer(
     return Answer(prompt, chosen, rejected, float(outcome), tuple(map(float, delta_features)), time)
 
 
+def answer_of(prefs: Preferences, phi: np.ndarray, row: int) -> Answer:
+    """Comparison `row` as an answer, with the time the data gives it; `phi` float[I, K] are the items' features."""
+    chosen, rejected = int(prefs.chosen[row]), int(prefs.rejected[row])
+    stamps = prefs.columns.get("timestamp")
+    return make_answer(
+        prefs.prompts[prefs.item_prompt[chosen]],
+        prefs.item_text[chosen],
+        prefs.item_text[rejected],
+        float(prefs.outcome[row]),
+        phi[chosen] - phi[rejected],
+        None if stamps is None or stamps[row] is None else str(stamps[row]),
+    )
+
+
 def file_name(user_id: str) -> str:
     """File name for any id: the id itself where it is harmless, else its harmless part and a hash of the id.
 
@@ -97,7 +111,7 @@ def exists(directory: str | Path, user_id: str) -> bool:
     return path_of(directory, user_id).is_file()
 
 
-def new_record(run: RewardRun, user_id: str) -> UserRecord:
+def new_record(run: FittedBasis, user_id: str) -> UserRecord:
     """Somebody who has not answered anything: exactly the prior. Nothing is written."""
     return UserRecord(user_id, run.hash, users.posterior(run.prior, np.zeros((0, 0)), np.zeros(0)), ())
 
@@ -148,18 +162,31 @@ def add(
     """`append` for events of every kind."""
     with files.locked(directory):
         record = load(directory, user_id, run) if exists(directory, user_id) else new_record(run, user_id)
-        record = dataclasses.replace(
-            record,
-            answers=record.answers + tuple(answers),
-            edits=record.edits + tuple(edits),
-            skipped=record.skipped + tuple(key for key in skipped if key not in record.skipped),
-        )
-        record = dataclasses.replace(record, posterior=recompute(run, record, lapse=lapse))
+        record = with_events(run, record, answers=answers, edits=edits, skipped=skipped, lapse=lapse)
         files.write_json(path_of(directory, user_id), to_json(record))
     return record
 
 
-def recompute(run: RewardRun, record: UserRecord, *, lapse: float = 0.0) -> UserPosterior:
+def with_events(
+    run: FittedBasis,
+    record: UserRecord,
+    *,
+    answers: Sequence[Answer] = (),
+    edits: Sequence[Edit] = (),
+    skipped: Sequence[str] = (),
+    lapse: float = 0.0,
+) -> UserRecord:
+    """The record with these events after its own, and the posterior that follows; nothing is written."""
+    record = dataclasses.replace(
+        record,
+        answers=record.answers + tuple(answers),
+        edits=record.edits + tuple(edits),
+        skipped=record.skipped + tuple(key for key in skipped if key not in record.skipped),
+    )
+    return dataclasses.replace(record, posterior=recompute(run, record, lapse=lapse))
+
+
+def recompute(run: FittedBasis, record: UserRecord, *, lapse: float = 0.0) -> UserPosterior:
     """The posterior that follows from the prior, the edits and the answers of the record."""
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcomes = np.array([answer.outcome for answer in record.answers], np.float32)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from rewards.basis import gauge
 from rewards.data.completions import read_completions
+from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
 from rewards.files import atomic_path, cache_dir, sha256_json
 from rewards.types import Preferences, RewardBasis
@@ -73,12 +74,7 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
       UserError: the data lacks precomputed features, or the encoder's model has other weights than at the fit.
     """
     if settings["kind"] == "precomputed":
-        if prefs.item_features is None:
-            raise UserError(
-                f"{prefs.source}: no chosen_features/rejected_features, which encoder.kind precomputed needs; "
-                "add them or set encoder.kind=lm"
-            )
-        return prefs.item_features
+        return precomputed_features(prefs)
     if settings["kind"] == "attributes":
         return attribute_features(prefs)
     if settings["kind"] == "columns":
@@ -92,30 +88,6 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
             f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"
         )
     return _embed(prefs, settings, base)
-
-
-def attribute_features(prefs: Preferences) -> np.ndarray:
-    """The numbers of the `attributes` column, float32[I, D]; items of no comparison hold zeros.
-
-    Raises:
-      UserError: a row without attributes, or with another set of them than the first row.
-    """
-    column = prefs.columns.get("attributes")
-    if column is None:
-        raise UserError(
-            f"{prefs.source}: no attributes column, which encoder.kind attributes needs; add it or set encoder.kind=lm"
-        )
-    names = (column[0] or {}).get("feature_names")
-    out = np.zeros((prefs.num_items, len(names or ())), np.float32)
-    for row, chosen, rejected, value in zip(prefs.row, prefs.chosen, prefs.rejected, column, strict=True):
-        if not names or (value or {}).get("feature_names") != names:
-            raise UserError(
-                f"{prefs.source} row {row}: attributes: feature_names must be the same list in every row; "
-                "mend it or set encoder.kind=lm"
-            )
-        # As many finite numbers as names: the reader has checked that.
-        out[chosen], out[rejected] = value["chosen"], value["rejected"]
-    return out
 
 
 def _cache_path(settings: dict[str, Any], prefs: Preferences):

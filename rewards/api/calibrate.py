@@ -1,6 +1,5 @@
 """calibration.json of a reward run: how much wider than Laplace's an honest error bar is, by number of answers."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from rewards.basis.store import RewardRun
 from rewards.comparison.replay import padded_rows
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
+from rewards.files import read_json
 from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
 from rewards.types import Preferences, UserPosterior
@@ -20,14 +19,14 @@ PEOPLE = 2000  # simulated; a coverage of 95 % is then known to ± 1 %
 MIN_PEOPLE = 10  # whose answered pairs say what gets asked
 
 
-def write(
-    directory: Path, identity: str, train: Preferences, phi: np.ndarray, fitted: LinearFitted, seed: int
-) -> None:
-    """Simulate people who answer the pairs that training people answered; nothing when too few answered any."""
+def simulate(
+    train: Preferences, phi: np.ndarray, fitted: LinearFitted, seed: int
+) -> calibration.Calibration | None:
+    """Simulate people who answer the pairs that training people answered; None when too few answered any."""
     answers = np.bincount(train.user_index, minlength=train.num_users)
     counts = tuple(n for n in COUNTS if np.sum(answers >= n) >= MIN_PEOPLE)
     if not counts:
-        return
+        return None
     rows = padded_rows(
         train.user_index, np.ones(train.num_comparisons, bool), np.flatnonzero(answers >= counts[-1])
     )
@@ -35,23 +34,29 @@ def write(
     delta = phi[train.chosen] - phi[train.rejected]
     draw_key, fit_key = jax.random.split(jax.random.key(seed))
     some = np.asarray(jax.random.choice(draw_key, len(delta), (min(500, len(delta)),), replace=False))
-    found = calibration.fit_scale(
+    return calibration.fit_scale(
         fitted.prior, delta[rows], delta[some], counts, key=fit_key, lapse=fitted.rule.lapse
     )
-    write_json(directory / FILE, {"basis": identity} | found.to_json())
 
 
-def deviations(run: RewardRun, posterior: UserPosterior) -> tuple[np.ndarray, float | None]:
-    """Standard deviation along every axis, float64[K], and the level its ± 1.96 interval covers in simulation.
+def read(run: RewardRun) -> calibration.Calibration | None:
+    """The calibration of a stored run; None if it has none.
 
-    None: the run has no calibration, and the deviations are Laplace's own, which are somewhat small.
+    Raises:
+      UserError: it is damaged or of another basis.
     """
-    path, level = run.directory / FILE, None
-    if path.is_file():
-        content: Any = read_json(path)
-        if not isinstance(content, dict) or content.get("basis") != run.hash:
-            raise UserError(f"{path}: not of this run's basis; fit the rewards again")
-        found = calibration.Calibration.from_json(content, str(path))
-        posterior, level = found.scaled(posterior, of="margin"), found.level
+    path = run.directory / FILE
+    if not path.is_file():
+        return None
+    content: Any = read_json(path)
+    if not isinstance(content, dict) or content.get("basis") != run.hash:
+        raise UserError(f"{path}: not of this run's basis; fit the rewards again")
+    return calibration.Calibration.from_json(content, str(path))
+
+
+def widened(found: calibration.Calibration | None, posterior: UserPosterior) -> np.ndarray:
+    """Standard deviation along every axis, float64[K]; without a calibration Laplace's own, somewhat small."""
+    if found is not None:
+        posterior = found.scaled(posterior, of="margin")
     cov = np.linalg.inv(np.asarray(posterior.coef_precision, np.float64))
-    return np.sqrt(np.diag(cov)), level
+    return np.sqrt(np.diag(cov))
