@@ -64,7 +64,7 @@ def init_state(params: dict[str, Any], settings: RLSettings, key: jax.Array) -> 
         start.opt_state,
         start.key,
         jnp.zeros((), jnp.int32),
-        jnp.asarray(settings.kl.coef, jnp.float32),
+        jnp.array(settings.kl.coef, jnp.float32),  # a copy: the state is donated, the settings stay
         RunningScale.start(),
     )
 
