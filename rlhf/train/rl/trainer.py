@@ -38,7 +38,6 @@ from rlhf.train.rl import update as updates
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.critic import Critic, init_critic
 from rlhf.train.rl.prompts import PromptSet
-from rlhf.train.rl.reward_basis import BasisReward
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
@@ -147,14 +146,14 @@ class Trainer:
         extra = None
         if self.lessons is not None:
             extra = self.lessons.rows(batch.number, self.frozen, self.program.extra)
-        if self.source.compiled is not None:
-            reward, arrays = self.source.compiled
+        reward = self.source.reward
+        if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
-                state, *shared, arrays, *rest, program=self.program, reward=reward, extra=extra
+                state, *shared, reward.arrays, *rest, program=self.program, reward=reward.kernel, extra=extra
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
-            given = self.source.host(rollout, self.prompts.rows.take(batch.index))
+            given = reward(rollout, self.prompts.rows.take(batch.index))
             rewards = jax.device_put(given)
             state, metrics = updates.update(
                 state,
@@ -185,7 +184,7 @@ def _critic(
     config: PPOConfig, base: policy_store.Base, params: PolicyParams, source: Source, key: jax.Array
 ) -> tuple[Critic, dict[str, Any]]:
     """A fresh critic, or that of `critic.start`; and what it is, for its record."""
-    if config.critic.from_rewards and not _reads_beginnings(source):
+    if config.critic.from_rewards and not source.reward.can.beginnings:
         raise UserError(
             "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
             "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
@@ -199,11 +198,6 @@ def _critic(
     if config.critic.start is not None:
         critic = rl_critic.load(config.critic.start, spec, critic, _purpose(config, base, source))
     return critic, spec
-
-
-def _reads_beginnings(source: Source) -> bool:
-    reward = None if source.compiled is None else source.compiled[0]
-    return isinstance(reward, BasisReward) and reward.reads_beginnings
 
 
 def _purpose(config: PPOConfig, base: policy_store.Base, source: Source) -> dict[str, Any]:

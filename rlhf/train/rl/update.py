@@ -9,7 +9,6 @@ Shapes: see `rlhf.train.rl.settings`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from rlhf.objectives import surrogate as objectives
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, RunningScale
 from rlhf.objectives.kl_control import next_kl_coef
+from rlhf.phi.reward import Kernel
 from rlhf.policy import logprobs as policy
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings
@@ -27,13 +27,8 @@ from rlhf.train.rl import relabel
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.diagnostics import Metrics, batch_metrics
 from rlhf.train.rl.estimate import Estimate, estimate
-from rlhf.train.rl.reward_basis import BasisReward
 from rlhf.train.rl.rollout import People, Prompts, Rollout
 from rlhf.train.rl.settings import RLProgram, RLSettings
-
-Reward = Callable[
-    [Any, Rollout], jax.Array
-]  # (arrays, rollout) → float32[B, K] or float32[B, T, K]; hashable
 
 
 class RLState(NamedTuple):
@@ -342,7 +337,7 @@ def iterate(
     settings: RLSettings,
     *,
     program: RLProgram,
-    reward: Reward,
+    reward: Kernel,
     extra: Any = None,
 ) -> tuple[RLState, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
@@ -355,7 +350,7 @@ def iterate(
     rollout = draw(state, prompts, people, frozen, sampling, stop, settings, program=program)
     rewards = reward(reward_arrays, rollout)
     if settings.critic is not None and settings.critic.from_rewards:
-        assert isinstance(reward, BasisReward), "other rewards say nothing of half a completion"
-        rollout = rollouts.valued_from(rollout, reward.prefixes(reward_arrays, rollout))
+        assert reward.reads_beginnings, "other rewards say nothing of half a completion"
+        rollout = rollouts.valued_from(rollout, reward.beginnings(reward_arrays, rollout))
     state, metrics = _update(state, rollout, rewards, frozen, settings, program, extra, people)
     return state, metrics, rollout._replace(rows=None), rewards
