@@ -114,8 +114,14 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
+    tokenizer = Tokenizer(directory)
+    if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= config.vocab_size:
+        raise UserError(
+            f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
+            f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
+        )
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(str(name), directory, config, tree, stages, Tokenizer(directory), fingerprint(directory))
+    return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
 
 
 def base_state(
