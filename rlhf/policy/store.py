@@ -161,7 +161,12 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
-    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
+    return {_name(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def _name(path: Any) -> str:
+    """The dotted name under which a leaf is stored."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_policy(
@@ -255,7 +260,7 @@ def _fill(
         expected = getattr(shapes, role)
 
         def take(key_path, leaf, role=role):
-            name = f"{role}." + ".".join(str(key.key) for key in key_path)
+            name = f"{role}.{_name(key_path)}"
             if name not in tensors:
                 raise UserError(f"{path}: tensor {name} missing; train again")
             if tensors[name].shape != leaf.shape:
