@@ -9,7 +9,6 @@ samples (one policy for all) it gives 0, as in TRL. NaN and infinity are refused
 Shapes: B rows, K basis outputs, C columns.
 """
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,20 +26,11 @@ from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
 from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
-from rlhf.phi.reward import Can, Completions, PromptRows
+from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows
 from rlhf.policy.sampling import left_pad
 
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """parallel: columns at a time. timeout_seconds: for one column and one iteration. retries: further tries."""
-
-    parallel: int
-    timeout_seconds: float
-    retries: int
 
 
 Features = Callable[[Preferences], np.ndarray]  # items → φ float32[I, K]
@@ -65,7 +55,7 @@ class ColumnFeatures:
       UserError: a column is not what it was when its settings were stored.
     """
 
-    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: Limits):
+    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: HostConfig):
         self._opened = table.open_columns(settings, gates=False)
         for entry, _ in self._opened:
             if entry["settings"]["kind"] == "function":  # imported before anything runs
@@ -126,7 +116,7 @@ class EncoderFeatures:
         return np.concatenate([np.asarray(part) for part in parts])[: len(whole)]
 
 
-def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Limits) -> list[Measured]:
+def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: HostConfig) -> list[Measured]:
     """Run named jobs in threads; the first failure, or the first that takes too long, is the failure of all.
 
     Raises:
