@@ -76,5 +76,3 @@ def test_the_loop_writes_no_weights_and_keeps_its_cache_in_place(kind, spec):
     assert len(changed) == 2 * base.config.num_layers, "one write of keys and one of values a layer"
     assert all("dynamic-update-slice" in one.name for one in changed), changed
     assert not program.host_transfers()
-
-
