@@ -19,9 +19,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 EPSILON = 1e-4  # added to standard deviations, as GRPO and GDPO do
+# Of the largest number of a group, a float32 each: what rounding leaves of the differences between equal ones.
+RESOLUTION = 8 * float(np.finfo(np.float32).eps)
 
 
 def generalised_advantages(
@@ -78,26 +81,47 @@ def group_std(values: Float[Array, " B"], group_size: int) -> Float[Array, " B"]
     return jnp.broadcast_to(grouped.std(axis=1, ddof=1, keepdims=True), grouped.shape).reshape(-1)
 
 
+def group_centred(values: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
+    """x − mean over the completions of one (prompt, person); exactly 0 where they differ by less than their resolution.
+
+    The mean of equal numbers need not be that number: 0.35 three times leaves 1e-8, which dividing by a deviation or by a
+    running scale would blow up to advantages of 1 that nobody earned.
+    """
+    grouped = values.reshape(-1, group_size)
+    spread = grouped.max(axis=1) - grouped.min(axis=1)
+    signal = spread > RESOLUTION * jnp.abs(grouped).max(axis=1)
+    return jnp.where(jnp.repeat(signal, group_size), values - group_mean(values, group_size), 0.0)
+
+
 def centre_tokens(
     advantages: Float[Array, "B T"], mask: Bool[Array, "B T"], group_size: int
 ) -> Float[Array, "B T"]:
-    """Subtract the mean over all tokens of the same (prompt, person); 0 outside the mask."""
+    """Subtract the mean over all tokens of the same (prompt, person); 0 outside the mask, and as `group_centred`."""
     real = mask.astype(advantages.dtype)
     grouped = (advantages * real).reshape(-1, group_size * advantages.shape[1])
     count = real.reshape(grouped.shape).sum(axis=1)
     mean = jnp.repeat(grouped.sum(axis=1) / jnp.maximum(count, 1.0), group_size)
-    return jnp.where(mask, advantages - mean[:, None], 0.0)
+    own, tokens = mask.reshape(grouped.shape), advantages.reshape(grouped.shape)
+    highest = jnp.max(tokens, axis=1, where=own, initial=-jnp.inf)
+    lowest = jnp.min(tokens, axis=1, where=own, initial=jnp.inf)
+    signal = highest - lowest > RESOLUTION * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    return jnp.where(mask & jnp.repeat(signal, group_size)[:, None], advantages - mean[:, None], 0.0)
 
 
 def masked_whiten(
     values: Float[Array, "B T"], mask: Bool[Array, "B T"], *, shift: bool = True
 ) -> Float[Array, "B T"]:
-    """(x − mean)/sd over the masked entries of the whole batch; `shift=False` puts the mean back."""
+    """(x − mean)/sd over the masked entries of the whole batch; `shift=False` puts the mean back.
+
+    Entries that differ by less than their resolution all are the mean.
+    """
     real = mask.astype(values.dtype)
     count = jnp.maximum(real.sum(), 1.0)
     mean = jnp.sum(values * real) / count
     variance = jnp.sum(real * (values - mean) ** 2) / jnp.maximum(count - 1.0, 1.0)
-    whitened = (values - mean) * jax.lax.rsqrt(variance + 1e-8)
+    largest = jnp.max(jnp.abs(values), where=mask, initial=0.0)
+    deviation = jnp.where(jnp.sqrt(variance) > RESOLUTION * largest, values - mean, 0.0)
+    whitened = deviation * jax.lax.rsqrt(variance + 1e-8)
     return jnp.where(mask, whitened if shift else whitened + mean, 0.0)
 
 
@@ -134,8 +158,7 @@ def centred(
     returns: Float[Array, "B C"], weights: Float[Array, "B C"], group_size: int
 ) -> Float[Array, " B"]:
     """A = R − mean_group(R), R = Σ_c weight_c · return_c. Dr.GRPO's; with the running scale, the default."""
-    total = scalarise(returns, weights)
-    return total - group_mean(total, group_size)
+    return group_centred(scalarise(returns, weights), group_size)
 
 
 def leave_one_out(
@@ -150,7 +173,7 @@ def group_standardised(
 ) -> Float[Array, " B"]:
     """GRPO: A = (R − mean)/(sd + 1e-4) within the group. Erases the strength of a taste when the KL is in the loss."""
     total = scalarise(returns, weights)
-    return (total - group_mean(total, group_size)) / (group_std(total, group_size) + EPSILON)
+    return group_centred(total, group_size) / (group_std(total, group_size) + EPSILON)
 
 
 def batch_standardised(
@@ -174,9 +197,7 @@ def channel_standardised(
     own utility for about 70–75 % of pairs. Erases the strength of a taste as well.
     """
     per_channel = jax.vmap(
-        lambda channel: (
-            (channel - group_mean(channel, group_size)) / (group_std(channel, group_size) + EPSILON)
-        ),
+        lambda channel: group_centred(channel, group_size) / (group_std(channel, group_size) + EPSILON),
         in_axes=1,
         out_axes=1,
     )(returns)

@@ -162,6 +162,47 @@ def test_what_each_does_to_the_strength_of_a_taste(name):
     np.testing.assert_allclose(between, expected, rtol=2e-3)
 
 
+CONSTANTS = [0.35, -0.35, 1 / 3, 0.1, 7.3e-6, 1e6 + 0.1, -123.456, 0.0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("name", sorted(adv.CRITIC_FREE))
+def test_equal_rewards_are_no_signal(name, size):
+    """The mean of three times 0.35 is not 0.35 in float32; what is left must never be learned from."""
+    for constant in CONSTANTS:
+        for other in (0.7, -1.1):  # a second output, equal too, and a person's weights
+            returns = jnp.tile(jnp.array([constant, other * constant, 0.0], jnp.float32), (3 * size, 1))
+            weights = jnp.tile(jnp.array([0.9, other, -0.1], jnp.float32), (3 * size, 1))
+            got = adv.CRITIC_FREE[name](returns, weights, size)
+            np.testing.assert_array_equal(got, 0.0, err_msg=f"{constant}, {other}")
+            scale = adv.RunningScale.start().update(got[:, None], jnp.ones((3 * size, 1), bool), 0.9)
+            assert scale.value == 1.0
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("name", sorted(adv.CRITIC_FREE))
+def test_small_differences_are_a_signal(name, size):
+    """A ten-thousandth of the reward is far above its resolution, and a group without a signal mutes no other."""
+    for constant in CONSTANTS:
+        rewards = np.full((2, size), constant, np.float32)
+        rewards[1, 0] += max(1e-4 * abs(constant), 1e-4)
+        returns = jnp.stack([rewards.reshape(-1), np.zeros(2 * size)], axis=1)
+        got = adv.CRITIC_FREE[name](returns, jnp.ones((2 * size, 2)), size).reshape(2, size)
+        assert got[1, 0] > 0 and (got[1, 1:] < got[1, 0]).all()
+        np.testing.assert_allclose(got[0], got[0, 0])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7])
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_equal_token_advantages_are_no_signal(constant, size):
+    mask = np.arange(4) < np.random.default_rng(size).integers(1, 5, (2 * size, 1))
+    values = jnp.full((2 * size, 4), constant, jnp.float32)
+    np.testing.assert_array_equal(adv.centre_tokens(values, mask, size), 0.0)
+    np.testing.assert_array_equal(adv.masked_whiten(values, mask), 0.0)
+    moved = values.at[0, 0].add(max(1e-3 * abs(constant), 1e-3))
+    assert adv.centre_tokens(moved, mask, size)[0, 0] > 0 and adv.masked_whiten(moved, mask)[0, 0] > 0
+
+
 def test_gdpo_in_raw_units_disagrees_with_the_persons_own_order():
     """Dossier figure: 70–75 % agreement in raw units, 100 % when scalarised first (2,000 groups of 4)."""
     rng = np.random.default_rng(0)
