@@ -33,6 +33,11 @@ RL = {
         "nats",
         "Near 0: every completion earns the same, and there is nothing to learn from.",
     ),
+    "train/left_out_share": MetricDoc(
+        "Share of rewards that a column on the host left out (None: does not apply to this completion).",
+        "1",
+        "Near 1: hardly any reward applies, and there is little to learn from.",
+    ),
     "train/reward/NAME": MetricDoc(
         "Mean of one basis output over the completions, whoever they were written for.",
         "standard deviations of that output",

@@ -84,7 +84,9 @@ def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) 
     if only_jit(settings["columns"]):
         return Source(names, None, people, None, on_device.compiled_columns(settings, None))
     features = on_host.ColumnFeatures(settings, None, limits)
-    return Source(names, None, people, None, on_host.HostReward(features, base.tokenizer))
+    return Source(
+        names, None, people, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
+    )
 
 
 def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_host.Limits) -> Source:
@@ -102,10 +104,10 @@ def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_h
     known = users.posterior if people else 0.0
     prior = users.prior if people else users.prior + users.posterior
     shares = UserShares.of(groups, known, prior, users.extremes, users.generic)
-    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits))
+    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits, config.rollout.completions))
 
 
-def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits) -> Reward:
+def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits, group_size: int) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
@@ -113,7 +115,8 @@ def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits) 
         return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    return on_host.HostReward(on_host.ColumnFeatures(settings, run.basis, limits), base.tokenizer)
+    features = on_host.ColumnFeatures(settings, run.basis, limits)
+    return on_host.HostReward(features, base.tokenizer, group_size)
 
 
 def _with_model(config: Any) -> list[ColumnConfig]:

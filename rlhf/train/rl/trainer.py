@@ -156,8 +156,11 @@ class Trainer:
             )
         else:
             rollout = updates.draw(state, *shared, *rest, static=self.static)
-            given = reward(rollout, self.prompts.rows.take(batch.index))
-            rewards = jax.device_put(given)
+            try:
+                given = reward(rollout, self.prompts.rows.take(batch.index))
+            except UserError as error:
+                raise UserError(f"step {batch.number + 1}: {error}") from None
+            rewards = jax.device_put(given.phi)
             state, metrics = updates.update(
                 state,
                 rollout,
@@ -167,6 +170,10 @@ class Trainer:
                 static=self.static,
                 extra=extra,
                 people=self.people,
+            )
+            counts = given.left_out.values()
+            metrics["train/left_out_share"] = jnp.float32(
+                sum(counts) / (len(batch.index) * len(self.source.names))
             )
         self.samples.take(batch, rollout, rewards)
         return state, named(metrics, self.source.names)
