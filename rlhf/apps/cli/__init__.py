@@ -19,8 +19,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from rewards import jsonl
 from rewards.errors import UserError
 from rewards.paths import expanded
+from rewards.shown import Shown, printable, speak, without_credentials
 
 GROUPS = (
     "quickstart",
@@ -122,17 +124,18 @@ def _with_tied_values(argv: Sequence[str]) -> list[str]:
 def execute(args: argparse.Namespace) -> None:
     """Run a command and print its result."""
     if not args.json:
-        result = args.run(args)
-        if result is not None and args.show is not None:
-            args.show(result)
+        with contextlib.redirect_stdout(Shown(sys.stdout)):  # pyright: ignore[reportArgumentType]
+            result = args.run(args)
+            if result is not None and args.show is not None:
+                args.show(result)
         return
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(Shown(sys.stderr)):  # pyright: ignore[reportArgumentType]
         result = args.run(args)
     from rlhf.run.directory import plain
 
     unicode = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
     text = json.dumps(plain(result if result is not None else {}), ensure_ascii=not unicode, allow_nan=False)
-    print(text)
+    print(jsonl.escaped(text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminal or locale that cannot show a character gets its escape instead of a traceback.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    speak()
     try:
         with _interruptible():
             execute(parse(sys.argv[1:] if argv is None else argv))
@@ -202,5 +206,5 @@ def _interruptible() -> Iterator[None]:
 
 
 def _complain(message: str) -> int:
-    print(f"chorus: {' '.join(message.split())}", file=sys.stderr)
+    print(f"chorus: {printable(without_credentials(' '.join(message.split())))}", file=sys.stderr)
     return _MISTAKE
