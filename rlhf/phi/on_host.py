@@ -9,7 +9,7 @@ Shapes: B rows, K basis outputs, C columns.
 """
 
 import dataclasses
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +30,7 @@ from rlhf.phi.pooling import load_encoder, pooled_texts
 from rlhf.phi.reward import Can, Completions, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
 
+_LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
 
@@ -219,10 +220,9 @@ class HostReward:
                 f"rewards: not finite for {items.source} row {items.row[row]}; check the reward's numbers"
             )
         for name in found.left_out.keys() - self._told:
-            print(
+            _LOG.warning(
                 f"column {name!r}: says nothing about {found.left_out[name]} of {len(phi)} completions; it is left out of "
-                "their groups' means (train/left_out_share)",
-                file=sys.stderr,
+                "their groups' means (train/left_out_share)"
             )
         self._told |= found.left_out.keys()
         return Rewards(phi, found.left_out)
