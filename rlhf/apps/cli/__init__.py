@@ -12,17 +12,19 @@ import difflib
 import errno
 import importlib
 import json
+import logging
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rewards import jsonl
 from rewards.errors import UserError
 from rewards.paths import expanded
 from rewards.shown import Shown, printable, speak, without_credentials
+from rlhf.run import signals
 
 GROUPS = (
     "quickstart",
@@ -138,8 +140,26 @@ def execute(args: argparse.Namespace) -> None:
     print(jsonl.escaped(text))
 
 
+def entry() -> NoReturn:
+    """The process `chorus`: ends with the status of `main`, and without the interpreter's own way out.
+
+    Leaving the interpreter joins other libraries' threads and collects garbage through JAX's callbacks, where a finished
+    command has been seen to hang, and a signal to end in a traceback. Everything of ours is written when `main` returns.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = _BUG
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `chorus`; returns the exit status."""
+    """Parse, run, print; returns the exit status."""
     # Libraries speak on stderr in the middle of our lines; a user's own setting wins.
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
@@ -152,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     speak()
     try:
-        with _interruptible():
+        with signals.handled():
             execute(parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return _OK
@@ -160,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt as stop:
         print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return 128 + stop.args[0] if stop.args else _INTERRUPTED
+        return signals.status(stop.args[0]) if stop.args else _INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -176,33 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _OK
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM (`kill`, a batch system) and SIGHUP (a closed terminal) end a command as Ctrl-C does, so that
-    temporary files are removed; only the main thread may set that up.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        before = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:
-        before = {}
-    try:
-        yield
-    except Exception:
-        if received:  # a C extension interrupted while it is imported raises ImportError instead
-            raise KeyboardInterrupt(received[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _complain(message: str) -> int:

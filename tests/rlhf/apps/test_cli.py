@@ -14,7 +14,7 @@ import pytest
 
 from rewards.errors import UserError
 from rlhf.apps import cli
-from rlhf.apps.cli.generate import read_prompts
+from rlhf.apps.prompts import read_prompts
 
 COMMANDS = [
     "quickstart",

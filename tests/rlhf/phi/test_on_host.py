@@ -11,10 +11,10 @@ from rewards.errors import UserError
 from rewards.methods.columns import column_basis
 from rlhf.objectives import advantages as adv
 from rlhf.phi import on_host
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.table import Table, as_they_are
 from rlhf.phi.on_host import ColumnFeatures, HostReward, Limits, filled, side_by_side
 from rlhf.phi.reward import PromptRows
-from rlhf.run.config.columns import ColumnConfig
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import ToyTokenizer
 
@@ -137,7 +137,7 @@ def test_a_reward_that_does_not_apply_is_left_out_of_its_group(size, values, est
             known = ~np.isnan(group[:, k])
             for i in np.flatnonzero(known):
                 wanted[start + i] += weights[k] * (group[i, k] - group[known, k].mean())
-    got = adv.CRITIC_FREE[estimator](given, np.tile(weights, (len(raw), 1)).astype(np.float32), size)
+    got = adv.ESTIMATORS[estimator].advantage(given, np.tile(weights, (len(raw), 1)).astype(np.float32), size)
     factor = size / (size - 1) if estimator == "rloo" else 1.0
     np.testing.assert_allclose(got, factor * wanted, atol=1e-5)
 
