@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rewards import hashed
 from rewards.basis import gauge, likelihood, store
 from rewards.basis import prior as prior_module
 from rewards.errors import UserError
@@ -107,7 +108,9 @@ class LinearFitted(FittedModel):
             shapes |= {"coef_precision": (num_users, num_basis, num_basis)}
             rule_shapes = rules.shapes(settings["rule"], num_basis)
             shapes |= {f"rule.{name}": shape for name, shape in rule_shapes.items()}
-            store.check_tensors(tensors, shapes, "reward model", "a linear model", "the model")
+            hashed.check_tensors(
+                tensors, shapes, "reward model", "a linear model", "restore or refit the model"
+            )
             basis = store.basis_of(tensors, settings["gauge"], settings["encoder"], settings["quadratic"])
             return cls(
                 kind=settings["kind"],

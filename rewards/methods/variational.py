@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pydantic
 
-from rewards.basis import store
+from rewards import hashed
 from rewards.basis.reduce import whitened_components
 from rewards.errors import UserError
 from rewards.methods import variational_data as around
@@ -125,7 +125,9 @@ class VPLFitted(FittedModel):
             "people.mean": (people, shape.latent),
             "people.scale": (people, shape.latent),
         } | {f"net.{name}": size for name, size in around.sizes(shape).items()}
-        store.check_tensors(tensors, expected, f"{cls.kind} model", f"a {cls.kind} model", "the model")
+        hashed.check_tensors(
+            tensors, expected, f"{cls.kind} model", f"a {cls.kind} model", "restore or refit the model"
+        )
         params = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
         return cls(
             shape,

@@ -1,6 +1,5 @@
 """`chorus users …`: ask a person, learn from their answers and statements, show, list and erase records."""
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -12,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from rewards import hashed
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import read_json, write_text
+from rewards.files import write_text
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rlhf.apps import asking as asking_module
 from rlhf.phi import calibrate, encoder
@@ -84,7 +84,7 @@ def ask_terminal(
             else {"answers": [asking_module.answer_to(pool[index], reply)]}
         )
         before = record.posterior
-        record = records.add(run.users, run, name, lapse=run.lapse, **event)
+        record = records.add(run.users, run, name, **event)
         say(
             "Skipped; it will not be asked again."
             if reply == "s"
@@ -120,14 +120,15 @@ def ask_file(
     """Choose up to `max_questions` rows of a file by what they would teach, and learn from those."""
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
-    candidates, _ = _new_answers(run, name, answers)
+    record = _record(run, name)
+    candidates = records.unknown(record.answers, _file_answers(run, name, answers))
     deltas = np.array([answer.delta_features for answer in candidates], np.float32)
-    record, open_rows = _record(run, name), np.ones(len(candidates), bool)
+    open_rows = np.ones(len(candidates), bool)
     taken: list[records.Answer] = []
     stopped = "asked as many as wanted"
     for _ in range(min(max_questions, len(candidates))):
         together = dataclasses.replace(record, answers=(*record.answers, *taken))
-        belief = records.recompute(run, together, lapse=run.lapse)
+        belief = records.recompute(run, together)
         choosing = _choosing(run, name, len(together.answers), asking)
         index, _ = questions.choose(belief, deltas, allowed=open_rows, **choosing)
         if asking.stop_below is not None:
@@ -139,7 +140,7 @@ def ask_file(
                 break
         open_rows[index] = False
         taken.append(candidates[index])
-    record = records.append(run.users, run, name, taken, lapse=run.lapse)
+    record = records.append(run.users, run, name, taken)
     return describe(run, record) | {"asked": len(taken), "stopped": stopped}
 
 
@@ -150,16 +151,17 @@ def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
     answer twice.
     """
     run = store.load_reward_run(rewards)
-    if not asking_module.is_questionnaire(answers):
-        new, num_known = _new_answers(run, name, answers)
-        record = records.append(run.users, run, name, new, lapse=run.lapse)
-        return describe(run, record) | {"added": len(new), "known": num_known, "skipped": 0, "empty": 0}
-    given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
-    known = _answered(_record(run, name))
-    new = [answer for answer in given if _key(answer) not in known]
-    record = records.add(run.users, run, name, answers=new, skipped=skipped, lapse=run.lapse)
-    counts = {"added": len(new), "known": len(given) - len(new), "skipped": len(skipped), "empty": empty}
-    return describe(run, record) | counts
+    skipped, empty = [], 0
+    if asking_module.is_questionnaire(answers):
+        given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
+        # A question of a questionnaire is asked once, so any answer to it counts.
+        known = _answered(_record(run, name))
+        open_ones = [answer for answer in given if answer.content[0] not in known]
+    else:
+        given = open_ones = _file_answers(run, name, answers)
+    learned = records.learn(run.users, run, name, answers=open_ones, skipped=skipped)
+    counts = {"added": learned.added, "known": len(given) - learned.added}
+    return describe(run, learned.record) | counts | {"skipped": len(skipped), "empty": empty}
 
 
 def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
     new = [edits.from_axis(run, axis) for axis in axes]
     if text is not None:
         new += edits.from_words(run, record.posterior, text)
-    record = records.add(run.users, run, name, edits=new, lapse=run.lapse)
+    record = records.add(run.users, run, name, edits=new)
     made = [{"name": e.name, "text": e.text, "value": e.value, "sd": e.sd} for e in new]
     return describe(run, record) | {"edited": made}
 
@@ -256,8 +258,8 @@ def _record(run: store.RewardRun, name: str) -> records.UserRecord:
 
 def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
     path = run.directory / QUESTIONS
-    content = read_json(path)
-    listed = isinstance(content, dict) and isinstance(content.get("questions"), list) and content["questions"]
+    content = hashed.read_record(path, "fit the run again or use --answers FILE")
+    listed = isinstance(content.get("questions"), list) and content["questions"]
     if not listed or content.get("basis") != run.hash:
         raise UserError(
             f"{path}: not the questions of this run's basis; fit the run again or use --answers FILE"
@@ -279,12 +281,8 @@ def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
     return content["questions"]
 
 
-def _key(answer: records.Answer) -> str:
-    return records.question_key(answer.prompt, answer.chosen, answer.rejected)
-
-
 def _answered(record: records.UserRecord) -> set[str]:
-    return {_key(answer) for answer in record.answers}
+    return {answer.content[0] for answer in record.answers}
 
 
 def _open(pool: list[dict[str, Any]], record: records.UserRecord) -> np.ndarray:
@@ -305,10 +303,8 @@ def _choosing(run: store.RewardRun, name: str, number: int, asking: Asking) -> d
     return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": run.lapse}
 
 
-def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[records.Answer], int]:
-    """The rows of a preference file as answers of `name` that the record does not hold yet, and how many it does.
-
-    A question may stand in a file several times; each of the record's answers stands for one of its rows.
+def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.Answer]:
+    """The rows of a preference file as answers of `name`, in the order given.
 
     Raises:
       UserError: the file holds rows of somebody else: mixing two people into one record cannot be undone.
@@ -322,17 +318,4 @@ def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[recor
         )
     phi = encoder.item_features(run.basis, prefs)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
-    left = collections.Counter(map(_content, _record(run, name).answers))
-    new = []
-    for answer in (answer_of(prefs, phi, int(row)) for row in order):
-        if left[_content(answer)] > 0:
-            left[_content(answer)] -= 1
-        else:
-            new.append(answer)
-    return new, prefs.num_comparisons - len(new)
-
-
-def _content(answer: records.Answer) -> tuple[str, str, float]:
-    """What was asked and answered, whatever the time: terminal and files may not tell it."""
-    preferred = "" if answer.outcome == 0.5 else answer.chosen
-    return _key(answer), preferred, answer.outcome
+    return [answer_of(prefs, phi, int(row)) for row in order]

@@ -1,15 +1,14 @@
 """calibration.json of a reward run: how much wider than Laplace's an honest error bar is, by number of answers."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
+from rewards import hashed
 from rewards.basis.store import RewardRun
 from rewards.comparison.replay import padded_rows
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
 from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
 from rewards.types import Preferences, UserPosterior
@@ -38,7 +37,7 @@ def write(
     found = calibration.fit_scale(
         fitted.prior, delta[rows], delta[some], counts, key=fit_key, lapse=fitted.rule.lapse
     )
-    write_json(directory / FILE, {"basis": identity} | found.to_json())
+    hashed.write_record(directory / FILE, {"basis": identity} | found.to_json())
 
 
 def deviations(run: RewardRun, posterior: UserPosterior) -> tuple[np.ndarray, float | None]:
@@ -48,8 +47,8 @@ def deviations(run: RewardRun, posterior: UserPosterior) -> tuple[np.ndarray, fl
     """
     path, level = run.directory / FILE, None
     if path.is_file():
-        content: Any = read_json(path)
-        if not isinstance(content, dict) or content.get("basis") != run.hash:
+        content = hashed.read_record(path, "fit the rewards again")
+        if content.get("basis") != run.hash:
             raise UserError(f"{path}: not of this run's basis; fit the rewards again")
         found = calibration.Calibration.from_json(content, str(path))
         posterior, level = found.scaled(posterior, of="margin"), found.level

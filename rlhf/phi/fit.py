@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rewards import hashed
 from rewards.basis import store, users
 from rewards.comparison.replay import padded_rows
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model, save_model
@@ -28,7 +28,7 @@ from rlhf.phi.methods import (
     training_answers,
     unread_settings,
 )
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
@@ -129,7 +129,7 @@ def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     from rlhf.report import write_rewards_report
 
     run.write_result(result)
-    result = read_json(run.directory / RESULT)
+    result = read_result(run.directory)
     write_rewards_report(run.directory, result)
     return result
 
@@ -186,7 +186,7 @@ def write_questions(directory: Path, identity: str, prefs: Preferences, phi: np.
         }
         for a, b in kept.tolist()
     ]
-    write_json(directory / QUESTIONS, {"basis": identity, "questions": questions})
+    hashed.write_record(directory / QUESTIONS, {"basis": identity, "questions": questions})
 
 
 def _write_people(
@@ -200,7 +200,7 @@ def _write_people(
         answers = tuple(answer_of(train, phi, int(row)) for row in own)
         posterior = UserPosterior(fitted.coef_mean[user], fitted.coef_precision[user], len(answers))
         record = records.UserRecord(train.user_ids[user], identity, posterior, answers)
-        write_json(records.path_of(directory / store.USERS, record.user_id), records.to_json(record))
+        records.write(directory / store.USERS, record)
 
 
 def _write_population(directory: Path, identity: str, train: Preferences, fitted: LinearFitted) -> None:

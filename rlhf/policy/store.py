@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
 
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, sha256_file, write_json
+from rewards.files import sha256_file
 from rewards.types import GroupPrior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
@@ -31,6 +31,9 @@ from rlhf.policy.conditioning import Conditioning, effective_coef, signal
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+AGAIN = "restore it or train again"
+NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
+WITH_USERS = ("beta", "eta", "basis")  # beside a prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +89,13 @@ def is_run(name: str | Path) -> bool:
 
 
 def identity(run: str | Path) -> str:
-    """sha256 of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
-    return sha256_file(Path(run) / "policy" / POLICY)
+    """Hash of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
+    return hashed.record_identity(Path(run) / "policy" / POLICY, AGAIN)
+
+
+def record_of(run: str | Path) -> dict[str, Any]:
+    """policy.json of a finished run."""
+    return hashed.read_record(Path(run) / "policy" / POLICY, AGAIN)
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -150,8 +158,17 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
+    return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
-    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
+    return {_dotted(path): leaf for path, leaf in flat}
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(key.key) for key in path)
 
 
 def save_policy(
@@ -162,17 +179,14 @@ def save_policy(
     tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
     if full:
         tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
-    path = directory / "policy" / WEIGHTS
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
     record = {
         "format": 1,
         **record,
         "full": full,
         "spec": spec.record() if spec else None,
-        "weights_sha256": sha256_file(path),
+        "weights_sha256": hashed.write_tensors(directory / "policy" / WEIGHTS, tensors),
     }
-    write_json(directory / "policy" / POLICY, record)
+    hashed.write_record(directory / "policy" / POLICY, record)
 
 
 def load_policy(run: str | Path) -> Policy:
@@ -189,11 +203,10 @@ def load_policy(run: str | Path) -> Policy:
             else "is not a policy run; give the output_dir of chorus train"
         )
         raise UserError(f"{run}: {reason}")
-    record = read_json(directory / POLICY)
-    if not (directory / WEIGHTS).is_file() or sha256_file(directory / WEIGHTS) != record["weights_sha256"]:
-        raise UserError(
-            f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
-        )
+    record = record_of(run)
+    needed = NEEDED + (WITH_USERS if record.get("prior") else ())
+    for key in (key for key in needed if key not in record):
+        raise UserError(f"{directory / POLICY}: key {key!r} is missing; {AGAIN}")
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(
@@ -201,7 +214,14 @@ def load_policy(run: str | Path) -> Policy:
         )
     spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
     graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
-    params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
+    roles = ("lora", "conditioner", *(("base",) if record["full"] else ()))
+    expected = {
+        f"{role}.{name}": leaf.shape for role in roles for name, leaf in _named(getattr(shapes, role)).items()
+    }
+    tensors = hashed.read_tensors(
+        directory / WEIGHTS, record["weights_sha256"], expected, AGAIN, whole="this policy"
+    )
+    params = params._replace(**{role: _filled(getattr(shapes, role), role, tensors) for role in roles})
     prior = record.get("prior")
     conditioning = None
     if prior:
@@ -213,33 +233,15 @@ def load_policy(run: str | Path) -> Policy:
     )
 
 
-def _fill(
-    params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndarray], path: Path, full: bool
-) -> PolicyParams:
-    """Put the file's tensors into the parameters; every one must be expected and of the expected shape."""
-    filled, seen = {}, set()
-    for role in ("lora", "conditioner", *(("base",) if full else ())):
-        expected = getattr(shapes, role)
-
-        def take(key_path, leaf, role=role):
-            name = f"{role}." + ".".join(str(key.key) for key in key_path)
-            if name not in tensors:
-                raise UserError(f"{path}: tensor {name} missing; train again")
-            if tensors[name].shape != leaf.shape:
-                raise UserError(
-                    f"{path}: tensor {name} has shape {tensors[name].shape}, expected {leaf.shape}; train again"
-                )
-            seen.add(name)
-            return jnp.asarray(tensors[name], leaf.dtype)
-
-        pure = jax.tree_util.tree_map_with_path(take, nnx.to_pure_dict(expected))
-        state = jax.tree.map(lambda leaf: leaf, expected)
-        nnx.replace_by_pure_dict(state, pure)
-        filled[role] = state
-    extra = sorted(set(tensors) - seen)
-    if extra:
-        raise UserError(f"{path}: unexpected tensor {extra[0]}; the file belongs to another policy")
-    return params._replace(**filled)
+def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
+    """The file's tensors of one role, in the structure and types of `expected`."""
+    pure = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(tensors[f"{role}.{_dotted(path)}"], leaf.dtype),
+        nnx.to_pure_dict(expected),
+    )
+    state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached
+    nnx.replace_by_pure_dict(state, pure)
+    return state
 
 
 def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:

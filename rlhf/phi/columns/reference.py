@@ -14,14 +14,13 @@ Letters in shapes: n completions of a prompt, T tokens of its reference answer.
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import sha256_file, sha256_json
+from rewards.files import sha256_json
 from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.phi.columns.hidden import CHUNK, ROW_LENGTH
@@ -82,7 +81,7 @@ class ReferenceColumn:
 def _fingerprint(model: str) -> str:
     """That of `policy_store.load_base`, without loading."""
     if policy_store.is_run(model):
-        return sha256_file(Path(model) / "policy" / policy_store.POLICY)
+        return policy_store.identity(model)
     return policy_store.fingerprint(resolve_model(model))
 
 

@@ -13,13 +13,13 @@ Shapes: H rows that teach, L slots (prompt | T completion slots), K basis output
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.people.population import load_people
@@ -93,7 +93,7 @@ class Lessons:
 
     def write(self, directory: Path) -> None:
         """Write OUTPUT/hints.jsonl."""
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries]
+        lines = [hashed.json_line(entry) for entry in self.entries]
         write_text(directory / FILE, "".join(lines))
 
 

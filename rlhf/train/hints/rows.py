@@ -5,7 +5,6 @@ completion must be able to continue.
 """
 
 import difflib
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rewards import hashed
 from rewards.basis.store import RewardRun
 from rewards.data import schema, sources
 from rewards.data.schema import RowError, show
@@ -168,7 +168,7 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
 def as_started(rows: list[Row], path: Path, source: str) -> list[dict[str, Any]]:
     """The lines that a run in progress started with; raises UserError where they are not of these rows."""
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = [hashed.read_line(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         whole = all(isinstance(entry, dict) and tuple(entry) == LINE for entry in entries)
     except (OSError, ValueError):
         whole = False

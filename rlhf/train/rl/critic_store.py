@@ -7,16 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from rewards.basis.store import read_tensors
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, sha256_file, write_json
 from rlhf.policy.store import Base
 from rlhf.train.rl.critic import Critic
 from rlhf.train.rl.settings import CriticSpec
 
-FOLDER, TENSORS, RECORD = "critic", "critic.safetensors", "critic.json"
+FOLDER, NAME, RECORD = "critic", "critic", "critic.json"
 
 
 def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
@@ -30,14 +28,8 @@ def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> 
 
 def save(directory: Path, spec: CriticSpec, critic: Critic, purpose: dict[str, Any]) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
-    path = directory / FOLDER / TENSORS
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(critic).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    digest = sha256_file(path)
-    record = {"format": 1, "spec": dataclasses.asdict(spec), "made_for": purpose, "tensors_sha256": digest}
-    write_json(directory / FOLDER / RECORD, record)
-    return digest
+    record = {"format": 1, "spec": dataclasses.asdict(spec), "made_for": purpose}
+    return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
 def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dict[str, Any]) -> Critic:
@@ -49,12 +41,12 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
     Raises:
       UserError: no critic there, of another kind, damaged, or with a tensor missing, left over or of another shape.
     """
-    path, record_path = Path(directory) / FOLDER / TENSORS, Path(directory) / FOLDER / RECORD
+    record_path = Path(directory) / FOLDER / RECORD
     if not record_path.is_file():
         raise UserError(
             f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
         )
-    record = read_json(record_path)
+    record = hashed.read_record(record_path, "train again")
     if _completed(record.get("spec")) != dataclasses.asdict(spec):
         raise UserError(
             f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
@@ -65,10 +57,10 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
             raise UserError(
                 f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and outputs"
             )
-    if not path.is_file() or sha256_file(path) != record.get("tensors_sha256"):
-        raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); train again")
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
-    tensors = read_tensors(path, expected, "this critic")
+    tensors, _ = hashed.load(
+        record_path.parent, NAME, lambda record: expected, "train again", whole="this critic"
+    )
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
 

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from rewards import hashed
 from rewards.basis import store, users
 from rewards.errors import UserError
 from rewards.people import records
@@ -38,7 +39,7 @@ def test_answers_append_and_the_posterior_follows_from_them(tmp_path, run):
     np.testing.assert_allclose(record.posterior.coef_mean, expected.coef_mean, atol=1e-6)
     np.testing.assert_allclose(records.recompute(run, record).coef_precision, record.posterior.coef_precision)
     written = json.loads((tmp_path / "anna.json").read_text())
-    assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers"}
+    assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers", "sha256"}
     assert written["basis"] == run.hash and np.shape(written["coef_precision"]) == (3, 3)
 
 
@@ -128,9 +129,9 @@ def test_record_of_another_basis_is_refused(tmp_path, run):
 def test_damaged_record_is_named_in_one_line(tmp_path, run, change, message):
     records.append(tmp_path, run, "anna", answers(2))
     path = tmp_path / "anna.json"
-    record = json.loads(path.read_text())
+    record = hashed.read_record(path)
     change(record)
-    path.write_text(json.dumps(record))
+    hashed.write_record(path, record)
     with pytest.raises(UserError, match=message) as caught:
         records.load(tmp_path, "anna", run)
     assert "anna.json" in str(caught.value) and "\n" not in str(caught.value)

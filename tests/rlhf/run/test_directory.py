@@ -11,7 +11,7 @@ import pytest
 from rewards.errors import UserError
 from rlhf.run.config.load import load
 from rlhf.run.config.schema import OptimizerConfig, SFTConfig
-from rlhf.run.directory import Run, plain
+from rlhf.run.directory import Run, plain, read_result
 from rlhf.run.metrics import MetricWriter, read_metrics
 from rlhf.run.progress import ProgressLine, watched
 
@@ -112,8 +112,8 @@ def test_two_processes_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
         Run.open(tmp_path / "r", config, "sft")
     run.close()
     code = (
-        "import sys, time\nfrom rlhf.run import Run\nfrom rlhf.config.load import load\n"
-        "from rlhf.config.schema import SFTConfig\n"
+        "import sys, time\nfrom rlhf.run.directory import Run\nfrom rlhf.run.config.load import load\n"
+        "from rlhf.run.config.schema import SFTConfig\n"
         "Run.open(sys.argv[1], load(sys.argv[1] + '/config.yaml', [], SFTConfig), 'sft')\n"
         "print('open', flush=True)\ntime.sleep(100)\n"
     )
@@ -151,7 +151,7 @@ def test_results_are_plain_json(tmp_path):
         run.write_result(
             {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": {1: (np.bool_(True), None)}}
         )
-    assert json.loads((tmp_path / "r" / "metrics.json").read_text()) == {
+    assert read_result(tmp_path / "r") == {
         "a": 0.5,
         "b": [0, 1],
         "c": None,
