@@ -194,7 +194,7 @@ def settings_of(config: GRPOConfig, policy: policy_store.Policy) -> dict[str, An
         "max_prompt_tokens": config.rollout.max_prompt_tokens,
         "learning_rate": config.optimizer.learning_rate,
         "beta_start": config.kl.coef,
-        "beta_end": policy.beta,
+        "beta_end": policy.gate.beta,
         "controller": config.kl.controller,
         "target_nats": config.kl.target_nats,
     }

@@ -48,7 +48,7 @@ def load(policy: str | None, model: str | None) -> policy_store.Policy:
         return policy_store.load_policy(policy)
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
-    return policy_store.Policy(base, graphdef, params, None, None, 0.0, 0.0, {})
+    return policy_store.Policy(base, graphdef, params, None, None, {})
 
 
 def person_z(
@@ -63,7 +63,7 @@ def person_z(
         return None
     if coefficients is not None:
         return policy_store.coefficients_to_z(policy, np.array(coefficients))
-    if policy.conditioning is None:
+    if policy.gate is None:
         raise UserError(f"{run}: this policy was trained without users; leave out --user")
     rewards = load_reward_run(policy.record["rewards"])
     if rewards.hash != policy.record["basis"]:

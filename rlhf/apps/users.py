@@ -20,7 +20,7 @@ from rewards.people import acquisition, edits, questions, records, shared_accoun
 from rlhf.apps import asking as asking_module
 from rlhf.phi import calibrate, encoder
 from rlhf.phi.fit import QUESTIONS, answer_of
-from rlhf.policy.conditioning import Conditioning, signal
+from rlhf.policy import store as policy_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +180,15 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
     return describe(run, record) | {"edited": made}
 
 
-def show(rewards: str, name: str) -> dict[str, Any]:
-    """A person's coefficients, and whether two people seem to answer under the name; somebody unknown is an error."""
+def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
+    """A person's coefficients, and whether two people seem to answer under the name; somebody unknown is an error.
+
+    Args:
+      policy: a training run that was made with these rewards; then also what it is conditioned on for this person,
+        `coef_effective` and `z`, which depend on its prices of KL.
+    """
     run = store.load_reward_run(rewards)
+    gate = None if policy is None else policy_store.load_gate(policy, run.hash)
     record = records.load(run.users, name, run)
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcome = np.array([answer.outcome for answer in record.answers], np.float32)
@@ -207,7 +213,11 @@ def show(rewards: str, name: str) -> dict[str, Any]:
             "share": found.share,
             "coef": found.coef.astype(float).tolist(),
         }
-    return describe(run, record) | {"shared_account": shared}
+    shown = describe(run, record) | {"shared_account": shared, "policy": policy}
+    if gate is not None:
+        shrunk, z = gate.compose(np.asarray(record.posterior.coef_mean, np.float32))
+        shown |= {"coef_effective": np.asarray(shrunk).tolist(), "z": np.asarray(z).tolist()}
+    return shown
 
 
 def everybody(rewards: str) -> dict[str, Any]:
@@ -245,7 +255,6 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
         "num_edits": len(record.edits),
         "num_skipped": len(record.skipped),
         "coef_mean": np.asarray(record.posterior.coef_mean, np.float64).tolist(),
-        "z": signal(record.posterior.coef_mean, Conditioning.from_prior(run.prior)).tolist(),
         "coverage": level,
         "axes": axes,
     }

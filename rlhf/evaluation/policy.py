@@ -18,7 +18,6 @@ from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
-from rlhf.policy.conditioning import effective_coef
 from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
@@ -61,8 +60,8 @@ def run(config: Any) -> dict[str, Any]:
             "policy_sha256": policy_store.identity(config.policy),
             "people": people.user_ids,
             "answers_per_person": config.users.answers,
-            "beta": policy.beta,
-            "rho": policy.eta / (policy.beta + policy.eta),
+            "beta": policy.gate.beta,
+            "rho": policy.gate.eta / (policy.gate.beta + policy.gate.eta),
         }
         result["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
         if config.enumerate:
@@ -82,7 +81,7 @@ def finished(job: Run, config: Any) -> bool:
 
 def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:
     """The policy must have users, and those of this reward run."""
-    if policy.conditioning is None:
+    if policy.gate is None:
         raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
     if policy.record["basis"] != rewards.hash:
         raise UserError(
@@ -118,9 +117,9 @@ def held_out_people(
         lapse=rewards.lapse,
     )
     coef = result.coef[count]
-    shrunk = np.asarray(effective_coef(coef, policy.conditioning.mean, policy.beta, policy.eta))
     ids = [prefs.user_ids[user] for user in result.people]
-    return People(ids, coef, shrunk, policy_store.coefficients_to_z(policy, coef)), result
+    shrunk, z = policy.gate.compose(np.asarray(coef, np.float32))
+    return People(ids, coef, np.asarray(shrunk), np.asarray(z, np.float32)), result
 
 
 def enumerated(
@@ -160,7 +159,7 @@ def enumerated(
             reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
         )
         result, matrix = evaluate.summarise_enumerated(
-            answers, phi[items], people.coef, people.shrunk, policy.beta
+            answers, phi[items], people.coef, people.shrunk, policy.gate.beta
         )
         results.append(result)
         matrices.append(matrix)

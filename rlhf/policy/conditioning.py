@@ -1,22 +1,25 @@
-"""From a person's coefficients to the policy's conditioning signal.
+"""From a person's coefficients to the policy's conditioning signal, at one place: the gate.
 
     w_eff = (β w + η μ) / (β + η)          the aggregate-prior rail, as shrinkage of coefficients
     z     = Σ^(-1/2) (w_eff − μ)           z = 0 is the aggregate policy
 
 The optimum of E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) is π_ref tilted by w_eff at temperature β, so the rail lives
-here, once, and is exact, free and reported (ρ = η/(β+η)).
+here, once, and is exact, free and reported (ρ = η/(β+η)). Training, sampling, evaluation, export and the commands about
+people all pass through `Gate`; what must hold for everybody's z has its place there.
 
 Shapes: B rows, K basis outputs, U users.
 """
 
 import dataclasses
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
 
 AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
@@ -41,16 +44,76 @@ class Conditioning(NamedTuple):
         )
 
 
-def effective_coef(
-    user_coef: Float[AnyArray, "*b k"], mean: Float[AnyArray, " k"], beta: float | Array, eta: float | Array
-) -> Float[AnyArray, "*b k"]:
-    """w_eff = (β w + η μ)/(β + η); η = 0 leaves w alone, η → ∞ gives everyone μ."""
-    return (beta * user_coef + eta * mean) / (beta + eta)
+class Gate(NamedTuple):
+    """The one way from coefficients to z: `gate(coef)`; `gate.compose(coef)` gives w_eff as well.
 
+    Attributes:
+      conditioning: the population. beta, eta: prices of KL to π_ref and to π_agg; numbers, or traced scalars.
+    """
 
-def signal(coef: Float[AnyArray, "*b k"], conditioning: Conditioning) -> Float[AnyArray, "*b k"]:
-    """z = Σ^(-1/2)(w_eff − μ) for already shrunk coefficients."""
-    return (coef - conditioning.mean) @ conditioning.inverse_sqrt
+    conditioning: Conditioning
+    beta: Float[Array, ""] | float
+    eta: Float[Array, ""] | float
+
+    @classmethod
+    def of(cls, prior: GroupPrior, beta: float, eta: float) -> "Gate":
+        """The gate of a population N(μ, Σ) under the prices of a training run."""
+        return cls(Conditioning.from_prior(prior), beta, eta)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], place: str) -> "Gate | None":
+        """The gate that a policy's record describes; None for a policy without people.
+
+        Args:
+          record: contents of policy.json. place: its path, for messages.
+        Raises:
+          UserError: β or η are missing or outside their range; no z could be computed, or a wrong one would be.
+        """
+        prior = record.get("prior")
+        if not prior:
+            return None
+        for name, lowest in (("beta", "> 0"), ("eta", "≥ 0")):
+            value = record.get(name)
+            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not right or value < 0 or (value == 0 and name == "beta"):
+                raise UserError(
+                    f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
+                )
+        mean, cov = np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32)
+        return cls.of(GroupPrior(mean, cov), float(record["beta"]), float(record["eta"]))
+
+    def compose(
+        self, coef: Float[AnyArray, "*b k"]
+    ) -> tuple[Float[AnyArray, "*b k"], Float[AnyArray, "*b k"]]:
+        """(w_eff, z) of coefficients w; η = 0 leaves w alone, η → ∞ gives everyone μ and z = 0.
+
+        Raises:
+          ValueError: coefficients of another size, one of which would spread over all axes.
+        """
+        mean, _, inverse_sqrt = self.conditioning
+        if coef.shape[-1:] != mean.shape:
+            raise ValueError(f"coefficients have shape {coef.shape}, the gate takes {mean.shape[0]} a person")
+        shrunk = (self.beta * coef + self.eta * mean) / (self.beta + self.eta)
+        return shrunk, (shrunk - mean) @ inverse_sqrt
+
+    def __call__(self, coef: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+        """z of coefficients w."""
+        return self.compose(coef)[1]
+
+    def checked(self, coef: Any) -> np.ndarray:
+        """z float32[…, K] of coefficients that a user gave.
+
+        Raises:
+          UserError: not K finite numbers.
+        """
+        num_basis = len(self.conditioning.mean)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused
+            given = np.asarray(coef, np.float32)
+        if given.shape[-1:] != (num_basis,) or not np.isfinite(given).all():
+            raise UserError(
+                f"coefficients: {np.array(coef).tolist()} must be {num_basis} finite numbers, one per basis output"
+            )
+        return np.asarray(self(given), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

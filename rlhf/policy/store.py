@@ -21,19 +21,17 @@ from flax import nnx
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import sha256_file
-from rewards.types import GroupPrior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
-from rlhf.policy.conditioning import Conditioning, effective_coef, signal
+from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 POLICY, WEIGHTS = "policy.json", "weights.safetensors"
 AGAIN = "restore it or train again"
 NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
-WITH_USERS = ("beta", "eta", "basis")  # beside a prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Policy:
 
     Attributes:
       graphdef, params: structure and arrays; `spec` its adapters.
-      conditioning, beta, eta: how coefficients become z; None/0 for a policy without users.
+      gate: how coefficients become z; None for a policy without users.
       record: the contents of policy.json.
     """
 
@@ -63,9 +61,7 @@ class Policy:
     graphdef: nnx.GraphDef
     params: PolicyParams
     spec: AdapterSpec | None
-    conditioning: Conditioning | None
-    beta: float
-    eta: float
+    gate: Gate | None
     record: dict[str, Any]
 
 
@@ -204,8 +200,7 @@ def load_policy(run: str | Path) -> Policy:
         )
         raise UserError(f"{run}: {reason}")
     record = record_of(run)
-    needed = NEEDED + (WITH_USERS if record.get("prior") else ())
-    for key in (key for key in needed if key not in record):
+    for key in (key for key in NEEDED if key not in record):
         raise UserError(f"{directory / POLICY}: key {key!r} is missing; {AGAIN}")
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     if base.fingerprint != record["base_fingerprint"]:
@@ -222,15 +217,8 @@ def load_policy(run: str | Path) -> Policy:
         directory / WEIGHTS, record["weights_sha256"], expected, AGAIN, whole="this policy"
     )
     params = params._replace(**{role: _filled(getattr(shapes, role), role, tensors) for role in roles})
-    prior = record.get("prior")
-    conditioning = None
-    if prior:
-        conditioning = Conditioning.from_prior(
-            GroupPrior(np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32))
-        )
-    return Policy(
-        base, graphdef, params, spec, conditioning, record.get("beta", 0.0), record.get("eta", 0.0), record
-    )
+    gate = Gate.from_record(record, str(directory / POLICY))
+    return Policy(base, graphdef, params, spec, gate, record)
 
 
 def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
@@ -245,19 +233,34 @@ def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.Sta
 
 
 def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
-    """z of coefficients w[..., K], through the rail: Σ^(-1/2)((βw + ημ)/(β+η) − μ).
+    """z of coefficients w[..., K], through the policy's gate.
 
     Raises:
       UserError: the policy has no users, or the number of coefficients is wrong.
     """
-    if policy.conditioning is None:
+    if policy.gate is None:
         raise UserError("this policy was trained without users; leave out the user or coefficients")
-    num_basis = len(policy.conditioning.mean)
-    with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused
-        coef = np.asarray(user_coef, np.float32)
-    if coef.shape[-1] != num_basis or not np.isfinite(coef).all():
+    return policy.gate.checked(user_coef)
+
+
+def load_gate(run: str | Path, basis: str) -> Gate:
+    """The gate of a finished training run, without its weights.
+
+    Args:
+      basis: hash of the reward basis whose coefficients are to pass.
+    Raises:
+      UserError: no finished run, one without people, or one of another basis.
+    """
+    path = Path(run) / "policy" / POLICY
+    if not path.is_file():
+        raise UserError(f"{run}: is not a finished policy run; give the output_dir of chorus train")
+    record = record_of(run)
+    gate = Gate.from_record(record, str(path))
+    if gate is None:
+        raise UserError(f"{run}: this policy was trained without users; leave out --policy")
+    if record.get("basis") != basis:
         raise UserError(
-            f"coefficients: {np.array(user_coef).tolist()} must be {num_basis} finite numbers, one per basis output"
+            f"{run}: was trained with basis {str(record.get('basis'))[:12]}…, the reward run has {basis[:12]}…; name "
+            "the policy that was trained with these rewards"
         )
-    shrunk = effective_coef(coef, policy.conditioning.mean, policy.beta, policy.eta)
-    return np.asarray(signal(shrunk, policy.conditioning), np.float32)
+    return gate

@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import yaml
 
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import write_text
+from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
@@ -156,9 +156,9 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
         return False
     try:
         text = path.read_text(encoding="utf-8")
-        stored = yaml.safe_load(text)
+        stored, _ = parse(text, CONFIG)
         stored_kind = text.split("\n", 1)[0].removeprefix("# chorus ").strip()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, UserError):
         stored, stored_kind = None, kind
     if not isinstance(stored, dict):
         raise UserError(f"{path}: damaged, so the run cannot be resumed; choose another output_dir")
@@ -166,6 +166,7 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
         raise UserError(
             f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir"
         )
+    stored = _texts_kept(stored, to_dict(config))
     with contextlib.suppress(UserError):  # keys that are younger than the run had their defaults then
         stored = to_dict(validate(stored, type(config), {}, str(path)))
     difference = first_difference(stored, to_dict(config))
@@ -176,6 +177,15 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
             f"{new} here); choose another output_dir or set {key} back"
         )
     return True
+
+
+def _texts_kept(stored: Any, wanted: Any) -> Any:
+    """`stored` with its texts: runs made under YAML 1.1 hold text such as 1e5 without quotes, a number today."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return {key: _texts_kept(value, wanted.get(key)) for key, value in stored.items()}
+    if isinstance(wanted, str) and isinstance(stored, (int, float)) and parse_value(wanted, CONFIG) == stored:
+        return wanted
+    return stored
 
 
 def first_difference(

@@ -25,14 +25,7 @@ from flax import nnx
 
 from rlhf.objectives import preference as losses
 from rlhf.policy.batches import PairRows
-from rlhf.policy.conditioning import (
-    Population,
-    UserShares,
-    coef_of_users,
-    effective_coef,
-    sample_coef,
-    signal,
-)
+from rlhf.policy.conditioning import Gate, Population, UserShares, coef_of_users, sample_coef
 from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
 from rlhf.train import optim
 
@@ -195,8 +188,7 @@ def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHy
     coef = z = target = None
     if static.personal:
         coef = row_coef(static, population, rows.user, key)
-        coef = effective_coef(coef, population.conditioning.mean, hyper.dpo_beta, hyper.eta)
-        z = signal(coef, population.conditioning)
+        coef, z = Gate(population.conditioning, hyper.dpo_beta, hyper.eta).compose(coef)
         target = jnp.einsum("bk,bck->bc", coef, batch.basis_rewards)
     token, entropy = token_logprobs(static.graphdef, params, rows.packed, z, batch.hidden)
     summed = completion_sums(token, rows.packed)

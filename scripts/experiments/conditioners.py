@@ -32,7 +32,7 @@ from rewards import files
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec, Words
 from rlhf.policy.batches import PairRows, microbatches
-from rlhf.policy.conditioning import Population, UserShares, signal
+from rlhf.policy.conditioning import Gate, Population, UserShares
 from rlhf.policy.logprobs import all_logprobs, init_adapters
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
@@ -118,7 +118,7 @@ def train(task: Task, spec: AdapterSpec, single: bool, rate: float, seed: int):
             times.append(time.perf_counter())
     seconds = float(np.min(np.diff(times))) / TIMED  # the fastest stretch; the first includes compilation
     params = params._replace(**state.params)
-    z = np.asarray(signal(task.people, task.population.conditioning))
+    z = np.asarray(Gate(task.population.conditioning, 1.0, 0.0)(task.people))
     logprobs = [
         all_logprobs(
             policy.graphdef, params, task.rows.packed.take(np.full(len(z), prompt)), None, z=z, chunk=len(z)

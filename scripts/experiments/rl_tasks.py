@@ -15,7 +15,7 @@ from flax import nnx
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy.conditioning import Conditioning, Population, UserShares, signal
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings, left_pad
 from rlhf.train import optim
@@ -148,7 +148,7 @@ def token_logprobs(graphdef, params: PolicyParams, z: jax.Array) -> tuple[jax.Ar
 
 def answers(graphdef, params: PolicyParams, coef: np.ndarray, people: Population) -> np.ndarray:
     """log π of all 16 × 16 pairs of tokens [P, U, 256]; an answer that stops at once stands at its pair with token 0."""
-    z = jnp.asarray(signal(coef, people.conditioning))
+    z = jnp.asarray(Gate(people.conditioning, 1.0, 0.0)(coef))
     first, second = (np.array(part, np.float64) for part in token_logprobs(graphdef, params, z))
     second[:, :, STOP] = -np.inf
     second[:, :, STOP, 0] = 0.0

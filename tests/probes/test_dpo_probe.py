@@ -14,7 +14,7 @@ import pytest
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.batches import PairRows, microbatches
-from rlhf.policy.conditioning import Population, UserShares, effective_coef, signal
+from rlhf.policy.conditioning import Gate, Population, UserShares
 from rlhf.policy.logprobs import all_logprobs, init_adapters
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
@@ -76,9 +76,7 @@ def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
 
     def logprobs(coef: np.ndarray, prompt: int) -> np.ndarray:
         """[U, 6] of one prompt's answers."""
-        z = np.asarray(
-            signal(effective_coef(coef, population.conditioning.mean, BETA, eta), population.conditioning)
-        )
+        z = np.asarray(Gate(population.conditioning, BETA, eta)(coef))
         packed = rows.packed.take(np.full(len(coef), prompt))
         return all_logprobs(policy.graphdef, params, packed, None, z=z)
 

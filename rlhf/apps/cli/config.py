@@ -36,14 +36,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    import yaml
+    from rlhf.run.config.document import dump
 
     for entry in result["keys"]:
-        default = (
-            "required"
-            if entry["required"]
-            else "default " + yaml.safe_dump(entry["default"], default_flow_style=True).split("\n")[0]
-        )
+        default = "required" if entry["required"] else "default " + dump(entry["default"], flow=True)
         limits = f", {entry['limits']}" if entry["limits"] else ""
         print(f"{entry['key']}  ({entry['type']}{limits}; {default})")
         print(textwrap.indent(textwrap.fill(entry["doc"], 96), "    "))

@@ -84,6 +84,9 @@ def add_parser(subparsers: Any) -> None:
         show_person,
     )
     _add_person(show)
+    show.add_argument(
+        "--policy", metavar="RUN", help="training run with these rewards: also show its z for this person"
+    )
     everybody = add_command(
         group,
         "list",
@@ -152,7 +155,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
 def run_show(args: argparse.Namespace) -> dict[str, Any]:
     from rlhf.apps import users
 
-    return users.show(args.rewards, args.name)
+    return users.show(args.rewards, args.name, args.policy)
 
 
 def run_list(args: argparse.Namespace) -> dict[str, Any]:
@@ -181,6 +184,11 @@ def show_asked(result: dict[str, Any]) -> None:
 def show_person(result: dict[str, Any]) -> None:
     """The person, and whether they seem to be two."""
     show_user(result)
+    if "z" in result:
+        parts = ", ".join(
+            f"{axis['name']} {z:+.2f}" for axis, z in zip(result["axes"], result["z"], strict=True)
+        )
+        print(f"  z under {result['policy']}: {parts}")
     shared = result["shared_account"]
     if shared is not None and shared["flagged"]:
         print(

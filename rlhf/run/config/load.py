@@ -3,85 +3,21 @@
 import dataclasses
 import difflib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rewards.errors import UserError
+from rlhf.run.config.document import Key, dump, parse, parse_value
 
 T = TypeVar("T")
-Key = tuple[str, ...]
 _COMMAND_LINE = "command line"
 _MAX_LISTED = 3
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the floats of YAML 1.2 (1e-5) and without dates, which no key takes."""
-
-
-# Own resolvers because PyYAML still implements YAML 1.1, where `1e-5` is a string and `2026-01-01` a date.
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _parse(text: str, source: str) -> tuple[Any, dict[Key, int]]:
-    """Safely parse one YAML document → (value, line of every key); duplicate keys are an error."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}
-        lines = dict(_key_lines(node, (), source))
-        return loader.construct_document(node), lines
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark is not None and not source.endswith("]") else source
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise UserError(
-            f"{place}: not valid YAML ({problem}); check indentation, quotes and colons"
-        ) from None
-    finally:
-        loader.dispose()
-
-
-def _key_lines(node: yaml.Node, path: Key, source: str) -> Iterator[tuple[Key, int]]:
-    if isinstance(node, yaml.SequenceNode):
-        for position, entry in enumerate(node.value):
-            if isinstance(entry, yaml.MappingNode):
-                yield (*path, str(position)), entry.start_mark.line + 1
-                yield from _key_lines(entry, (*path, str(position)), source)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in seen:
-            dotted = ".".join((*path, name))
-            raise UserError(
-                f"{dotted} [{source}:{line}]: key given twice (first in line {seen[name]}); remove one"
-            )
-        seen[name] = line
-        yield (*path, name), line
-        yield from _key_lines(value_node, (*path, name), source)
+_MAX_DEPTH = 20  # names in the key of an override
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
@@ -93,7 +29,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot read the configuration ({reason}); give a YAML file") from None
-    value, lines = _parse(text, path.name)
+    value, lines = parse(text, path.name)
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -105,13 +41,13 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     """Set one `key.sub=value` in `values`; a mapping as value replaces the whole section."""
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > _MAX_DEPTH:
         raise UserError(
-            f"{override!r} [{_COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100"
+            f"{override[:200]!r} [{_COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100"
         )
     if not text.strip():
         raise UserError(f"{dotted} [{_COMMAND_LINE}]: no value after '='; write {dotted}=null or {dotted}=''")
-    value, _ = _parse(text, f"{dotted} [{_COMMAND_LINE}]")
+    value = parse_value(text, f"{dotted} [{_COMMAND_LINE}]")
     for depth in range(1, len(path)):
         parent = field_type(schema, path[:depth])
         if parent is not None and record_of(parent) is None and typing.get_origin(parent) is not dict:
@@ -300,5 +236,4 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Resolved configuration, every key written out; `load` gives back an equal record."""
-    # Escaped rather than raw Unicode: PyYAML writes U+0085 raw and then reads it as a line break.
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=100)
+    return dump(to_dict(config))

@@ -24,7 +24,7 @@ from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
-from rlhf.policy.conditioning import Conditioning, effective_coef, signal
+from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.store import Base
 from rlhf.run.config.rl_hints import HintsConfig
@@ -126,13 +126,11 @@ def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"
         )
-    conditioning = Conditioning.from_prior(run.prior)
+    gate = Gate.of(run.prior, config.kl.coef, config.rail.eta)
 
     def z_of(coef: Any) -> np.ndarray:
         """z[…, K] of people's coefficients, shrunk as those of the rollout are."""
-        coef = np.asarray(coef, np.float32)
-        shrunk = effective_coef(coef, conditioning.mean, config.kl.coef, config.rail.eta)
-        return np.asarray(signal(shrunk, conditioning), np.float32)
+        return np.asarray(gate(np.asarray(coef, np.float32)), np.float32)
 
     rows, path = rl_hint_rows.read(wanted.path, run, base, config.rollout), job.directory / FILE
     if job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE")):

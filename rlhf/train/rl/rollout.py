@@ -16,7 +16,7 @@ from flax import nnx
 
 from rlhf.policy import logprobs as policy
 from rlhf.policy import sampling, scoring
-from rlhf.policy.conditioning import Population, UserShares, effective_coef, sample_coef, signal
+from rlhf.policy.conditioning import Gate, Population, UserShares, sample_coef
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.train.rl import critic as critics
 from rlhf.train.rl.settings import EXTRA_CHANNELS, Hyper, Static, num_channels
@@ -93,9 +93,7 @@ def user_rows(
     """
     draw_key, order_key = jax.random.split(key)
     coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares))
-    coef = effective_coef(coef, population.conditioning.mean, beta, eta)
-    coef = jnp.repeat(coef, group_size, axis=0)
-    return coef, jnp.asarray(signal(coef, population.conditioning))
+    return Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
 
 
 def people_rows(

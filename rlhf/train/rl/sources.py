@@ -215,7 +215,7 @@ def reference_samples(
 ) -> Preferences:
     """Completions of π_ref for the first prompts of the run."""
     graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)
-    policy = policy_store.Policy(base, graphdef, params, None, None, 0.0, 0.0, {})
+    policy = policy_store.Policy(base, graphdef, params, None, None, {})
     index = np.repeat(np.arange(min(num_prompts, len(prompts.starts))), num_samples)
     rows = prompts.rows.take(index)
     completions = complete(

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards.basis import store
+from rewards.data.read import read_preferences
+from rewards.people import records
 from rlhf.apps import cli
+from rlhf.apps.generate import person_z
+from rlhf.evaluation import policy as evaluation
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.run.config.load import load
+from rlhf.run.config.schema import EvaluateConfig
 from tests.rlhf.tiny import write_model
 
 NUM_ITEMS = 10
@@ -60,6 +69,7 @@ def world(tmp_path_factory):
         "data": data,
         "model": {"name": str(model), "adapter_layers": 1},
         "loss": {"kind": "soft", "dpo_beta": 1.0, "nll_coef": 1.0},
+        "rail": {"eta": 0.25},
         "groups": {"completions": None},
         "optimizer": {"learning_rate": 1e-2},
         "train": {"steps": 60, "batch_rows": 8, "checkpoint_every": 20, "log_every": 5},
@@ -93,6 +103,53 @@ def test_one_policy_serves_opposite_people(world, capsys):
     assert result["kl_to_optimum"] < 0.5 * result["kl_of_reference_to_optimum"]
     assert (world / "evaluation" / "report.html").is_file()
     assert (world / "policy" / "report.html").is_file() and (world / "rewards" / "report.html").is_file()
+
+
+def test_one_z_for_a_person_everywhere(world, capsys, tmp_path):
+    """Show, generate, export, evaluation and the formula by hand agree, where the rail pulls everybody to the mean."""
+    policy, run = policy_store.load_policy(world / "policy"), store.load_reward_run(world / "rewards")
+    person = records.list_records(run.users)[0][0]
+    coef = records.load(run.users, person, run).posterior.coef_mean.astype(np.float64)
+    values, vectors = np.linalg.eigh(run.prior.cov.astype(np.float64))
+    whitened = (coef - run.prior.mean) @ (vectors / np.sqrt(values)) @ vectors.T
+    wanted = whitened / 1.25  # (w_eff − μ) = β/(β+η) (w − μ), β = 1, η = 0.25
+    show = ("users", "show", person, "--rewards", world / "rewards")
+    assert "z" not in result_of(capsys, *show)
+    shown = result_of(capsys, *show, "--policy", world / "policy")
+    exported = result_of(
+        capsys, "export", "--policy", world / "policy", "--user", person, "--output", tmp_path / "out"
+    )
+    generated = person_z(policy, str(world / "policy"), person, None)
+    assert np.abs(wanted - whitened).max() > 0.05
+    for z in (shown["z"], exported["z"], generated, policy.gate(coef.astype(np.float32))):
+        np.testing.assert_allclose(z, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shown["coef_effective"], (coef + 0.25 * run.prior.mean) / 1.25, rtol=1e-5)
+    config = load(world / "evaluation.yaml", [], EvaluateConfig)
+    prefs = read_preferences(config.data.path)
+    phi = encoder.item_features(run.basis, prefs)
+    people, _ = evaluation.held_out_people(config, prefs, run, policy, phi)
+    np.testing.assert_allclose(
+        people.z, [policy.gate.checked(own) for own in people.coef], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        people.shrunk, (people.coef + 0.25 * run.prior.mean) / 1.25, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_z_of_another_policy_is_refused(world, capsys, tmp_path):
+    show = ["users", "show", "p00", "--rewards", str(world / "rewards"), "--policy"]
+    for policy in (tmp_path, world / "rewards"):
+        assert cli.main([*show, str(policy)]) == 2
+        assert "is not a finished policy run" in capsys.readouterr().err
+    (tmp_path / "policy").mkdir()
+    record = json.loads((world / "policy" / "policy" / "policy.json").read_text())
+    for change, said in (
+        ({"basis": "0" * 64}, "was trained with basis 0000"),
+        ({"prior": None}, "without users"),
+    ):
+        (tmp_path / "policy" / "policy.json").write_text(json.dumps(record | change))
+        assert cli.main([*show, str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_finished_evaluation_is_repeated_only_for_another_policy(world, capsys):
@@ -208,7 +265,6 @@ def metrics(folder):
 
 def test_ten_people_compile_nothing_after_the_first(world):
     from rlhf.policy import sampling
-    from rlhf.policy import store as policy_store
     from rlhf.policy.generation import complete
 
     policy = policy_store.load_policy(world / "policy")

@@ -145,13 +145,13 @@ def test_reading_a_file_again_counts_no_answer_twice(run, capsys):
 
 
 def test_ask_from_a_file_learns_the_side_of_the_person(run, capsys):
-    scores = {}
+    scores, prior = {}, store.load_reward_run(run / "run").prior
     for name, taste in {"plus": 3.0, "minus": -3.0}.items():
         rows = answers_of(name, np.array([1.5, taste, 0, 0]), 40, np.random.default_rng(6))
         path = write_rows(run / f"{name}.jsonl", rows)
         result = result_of(capsys, "users", "ask", name, "--rewards", run / "run", "--answers", path)
         assert result["asked"] == result["num_answers"] == 10
-        scores[name] = np.array(result["z"])
+        scores[name] = (result["coef_mean"] - prior.mean) @ np.linalg.inv(np.linalg.cholesky(prior.cov)).T
     assert np.sign(scores["plus"][1]) != np.sign(scores["minus"][1])
     assert np.linalg.norm(scores["plus"] - scores["minus"]) > 1
 
@@ -188,7 +188,7 @@ def test_closing_the_terminal_stops_quietly(run):
 
     result = user_jobs.ask_terminal(str(run / "run"), "nobody", 3, read=closed, say=lambda _: None)
     assert result["num_answers"] == 0
-    np.testing.assert_allclose(result["z"], 0, atol=1e-5)
+    np.testing.assert_allclose(result["coef_mean"], store.load_reward_run(run / "run").prior.mean, atol=1e-5)
     assert not records.exists(run / "run" / "users", "nobody")
 
 

@@ -1,5 +1,7 @@
 """Coefficients → z: the rail as shrinkage, where training coefficients come from, and the choice of basis."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from scipy.optimize import minimize
 
 from rewards.basis import gauge
+from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
-from rlhf.policy.conditioning import Conditioning, Population, UserShares, effective_coef, sample_coef, signal
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, sample_coef
 
 K = 3
 
@@ -41,7 +44,8 @@ def test_the_rail_is_shrinkage_of_coefficients():
         return -value, -p * (terms - p @ terms)
 
     found = minimize(negative_objective, np.zeros(12), jac=True, method="BFGS", options={"gtol": 1e-12})
-    shrunk = effective_coef(coef.astype(np.float32), mean.astype(np.float32), beta, eta).astype(np.float64)
+    gate = Gate.of(GroupPrior(mean.astype(np.float32), np.eye(K, dtype=np.float32)), beta, eta)
+    shrunk = gate.compose(coef.astype(np.float32))[0].astype(np.float64)
     np.testing.assert_allclose(
         np.exp(log_softmax(found.x)), np.exp(log_softmax(ref + phi @ shrunk / beta)), atol=1e-6
     )
@@ -50,18 +54,20 @@ def test_the_rail_is_shrinkage_of_coefficients():
 
 def test_no_rail_keeps_the_coefficients_and_an_endless_one_gives_the_mean():
     coef, mean = np.array([[1.0, -2.0, 3.0]], np.float32), np.array([0.5, 0.5, 0.5], np.float32)
-    np.testing.assert_array_equal(effective_coef(coef, mean, 0.3, 0.0), coef)
-    np.testing.assert_allclose(effective_coef(coef, mean, 0.3, 1e9), mean[None], rtol=1e-6)
+    prior = GroupPrior(mean, np.eye(K, dtype=np.float32))
+    np.testing.assert_array_equal(Gate.of(prior, 0.3, 0.0).compose(coef)[0], coef)
+    np.testing.assert_allclose(Gate.of(prior, 0.3, 1e9).compose(coef)[0], mean[None], rtol=1e-6)
 
 
 def test_z_whitens_the_population_and_is_zero_at_its_mean():
     prior = make_prior()
     conditioning = Conditioning.from_prior(prior)
     people = np.random.default_rng(1).multivariate_normal(prior.mean, prior.cov, 40_000).astype(np.float32)
-    z = signal(people, conditioning)
+    gate = Gate(conditioning, 0.5, 0.0)
+    z = gate(people)
     np.testing.assert_allclose(z.mean(axis=0), 0.0, atol=0.03)
     np.testing.assert_allclose(np.cov(z.T), np.eye(K), atol=0.04)
-    np.testing.assert_array_equal(signal(prior.mean, conditioning), 0.0)
+    np.testing.assert_array_equal(gate(prior.mean), 0.0)
     np.testing.assert_allclose(conditioning.cov_sqrt @ conditioning.cov_sqrt, prior.cov, atol=1e-5)
     back = conditioning.mean + z @ conditioning.cov_sqrt
     np.testing.assert_allclose(back, people, atol=1e-4)
@@ -98,7 +104,7 @@ def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
         np.testing.assert_allclose(np.cov(own[chosen].T), np.linalg.inv(h), atol=0.12)
     np.testing.assert_allclose(drawn.mean(axis=0), prior.mean, atol=0.06)
     np.testing.assert_allclose(np.cov(drawn.T), prior.cov, rtol=0.08, atol=0.08)
-    z = signal(extreme, Conditioning.from_prior(prior))
+    z = Gate.of(prior, 0.1, 0.0)(extreme)
     assert np.allclose(np.sort(np.abs(z), axis=1), [0.0, 0.0, 2.5], atol=1e-4)
     assert {(int(np.abs(row).argmax()), bool(row.max() > 1)) for row in z[:500]} == {
         (a, s) for a in range(K) for s in (0, 1)
@@ -117,9 +123,9 @@ def test_a_change_of_basis_changes_no_answer():
     def answers(head, prior, coef):
         basis, canonical, b = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
         w = gauge.transform_coef(b, coef).astype(np.float32)
-        w = effective_coef(w, canonical.mean, 0.5, 0.2)
+        w, z = Gate.of(canonical, 0.5, 0.2).compose(w)
         phi = gauge.features(basis, embeddings, item_prompt)
-        return np.asarray(signal(w, Conditioning.from_prior(canonical))), w @ phi.T
+        return np.asarray(z), w @ phi.T
 
     moved = GroupPrior(gauge.transform_coef(change, prior.mean), gauge.transform_cov(change, prior.cov))
     # raw′ = A raw, so head′ = head Aᵀ.
@@ -131,6 +137,36 @@ def test_a_change_of_basis_changes_no_answer():
 
 
 def test_shapes_are_checked():
-    """One row of coefficients must not spread silently over a batch of people."""
-    with pytest.raises(Exception, match="type"):
-        effective_coef(jnp.ones((2, 3)), jnp.ones((1, 3)), 1.0, 0.0)
+    """Coefficients of another basis never become a z."""
+    gate = Gate.of(make_prior(), 1.0, 0.0)
+    for size in (1, K - 1, K + 1):
+        with pytest.raises(ValueError, match=f"the gate takes {K} a person"):
+            gate(jnp.ones((2, size)))
+
+
+RECORD = {"prior": {"mean": [0.5, -1.0], "cov": [[4.0, 0.0], [0.0, 0.25]]}, "beta": 0.3, "eta": 0.1}
+
+
+def test_a_policy_s_record_makes_its_gate():
+    gate = Gate.from_record(RECORD, "policy.json")
+    w = np.array([2.5, -2.0])
+    shrunk = (0.3 * w + 0.1 * np.array([0.5, -1.0])) / 0.4
+    np.testing.assert_allclose(gate.checked(w), (shrunk - [0.5, -1.0]) / [2.0, 0.5], rtol=1e-6)
+    assert Gate.from_record({"beta": 0.3, "eta": 0.1}, "policy.json") is None
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"beta": None}, "beta is None"),
+        ({"beta": 0.0}, "beta is 0.0"),
+        ({"beta": -0.1}, "beta is -0.1"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"eta": -1.0}, "eta is -1.0"),
+        ({"eta": float("inf")}, "eta is inf"),
+        ({"eta": "0.1"}, "eta is '0.1'"),
+    ],
+)
+def test_a_damaged_record_makes_no_gate(change, named):
+    with pytest.raises(UserError, match=f"^runs/p/policy.json: {re.escape(named)}, must be a finite number"):
+        Gate.from_record(RECORD | change, "runs/p/policy.json")

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 import pytest
-from tests.rlhf.policy.test_batches import make_prefs
 
 from rewards.annotation.basis import run_margins
 from rewards.people.population import People
@@ -19,6 +18,7 @@ from rlhf.run.config.parts import LossConfig, RailConfig
 from rlhf.run.config.schema import DPOConfig
 from rlhf.train import dpo_step as dpo
 from tests.rlhf import tiny
+from tests.rlhf.policy.test_batches import make_prefs
 
 WEIGHT = np.array([0.4, 0.3, 0.2, 0.9, 0.5], np.float32)
 SOFT = np.array([0.8, 0.6, 0.9, 0.5, 1.0], np.float32)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy.conditioning import UserShares, effective_coef, signal
+from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import sequence_logprobs
 from rlhf.policy.sampling import SamplingSettings, generate, left_pad, row_keys
 from rlhf.train import dpo_step as dpo
@@ -134,8 +134,9 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
         coef = np.tile(mean, (4, 1))
     _, metrics = run(personal, batch, static, loss=steps.loss_hyper(eta=ETA), population=population)
 
-    shrunk = effective_coef(coef, mean, BETA, ETA)
-    policy = own_logprobs(personal, signal(shrunk, population.conditioning))(personal.params)
+    shrunk = (BETA * coef + ETA * mean) / (BETA + ETA)
+    z = (shrunk - mean) @ population.conditioning.inverse_sqrt
+    policy = own_logprobs(personal, z)(personal.params)
     aggregate = own_logprobs(personal)(personal.params)
     reference = batch.ref_logprobs[0, :, :3]
     target = jnp.einsum("bk,bck->bc", shrunk, batch.basis_rewards[0, :, :3])
