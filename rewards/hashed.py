@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -27,6 +27,7 @@ FIELD, LINE_FIELD = "sha256", "line_sha256"
 OLD_FIELD = "record_sha256"  # what basis.json and model.json called it first
 TENSORS_FIELD = "tensors_sha256"
 HEX, LINE_HEX = 64, 16  # digits of a hash in a file, and on a line
+Parsed = TypeVar("Parsed")
 Shapes = Mapping[str, tuple[int, ...]]
 """Names of tensors with their shapes; all are float32."""
 
@@ -37,12 +38,19 @@ def write_record(path: str | Path, body: Mapping[str, Any]) -> None:
 
 
 def read_record(path: str | Path, again: str = "restore or recreate the file") -> dict[str, Any]:
-    """Read what `write_record` wrote, without the hash.
+    """Read what `write_record` wrote, without the hash; `parse_record` for content that is taken as it is."""
+    return parse_record(path, again, lambda body: body)
 
-    A file from before there were hashes is taken as it is and gets one now, which is said once on stderr.
+
+def parse_record(path: str | Path, again: str, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """`parse` of what `write_record` wrote, without the hash.
+
+    A file from before there were hashes is taken as it is and, when it can be parsed, gets one now; this is said once a
+    folder on stderr.
 
     Args:
       again: what to do about a damaged file, for the message.
+      parse: raises UserError for content that cannot be.
     Raises:
       UserError: no such file, no JSON object, or another content than was written.
     """
@@ -54,9 +62,10 @@ def read_record(path: str | Path, again: str = "restore or recreate the file") -
         body = _checked(content, (FIELD, OLD_FIELD), HEX)
     except ValueError:
         raise UserError(f"{path}: its content differs from what was written ({FIELD}); {again}") from None
+    value = parse(body)
     if body is content:
         _adopt(path, content)
-    return body
+    return value
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -173,13 +182,16 @@ def load(
       UserError: naming file and tensor or key.
     """
     path = Path(directory) / f"{name}.json"
-    record = read_record(path, again)
-    try:
-        expected, digest = shapes(record), record[TENSORS_FIELD]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {again}") from None
-    tensors = read_tensors(path.with_suffix(".safetensors"), digest, expected, again, whole=whole)
-    return tensors, _without(record, TENSORS_FIELD)
+
+    def parse(record: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        try:
+            expected, digest = shapes(record), record[TENSORS_FIELD]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {again}") from None
+        tensors = read_tensors(path.with_suffix(".safetensors"), digest, expected, again, whole=whole)
+        return tensors, _without(record, TENSORS_FIELD)
+
+    return parse_record(path, again, parse)
 
 
 def check_keys(path: Path, record: Mapping[str, Any], keys: frozenset[str], again: str, whole: str) -> None:

@@ -65,7 +65,7 @@ class LinearFitted(FittedModel):
     def features(self, table: ItemTable) -> Float[np.ndarray, "I K"]:
         return gauge.features(self.basis, table.embeddings, table.prefs.item_prompt, table.prompt_embeddings)
 
-    def adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:
         phi = self.features(table)
         delta = (phi[answers.chosen] - phi[answers.rejected]) * (answers.weight > 0)[..., None]
         return Coefficients(*self.rule(delta, answers.outcome, answers.weight))
@@ -73,7 +73,9 @@ class LinearFitted(FittedModel):
     def seen(self) -> Coefficients:
         return Coefficients(self.coef_mean, self.coef_precision)
 
-    def margins(self, table: ItemTable, people: Coefficients, pairs: Comparisons) -> Float[np.ndarray, "U T"]:
+    def _margins(
+        self, table: ItemTable, people: Coefficients, pairs: Comparisons
+    ) -> Float[np.ndarray, "U T"]:
         phi = self.features(table)
         delta = phi[pairs.chosen] - phi[pairs.rejected]
         return np.einsum("utk,uk->ut", delta, people.mean) * (pairs.weight > 0)

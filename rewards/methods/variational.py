@@ -70,7 +70,7 @@ class VPLFitted(FittedModel):
     hyper: dict[str, Any]
     report: dict[str, Any]
 
-    def adapt(self, table: ItemTable, answers: Comparisons) -> Latents:
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> Latents:
         graph, params = around.module(self.shape, self.params)
         x = self._inputs(table)
         people, length = answers.weight.shape
@@ -83,7 +83,7 @@ class VPLFitted(FittedModel):
     def seen(self) -> Latents:
         return self.latents
 
-    def margins(self, table: ItemTable, people: Latents, pairs: Comparisons) -> np.ndarray:
+    def _margins(self, table: ItemTable, people: Latents, pairs: Comparisons) -> np.ndarray:
         if pairs.weight.size == 0:
             return np.zeros(pairs.weight.shape, np.float32)
         graph, params = around.module(self.shape, self.params)
@@ -191,7 +191,7 @@ class VPL(RewardModel):
     held_out: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
-    def fit(
+    def _fit(
         self,
         table: ItemTable,
         training: Preferences,

@@ -49,21 +49,18 @@ def load_people(run: RewardRun) -> People:
     Raises:
       UserError: files are missing, damaged, or belong to another basis.
     """
-    num_basis = run.basis.num_basis
+    path, num_basis = run.directory / f"{NAME}.json", run.basis.num_basis
 
     def shapes(record: dict[str, Any]) -> hashed.Shapes:
+        if record.get("basis") != run.hash:
+            raise UserError(f"{path}: belongs to another basis than {run.directory}; {AGAIN}")
         count = len(record["user_ids"])
+        if len(record["num_answers"]) != count:
+            raise ValueError(f"{len(record['num_answers'])} numbers of answers for {count} people")
         return {"coef_mean": (count, num_basis), "coef_precision": (count, num_basis, num_basis)}
 
-    path = run.directory / f"{NAME}.json"
-    record = hashed.read_record(path, AGAIN)
-    if record.get("basis") != run.hash:
-        raise UserError(f"{path}: belongs to another basis than {run.directory}; {AGAIN}")
     tensors, record = hashed.load(run.directory, NAME, shapes, AGAIN, whole="a population")
-    counts = record.get("num_answers")
-    if not isinstance(counts, list) or len(counts) != len(record["user_ids"]):
-        raise UserError(f"{path}: num_answers must hold one number a person; {AGAIN}")
-    people = zip(tensors["coef_mean"], tensors["coef_precision"], counts, strict=True)
+    people = zip(tensors["coef_mean"], tensors["coef_precision"], record["num_answers"], strict=True)
     return People(
         tuple(record["user_ids"]), tuple(UserPosterior(mean, precision, n) for mean, precision, n in people)
     )

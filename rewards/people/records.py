@@ -6,10 +6,12 @@ follows from the prior, the edits and the answers, so it can be recomputed and c
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +78,11 @@ def load(directory: str | Path, user_id: str, run: RewardRun) -> UserRecord:
     path = path_of(directory, user_id)
     if not path.is_file():
         raise UserError(f"{path}: no record of user {user_id!r}; create one with `chorus users ask`")
-    record = record_json.parse(path, hashed.read_record(path, AGAIN))
+    return hashed.parse_record(path, AGAIN, lambda content: _checked(path, content, user_id, run))
+
+
+def _checked(path: Path, content: dict[str, Any], user_id: str, run: RewardRun) -> UserRecord:
+    record = record_json.parse(path, content)
     if record.user_id != user_id:
         raise UserError(
             f"{path}: belongs to user {record.user_id!r}, not {user_id!r}; restore the file's name"
@@ -172,5 +178,5 @@ def forget(directory: str | Path, user_id: str) -> None:
 def list_records(directory: str | Path) -> list[tuple[str, int]]:
     """(user id, number of answers) of every record, by id; of any basis."""
     paths = sorted(Path(directory).glob("[!.]*.json")) if Path(directory).is_dir() else []
-    records = [record_json.parse(path, hashed.read_record(path, AGAIN)) for path in paths]
+    records = [hashed.parse_record(path, AGAIN, functools.partial(record_json.parse, path)) for path in paths]
     return sorted((record.user_id, len(record.answers)) for record in records)

@@ -267,7 +267,11 @@ def _record(run: store.RewardRun, name: str) -> records.UserRecord:
 
 def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
     path = run.directory / QUESTIONS
-    content = hashed.read_record(path, "fit the run again or use --answers FILE")
+    again = "fit the run again or use --answers FILE"
+    return hashed.parse_record(path, again, lambda content: _parsed(run, content, path))
+
+
+def _parsed(run: store.RewardRun, content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     listed = isinstance(content.get("questions"), list) and content["questions"]
     if not listed or content.get("basis") != run.hash:
         raise UserError(

@@ -1,6 +1,7 @@
 """calibration.json of a reward run: how much wider than Laplace's an honest error bar is, by number of answers."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,10 +48,15 @@ def deviations(run: RewardRun, posterior: UserPosterior) -> tuple[np.ndarray, fl
     """
     path, level = run.directory / FILE, None
     if path.is_file():
-        content = hashed.read_record(path, "fit the rewards again")
-        if content.get("basis") != run.hash:
-            raise UserError(f"{path}: not of this run's basis; fit the rewards again")
-        found = calibration.Calibration.from_json(content, str(path))
+        found = hashed.parse_record(
+            path, "fit the rewards again", lambda content: _parsed(run, content, path)
+        )
         posterior, level = found.scaled(posterior, of="margin"), found.level
     cov = np.linalg.inv(np.asarray(posterior.coef_precision, np.float64))
     return np.sqrt(np.diag(cov)), level
+
+
+def _parsed(run: RewardRun, content: dict[str, Any], path: Path) -> calibration.Calibration:
+    if content.get("basis") != run.hash:
+        raise UserError(f"{path}: not of this run's basis; fit the rewards again")
+    return calibration.Calibration.from_json(content, str(path))

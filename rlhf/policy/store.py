@@ -91,7 +91,14 @@ def identity(run: str | Path) -> str:
 
 def record_of(run: str | Path) -> dict[str, Any]:
     """policy.json of a finished run."""
-    return hashed.read_record(Path(run) / "policy" / POLICY, AGAIN)
+    path = Path(run) / "policy" / POLICY
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        for key in (key for key in NEEDED if key not in record):
+            raise UserError(f"{path}: key {key!r} is missing; {AGAIN}")
+        return record
+
+    return hashed.parse_record(path, AGAIN, parse)
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -200,8 +207,6 @@ def load_policy(run: str | Path) -> Policy:
         )
         raise UserError(f"{run}: {reason}")
     record = record_of(run)
-    for key in (key for key in NEEDED if key not in record):
-        raise UserError(f"{directory / POLICY}: key {key!r} is missing; {AGAIN}")
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(

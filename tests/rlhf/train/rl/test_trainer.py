@@ -15,6 +15,7 @@ from rlhf.apps import cli
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
 from rlhf.run.config.rl import GRPOConfig
+from rlhf.run.metrics import read_metrics
 from rlhf.train.rl import critic_store as rl_critic
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
@@ -78,7 +79,7 @@ def result_of(capsys, *argv):
 
 def metrics(folder):
     """metrics.jsonl without wall-clock figures."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     return [{k: v for k, v in row.items() if not re.match(r"perf/|time", k)} for row in rows]
 
 
