@@ -68,23 +68,20 @@ def parse_record(path: str | Path, again: str, parse: Callable[[dict[str, Any]],
     return value
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    """A JSON object on a line of its own, with a short hash of its content."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    digest = files.sha256_json(json.loads(text))[:LINE_HEX]
-    return json.dumps({**row, LINE_FIELD: digest}, ensure_ascii=False) + "\n"
+def with_hash(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of JSON lines with a short hash of its content."""
+    return {**row, LINE_FIELD: files.sha256_json(_as_read(row))[:LINE_HEX]}
 
 
-def read_line(line: str) -> dict[str, Any]:
-    """What `json_line` wrote, without the hash; lines from before there were hashes are taken as they are.
+def checked_row(row: Any) -> dict[str, Any]:
+    """A row that `with_hash` made, without the hash; rows from before there were hashes are taken as they are.
 
     Raises:
       ValueError: no JSON object, or another content than was written.
     """
-    content = json.loads(line)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-    return _checked(content, (LINE_FIELD,), LINE_HEX)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return _checked(row, (LINE_FIELD,), LINE_HEX)
 
 
 def _checked(content: dict[str, Any], fields: tuple[str, ...], length: int) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import numpy as np
 
 Prompt = str | tuple[tuple[str, str], ...]
 """A plain string, or chat messages as ((role, content), ...)."""
+NOBODY = "-"
+"""The one user id of comparisons that do not say who chose."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Preferences:
     """Comparisons of many people over a table of distinct (prompt, completion) items.
 
@@ -45,6 +47,15 @@ class Preferences:
     row: np.ndarray
     columns: dict[str, list[Any]]
     source: str
+
+    def __repr__(self) -> str:
+        people = f" by {len(np.unique(self.user_index)):,} people" if self.has_people else ""
+        return f"Preferences({self.num_comparisons:,} comparisons{people}, {self.num_items:,} completions; {self.source})"
+
+    @property
+    def has_people(self) -> bool:
+        """Whether the comparisons say who chose."""
+        return self.user_ids != (NOBODY,)
 
     @property
     def num_comparisons(self) -> int:

@@ -29,24 +29,30 @@ AGAIN = "restore or refit the run"
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardRun:
-    """A stored basis with its population; user records refer to `hash`; `extra` is what the fit reported."""
+class FittedBasis:
+    """A basis with its population; user records refer to `hash`; `extra` is what the fit reported."""
 
     basis: RewardBasis
     prior: GroupPrior
     hash: str
-    directory: Path
     extra: dict[str, Any]
-
-    @property
-    def users(self) -> Path:
-        """Folder of the people's records."""
-        return self.directory / USERS
 
     @property
     def lapse(self) -> float:
         """The lapse rate of the likelihood under which coefficients were estimated; new answers need the same."""
         return float(self.extra.get("lapse", 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardRun(FittedBasis):
+    """A stored one."""
+
+    directory: Path
+
+    @property
+    def users(self) -> Path:
+        """Folder of the people's records."""
+        return self.directory / USERS
 
 
 def basis_hash(basis: RewardBasis) -> str:
@@ -123,7 +129,7 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     if basis_hash(basis) != record["basis_hash"]:
         raise UserError(f"{record_path}: basis_hash does not belong to this basis; {AGAIN}")
     prior = GroupPrior(tensors["prior.mean"], tensors["prior.cov"])
-    return RewardRun(basis, prior, record["basis_hash"], directory, record["extra"])
+    return RewardRun(basis, prior, record["basis_hash"], record["extra"], directory)
 
 
 def _shapes(record: dict[str, Any]) -> hashed.Shapes:

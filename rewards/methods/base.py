@@ -52,6 +52,45 @@ class ItemTable:
     def __post_init__(self) -> None:
         checks.check_table(self)
 
+    @classmethod
+    def of(
+        cls,
+        prefs: Preferences,
+        embeddings: Float[np.ndarray, "I D"],
+        settings: dict[str, Any],
+        embed: Callable[[Preferences, dict[str, Any]], np.ndarray],
+    ) -> "ItemTable":
+        """All items with their embeddings; with a language model (`settings`) also the means to embed any text.
+
+        Prompts are left to the models, which take the mean of a prompt's items: it costs no forward pass.
+        """
+
+        def texts(of: list[str]) -> np.ndarray:
+            return embed(text_items(of), settings)
+
+        embed_texts = texts if settings["kind"] == "lm" else None
+        return cls(prefs, embeddings, settings, settings.get("fingerprint", ""), embed_texts=embed_texts)
+
+
+def text_items(texts: list[str]) -> Preferences:
+    """Texts as completions of an empty prompt that nobody compared."""
+    nothing = np.zeros(0, np.int32)
+    return Preferences(
+        prompts=("",),
+        item_prompt=np.zeros(len(texts), np.int32),
+        item_text=tuple(texts),
+        item_features=None,
+        user_ids=(),
+        user_index=nothing,
+        chosen=nothing,
+        rejected=nothing,
+        outcome=np.zeros(0, np.float32),
+        choice=nothing,
+        row=nothing,
+        columns={},
+        source="texts",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparisons:

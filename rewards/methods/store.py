@@ -6,6 +6,7 @@ reward runs reads it; its hash is the hash of its basis, which user records refe
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,14 +31,18 @@ def model_hash(fitted: FittedModel) -> str:
     return reward_store.content_hash(fitted.tensors(), {"kind": fitted.kind, "settings": fitted.settings()})
 
 
+def extra_of(fitted: LinearFitted) -> dict[str, Any]:
+    """What a reward run says of its model besides the basis."""
+    return {"lapse": fitted.rule.lapse, "model": fitted.kind}
+
+
 def save_model(directory: str | Path, fitted: FittedModel) -> str:
     """Write the model and return its hash; a linear model is written as a reward run besides."""
     directory = Path(directory)
     identity = model_hash(fitted)
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in fitted.tensors().items()}
     if isinstance(fitted, LinearFitted):
-        extra = {"lapse": fitted.rule.lapse, "model": fitted.kind}
-        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra)
+        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra_of(fitted))
     record = {
         "format": FORMAT,
         "kind": fitted.kind,

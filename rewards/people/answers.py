@@ -14,7 +14,7 @@ import numpy as np
 
 from rewards import files
 from rewards.people.edits import Edit
-from rewards.types import Prompt, UserPosterior
+from rewards.types import Preferences, Prompt, UserPosterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,15 @@ class Answer:
     timed: bool = False
 
     @property
+    def key(self) -> str:
+        """Names the question."""
+        return question_key(self.prompt, self.chosen, self.rejected)
+
+    @property
     def content(self) -> tuple[str, str]:
         """What was asked and which text was preferred, "" for a tie; not when."""
         preferred = {1.0: self.chosen, 0.0: self.rejected}.get(self.outcome, "")
-        return question_key(self.prompt, self.chosen, self.rejected), preferred
+        return self.key, preferred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,20 @@ def make_answer(
     when = time or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     delta = tuple(map(float, delta_features))
     return Answer(prompt, chosen, rejected, float(outcome), delta, when, time is not None)
+
+
+def answer_of(prefs: Preferences, phi: np.ndarray, row: int) -> Answer:
+    """Comparison `row` as an answer, with the time the data gives it; `phi` float[I, K] are the items' features."""
+    chosen, rejected = int(prefs.chosen[row]), int(prefs.rejected[row])
+    stamps = prefs.columns.get("timestamp")
+    return make_answer(
+        prefs.prompts[prefs.item_prompt[chosen]],
+        prefs.item_text[chosen],
+        prefs.item_text[rejected],
+        float(prefs.outcome[row]),
+        phi[chosen] - phi[rejected],
+        None if stamps is None or stamps[row] is None else str(stamps[row]),
+    )
 
 
 def unknown(known: Iterable[Answer], given: Sequence[Answer]) -> list[Answer]:

@@ -17,11 +17,12 @@ import numpy as np
 
 from rewards import files, hashed
 from rewards.basis import users
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.people import edits as edits_module
 from rewards.people import record_json
 from rewards.people.answers import Answer, UserRecord, unknown
+from rewards.people.answers import answer_of as answer_of
 from rewards.people.answers import make_answer as make_answer
 from rewards.people.answers import question_key as question_key
 from rewards.people.edits import Edit
@@ -63,7 +64,7 @@ def exists(directory: str | Path, user_id: str) -> bool:
     return path_of(directory, user_id).is_file()
 
 
-def new_record(run: RewardRun, user_id: str) -> UserRecord:
+def new_record(run: FittedBasis, user_id: str) -> UserRecord:
     """Somebody who has not answered anything: exactly the prior. Nothing is written."""
     return UserRecord(user_id, run.hash, users.posterior(run.prior, np.zeros((0, 0)), np.zeros(0)), ())
 
@@ -130,16 +131,27 @@ def learn(
     """
     with files.locked(directory):
         record = load(directory, user_id, run) if exists(directory, user_id) else new_record(run, user_id)
-        new = unknown(record.answers, answers)
-        record = dataclasses.replace(
-            record,
-            answers=record.answers + tuple(new),
-            edits=record.edits + tuple(edits),
-            skipped=record.skipped + tuple(key for key in skipped if key not in record.skipped),
-        )
-        record = dataclasses.replace(record, posterior=recompute(run, record))
-        write(directory, record)
-    return Learned(record, len(new))
+        after = with_events(run, record, answers=answers, edits=edits, skipped=skipped)
+        write(directory, after)
+    return Learned(after, len(after.answers) - len(record.answers))
+
+
+def with_events(
+    run: FittedBasis,
+    record: UserRecord,
+    *,
+    answers: Sequence[Answer] = (),
+    edits: Sequence[Edit] = (),
+    skipped: Sequence[str] = (),
+) -> UserRecord:
+    """The record with those of these events that it does not hold, and the posterior that follows; not written."""
+    record = dataclasses.replace(
+        record,
+        answers=record.answers + tuple(unknown(record.answers, answers)),
+        edits=record.edits + tuple(edits),
+        skipped=record.skipped + tuple(key for key in skipped if key not in record.skipped),
+    )
+    return dataclasses.replace(record, posterior=recompute(run, record))
 
 
 def write(directory: str | Path, record: UserRecord) -> None:
@@ -148,7 +160,7 @@ def write(directory: str | Path, record: UserRecord) -> None:
         hashed.write_record(path_of(directory, record.user_id), record_json.to_json(record))
 
 
-def recompute(run: RewardRun, record: UserRecord) -> UserPosterior:
+def recompute(run: FittedBasis, record: UserRecord) -> UserPosterior:
     """The posterior that follows from the prior, the edits and the answers of the record."""
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcomes = np.array([answer.outcome for answer in record.answers], np.float32)

@@ -4,53 +4,36 @@ A questionnaire is a file of JSON lines, one question each: `user_id`, `prompt`,
 which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet. `chorus users update` reads it.
 """
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
+from rewards import jsonl
 from rewards.basis import store
 from rewards.errors import UserError
 from rewards.people import records
-from rewards.types import Prompt, UserPosterior
+from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
+from rewards.types import UserPosterior
 
 QUESTION_KEYS = ("user_id", "prompt", "first", "second", "preferred")
 REPLIES = {"1": "first", "2": "second", "tie": "tie", "skip": "skip", "": ""}
 
 
-def prompt_of(value: Any) -> Prompt:
-    """A prompt from JSON: text, or messages as (role, content) pairs or as objects."""
-    if isinstance(value, str):
-        return value
-    return tuple((m["role"], m["content"]) if isinstance(m, dict) else (m[0], m[1]) for m in value)
-
-
-def key_of(question: dict[str, Any]) -> str:
-    return records.question_key(prompt_of(question["prompt"]), question["first"], question["second"])
-
-
-def sides(name: str, number: int) -> tuple[str, str]:
-    """Which text of question `number` stands first, drawn from the name, so that neither side is favoured."""
-    swapped = hashlib.sha256(f"{name}:{number}".encode()).digest()[0] % 2 == 1
-    return ("second", "first") if swapped else ("first", "second")
-
-
 def show_and_read(
-    question: dict[str, Any], shown: tuple[str, str], read: Callable[[str], str], say: Callable[[str], None]
+    question: Question,
+    shown: tuple[Preferred, Preferred],
+    read: Callable[[str], str],
+    say: Callable[[str], None],
 ) -> str:
     """Show the pair and return which was preferred: `first`, `second`, `tie`, `s` (skip) or `q` (quit)."""
-    prompt = question["prompt"]
-    say(
-        prompt
-        if isinstance(prompt, str)
-        else "\n".join(f"{role}: {text}" for role, text in prompt_of(prompt))
-    )
+    prompt = question.prompt
+    say(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {text}" for role, text in prompt))
+    texts = {"first": question.first, "second": question.second}
     for number, side in enumerate(shown, 1):
-        say(f"  [{number}] {question[side]}")
+        say(f"  [{number}] {texts[side]}")
     while True:
         try:
             reply = read("Which do you like better? 1, 2, t (tie), s (skip), q (stop): ").strip().lower()
@@ -61,16 +44,6 @@ def show_and_read(
         if reply in ("t", "tie", "s", "skip", "q", "quit"):
             return {"t": "tie"}.get(reply[0], reply[0])
         say(f"{reply!r} is none of 1, 2, t, s, q.")
-
-
-def answer_to(question: dict[str, Any], preferred: str) -> records.Answer:
-    """The answer to a question of the pool: `preferred` is `first`, `second` or `tie`."""
-    chosen, rejected = ("second", "first") if preferred == "second" else ("first", "second")
-    delta = np.array(question["delta_features"]) * (-1.0 if preferred == "second" else 1.0)
-    outcome = 0.5 if preferred == "tie" else 1.0
-    return records.make_answer(
-        prompt_of(question["prompt"]), question[chosen], question[rejected], outcome, delta
-    )
 
 
 def learned(run: store.RewardRun, before: UserPosterior, after: UserPosterior) -> str:
@@ -103,15 +76,15 @@ def reading(run: store.RewardRun, posterior: UserPosterior, k: int) -> str:
 
 
 def questionnaire(
-    name: str, number: int, pool: list[dict[str, Any]], chosen: np.ndarray
+    name: str, number: int, pool: Sequence[Question], chosen: np.ndarray
 ) -> list[dict[str, Any]]:
     """Rows for the person to fill in; sides are drawn as on the terminal, from question `number` on."""
     rows = []
     for offset, index in enumerate(chosen.tolist()):
-        question, (one, two) = pool[index], sides(name, number + offset)
-        prompt = prompt_of(question["prompt"])
-        messages = prompt if isinstance(prompt, str) else [{"role": r, "content": text} for r, text in prompt]
-        texts = {"first": question[one], "second": question[two]}
+        asked = pool[index]
+        question = asked if sides(name, number + offset)[0] == "first" else asked.swapped()
+        messages = jsonl.prompt_value(question.prompt)
+        texts = {"first": question.first, "second": question.second}
         rows.append({"user_id": name, "prompt": messages, **texts, "preferred": ""})
     return rows
 
@@ -119,15 +92,16 @@ def questionnaire(
 def is_questionnaire(path: str) -> bool:
     """Whether the first line of a file is a question, not a row of a preference file."""
     try:
-        with open(path, encoding="utf-8") as file:
-            first = json.loads(next(file))
-    except (OSError, ValueError, StopIteration, RecursionError):
+        if not Path(path).is_file():  # a pipe is read once, by the reader of preference files
+            return False
+        _, first = next(jsonl.read(path))
+    except (OSError, ValueError, StopIteration, UserError):
         return False  # the reader of preference files says what is wrong
     return isinstance(first, dict) and "preferred" in first and "chosen" not in first
 
 
 def read_questionnaire(
-    path: str, name: str, pool: list[dict[str, Any]]
+    path: str, name: str, pool: Sequence[Question]
 ) -> tuple[list[records.Answer], list[str], int]:
     """(answers, keys of skipped questions, number still empty) of a filled-in questionnaire.
 
@@ -135,12 +109,10 @@ def read_questionnaire(
       UserError: naming the row: of another person, with another reply than those above, not a question of this run,
       or the same question twice.
     """
-    by_key = {key_of(question): question for question in pool}
+    by_key = {question.key: question for question in pool}
     answers, skipped, empty, seen = [], [], 0, set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = _row(path, number, line)
+    for number, value in jsonl.read(path):
+        row = _row(path, number, value)
         if str(row["user_id"]) != name:
             raise UserError(
                 f"{path}: row {number}: user_id is {row['user_id']!r}, not {name!r}; give this person's file"
@@ -164,17 +136,15 @@ def read_questionnaire(
             empty += 1
         else:
             question = by_key[key]
-            if reply != "tie" and row["first"] != question["first"]:
+            if reply != "tie" and row["first"] != question.first:
                 reply = "second" if reply == "first" else "first"
             answers.append(answer_to(question, reply))
     return answers, skipped, empty
 
 
-def _row(path: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: row {number}: not valid JSON; keep one question a line") from None
+def _row(path: str, number: int, row: Any) -> dict[str, Any]:
+    if isinstance(row, jsonl.LineError):
+        raise UserError(f"{path}: row {number}: {row}; keep one question a line")
     if not isinstance(row, dict) or set(row) != set(QUESTION_KEYS):
         raise UserError(
             f"{path}: row {number}: must hold {', '.join(QUESTION_KEYS)} and nothing else; restore it"
@@ -184,7 +154,7 @@ def _row(path: str, number: int, line: str) -> dict[str, Any]:
 
 def _key(path: str, number: int, row: dict[str, Any]) -> str:
     try:
-        return key_of(row)
+        return records.question_key(prompt_of(row["prompt"]), row["first"], row["second"])
     except (TypeError, KeyError, IndexError):
         raise UserError(
             f"{path}: row {number}: prompt, first and second must be as asked; restore them"

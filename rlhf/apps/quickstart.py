@@ -191,7 +191,7 @@ def remember(
     if records.exists(rewards.users, user_id):
         return
     asked = [int(row) for row in replayed.questions[index] if row >= 0]
-    answers = [rewards_job.answer_of(prefs, phi, row) for row in asked]
+    answers = [records.answer_of(prefs, phi, row) for row in asked]
     records.append(rewards.users, rewards, user_id, answers)
 
 

@@ -1,25 +1,23 @@
 """`chorus users …`: ask a person, learn from their answers and statements, show, list and erase records."""
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from rewards import hashed
+from rewards import jsonl
+from rewards.api import calibrate
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import write_text
 from rewards.people import acquisition, edits, questions, records, shared_accounts
+from rewards.people import pool as pool_module
+from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
-from rlhf.phi import calibrate, encoder
-from rlhf.phi.fit import QUESTIONS, answer_of
+from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 
 
@@ -47,18 +45,18 @@ def ask_terminal(
     """
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
-    pool = _questions(run)
-    deltas = np.array([question["delta_features"] for question in pool], np.float32)
+    pool = read_pool(run)
+    deltas = pool_module.deltas(pool)
     record, stopped = _record(run, name), "asked as many as wanted"
     for _ in range(max_questions):
-        allowed = _open(pool, record)
+        allowed = open_questions(pool, record)
         if not allowed.any():
             stopped = "every question has been asked"
             say("Every question has been asked.")
             break
         number = len(record.answers) + len(record.skipped)
         index, scores = questions.choose(
-            record.posterior, deltas, allowed=allowed, **_choosing(run, name, number, asking)
+            record.posterior, deltas, allowed=allowed, **choosing(run, name, number, asking.rule)
         )
         now, gain = questions.predicted_gain(record.posterior, deltas[index], deltas, lapse=run.lapse)
         if asking.stop_below is not None and gain < asking.stop_below:
@@ -73,15 +71,15 @@ def ask_terminal(
         say(
             f"\nQuestion {number + 1}, worth {bits:.2f} bits (predicted accuracy {now:.1%}, {gain:+.1%} by its answer)"
         )
-        reply = asking_module.show_and_read(pool[index], asking_module.sides(name, number), read, say)
+        reply = asking_module.show_and_read(pool[index], pool_module.sides(name, number), read, say)
         if reply == "q":
             stopped = "the person stopped"
             say("Stopped; the same command goes on from here.")
             break
         event: dict[str, Any] = (
-            {"skipped": [asking_module.key_of(pool[index])]}
+            {"skipped": [pool[index].key]}
             if reply == "s"
-            else {"answers": [asking_module.answer_to(pool[index], reply)]}
+            else {"answers": [pool_module.answer_to(pool[index], reply)]}
         )
         before = record.posterior
         record = records.add(run.users, run, name, **event)
@@ -98,11 +96,14 @@ def ask_batch(
 ) -> dict[str, Any]:
     """Choose `count` questions at once and write (or return) them as a questionnaire; nothing is learned yet."""
     run = store.load_reward_run(rewards)
-    pool, record = _questions(run), _record(run, name)
-    deltas = np.array([question["delta_features"] for question in pool], np.float32)
+    pool, record = read_pool(run), _record(run, name)
     number = len(record.answers) + len(record.skipped)
     chosen, _ = questions.choose_batch(
-        record.posterior, deltas, count, allowed=_open(pool, record), **_choosing(run, name, number, asking)
+        record.posterior,
+        pool_module.deltas(pool),
+        count,
+        allowed=open_questions(pool, record),
+        **choosing(run, name, number, asking.rule),
     )
     rows = asking_module.questionnaire(name, number, pool, chosen)
     if output is not None:
@@ -110,7 +111,7 @@ def ask_batch(
             raise UserError(
                 f"--output {output}: exists already; answers in it would be lost, choose another file"
             )
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        jsonl.write(output, rows)
     return {"user_id": name, "output": output, "questions": rows}
 
 
@@ -129,8 +130,8 @@ def ask_file(
     for _ in range(min(max_questions, len(candidates))):
         together = dataclasses.replace(record, answers=(*record.answers, *taken))
         belief = records.recompute(run, together)
-        choosing = _choosing(run, name, len(together.answers), asking)
-        index, _ = questions.choose(belief, deltas, allowed=open_rows, **choosing)
+        how = choosing(run, name, len(together.answers), asking.rule)
+        index, _ = questions.choose(belief, deltas, allowed=open_rows, **how)
         if asking.stop_below is not None:
             _, gain = questions.predicted_gain(belief, deltas[index], deltas, lapse=run.lapse)
             if gain < asking.stop_below:
@@ -153,13 +154,13 @@ def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
     run = store.load_reward_run(rewards)
     skipped, empty = [], 0
     if asking_module.is_questionnaire(answers):
-        given, skipped, empty = asking_module.read_questionnaire(answers, name, _questions(run))
+        given, skipped, empty = asking_module.read_questionnaire(answers, name, read_pool(run))
         # A question of a questionnaire is asked once, so any answer to it counts.
-        known = _answered(_record(run, name))
-        open_ones = [answer for answer in given if answer.content[0] not in known]
+        known = {answer.key for answer in _record(run, name).answers}
+        new = [answer for answer in given if answer.key not in known]
     else:
-        given = open_ones = _file_answers(run, name, answers)
-    learned = records.learn(run.users, run, name, answers=open_ones, skipped=skipped)
+        given = new = _file_answers(run, name, answers)
+    learned = records.learn(run.users, run, name, answers=new, skipped=skipped)
     counts = {"added": learned.added, "known": len(given) - learned.added}
     return describe(run, learned.record) | counts | {"skipped": len(skipped), "empty": empty}
 
@@ -197,7 +198,7 @@ def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
         run.prior,
         delta,
         outcome,
-        key=_key_of(name, 0),
+        key=key_for(name, 0),
         sitting=shared_accounts.sittings([answer.time for answer in record.answers]),
         lapse=run.lapse,
     )
@@ -237,7 +238,8 @@ def forget(rewards: str, name: str) -> dict[str, Any]:
 
 def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]:
     """A record as the commands print it: mean and sd along every axis, beside the population's."""
-    deviation, level = calibrate.deviations(run, record.posterior)
+    calibration = calibrate.read(run)
+    deviation = calibrate.widened(calibration, record.posterior)
     axes = [
         {
             "name": axis,
@@ -255,7 +257,7 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
         "num_edits": len(record.edits),
         "num_skipped": len(record.skipped),
         "coef_mean": np.asarray(record.posterior.coef_mean, np.float64).tolist(),
-        "coverage": level,
+        "coverage": None if calibration is None else calibration.level,
         "axes": axes,
     }
 
@@ -263,57 +265,6 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
 def _record(run: store.RewardRun, name: str) -> records.UserRecord:
     known = records.exists(run.users, name)
     return records.load(run.users, name, run) if known else records.new_record(run, name)
-
-
-def _questions(run: store.RewardRun) -> list[dict[str, Any]]:
-    path = run.directory / QUESTIONS
-    again = "fit the run again or use --answers FILE"
-    return hashed.parse_record(path, again, lambda content: _parsed(run, content, path))
-
-
-def _parsed(run: store.RewardRun, content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    listed = isinstance(content.get("questions"), list) and content["questions"]
-    if not listed or content.get("basis") != run.hash:
-        raise UserError(
-            f"{path}: not the questions of this run's basis; fit the run again or use --answers FILE"
-        )
-    num_basis = run.basis.num_basis
-    for number, question in enumerate(content["questions"]):
-        try:
-            texts, delta = (question["first"], question["second"]), question["delta_features"]
-            right = all(isinstance(text, str) for text in texts) and np.shape(delta) == (num_basis,)
-            whole = (
-                right and np.isfinite(np.array(delta, np.float32)).all() and question["prompt"] is not None
-            )
-        except (TypeError, KeyError, ValueError, OverflowError):
-            whole = False
-        if not whole:
-            raise UserError(
-                f"{path}: questions[{number}] is damaged; fit the run again or use --answers FILE"
-            )
-    return content["questions"]
-
-
-def _answered(record: records.UserRecord) -> set[str]:
-    return {answer.content[0] for answer in record.answers}
-
-
-def _open(pool: list[dict[str, Any]], record: records.UserRecord) -> np.ndarray:
-    """bool[M]: questions neither answered nor skipped."""
-    closed = _answered(record) | set(record.skipped)
-    return np.array([asking_module.key_of(question) not in closed for question in pool])
-
-
-def _key_of(name: str, number: int) -> Any:
-    """A random key from the person and the number of the question: the same command asks the same."""
-    digest = hashlib.sha256(f"{name}:{number}".encode()).digest()
-    return jax.random.key(int.from_bytes(digest[:4]))
-
-
-def _choosing(run: store.RewardRun, name: str, number: int, asking: Asking) -> dict[str, Any]:
-    """Arguments of `questions.choose` and `choose_batch`."""
-    key = _key_of(name, number)
-    return {"rule": asking.rule, "prior": run.prior, "key": key, "lapse": run.lapse}
 
 
 def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.Answer]:
@@ -331,4 +282,4 @@ def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.An
         )
     phi = encoder.item_features(run.basis, prefs)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
-    return [answer_of(prefs, phi, int(row)) for row in order]
+    return [records.answer_of(prefs, phi, int(row)) for row in order]

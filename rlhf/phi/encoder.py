@@ -13,6 +13,7 @@ import numpy as np
 from rewards import hashed
 from rewards.basis import gauge
 from rewards.data.completions import read_completions
+from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
 from rewards.files import cache_dir
 from rewards.types import Preferences, RewardBasis
@@ -73,12 +74,7 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
       UserError: the data lacks precomputed features, or the encoder's model has other weights than at the fit.
     """
     if settings["kind"] == "precomputed":
-        if prefs.item_features is None:
-            raise UserError(
-                f"{prefs.source}: no chosen_features/rejected_features, which encoder.kind precomputed needs; "
-                "add them or set encoder.kind=lm"
-            )
-        return prefs.item_features
+        return precomputed_features(prefs)
     if settings["kind"] == "attributes":
         return attribute_features(prefs)
     if settings["kind"] == "columns":
@@ -94,30 +90,6 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
         return _embed(prefs, settings, base)
 
     return _remembered(prefs, settings, compute)
-
-
-def attribute_features(prefs: Preferences) -> np.ndarray:
-    """The numbers of the `attributes` column, float32[I, D]; items of no comparison hold zeros.
-
-    Raises:
-      UserError: a row without attributes, or with another set of them than the first row.
-    """
-    column = prefs.columns.get("attributes")
-    if column is None:
-        raise UserError(
-            f"{prefs.source}: no attributes column, which encoder.kind attributes needs; add it or set encoder.kind=lm"
-        )
-    names = (column[0] or {}).get("feature_names")
-    out = np.zeros((prefs.num_items, len(names or ())), np.float32)
-    for row, chosen, rejected, value in zip(prefs.row, prefs.chosen, prefs.rejected, column, strict=True):
-        if not names or (value or {}).get("feature_names") != names:
-            raise UserError(
-                f"{prefs.source} row {row}: attributes: feature_names must be the same list in every row; "
-                "mend it or set encoder.kind=lm"
-            )
-        # As many finite numbers as names: the reader has checked that.
-        out[chosen], out[rejected] = value["chosen"], value["rejected"]
-    return out
 
 
 def _remembered(

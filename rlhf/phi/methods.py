@@ -9,7 +9,7 @@ from rewards import methods as models
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.basis.fit import FitConfig
 from rewards.errors import UserError
-from rewards.methods.base import EmbedTexts, ItemTable, RewardModel
+from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.training import CHUNK_STEPS
 from rewards.methods.weighting import TrainingAnswers
 from rewards.types import Preferences
@@ -102,34 +102,5 @@ def _largest(value: Any) -> Any:
 
 
 def item_table(prefs: Preferences, embeddings: np.ndarray, settings: dict[str, Any]) -> ItemTable:
-    """All items with their embeddings, and with a language model the means to embed any text.
-
-    Prompts are left to the models, which take the mean of a prompt's items: it costs no forward pass.
-    """
-    embed = _text_embedder(settings) if settings["kind"] == "lm" else None
-    return ItemTable(prefs, embeddings, settings, settings.get("fingerprint", ""), embed_texts=embed)
-
-
-def _text_embedder(settings: dict[str, Any]) -> EmbedTexts:
-    """Embeds texts as completions of an empty prompt; cached on disk like the items."""
-
-    def embed(texts: list[str]) -> np.ndarray:
-        nothing = np.zeros(0, np.int32)
-        items = Preferences(
-            prompts=("",),
-            item_prompt=np.zeros(len(texts), np.int32),
-            item_text=tuple(texts),
-            item_features=None,
-            user_ids=(),
-            user_index=nothing,
-            chosen=nothing,
-            rejected=nothing,
-            outcome=np.zeros(0, np.float32),
-            choice=nothing,
-            row=nothing,
-            columns={},
-            source="texts",
-        )
-        return encoder.embed_items(items, settings)
-
-    return embed
+    """All items with their embeddings, and with a language model the means to embed any text (cached on disk)."""
+    return ItemTable.of(prefs, embeddings, settings, encoder.embed_items)

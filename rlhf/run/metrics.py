@@ -8,9 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rewards import hashed
+from rewards import hashed, jsonl
 from rewards.errors import UserError
-from rewards.files import write_text
 from rlhf.run.progress import ProgressLine
 
 FILE = "metrics.jsonl"
@@ -19,20 +18,15 @@ _CONSOLE = 4
 
 
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | None]]:
-    """Lines of metrics.jsonl; a last line torn by a kill is left out, any other damage is an error."""
+    """Lines of metrics.jsonl; a last line torn by a kill is left out, a damaged earlier one is an error."""
     path = Path(directory) / FILE
-    if not path.exists():
-        return []
     rows = []
-    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate([*whole, torn] if torn else whole, 1):
+    for number, row in jsonl.whole_lines(path):
         try:
-            row = hashed.read_line(line)
+            row = hashed.checked_row(row)
             if not isinstance(row.get("step"), int):
                 raise ValueError("no step")
         except ValueError:
-            if number > len(whole):
-                break
             raise UserError(
                 f"{path}: line {number}: not a metric record, or not as it was written; remove the line or choose "
                 "another output_dir"
@@ -69,7 +63,7 @@ class MetricWriter:
 
         directory = Path(directory)
         kept = [row for row in read_metrics(directory) if row["step"] <= start_step]
-        write_text(directory / FILE, "".join(map(hashed.json_line, kept)))
+        jsonl.write(directory / FILE, map(hashed.with_hash, kept))
         self._path = directory / FILE
         self._file = open(self._path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
@@ -90,7 +84,7 @@ class MetricWriter:
             name: value if math.isfinite(value) else None for name, value in values.items()
         }
         try:
-            self._file.write(hashed.json_line(row))
+            self._file.write(jsonl.line(hashed.with_hash(row)))
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rewards import files, hashed
+from rewards import files, hashed, jsonl
 from rewards.errors import UserError
 
 BODY = {"name": "Zoë", "numbers": [1, 2.5, -3e-9], "inner": {"2": None, "1": True}, "empty": {}}
@@ -82,12 +82,11 @@ def test_the_old_name_of_the_hash_is_read(tmp_path):
 
 def test_no_flipped_bit_of_a_line_is_used():
     row = {"step": 3, "loss": 0.25, "note": "a\u2028b"}
-    line = hashed.json_line(row)
-    assert line.endswith("\n") and hashed.read_line(line) == row
-    assert hashed.read_line(json.dumps(row)) == row  # from before
+    line = jsonl.line(hashed.with_hash(row))
+    assert hashed.checked_row(json.loads(line)) == row == hashed.checked_row(row)  # the latter from before
     for damaged in flips(line.encode(), 300):
         try:
-            assert hashed.read_line(damaged.decode("utf-8", "replace")) == row
+            assert hashed.checked_row(jsonl.parse(damaged)) == row
         except ValueError:
             pass
 

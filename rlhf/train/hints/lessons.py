@@ -19,9 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import hashed
+from rewards import hashed, jsonl
 from rewards.errors import UserError
-from rewards.files import write_text
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Gate
@@ -93,8 +92,7 @@ class Lessons:
 
     def write(self, directory: Path) -> None:
         """Write OUTPUT/hints.jsonl."""
-        lines = [hashed.json_line(entry) for entry in self.entries]
-        write_text(directory / FILE, "".join(lines))
+        jsonl.write(directory / FILE, map(hashed.with_hash, self.entries))
 
 
 def _take(reading: Reading, rows: np.ndarray) -> Reading:

@@ -20,7 +20,7 @@ import numpy as np
 
 from rewards.basis import gauge
 from rewards.errors import UserError
-from rewards.types import Preferences, Prompt, RewardBasis
+from rewards.types import NOBODY, Preferences, Prompt, RewardBasis
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import table
 from rlhf.phi.columns.functions import load_function
@@ -31,7 +31,6 @@ from rlhf.train.rl.rollout import Rollout
 
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
-NOBODY = "-"
 
 
 @dataclasses.dataclass(frozen=True)

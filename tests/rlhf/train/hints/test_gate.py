@@ -57,7 +57,7 @@ def make_run(**extra) -> tuple[RewardRun, UserPosterior]:
     prior = GroupPrior(
         np.array([1.0, 0.2, -0.1, 0.0], np.float32), np.diag([1.0, 0.5, 2.0, 1.0]).astype(np.float32)
     )
-    run = RewardRun(basis, prior, "hash", Path("run"), extra)
+    run = RewardRun(basis, prior, "hash", extra, Path("run"))
     return run, UserPosterior(prior.mean, np.linalg.inv(prior.cov), 0)
 
 
