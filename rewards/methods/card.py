@@ -26,6 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from rewards.basis import likelihood
 from rewards.basis.reduce import whitened_components
+from rewards.data.order import by_content
 from rewards.errors import UserError
 from rewards.methods import card_fit
 from rewards.methods import training as shared
@@ -169,7 +170,7 @@ class Card(shared.Reduced, RewardModel):
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
     def _fit(self, table, training, *, weight=None, on_round=None) -> CardFitted:
-        weight = shared.checked_weight(training, weight)
+        training, weight = card_fit.once_each(training, shared.checked_weight(training, weight))
         people = self._people(training, weight)
         kept = np.isin(training.user_index, people)
         problem = shared.build(table, training.select(kept), self, weight[kept])
@@ -212,7 +213,9 @@ class Card(shared.Reduced, RewardModel):
             raise UserError(
                 f"{training.source}: {len(people)} people with two comparisons; cards need at least 4"
             )
-        return np.sort(np.random.default_rng(self.seed).permutation(people)[: self.max_people])
+        place, _ = by_content(training)
+        drawn = np.random.default_rng(self.seed).permutation(people[np.argsort(place[people])])
+        return drawn[: self.max_people][np.argsort(place[drawn[: self.max_people]])]
 
     def _choose_ridge(self, problem: shared.Problem, halves: card_fit.Halves, cards: np.ndarray, on_round):
         """Choose card_ridge on a quarter of the people, then fit on all."""

@@ -24,6 +24,7 @@ import pydantic
 
 from rewards import hashed
 from rewards.basis.reduce import whitened_components
+from rewards.data.order import by_content
 from rewards.errors import UserError
 from rewards.methods import variational_data as around
 from rewards.methods import variational_net as network
@@ -206,10 +207,11 @@ class VPL(RewardModel):
         # One shift for all items, not one a prompt: an item's reward must not depend on the other items around.
         mean = embeddings[used].mean(axis=0)
         x = ((embeddings - mean) @ reduction.projection).astype(np.float32)
+        place, _ = by_content(training)
         present = np.flatnonzero(answers.weight.sum(axis=1) > 0)
-        shuffled = np.random.default_rng(self.seed).permutation(present)
+        shuffled = np.random.default_rng(self.seed).permutation(present[np.argsort(place[present])])
         kept = min(round(self.held_out * len(present)), len(present) - 2)
-        held_out, people = np.sort(shuffled[:kept]), np.sort(shuffled[kept:])
+        held_out, people = (part[np.argsort(place[part])] for part in (shuffled[:kept], shuffled[kept:]))
         shape = self._shape(reduction.rank)
         params, report = self._train(shape, x, answers, people, held_out, on_round)
         empty = np.zeros((0, shape.latent), np.float32)

@@ -461,8 +461,11 @@ def test_an_item_against_itself_is_predicted_as_even(kind):
 def test_one_column_is_enough(kind):
     """Embeddings of width 1: everybody may weigh one number, and nobody more."""
     w = world()
-    table = dataclasses.replace(w.table, embeddings=w.table.embeddings[:, :1])
-    model = estimator(kind).fit(table, w.train)
+    prefs = dataclasses.replace(w.table.prefs, prompts=("a", "b"), item_prompt=np.arange(400) % 2)
+    table = ItemTable(prefs, w.table.embeddings[:, :1], {"kind": "precomputed"})
+    train = dataclasses.replace(w.train, prompts=prefs.prompts, item_prompt=prefs.item_prompt)
+    settings = SETTINGS.get(kind, LOW_RANK) | ({"num_basis": 1} if kind == "house" else {})
+    model = models.make(kind, settings).fit(table, train)
     chances = model.predict(table, model.adapt(table, w.answers), w.test)
     assert np.isfinite(chances).all()
 

@@ -163,7 +163,7 @@ def test_forget_erases(tmp_path, run):
     records.append(folder, run, "ben", answers(1))
     records.forget(folder, "anna")
     assert records.list_records(folder) == [("ben", 1)]
-    assert all("a1" not in path.read_text() for path in folder.iterdir())
+    assert all('"a1"' not in path.read_text() for path in folder.iterdir())
     with pytest.raises(UserError, match="no record"):
         records.load(folder, "anna", run)
     with pytest.raises(UserError, match="no record"):
