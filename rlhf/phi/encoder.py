@@ -5,13 +5,14 @@ of its own, an encoder may also be the numbers that came with the data, or off-t
 Shapes: I items, D width.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rewards import hashed
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.data.completions import read_completions
 from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
@@ -59,12 +60,14 @@ def prepare(
         return embed_items(prefs, settings), settings
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
+    if base.tokenizer.template_date:
+        settings["template_date"] = base.tokenizer.template_date
     return _remembered(prefs, settings, lambda: _embed(prefs, settings, base)), settings
 
 
 def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
     """φ of every item, float32[I, K], centred within prompts; errors as `embed_items`."""
-    return gauge.features(basis, embed_items(prefs, basis.encoder), prefs.item_prompt)
+    return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
 
 
 def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
@@ -82,6 +85,7 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
 
     def compute() -> np.ndarray:
         base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+        base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
         if base.fingerprint != settings["fingerprint"]:
             raise UserError(
                 f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or "

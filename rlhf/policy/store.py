@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rewards import hashed
+from rewards import hashed, paths
+from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
-from rewards.files import sha256_file
+from rewards.files import cache_dir, sha256_file
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
@@ -99,6 +100,11 @@ def record_of(run: str | Path) -> dict[str, Any]:
         return record
 
     return hashed.parse_record(path, AGAIN, parse)
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """What `load_base` gives as fingerprint of a training run or a model directory, without loading."""
+    return identity(path) if is_run(path) else fingerprint(resolve_model(path))
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -185,11 +191,39 @@ def save_policy(
     record = {
         "format": 1,
         **record,
+        "relative": _ways(record, directory),
         "full": full,
         "spec": spec.record() if spec else None,
         "weights_sha256": hashed.write_tensors(directory / "policy" / WEIGHTS, tensors),
     }
     hashed.write_record(directory / "policy" / POLICY, record)
+
+
+def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
+    """How base model and rewards are reached from the run, unless they lie in the cache, which does not move along."""
+    cache = cache_dir().resolve()
+    return {
+        name: paths.relative(record[name], directory)
+        for name in ("base", "rewards")
+        if name in record and cache not in Path(record[name]).resolve().parents
+    }
+
+
+def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
+    """The record of a policy with the places where its base and rewards are now, known by their hashes."""
+    ways = record.get("relative", {})
+
+    def base(path: Path) -> bool:
+        return path.is_dir() and fingerprint_of(path) == record["base_fingerprint"]
+
+    def rewards(path: Path) -> bool:
+        basis = path / BASIS
+        return basis.is_file() and hashed.read_record(basis).get("basis_hash") == record.get("basis")
+
+    found = {"base": paths.find(record["base"], ways.get("base"), run, base)}
+    if "rewards" in record:
+        found["rewards"] = paths.find(record["rewards"], ways.get("rewards"), run, rewards)
+    return record | found
 
 
 def load_policy(run: str | Path) -> Policy:
@@ -206,8 +240,9 @@ def load_policy(run: str | Path) -> Policy:
             else "is not a policy run; give the output_dir of chorus train"
         )
         raise UserError(f"{run}: {reason}")
-    record = record_of(run)
+    record = _located(record_of(run), run)
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"

@@ -22,7 +22,6 @@ import numpy as np
 from rewards.errors import UserError
 from rewards.files import sha256_json
 from rewards.types import Preferences
-from rlhf.models.load import resolve_model
 from rlhf.phi.columns.hidden import CHUNK, ROW_LENGTH
 from rlhf.phi.columns.items import Measured, data_column, first_rows, groups_of, place, remembered, texts_of
 from rlhf.policy import store as policy_store
@@ -41,7 +40,10 @@ class ReferenceColumn:
     reference: str
 
     def identity(self) -> str:
-        return sha256_json([_fingerprint(self.model), self.reference])
+        return sha256_json([policy_store.fingerprint_of(self.model), self.reference])
+
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         first = first_rows(prefs)
@@ -76,13 +78,6 @@ class ReferenceColumn:
                     "prompt; give every prompt one reference answer"
                 )
         return answers
-
-
-def _fingerprint(model: str) -> str:
-    """That of `policy_store.load_base`, without loading."""
-    if policy_store.is_run(model):
-        return policy_store.identity(model)
-    return policy_store.fingerprint(resolve_model(model))
 
 
 def certainty(prefs: Preferences, logprobs: list[np.ndarray]) -> np.ndarray:
