@@ -11,7 +11,7 @@ written after its tensors, so a save that was killed in between does not load.
 import functools
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ import safetensors.numpy
 from rewards import files
 from rewards.errors import UserError
 
+_LOG = logging.getLogger("chorus")
 FIELD, LINE_FIELD = "sha256", "line_sha256"
 OLD_FIELD = "record_sha256"  # what basis.json and model.json called it first
 TENSORS_FIELD = "tensors_sha256"
@@ -242,11 +243,9 @@ def _adopt(path: Path, content: dict[str, Any]) -> None:
 
 @functools.cache
 def _say_once(folder: Path) -> None:
-    print(
-        f"{folder}: holds files written before they carried a hash of their content; they are taken as they are and "
-        "get one now",
-        file=sys.stderr,
-        flush=True,
+    _LOG.info(
+        f"{folder}: holds files written before they carried a hash of their content; they are taken as they are and get "
+        "one now"
     )
 
 

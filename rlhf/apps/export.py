@@ -41,5 +41,6 @@ def export(
     tree = jax.tree.map(np.asarray, policy_store.merge_adapters(loaded, z))
     base = loaded.base
     raw = read_hf_config(base.directory)
-    save_hf(output, tree, untied(raw) if base.config.tied and "head" in tree else raw, base.directory)
+    raw = untied(raw) if base.config.tied and "head" in tree else raw
+    save_hf(output, tree, raw, base.directory, end_ids=base.tokenizer.eos_ids)
     return {"path": str(output), "user": user, "z": None if z is None else z.tolist()}

@@ -127,8 +127,14 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
+    tokenizer = Tokenizer(directory)
+    if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= config.vocab_size:
+        raise UserError(
+            f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
+            f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
+        )
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(str(name), directory, config, tree, stages, Tokenizer(directory), fingerprint(directory))
+    return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
 
 
 def base_state(
@@ -173,11 +179,12 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 def _named(tree: Any) -> dict[str, Any]:
     """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
-    return {_dotted(path): leaf for path, leaf in flat}
+    return {_name(path): leaf for path, leaf in flat}
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(str(key.key) for key in path)
+def _name(path: Any) -> str:
+    """The dotted name under which a leaf is stored."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_policy(
@@ -264,7 +271,7 @@ def load_policy(run: str | Path) -> Policy:
 def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
     """The file's tensors of one role, in the structure and types of `expected`."""
     pure = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(tensors[f"{role}.{_dotted(path)}"], leaf.dtype),
+        lambda path, leaf: jnp.asarray(tensors[f"{role}.{_name(path)}"], leaf.dtype),
         nnx.to_pure_dict(expected),
     )
     state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from rlhf.train.sft import (
     tokens_per_step,
     trained_parts,
 )
+
+_LOG = logging.getLogger("chorus")
 
 
 def run(config: Any) -> dict[str, Any]:
@@ -111,10 +113,9 @@ def adapter_spec(config: Any, rewards: RewardRun | None, base: policy_store.Base
         return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
     wanted, num_basis = config.conditioner, rewards.basis.num_basis
     if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
-        print(
+        _LOG.warning(
             f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
-            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not",
-            file=sys.stderr,
+            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not"
         )
     return AdapterSpec(
         rank,

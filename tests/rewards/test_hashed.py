@@ -56,12 +56,13 @@ def test_every_edit_of_a_record_is_refused_by_name(tmp_path):
             hashed.read_record(path, "mend it")
 
 
-def test_a_file_from_before_is_taken_gets_its_hash_and_this_is_said_once(tmp_path, capsys):
+def test_a_file_from_before_is_taken_gets_its_hash_and_this_is_said_once(tmp_path, caplog):
+    caplog.set_level("INFO")
     for name in ("a.json", "b.json"):
         files.write_json(tmp_path / name, BODY)
     before = files.sha256_file(tmp_path / "a.json")
     assert hashed.read_record(tmp_path / "a.json") == BODY == hashed.read_record(tmp_path / "b.json")
-    assert capsys.readouterr().err.count("get one now") == 1
+    assert caplog.text.count("get one now") == 1
     assert json.loads((tmp_path / "a.json").read_text())["sha256"]
     # What names a file by its content does not notice.
     assert hashed.record_identity(tmp_path / "a.json") == before

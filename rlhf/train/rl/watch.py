@@ -1,10 +1,12 @@
 """Says on stderr what goes wrong in a run of reinforcement learning, while there is still time to stop it."""
 
-import sys
+import logging
 from pathlib import Path
 
 from rlhf.run.metrics import read_metrics
 from rlhf.train.diagnosis.detectors import diagnose
+
+_LOG = logging.getLogger("chorus")
 
 
 class Watch:
@@ -21,6 +23,4 @@ class Watch:
         for finding in diagnose(read_metrics(self.directory)):
             if finding.name not in self.said:
                 self.said.add(finding.name)
-                print(
-                    f"{finding.line()} More: docs/rl-diagnosis.md#{finding.name}", file=sys.stderr, flush=True
-                )
+                _LOG.warning(f"{finding.line()} More: docs/rl-diagnosis.md#{finding.name}")
