@@ -46,21 +46,23 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
         raise UserError(
             f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
         )
-    record = hashed.read_record(record_path, "train again")
-    if _completed(record.get("spec")) != dataclasses.asdict(spec):
-        raise UserError(
-            f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
-        )
-    for name, wanted in purpose.items():
-        found = (record.get("made_for") or {}).get(name)
-        if found != wanted:
-            raise UserError(
-                f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and outputs"
-            )
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
-    tensors, _ = hashed.load(
-        record_path.parent, NAME, lambda record: expected, "train again", whole="this critic"
-    )
+
+    def shapes(record: dict[str, Any]) -> hashed.Shapes:
+        if _completed(record.get("spec")) != dataclasses.asdict(spec):
+            raise UserError(
+                f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
+            )
+        for name, wanted in purpose.items():
+            found = (record.get("made_for") or {}).get(name)
+            if found != wanted:
+                raise UserError(
+                    f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and "
+                    "outputs"
+                )
+        return expected
+
+    tensors, _ = hashed.load(record_path.parent, NAME, shapes, "train again", whole="this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
 

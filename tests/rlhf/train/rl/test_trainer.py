@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from rewards.basis.readout import Readout
+from rewards import hashed
 from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
+from rewards.files import write_json
 from rlhf.apps import cli
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
@@ -215,7 +217,7 @@ def test_columns_are_standardised_once_over_samples_of_the_reference(populated):
 
 
 def test_the_critic_is_kept_and_read_strictly(world, populated):
-    record = json.loads((populated / "critic" / "critic.json").read_text())
+    record = hashed.read_record(populated / "critic" / "critic.json")
     spec = CriticSpec(**record["spec"])
     assert spec.num_basis == 2 and spec.sees_person and spec.separate
     policy = policy_store.load_policy(populated)
@@ -227,7 +229,7 @@ def test_the_critic_is_kept_and_read_strictly(world, populated):
     path = populated / "critic" / "critic.json"
     whole = path.read_text()
     spec_before = {name: value for name, value in record["spec"].items() if name != "from_rewards"}
-    path.write_text(json.dumps(record | {"spec": spec_before}))
+    write_json(path, record | {"spec": spec_before})
     rl_critic.load(populated, spec, template, purpose)  # a record from before that field
     path.write_text(whole)
     with pytest.raises(UserError, match="is another critic than"):
