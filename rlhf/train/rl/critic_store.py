@@ -1,6 +1,5 @@
 """The critic of a finished PPO run: `critic/critic.safetensors` and `critic/critic.json`, written and read strictly."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 from rewards import hashed
 from rewards.errors import UserError
 from rlhf.policy.store import Base
-from rlhf.train.rl.critic import Critic
-from rlhf.train.rl.settings import CriticSpec
+from rlhf.train.rl.critic import Critic, CriticConfig
 
 FOLDER, NAME, RECORD = "critic", "critic", "critic.json"
+YOUNGER = {"from_rewards": False}  # what a spec means that was stored before it had these
 
 
 def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
@@ -26,16 +25,29 @@ def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> 
     return {"base": base.fingerprint, "outputs": list(names)} | ({"rewards": rewards} if rewards else {})
 
 
-def save(directory: Path, spec: CriticSpec, critic: Critic, purpose: dict[str, Any]) -> str:
+def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> dict[str, Any]:
+    """What has to agree for one critic's tensors to be another's; arguments as of `critic.init_critic`."""
+    return {
+        "num_basis": num_basis,
+        "sees_person": personal,
+        "hidden": config.hidden,
+        "separate": config.separate,
+        "stop_gradient": config.stop_gradient,
+        "from_rewards": config.from_rewards,
+    }
+
+
+def save(directory: Path, spec: dict[str, Any], critic: Critic, purpose: dict[str, Any]) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
-    record = {"format": 1, "spec": dataclasses.asdict(spec), "made_for": purpose}
+    record = {"format": 1, "spec": spec, "made_for": purpose}
     return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
-def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dict[str, Any]) -> Critic:
+def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose: dict[str, Any]) -> Critic:
     """Read the critic of a run.
 
     Args:
+      spec: of this run (`spec_of`).
       template: a critic of the same kind (`rlhf.train.rl.critic.init_critic`), whose names, shapes and types are expected.
       purpose: what this run needs a critic for (`made_for`).
     Raises:
@@ -49,10 +61,8 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
 
     def shapes(record: dict[str, Any]) -> hashed.Shapes:
-        if _completed(record.get("spec")) != dataclasses.asdict(spec):
-            raise UserError(
-                f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
-            )
+        if YOUNGER | (record.get("spec") or {}) != spec:
+            raise UserError(f"{record_path}: spec: {record.get('spec')} is another critic than {spec}")
         for name, wanted in purpose.items():
             found = (record.get("made_for") or {}).get(name)
             if found != wanted:
@@ -65,13 +75,6 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
     tensors, _ = hashed.load(record_path.parent, NAME, shapes, "train again", whole="this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
-
-
-def _completed(spec: Any) -> dict[str, Any]:
-    """A stored spec with the defaults of fields that are younger than it."""
-    fields = dataclasses.fields(CriticSpec)
-    defaults = {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
-    return defaults | (spec if isinstance(spec, dict) else {})
 
 
 def _named(critic: Critic) -> dict[str, Any]:
