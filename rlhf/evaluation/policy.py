@@ -1,6 +1,7 @@
 """`chorus evaluate`: held-out people, their coefficients from a few answers, and what the policy does with them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
+from rewards.files import write_json
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -22,7 +23,7 @@ from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 
 MATRIX = "matrix.json"
 Z_ROWS = 4
@@ -68,15 +69,15 @@ def run(config: Any) -> dict[str, Any]:
             result["enumerated"], matrix = enumerated(config, policy, prefs, phi, people, prompts)
         write_json(job.directory / MATRIX, {"people": people.user_ids, "reward": matrix.tolist()})
         job.write_result(result)
-        _report(job.directory, read_json(job.directory / RESULT), matrix, people, texts)
-        return read_json(job.directory / RESULT)
+        _report(job.directory, read_result(job.directory), matrix, people, texts)
+        return read_result(job.directory)
 
 
 def finished(job: Run, config: Any) -> bool:
     """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
     if not job.resumed or not (job.directory / RESULT).is_file() or not policy_store.is_run(config.policy):
         return False
-    return read_json(job.directory / RESULT).get("policy_sha256") == policy_store.identity(config.policy)
+    return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 
 
 def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:
@@ -200,20 +201,28 @@ def sampled_answers(
         temperature=settings.temperature,
         batch=64,
     )
-    texts = [completion.text.strip() for completion in completions]
-    known = {
-        (int(prompt), text): item
-        for item, (prompt, text) in enumerate(zip(prefs.item_prompt, prefs.item_text, strict=True))
-    }
-    items = [known.get((int(prompt), text), -1) for (_, prompt), text in zip(asked, texts, strict=True)]
+    texts = [completion.text for completion in completions]
+    known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)
     phi = _features_of(rewards, prefs, asked, texts)
     shape = (num_users, len(prompts) * settings.num_samples)
-    valid = (np.array(items) >= 0).reshape(shape) if config.enumerate else None
+    valid = known.reshape(shape) if config.enumerate else None
     grouped = [texts[start : start + shape[1]] for start in range(0, len(texts), shape[1])]
     result, matrix = evaluate.summarise_samples(phi.reshape(*shape, -1), grouped, people.coef, valid)
     result["finished"] = float(np.mean([completion.finished for completion in completions]))
     result["tokens"] = float(np.mean([completion.num_tokens for completion in completions]))
     return result, matrix, grouped
+
+
+def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Whether each text is a completion that the data holds for its prompt, bool[S].
+
+    White space at both ends counts for neither side: some tokenizers add or drop it when they decode. Rewards are those
+    of the texts as they are, as in training.
+    """
+    known = {
+        (int(prompt), text.strip()) for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    }
+    return np.array([(prompt, text.strip()) in known for prompt, text in zip(prompts, texts, strict=True)])
 
 
 def _features_of(
