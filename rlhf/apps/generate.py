@@ -72,4 +72,4 @@ def person_z(
             f"({policy.record['basis'][:12]}…); restore it or train again"
         )
     record = records.load(rewards.users, user, rewards)
-    return policy_store.coefficients_to_z(policy, record.posterior.coef_mean)
+    return policy_store.coefficients_to_z(policy, record.posterior.mean)
