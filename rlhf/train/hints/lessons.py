@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.people.population import load_people
@@ -121,7 +122,8 @@ def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
         other than those that a run in progress started with.
     """
     run, wanted, vocab = source.run, config.hints, base.config.vocab_size
-    assert run is not None, "check_hints"
+    if not isinstance(run, RewardRun):
+        raise UserError("hints: the rewards are in memory only; save them and give their directory")
     if wanted.top is not None and wanted.top > vocab:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"

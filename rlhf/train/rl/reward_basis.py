@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from rewards.basis import gauge
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
 from rewards.types import RewardBasis
 from rlhf.phi.columns import jit as jit_columns
@@ -311,7 +311,7 @@ def compiled_columns(
     return ColumnReward(functions), ColumnArrays(readout.weight, readout.shift)
 
 
-def compiled_basis(run: RewardRun, policy: policy_store.Base) -> tuple[BasisReward, BasisArrays] | None:
+def compiled_basis(run: FittedBasis, policy: policy_store.Base) -> tuple[BasisReward, BasisArrays] | None:
     """The compiled reward of a run over hidden states; None when its encoder reads other tokens than the policy writes.
 
     Raises:

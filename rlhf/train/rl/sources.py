@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards.basis import store
-from rewards.basis.store import RewardRun, load_reward_run
+from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
-from rewards.people.population import load_people
+from rewards.people.population import People, load_people
 from rewards.types import GroupPrior, Preferences
 from rlhf.models.load import read_hf_config, resolve_model
 from rlhf.phi.columns import table
@@ -52,29 +52,43 @@ class Source:
     """
 
     names: tuple[str, ...]
-    run: RewardRun | None
+    run: FittedBasis | None
     people: Population | jnp.ndarray
     shares: UserShares | None
     compiled: tuple[Any, Any] | None
     host: Any
 
 
-def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
+def prepare(
+    config: Any,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None = None,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+) -> Source:
     """Open, build or rebuild the rewards of a run.
 
+    Args:
+      job: the run directory, which keeps the rewards of a population; None in memory.
+      rewards, people: a basis and whom it was fitted on, instead of the directory that the configuration names.
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
     limits = reward_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
+    if rewards is not None and people is not None:
+        return _personal(config, rewards, people, base, limits)
     if config.rewards is not None:
-        return _personal(config, load_reward_run(config.rewards), base, limits)
+        return _stored(config, config.rewards, base, limits)
     columns = _with_model(config)
     if config.population is not None:
+        if job is None:
+            raise UserError("population: its rewards are kept in the run directory; give output_dir")
         directory = job.directory / FOLDER
         # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
-        return _personal(config, load_reward_run(directory), base, limits)
+        return _stored(config, directory, base, limits)
     refuse_unreliable(config, columns, base, prompts)
     settings = as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
@@ -82,22 +96,31 @@ def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) 
         raise UserError(
             f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
         )
-    people = jnp.asarray(weights, jnp.float32)
+    fixed = jnp.asarray(weights, jnp.float32)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, people, None, reward_basis.compiled_columns(settings, None), None)
+        return Source(names, None, fixed, None, reward_basis.compiled_columns(settings, None), None)
     features = reward_host.ColumnFeatures(settings, None, limits)
-    return Source(names, None, people, None, None, reward_host.HostReward(features, base.tokenizer))
+    return Source(names, None, fixed, None, None, reward_host.HostReward(features, base.tokenizer))
 
 
-def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: reward_host.Limits) -> Source:
+def _stored(
+    config: Any, directory: str | Path, base: policy_store.Base, limits: reward_host.Limits
+) -> Source:
+    run = load_reward_run(directory)
+    return _personal(config, run, load_people(run), base, limits)
+
+
+def _personal(
+    config: Any, run: FittedBasis, people_of: People, base: policy_store.Base, limits: reward_host.Limits
+) -> Source:
     settings, names = run.basis.encoder, run.basis.gauge.names
     if settings["kind"] not in ("lm", "columns"):
         raise UserError(
-            f"rewards: {run.directory} has encoder.kind {settings['kind']}, which gives no rewards for new completions; "
-            "fit the rewards with encoder.kind=lm or columns"
+            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {settings['kind']}, which gives no rewards "
+            "for new completions; fit the rewards with encoder.kind=lm or columns"
         )
-    people = list(load_people(run).posteriors)
+    people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
     groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
     users = config.users

@@ -5,6 +5,7 @@ step is one program; otherwise the completions are decoded and rewarded between 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
+from rewards.people.population import People
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.config.rl import PPOConfig
 from rlhf.run.directory import Run
-from rlhf.train import loop as train
 from rlhf.train import optim
+from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import adapter_spec
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
+from rlhf.train.loop import run_steps
 from rlhf.train.rl import (
     critic_store as rl_critic,
 )
@@ -40,11 +44,13 @@ from rlhf.train.rl import update as updates
 from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.prompts import PromptSet
 from rlhf.train.rl.reward_basis import BasisReward
+from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.settings import CriticSpec, Hyper, Static
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
-from rlhf.train.sft import base_record, close, finished, fresh_policy, trained_parts
+from rlhf.train.sft import base_record, fresh_policy, open_base, trained_parts
+from rlhf.train.trained import Trained, close, finished, run_callbacks
 
 SHOWN = (
     "train/reward",
@@ -56,47 +62,81 @@ SHOWN = (
 )
 
 
-def run(config: Any) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
-    kind = "ppo" if isinstance(config, PPOConfig) else "grpo"
+def run(
+    config: Any,
+    *,
+    rows: PromptRows | None = None,
+    base: policy_store.Base | None = None,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
+
+    Args:
+      rows: the prompts. base: the model. rewards, people: the basis and whom it was fitted on. What is None is read from
+        where the configuration says. callbacks: called by the loop besides the run's own.
+    """
+    kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
         if finished(job):
             return job.stored_result()
-        base = policy_store.load_base(
-            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
-        )
-        prompts = rl_data.prompt_set(config, base)
-        source = rl_rewards.prepare(config, job, base, prompts)
+        base = base or open_base(config)
+        prompts = rl_data.prompt_set(config, base, rows)
+        source = rl_rewards.prepare(config, base, prompts, job, rewards, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
-        spec = adapter_spec(config, source.run, base)
-        graphdef, params, run_key = fresh_policy(config, base, spec)
-        trainer = Trainer(
-            config, kind, base, graphdef, params, run_key, source, prompts, job.directory, lessons
-        )
-        hinted = (0, 0) if lessons is None else lessons.size
-        memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
-        if lessons is not None:
-            lessons.write(job.directory)
-        state = train.run_steps(
-            job,
-            trainer.state,
-            trainer.step,
-            lambda number: rl_data.batch_of(config, prompts, number),
-            config,
-            tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
-            title=kind,
-            shown=SHOWN,
-            watch=Watch(job.directory),
-        )
-        trained = dict(state.params)
-        critic = trained.pop("critic", None)
-        record = base_record(config, base, kind) | _record(config, source, float(state.kl_coef))
-        if critic is not None:
-            purpose = _purpose(config, base, source)
-            record["critic"] = rl_critic.save(job.directory, trainer.static.critic, critic, purpose)
-        full = config.tune.mode == "full"
-        policy_store.save_policy(job.directory, params._replace(**trained), spec, record, full=full)
-        return close(job, len(prompts.starts), diagnose)
+        beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
+        trained = train(config, base, prompts, source, beside, lessons, directory=job.directory)
+        trained.save(job.directory)
+        return close(job, trained.num_rows, diagnose)
+
+
+def kind_of(config: Any) -> str:
+    """`ppo` or `grpo`."""
+    return "ppo" if isinstance(config, PPOConfig) else "grpo"
+
+
+def train(
+    config: Any,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    source: Source,
+    callbacks: Sequence[Callback] = (),
+    lessons: Lessons | None = None,
+    *,
+    directory: Path | None = None,
+) -> Trained:
+    """Train in memory.
+
+    Args:
+      config: everything but its paths counts.
+      prompts, source: what `prompts.prompt_set` and `sources.prepare` give. lessons: hints beside the rewards.
+      callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
+    """
+    kind = kind_of(config)
+    spec = adapter_spec(config, source.run, base)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    trainer = Trainer(config, kind, base, graphdef, params, run_key, source, prompts, directory, lessons)
+    hinted = (0, 0) if lessons is None else lessons.size
+    memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
+    if lessons is not None and directory is not None:
+        lessons.write(directory)
+    state = run_steps(
+        trainer.state,
+        trainer.step,
+        lambda number: rl_data.batch_of(config, prompts, number),
+        config.train,
+        tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
+        callbacks=callbacks,
+    )
+    trained = dict(state.params)
+    critic = trained.pop("critic", None)
+    record = base_record(config, base, kind) | _record(config, source, float(state.kl_coef))
+    if critic is not None and directory is not None:
+        purpose = _purpose(config, base, source)
+        record["critic"] = rl_critic.save(directory, trainer.static.critic, critic, purpose)
+    params = params._replace(**trained)
+    return Trained(base, params, spec, record, config.tune.mode == "full", len(prompts.starts))
 
 
 class Trainer:
@@ -112,7 +152,7 @@ class Trainer:
         key: jax.Array,
         source: Source,
         prompts: PromptSet,
-        directory: Path,
+        directory: Path | None,
         lessons: Lessons | None = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
@@ -140,7 +180,9 @@ class Trainer:
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
         self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
-        self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
+        self.samples = None
+        if directory is not None:
+            self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
 
     def step(self, state: updates.State, batch: rl_data.Batch) -> tuple[updates.State, dict[str, jax.Array]]:
         """One iteration; the state is donated."""
@@ -169,7 +211,8 @@ class Trainer:
                 extra=extra,
                 people=self.people,
             )
-        self.samples.take(batch, rollout, rewards)
+        if self.samples is not None:
+            self.samples.take(batch, rollout, rewards)
         return state, named(metrics, self.source.names)
 
 
@@ -273,7 +316,7 @@ def _record(config: Any, source: Source, kl_coef: float) -> dict[str, Any]:
     if run is None:
         return record | {"names": list(source.names), "weights": np.asarray(source.people).tolist()}
     return record | {
-        "rewards": str(run.directory.resolve()),
+        "rewards": str(run.directory.resolve()) if isinstance(run, RewardRun) else None,
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},
