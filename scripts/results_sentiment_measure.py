@@ -3,7 +3,6 @@
 log π(y|x) is what the sampler saw; log π_ref(y|x) is scored over the same tokens.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from rewards import jsonl
 from rewards.basis import gauge
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
@@ -31,17 +31,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: no such file, or a line that is not JSON.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{path}: no such file; run scripts/sentiment_data.py first") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}: row {number}: not JSON ({error}); make the file again") from None
-    return rows
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run scripts/sentiment_data.py first")
+    return jsonl.rows(path, "make the file again")
 
 
 def share(right: np.ndarray) -> float:

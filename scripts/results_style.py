@@ -24,6 +24,7 @@ import results_style_numbers as numbers
 import results_style_page as page
 from pages import distinct
 
+from rewards import jsonl
 from rewards.basis import gauge
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
@@ -61,8 +62,7 @@ def prepare(args: argparse.Namespace) -> None:
             raise UserError(f"{args.data}: no prompt falls into {name}.jsonl; give a file of more prompts")
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in parts.items():
-        lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in chosen)
-        write_text(args.output / f"{name}.jsonl", "".join(lines))
+        jsonl.write(args.output / f"{name}.jsonl", ({"prompt": prompt} for prompt in chosen))
         print(f"{args.output / name}.jsonl: {len(chosen)} prompts")
 
 

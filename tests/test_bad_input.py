@@ -6,7 +6,6 @@ the line must say. `World.out` is where a run would go: it must not come into be
 
 import errno
 import gzip
-import io
 import json
 import os
 import tempfile
@@ -349,7 +348,8 @@ def rewards_for_a_model(world: World) -> list[str]:
 
 def piped(text: str, *argv: str) -> Callable[[World], list[str]]:
     def make(world: World) -> list[str]:
-        world.monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        path = write(world.root / "standard-input", text)
+        world.monkeypatch.setattr("os.dup", lambda _: os.open(path, os.O_RDONLY))
         return [*argv, "--input", "-"]
 
     return make

@@ -119,7 +119,10 @@ def parse_completions(record: Any) -> tuple[Prompt, dict[str, str], dict[str, np
     if isinstance(completion, list):
         context, text = _conversation("completion", completion)
         return _merged_prompt(record.get("prompt"), context), {"completion": text}, features
-    text = _text("completion", completion)
+    if isinstance(completion, str) and not completion.strip():
+        text = completion  # a policy may have said nothing; that has rewards like anything else it says
+    else:
+        text = _text("completion", completion)
     return parse_prompt(record.get("prompt")), {"completion": text}, features
 
 

@@ -34,9 +34,7 @@ class LanguageModelEncoder:
         return phi.embed_items(prefs, settings)
 
 
-def encoder(
-    model: str, *, layer: int = -1, pool: Literal["mean", "last"] = "mean"
-) -> LanguageModelEncoder:
+def encoder(model: str, *, layer: int = -1, pool: Literal["mean", "last"] = "mean") -> LanguageModelEncoder:
     """An encoder for `rewards.fit` and `rewards.load`.
 
     Args:

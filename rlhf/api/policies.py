@@ -130,7 +130,11 @@ class Policy:
         tokenizer, z = self.loaded.base.tokenizer, self._signals(who)
         rows = pack(
             [
-                [Sequences(tuple(tokenizer.encode_prompt(prompt)), (tuple(tokenizer.encode_completion(text)),))]
+                [
+                    Sequences(
+                        tuple(tokenizer.encode_prompt(prompt)), (tuple(tokenizer.encode_completion(text)),)
+                    )
+                ]
                 for prompt, text in zip(asked, texts, strict=True)
             ]
         )
@@ -236,7 +240,9 @@ class Policy:
         record = self.loaded.record
         place = "in memory" if self.directory is None else str(self.directory)
         kind = record.get("kind", "model")
-        people = f", conditioned on {len(self.loaded.gate.conditioning.mean)} axes" if self.loaded.gate else ""
+        people = (
+            f", conditioned on {len(self.loaded.gate.conditioning.mean)} axes" if self.loaded.gate else ""
+        )
         return f"Policy({kind} of {self.loaded.base.name}{people}, {place})"
 
 

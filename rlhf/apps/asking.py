@@ -4,7 +4,6 @@ A questionnaire is a file of JSON lines, one question each: `user_id`, `prompt`,
 which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet. `chorus users update` reads it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from rewards import jsonl
 from rewards.basis import store
 from rewards.errors import UserError
 from rewards.people import records
@@ -83,8 +83,7 @@ def questionnaire(
     for offset, index in enumerate(chosen.tolist()):
         asked = pool[index]
         question = asked if sides(name, number + offset)[0] == "first" else asked.swapped()
-        prompt = question.prompt
-        messages = prompt if isinstance(prompt, str) else [{"role": r, "content": text} for r, text in prompt]
+        messages = jsonl.prompt_value(question.prompt)
         texts = {"first": question.first, "second": question.second}
         rows.append({"user_id": name, "prompt": messages, **texts, "preferred": ""})
     return rows
@@ -93,9 +92,10 @@ def questionnaire(
 def is_questionnaire(path: str) -> bool:
     """Whether the first line of a file is a question, not a row of a preference file."""
     try:
-        with open(path, encoding="utf-8") as file:
-            first = json.loads(next(file))
-    except (OSError, ValueError, StopIteration, RecursionError):
+        if not Path(path).is_file():  # a pipe is read once, by the reader of preference files
+            return False
+        _, first = next(jsonl.read(path))
+    except (OSError, ValueError, StopIteration, UserError):
         return False  # the reader of preference files says what is wrong
     return isinstance(first, dict) and "preferred" in first and "chosen" not in first
 
@@ -111,10 +111,8 @@ def read_questionnaire(
     """
     by_key = {question.key: question for question in pool}
     answers, skipped, empty, seen = [], [], 0, set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = _row(path, number, line)
+    for number, value in jsonl.read(path):
+        row = _row(path, number, value)
         if str(row["user_id"]) != name:
             raise UserError(
                 f"{path}: row {number}: user_id is {row['user_id']!r}, not {name!r}; give this person's file"
@@ -144,11 +142,9 @@ def read_questionnaire(
     return answers, skipped, empty
 
 
-def _row(path: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: row {number}: not valid JSON; keep one question a line") from None
+def _row(path: str, number: int, row: Any) -> dict[str, Any]:
+    if isinstance(row, jsonl.LineError):
+        raise UserError(f"{path}: row {number}: {row}; keep one question a line")
     if not isinstance(row, dict) or set(row) != set(QUESTION_KEYS):
         raise UserError(
             f"{path}: row {number}: must hold {', '.join(QUESTION_KEYS)} and nothing else; restore it"

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.api import calibrate
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import write_text
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rewards.people import pool as pool_module
 from rewards.people.pool import answer_key, choosing, key_for, open_questions, read_pool
@@ -113,7 +112,7 @@ def ask_batch(
             raise UserError(
                 f"--output {output}: exists already; answers in it would be lost, choose another file"
             )
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        jsonl.write(output, rows)
     return {"user_id": name, "output": output, "questions": rows}
 
 

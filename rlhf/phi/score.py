@@ -5,7 +5,6 @@
 Rewards of two completions of one prompt may be compared; those of different prompts only up to a shift.
 """
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.api.scoring import features_of
 from rewards.basis import store
 from rewards.basis.store import RewardRun
 from rewards.data.completions import read_records
 from rewards.errors import UserError
-from rewards.files import atomic_path
 from rewards.people import records
 from rewards.types import Preferences
 from rlhf.phi import encoder
@@ -56,12 +55,11 @@ def score(
     ]
     _check_free(input, prefs, rows, fields)
     path = Path(output)
-    with atomic_path(path) as temporary:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(temporary, "wt", encoding="utf-8") as file:
-            for row, first, last in zip(rows, prefs.chosen, prefs.rejected, strict=True):
-                merged = row | _named(fields, int(first), int(last))
-                file.write(json.dumps(plain(merged), ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    merged = (
+        row | _named(fields, int(first), int(last))
+        for row, first, last in zip(rows, prefs.chosen, prefs.rejected, strict=True)
+    )
+    jsonl.write(path, (_written(row) for row in merged))
     pairs = prefs.chosen != prefs.rejected
     margin = (reward[prefs.chosen] - reward[prefs.rejected])[pairs]
     result: dict[str, Any] = {
@@ -81,6 +79,11 @@ def score(
     if accepted is not None:
         result["accepted"] = float(accepted.mean())
     return result
+
+
+def _written(row: dict[str, Any]) -> Any:
+    """A row as JSON has it: dates of a data set as text, numbers that are not finite as null."""
+    return json.loads(json.dumps(plain(row), default=str))
 
 
 def _load(rewards: str) -> RewardRun:

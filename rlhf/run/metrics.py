@@ -1,6 +1,5 @@
 """Metric writers: metrics.jsonl, TensorBoard, console."""
 
-import json
 import math
 import os
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rewards import jsonl
 from rewards.errors import UserError
-from rewards.files import write_text
 from rlhf.run.progress import ProgressLine
 
 FILE = "metrics.jsonl"
@@ -21,21 +20,12 @@ _CONSOLE = 4
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | None]]:
     """Lines of metrics.jsonl; a last line torn by a kill is left out, a damaged earlier one is an error."""
     path = Path(directory) / FILE
-    if not path.exists():
-        return []
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("no step")
-        except ValueError:
-            if number == len(lines):
-                break
+    for number, row in jsonl.whole_lines(path):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise UserError(
                 f"{path}: line {number}: not a metric record; remove the line or choose another output_dir"
-            ) from None
+            )
         rows.append(row)
     return rows
 
@@ -68,7 +58,7 @@ class MetricWriter:
 
         directory = Path(directory)
         kept = [row for row in read_metrics(directory) if row["step"] <= start_step]
-        write_text(directory / FILE, "".join(json.dumps(row) + "\n" for row in kept))
+        jsonl.write(directory / FILE, kept)
         self._path = directory / FILE
         self._file = open(self._path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
@@ -89,7 +79,7 @@ class MetricWriter:
             name: value if math.isfinite(value) else None for name, value in values.items()
         }
         try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write(jsonl.line(row))
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +44,40 @@ from rlhf.train.sft import (
 )
 from rlhf.train.trained import Trained, close, finished, run_callbacks
 
+Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
+"""Rewards of a run that come from elsewhere than its configuration; they may be kept in its directory."""
+
 
 def run(
     config: Any,
     *,
     prefs: Preferences | None = None,
     base: policy_store.Base | None = None,
-    rewards: FittedBasis | None = None,
-    people: People | None = None,
+    rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
-      prefs, base, rewards, people, callbacks: as in `train`; what is None is read from where the configuration says.
+      prefs, base, callbacks: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
+        from where the configuration says.
     """
     with Run.open(config.output_dir, config, "dpo") as job:
         if finished(job):
             return job.stored_result()
-        asked = config.loss.kind in dpo.PERSONAL or config.loss.annotation != "none"
-        if rewards is None and asked:
+        basis = people = None
+        if rewards is not None:
+            basis, people = rewards(job.directory)
+        elif config.loss.kind in dpo.PERSONAL or config.loss.annotation != "none":
             run = load_reward_run(config.rewards)
-            rewards, people = run, load_people(run)
+            basis, people = run, load_people(run)
         if prefs is None:
             prefs = read_preferences(config.data.path, config.data.split, people=False)
         trained = train(
             config,
             prefs,
             base or open_base(config),
-            rewards,
+            basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),
             cache=job.directory / "cache",

@@ -42,7 +42,8 @@ class Trained:
         base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), self.params.base)
         params = self.params._replace(base=base)
         gate = Gate.from_record(self.record, "policy")
-        return policy_store.Policy(self.base, graphdef, params, self.spec, gate, self.record)
+        record = self.record | {"full": self.full}
+        return policy_store.Policy(self.base, graphdef, params, self.spec, gate, record)
 
     def save(self, directory: Path) -> None:
         """Write `policy/` of a run."""

@@ -19,7 +19,6 @@ Writes scripts/bench/results/rl.json and rl.md.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -34,6 +33,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
+from rewards import jsonl
 from rewards.files import read_json, write_json
 from rlhf.models.load import resolve_model
 from scripts.bench import machine
@@ -141,9 +141,7 @@ class Runner:
 def prompts_of(path: Path, directory: Path, length: int) -> list[str]:
     """Texts that are exactly `length` tokens: the beginnings of those long enough."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        texts = list(dict.fromkeys(json.loads(line)["prompt"] for line in lines))
+    texts = list(dict.fromkeys(row["prompt"] for row in jsonl.rows(path)))
     encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
     cut = [tokenizer.decode(ids[:length]) for ids in encoded if len(ids) >= length]
     return [text for text in cut if len(tokenizer.encode(text, add_special_tokens=False).ids) == length]

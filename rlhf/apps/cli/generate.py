@@ -1,11 +1,10 @@
 """chorus generate."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from rewards import jsonl
 from rewards.errors import UserError
 from rlhf.apps.cli.common import add_command, add_seed, check_range
 from rlhf.apps.cli.export import parse_coefficients
@@ -94,28 +93,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_prompts(path: str) -> list[Any]:
     """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot read prompts ({reason})") from None
+    if path not in jsonl.STANDARD_INPUT and not Path(path).exists():
+        raise UserError(f"{path}: cannot read prompts (No such file or directory)")
     prompts = [
-        # Not splitlines: a prompt may hold U+2028 and the like.
-        _prompt(line, f"{path}: line {n}")
-        for n, line in enumerate(text.split("\n"), 1)
-        if line.strip()
+        _prompt(line, f"{path}: line {n}") for n, line in enumerate(jsonl.raw_lines(path), 1) if line.strip()
     ]
     if not prompts:
         raise UserError(f"{path}: no prompts; write one a line")
     return prompts
 
 
-def _prompt(line: str, place: str) -> Any:
-    if not line.lstrip().startswith("{"):
-        return _checked(line.removesuffix("\r"), place)
+def _prompt(line: bytes, place: str) -> Any:
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, RecursionError, KeyError):
+        if not line.lstrip().startswith(b"{"):
+            return _checked(line.decode("utf-8").removesuffix("\n").removesuffix("\r"), place)
+        prompt = jsonl.parse(line)["prompt"]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from None
+    except (jsonl.LineError, KeyError):
         raise UserError(
             f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text'
         ) from None

@@ -1,9 +1,9 @@
 """chorus users ask|update|edit|show|list|forget."""
 
 import argparse
-import json
 from typing import Any
 
+from rewards import jsonl
 from rewards.errors import UserError
 from rlhf.apps.cli.common import add_command, add_group, check_range
 
@@ -178,7 +178,7 @@ def show_asked(result: dict[str, Any]) -> None:
         print(result["output"])
     else:
         for row in result["questions"]:
-            print(json.dumps(row, ensure_ascii=False))
+            print(jsonl.line(row), end="")
 
 
 def show_person(result: dict[str, Any]) -> None:

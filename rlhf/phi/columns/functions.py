@@ -28,6 +28,8 @@ from rewards.types import Preferences
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
 
 GIVEN = ("prompts", "completions")
+MEMORY = "memory:"
+_REMEMBERED: dict[str, Callable[..., Any]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,50 @@ class FunctionColumn:
 
     def identity(self) -> str:
         """sha256 over the function's name and its source file, read without running anything."""
+        if self.spec.startswith(MEMORY):
+            return sha256_json([self.spec, _source_text(_in_memory(self.spec))])
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path)])
 
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         values = call(load_function(self.spec), self.spec, prefs)
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
+
+
+def remember(function: Callable[..., Any]) -> str:
+    """A spec for a function of this process: its module and name where that finds it again, else one that lasts as long
+    as the process.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    module = getattr(function, "__module__", None)
+    if module not in (None, "__main__") and name.isidentifier():
+        try:
+            if getattr(importlib.import_module(str(module)), name, None) is function:
+                source_of(f"{module}:{name}")
+                return f"{module}:{name}"
+        except (ImportError, UserError):
+            pass
+    spec = f"{MEMORY}{name}"
+    taken = 1
+    while _REMEMBERED.setdefault(spec, function) is not function:
+        taken += 1
+        spec = f"{MEMORY}{name}_{taken}"
+    return spec
+
+
+def _in_memory(spec: str) -> Callable[..., Any]:
+    if spec not in _REMEMBERED:
+        raise UserError(
+            f"function {spec!r}: was a function of another Python process; write it into a file and name file.py:function"
+        )
+    return _REMEMBERED[spec]
+
+
+def _source_text(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or a callable object
+        return repr(function)
 
 
 def source_of(spec: str) -> tuple[Path, str]:
@@ -85,7 +125,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     Raises:
       UserError: the module fails on import, or has no such function.
     """
-    return _imported(spec, sha256_file(source_of(spec)[0]))
+    return _in_memory(spec) if spec.startswith(MEMORY) else _imported(spec, sha256_file(source_of(spec)[0]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -200,13 +240,17 @@ def _failure(
     error: Exception,
 ) -> str:
     """Try the completions one by one, to name the row on which it fails."""
-    path = source_of(spec)[0]
+    path = _code_file(function) if spec.startswith(MEMORY) else source_of(spec)[0]
     for item in range(prefs.num_items):
         try:
             _run(function, {name: [values[item]] for name, values in arguments.items()})
         except Exception as own:  # as above
             return f"function {spec!r}: failed on {place(prefs, first, item)}, {_raised(own, path)}; mend the function"
     return f"function {spec!r}: failed on {prefs.source}, {_raised(error, path)}; mend the function"
+
+
+def _code_file(function: Callable[..., Any]) -> Path:
+    return Path(getattr(getattr(function, "__code__", None), "co_filename", "?"))
 
 
 def _raised(error: Exception, path: Path) -> str:

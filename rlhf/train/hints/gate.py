@@ -139,7 +139,7 @@ def _statements(
 @functools.cache
 def _phrases() -> dict[str, list[str]]:
     return json.loads(
-        importlib.resources.files("rlhf.train.rl").joinpath("hint_words.json").read_text("utf-8")
+        importlib.resources.files("rlhf.train.hints").joinpath("hint_words.json").read_text("utf-8")
     )
 
 

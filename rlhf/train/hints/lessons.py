@@ -13,16 +13,15 @@ Shapes: H rows that teach, L slots (prompt | T completion slots), K basis output
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
-from rewards.files import write_text
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Gate
@@ -94,8 +93,7 @@ class Lessons:
 
     def write(self, directory: Path) -> None:
         """Write OUTPUT/hints.jsonl."""
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries]
-        write_text(directory / FILE, "".join(lines))
+        jsonl.write(directory / FILE, self.entries)
 
 
 def _take(reading: Reading, rows: np.ndarray) -> Reading:

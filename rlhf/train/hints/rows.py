@@ -5,7 +5,6 @@ completion must be able to continue.
 """
 
 import difflib
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis.store import RewardRun
 from rewards.data import schema, sources
 from rewards.data.schema import RowError, show
@@ -168,9 +168,9 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
 def as_started(rows: list[Row], path: Path, source: str) -> list[dict[str, Any]]:
     """The lines that a run in progress started with; raises UserError where they are not of these rows."""
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        whole = all(isinstance(entry, dict) and tuple(entry) == LINE for entry in entries)
-    except (OSError, ValueError):
+        entries = jsonl.rows(path)
+        whole = all(tuple(entry) == LINE for entry in entries)
+    except UserError:
         whole = False
     if not whole:
         raise UserError(f"{path}: missing or damaged; restore it or choose another output_dir")

@@ -5,15 +5,15 @@ the person (null without people), `tokens`, `ended` (a stop token was produced),
 tokenisation, without which a compiled reward may differ from that of the text).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rewards.files import write_text
+from rewards import jsonl
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.run.directory import plain
 from rlhf.train.rl.prompts import Batch
 from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.rollout import Rollout
@@ -62,7 +62,7 @@ class Samples:
         entry = {
             "step": step,
             "row": int(self._prompts.row[prompt]),
-            "prompt": self._prompts.prompts[prompt],
+            "prompt": jsonl.prompt_value(self._prompts.prompts[prompt]),
             "completion": text,
             "reward": float(own @ rows.coef[place]),
             "phi": dict(zip(self._source.names, own.tolist(), strict=True)),
@@ -72,17 +72,13 @@ class Samples:
             "ended": ended,
             "canonical": self._tokenizer.encode_completion(text)[:-1] == (ids[:-1] if ended else ids),
         }
-        return json.dumps(entry, ensure_ascii=False) + "\n"
+        return jsonl.line(plain(entry))
 
     def _drop_from(self, start: int) -> None:
         """Forget what a killed session wrote after the checkpoint it is resumed from."""
         if not self._path.is_file():
             return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                if line.endswith("\n") and json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # torn by the kill
-                continue
-        write_text(self._path, "".join(kept))
+        rows = (row for _, row in jsonl.whole_lines(self._path))
+        jsonl.write(
+            self._path, [row for row in rows if isinstance(row, dict) and row.get("step", 0) <= start]
+        )

@@ -6,7 +6,6 @@ can be asked, served and evaluated as after a fit; `columns` alone, one policy f
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis import store
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
-from rewards.files import write_text
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
@@ -226,7 +225,14 @@ def build_run(
     prior = GroupPrior(np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32))))
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
-    write_text(directory / SAMPLES, _lines(samples))
+    rows = zip(samples.item_prompt, samples.item_text, strict=True)
+    jsonl.write(
+        directory / SAMPLES,
+        (
+            {"prompt": jsonl.prompt_value(samples.prompts[prompt]), "completion": text}
+            for prompt, text in rows
+        ),
+    )
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
     size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
@@ -267,18 +273,3 @@ def as_pairs(samples: Preferences) -> Preferences:
     return dataclasses.replace(
         samples, chosen=np.array(chosen, np.int32), rejected=np.array(rejected, np.int32)
     )
-
-
-def _lines(samples: Preferences) -> str:
-    """The samples as JSON lines that `population.reference` takes."""
-    return "".join(
-        json.dumps({"prompt": _as_json(samples.prompts[prompt]), "completion": text}, ensure_ascii=False)
-        + "\n"
-        for prompt, text in zip(samples.item_prompt, samples.item_text, strict=True)
-    )
-
-
-def _as_json(prompt: Any) -> Any:
-    if isinstance(prompt, str):
-        return prompt
-    return [{"role": role, "content": content} for role, content in prompt]

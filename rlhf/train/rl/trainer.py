@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewards.basis.store import FittedBasis, RewardRun
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
-from rewards.people.population import People
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
@@ -24,7 +23,7 @@ from rlhf.run.directory import Run
 from rlhf.train import optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
-from rlhf.train.dpo import adapter_spec
+from rlhf.train.dpo import Rewards, adapter_spec
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
 from rlhf.train.loop import run_steps
@@ -67,15 +66,14 @@ def run(
     *,
     rows: PromptRows | None = None,
     base: policy_store.Base | None = None,
-    rewards: FittedBasis | None = None,
-    people: People | None = None,
+    rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
-      rows: the prompts. base: the model. rewards, people: the basis and whom it was fitted on. What is None is read from
-        where the configuration says. callbacks: called by the loop besides the run's own.
+      rows: the prompts. base: the model. rewards: run directory → a basis and whom it was fitted on. What is None is read
+        from where the configuration says. callbacks: called by the loop besides the run's own.
     """
     kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
@@ -83,7 +81,8 @@ def run(
             return job.stored_result()
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
-        source = rl_rewards.prepare(config, base, prompts, job, rewards, people)
+        basis, people = (None, None) if rewards is None else rewards(job.directory)
+        source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
         trained = train(config, base, prompts, source, beside, lessons, directory=job.directory)
