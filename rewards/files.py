@@ -13,12 +13,13 @@ from typing import Any
 from filelock import FileLock
 
 from rewards.errors import UserError
+from rewards.paths import expanded
 
 
 def cache_dir() -> Path:
     """Folder for downloaded models, data and embeddings: $CHORUS_CACHE, else ~/.cache/chorus."""
     root = os.environ.get("CHORUS_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "chorus"
+    return Path(expanded(root)) if root else Path.home() / ".cache" / "chorus"
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ opens with a bracket, a brace or a quote is it a list, a section or quoted text.
 Nothing is accepted that is not listed here: a misspelt key at any depth is an error that names the nearest
 right one, its file and line. Types are strict: `"5"` is no integer, `true` no number. **required** marks
 values that have no sensible default. A mapping given as an override replaces the whole section. The resolved
-configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in. The
-same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate`.
+configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in, and
+`~/` is the home folder. The same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate`.
 """
 COMMANDS = {
     "rewards": "`chorus rewards fit`, `chorus rewards evaluate`",

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pages
 import results_sentiment_measure as measure
 import results_sentiment_page as sentiment_page
 from sklearn.linear_model import LogisticRegression
@@ -32,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
-from rewards.files import read_json, write_json, write_text
+from rewards.files import write_text
 from rewards.types import Preferences
 from rlhf.api.policies import plain_model
 from rlhf.phi import fit as rewards_job
@@ -121,7 +122,7 @@ def policy_part(results: dict[str, Any], args: argparse.Namespace) -> None:
             )
         results["setting"], results["start"] = wanted, rounded(start(args.runs))
         results["policy"][str(seed)] = rounded(one_seed(config, seed, judged, prompts, args.samples))
-        write_json(args.store, results | made())
+        pages.write_numbers(args.store, results | made())
         jax.clear_caches()
 
 
@@ -211,14 +212,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of ppo.yaml")
     args = parser.parse_args(words)
     try:
-        results = read_json(args.store) if args.store.is_file() else {"policy": {}}
+        results = pages.read_numbers(args.store) if args.store.is_file() else {"policy": {}}
         if args.part == "reward":
             config = load(CONFIGS / "rewards.yaml", [f"output_dir={args.runs}/rewards"], RewardsConfig)
             results["reward"] = rounded(reward_part(config))
-            write_json(args.store, results | made())
+            pages.write_numbers(args.store, results | made())
         if args.part == "policy":
             policy_part(results, args)
-        results = read_json(args.store)
+        results = pages.read_numbers(args.store)
         if results["policy"]:
             sentiment_page.plot(results, args.store.with_suffix(".png"))
         write_text(args.store.with_suffix(".md"), sentiment_page.page(results))

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import results_style_numbers as numbers
 import results_style_page as page
-from pages import distinct
 
 from rewards import jsonl
 from rewards.basis import gauge
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
-from rewards.files import write_text
 from rlhf.apps import generate
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -132,7 +131,7 @@ def arms_of(
             "ref_logprob": np.round(scores[part], 3).tolist(),
             "tokens": [completion.num_tokens for completion in own],
             "finished": [int(completion.finished) for completion in own],
-            "distinct": [round(distinct(texts[part], n), 4) for n in (1, 2, 3)],
+            "distinct": [round(pages.distinct(texts[part], n), 4) for n in (1, 2, 3)],
         }
     return arms
 
@@ -165,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for c in plain[start : start + args.samples]
     ]
     # As many texts as everybody else: distinct-n falls with their number.
-    arms[REFERENCE]["distinct"] = [round(distinct(first, n), 4) for n in (1, 2, 3)]
+    arms[REFERENCE]["distinct"] = [round(pages.distinct(first, n), 4) for n in (1, 2, 3)]
     return {
         "made": str(datetime.date.today()),
         "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
@@ -231,20 +230,6 @@ def shown(
     return examples
 
 
-def store(results: dict[str, Any], path: Path) -> None:
-    """One line a person: thousands of numbers, read by this script alone."""
-    parts = []
-    for name, value in results.items():
-        if name in ("arms", "curves", "config"):
-            lines = [
-                f"  {json.dumps(key, ensure_ascii=False)}: {json.dumps(part)}" for key, part in value.items()
-            ]
-            parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
-    write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = made.add_subparsers(dest="part", required=True)
@@ -277,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.part == "prepare":
         return prepare(args)
     if args.part == "measure":
-        store(measure(args), args.store)
-    page.write(json.loads(args.store.read_text()), args.store)
+        pages.write_numbers(args.store, measure(args), raw=("arms",))
+    page.write(pages.read_numbers(args.store), args.store)
 
 
 if __name__ == "__main__":

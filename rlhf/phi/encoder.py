@@ -5,6 +5,7 @@ of its own, an encoder may also be the numbers that came with the data, or off-t
 Shapes: I items, D width.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ def prepare(
         return embed_items(prefs, settings), settings
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
+    if base.tokenizer.template_date:
+        settings["template_date"] = base.tokenizer.template_date
     return _embed(prefs, settings, base), settings
 
 
@@ -83,6 +86,7 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
     if cached is not None:
         return cached
     base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
     if base.fingerprint != settings["fingerprint"]:
         raise UserError(
             f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"

@@ -19,8 +19,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from rewards import paths
+from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, sha256_file, write_json
+from rewards.files import atomic_path, cache_dir, read_json, sha256_file, write_json
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
@@ -87,6 +89,11 @@ def is_run(name: str | Path) -> bool:
 def identity(run: str | Path) -> str:
     """sha256 of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
     return sha256_file(Path(run) / "policy" / POLICY)
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """What `load_base` gives as fingerprint of a training run or a model directory, without loading."""
+    return identity(path) if is_run(path) else fingerprint(resolve_model(path))
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -172,11 +179,39 @@ def save_policy(
     record = {
         "format": 1,
         **record,
+        "relative": _ways(record, directory),
         "full": full,
         "spec": spec.record() if spec else None,
         "weights_sha256": sha256_file(path),
     }
     write_json(directory / "policy" / POLICY, record)
+
+
+def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
+    """How base model and rewards are reached from the run, unless they lie in the cache, which does not move along."""
+    cache = cache_dir().resolve()
+    return {
+        name: paths.relative(record[name], directory)
+        for name in ("base", "rewards")
+        if record.get(name) and cache not in Path(record[name]).resolve().parents
+    }
+
+
+def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
+    """The record of a policy with the places where its base and rewards are now, known by their hashes."""
+    ways = record.get("relative", {})
+
+    def base(path: Path) -> bool:
+        return path.is_dir() and fingerprint_of(path) == record["base_fingerprint"]
+
+    def rewards(path: Path) -> bool:
+        basis = path / BASIS
+        return basis.is_file() and read_json(basis).get("basis_hash") == record.get("basis")
+
+    found = {"base": paths.find(record["base"], ways.get("base"), run, base)}
+    if record.get("rewards"):
+        found["rewards"] = paths.find(record["rewards"], ways.get("rewards"), run, rewards)
+    return record | found
 
 
 def load_policy(run: str | Path) -> Policy:
@@ -198,7 +233,9 @@ def load_policy(run: str | Path) -> Policy:
         raise UserError(
             f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
         )
+    record = _located(record, run)
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"

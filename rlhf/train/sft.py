@@ -141,7 +141,8 @@ def frozen_parts(params: PolicyParams, full: bool) -> PolicyParams:
 def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, Any]:
     """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
-    return {
+    date = base.tokenizer.template_date
+    return ({"template_date": date} if date else {}) | {
         "kind": kind,
         "base": None if base.name == policy_store.IN_MEMORY else str(place),
         "base_fingerprint": base.fingerprint,

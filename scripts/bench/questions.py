@@ -8,6 +8,7 @@ each time. Writes scripts/bench/results/questions.json.
 
 import argparse
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=10_000)
     parser.add_argument("--num-basis", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--out", default=str(machine.RESULTS / "questions.json"))
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "questions.json")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     candidates = rng.standard_normal((args.pool, args.num_basis), np.float32)

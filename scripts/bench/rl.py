@@ -34,10 +34,11 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from rewards import jsonl
-from rewards.files import read_json, write_json
+from rewards.files import read_json
 from rlhf.models.load import resolve_model
 from scripts.bench import machine
 from scripts.bench.rl_table import MAIN, write_table
+from scripts.pages import read_numbers, write_numbers
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 2
@@ -270,7 +271,7 @@ def main() -> None:
         "nice": args.nice,
         "algorithms": {},
     }
-    before = read_json(args.out) if args.out.is_file() else {}
+    before = read_numbers(args.out) if args.out.is_file() else {}
     if before.get("task") == result["task"]:  # an algorithm measured earlier stays
         result["algorithms"] = before["algorithms"]
     for algorithm in args.algorithms:
@@ -281,9 +282,9 @@ def main() -> None:
         }
         for found in compare(algorithm, args, task | {"prompts": prompts}, cores):
             blocks.append(found)
-            write_json(args.out, result)
-    machine.report(str(args.out), result)
-    write_table(args.out.with_suffix(".md"), read_json(args.out))
+            write_numbers(args.out, result)
+    machine.report(args.out, result)
+    write_table(args.out.with_suffix(".md"), read_numbers(args.out))
 
 
 if __name__ == "__main__":

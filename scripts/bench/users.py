@@ -11,6 +11,7 @@ up; Chorus on all of them by wall time, the first call with compilation. Writes 
 import argparse
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=40)
     parser.add_argument("--num-basis", type=int, default=8)
     parser.add_argument("--compared", type=int, default=1000)
-    parser.add_argument("--out", default=str(machine.RESULTS / "users.json"))
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "users.json")
     args = parser.parse_args()
     user, delta, outcome = make(args.people, args.answers, args.num_basis)
     prior = GroupPrior(np.zeros(args.num_basis, np.float32), np.eye(args.num_basis, dtype=np.float32))

@@ -18,8 +18,9 @@ import numpy as np
 
 from rewards.annotation.mixture import Mixture, MixtureConfig, fit_mixture
 from rewards.basis import users
-from rewards.files import write_json, write_text
+from rewards.files import write_text
 from rewards.types import GroupPrior, Preferences
+from scripts.pages import write_numbers
 
 ROOT = Path(__file__).parents[2]
 PEOPLE, FEATURES, SPREAD, SLIP, KAPPA = 100, 5, 1.5, 0.05, 2.5
@@ -257,7 +258,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began),
         "targets": TARGETS,
     } | tables
-    write_json(args.output / "annotation.json", result)
+    write_numbers(args.output / "annotation.json", result)
     write_text(args.output / "annotation.md", page(result))
 
 

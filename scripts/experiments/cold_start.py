@@ -8,7 +8,6 @@ this is an upper bound: a real basis is learned. Writes OUT.json and OUT.md; abo
 """
 
 import functools
-import time
 from pathlib import Path
 
 import jax
@@ -177,6 +176,7 @@ def experiment(seeds: int, people: int, counts: tuple[int, ...]) -> dict:
         result["auc"][population] = table
     result["coverage"] = cover(0, 4 * people, POPULATIONS["diverse"], counts)
     result["coverage_people"] = 4 * people
+    result["largest_sd"] = max(max(row["sd"]) for table in result["auc"].values() for row in table.values())
     return result
 
 
@@ -240,11 +240,7 @@ def main() -> None:
     parser = pages.options(__doc__, "cold_start", seeds=3)
     parser.add_argument("--people", type=int, default=200)
     args = parser.parse_args()
-    start = time.perf_counter()
-    result = experiment(args.seeds, args.people, COUNTS)
-    result["seconds"] = time.perf_counter() - start
-    result["largest_sd"] = max(max(row["sd"]) for table in result["auc"].values() for row in table.values())
-    files.write_json(Path(f"{args.out}.json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds, args.people, COUNTS))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
     print(markdown(result))
 

@@ -19,6 +19,7 @@ twice and people are drawn anew, so the reward of an iteration is that of people
 share of OUT.json and then OUT.md.
 """
 
+import argparse
 import itertools
 import time
 from pathlib import Path
@@ -271,29 +272,35 @@ def _surely_positive(values: list[float]) -> bool:
     return float(np.mean(values)) > pages.half_width(values)
 
 
+def run_part(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    if args.part == "probe":
+        return run_probe(args.seeds)
+    if args.runs is None or (args.part == "electricity" and None in (args.sft, args.rewards)):
+        parser.error(
+            f"{args.part} needs --runs" + (", --sft and --rewards" if args.part == "electricity" else "")
+        )
+    if args.part == "style":
+        return run_style(args.runs, args.steps or 12, args.only)
+    return run_electricity(args.sft, args.rewards, args.runs, args.steps or 40, args.only)
+
+
 def main() -> None:
     parser = pages.options(__doc__, "conditioners")
-    parser.add_argument("part", choices=("probe", "electricity", "style"))
+    parser.add_argument("part", nargs="?", choices=("probe", "electricity", "style"))
     parser.add_argument("--sft", help="SFT run that all start from")
     parser.add_argument("--rewards", help="reward run")
     parser.add_argument("--runs", type=Path, help="where the policies go")
     parser.add_argument("--steps", type=int, help="default: 40 of electricity, 12 of style")
     parser.add_argument("--only", nargs="*", default=[], help="kinds of conditioner; all without")
     args = parser.parse_args()
-    if args.part == "probe":
-        part = run_probe(args.seeds)
-    elif args.runs is None or (args.part == "electricity" and None in (args.sft, args.rewards)):
-        parser.error(
-            f"{args.part} needs --runs" + (", --sft and --rewards" if args.part == "electricity" else "")
-        )
-    elif args.part == "style":
-        part = run_style(args.runs, args.steps or 12, args.only)
-    else:
-        part = run_electricity(args.sft, args.rewards, args.runs, args.steps or 40, args.only)
+    if bool(args.part) == args.write:
+        parser.error("give a part, or --write alone")
+    part = {} if args.write else {args.part: run_part(parser, args)}
     path = Path(f"{args.out}.json")
-    result = files.read_json(path) if path.is_file() else {}
-    result[args.part] = part
-    files.write_json(path, result)
+    result = pages.read_numbers(path) if path.is_file() else {}
+    result |= part
+    if part:
+        pages.write_numbers(path, result)
     files.write_text(Path(f"{args.out}.md"), markdown(result))
     print(markdown(result))
 

@@ -8,10 +8,10 @@ are judged on the other half, and by pairs that are never asked. Every question 
 for the lapse) or leadingly (95 of 100 answers say what the question suggests). The informed belief knows that, the naive
 one takes every answer at face value. Policies choose among eight pairs of texts a turn; no language model writes anything.
 
-Writes OUT.json and OUT.md. About ten minutes on two cores.
+Writes OUT.json (curves in OUT.json.gz) and OUT.md. About ten minutes on two cores.
 """
 
-import time
+import functools
 from pathlib import Path
 
 import jax
@@ -114,7 +114,9 @@ def judge(params, world: World, seed: int, chooser) -> dict[str, float]:
     return {name: float(value) for name, value in dialogue.summary(talks).items()}
 
 
-def train(world: World, judged: World, reward: str, seed: int, iterations: int) -> dict:
+def train(
+    world: World, judged: World, reward: str, seed: int, iterations: int
+) -> tuple[dict[str, float], list[float]]:
     """PPO on one reward: how it ends on the other half of the people, and regret along the way."""
     potential, closed, curious, outcome = REWARDS[reward]
     static = Static(DIALOGUES, TURNS, OFFERED, potential, closed)
@@ -130,22 +132,26 @@ def train(world: World, judged: World, reward: str, seed: int, iterations: int) 
         )
         rows.append(metrics)
     curve = [float(row["regret"]) for row in rows]
-    return judge(state.params, judged, seed, dialogue.sampled_action) | {"curve": curve}
+    return judge(state.params, judged, seed, dialogue.sampled_action), curve
 
 
 def experiment(run_dir: str, seeds: int, iterations: int) -> dict:
-    result: dict = {"seeds": seeds, "iterations": iterations, "policies": {}}
+    result: dict = {"seeds": seeds, "iterations": iterations, "policies": {}, "curves": {}}
     for informed in (False, True):
         belief = "informed" if informed else "naive"
         for name in [*FIXED, *REWARDS]:
-            runs = []
+            runs, curves = [], []
             for seed in range(seeds):
                 world, judged = make_worlds(run_dir, seed, informed)
                 if name in FIXED:
                     runs.append(judge({}, judged, seed, FIXED[name]))
                 else:
-                    runs.append(train(world, judged, name, seed, iterations))
+                    run, curve = train(world, judged, name, seed, iterations)
+                    runs.append(run)
+                    curves.append(curve)
             result["policies"][f"{belief}: {name}"] = runs
+            if curves:
+                result["curves"][f"{belief}: {name}"] = curves
             print(f"{belief}: {name}: " + _line(runs), flush=True)
     return result
 
@@ -237,7 +243,7 @@ def markdown(result: dict) -> str:
         "|---" * (len(_marks(result)) + 1) + "|",
     ]
     for name in REWARDS:
-        curves = np.mean([run["curve"] for run in policies[f"informed: {name}"]], axis=0)
+        curves = np.mean(result["curves"][f"informed: {name}"], axis=0)
         means = [f"{np.mean(curves[max(0, at - WINDOW) : at]):.3f}" for at in _marks(result)]
         lines.append(f"| {name} | " + " | ".join(means) + " |")
     return "\n".join([*lines, "", *NOTES, ""])
@@ -263,12 +269,12 @@ def _marks(result: dict) -> list[int]:
 
 def main() -> None:
     parser = pages.options(__doc__, "curiosity", iterations=ITERATIONS)
-    parser.add_argument("--rewards", required=True)
+    parser.add_argument("--rewards", help="a fitted reward run")
     args = parser.parse_args()
-    start = time.perf_counter()
-    result = experiment(args.rewards, args.seeds, args.iterations)
-    result["seconds"] = time.perf_counter() - start
-    files.write_json(Path(f"{args.out}.json"), result)
+    if not args.write and args.rewards is None:
+        parser.error("--rewards is missing")
+    make = functools.partial(experiment, args.rewards, args.seeds, args.iterations)
+    result = pages.obtain(args, make, raw=("curves",))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
 
 

@@ -14,7 +14,7 @@ Afterwards: how far have the policies of others moved, as a share of A's own shi
 four coefficients, as A is. And the coefficient side: ratings, directives and both as observations about w_u.
 
 This is a small model on an artificial language; it says how the mechanisms compare, not how large they are on a large
-model. Writes OUT.json, OUT.md and OUT.png; about ten minutes on two idle cores.
+model. Writes OUT.json (curves in OUT.json.gz), OUT.md and OUT.png; about ten minutes on two idle cores.
 """
 
 import dataclasses
@@ -219,14 +219,20 @@ def experiment(seeds: int, iterations: int) -> Iterator[dict]:
         yield result
 
 
+def write(result: dict, store: Path) -> None:
+    files.write_text(store.with_suffix(".md"), markdown(result))
+    plot(result, store.with_suffix(".png"))
+
+
 def main() -> None:
     args = pages.options(__doc__, "hints", iterations=40).parse_args()
-    start = time.perf_counter()
+    path, start = Path(f"{args.out}.json"), time.perf_counter()
+    if args.write:
+        return write(pages.read_numbers(path), path)
     for result in experiment(args.seeds, args.iterations):
         result["seconds"] = time.perf_counter() - start
-        files.write_json(Path(f"{args.out}.json"), result)
-        files.write_text(Path(f"{args.out}.md"), markdown(result))
-        plot(result, Path(f"{args.out}.png"))
+        pages.write_numbers(path, result, raw=("learning",))
+        write(result, path)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import results_sentiment
 import results_sentiment_measure as measure
 import results_sentiment_page as page
 import yaml
+from pages import read_numbers
 from scipy.stats import ttest_1samp
 
 from rewards.errors import UserError
@@ -224,7 +225,7 @@ def test_both_parts_and_the_page_on_a_tiny_model(model, tmp_path, monkeypatch, c
 
     def main(*words) -> dict:
         results_sentiment.main([str(word) for word in (*words, *places)])
-        return json.loads((tmp_path / "sentiment.json").read_text())
+        return read_numbers(tmp_path / "sentiment.json")
 
     reward = main("reward")["reward"]
     assert reward["pairs"] == {"training": 64, "held_out": 16}

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from rewards.errors import UserError
+from rewards.paths import expanded
 
 GROUPS = (
     "quickstart",
@@ -57,6 +58,10 @@ class Parser(argparse.ArgumentParser):
 def suggestion(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+
+
+# Arguments that are paths; a shell leaves the `~` of `--output=~/x` alone.
+_PATHS = ("answers", "config", "input", "model", "output", "output_dir", "path", "policy", "rewards")
 
 
 def build_parser() -> Parser:
@@ -97,6 +102,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not hasattr(args, "run"):
         parser.print_help()
         raise SystemExit(_OK)
+    for name in _PATHS:
+        if isinstance(value := getattr(args, name, None), str):
+            setattr(args, name, expanded(value))
     return args
 
 

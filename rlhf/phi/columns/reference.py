@@ -14,16 +14,14 @@ Letters in shapes: n completions of a prompt, T tokens of its reference answer.
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import sha256_file, sha256_json
+from rewards.files import sha256_json
 from rewards.types import Preferences
-from rlhf.models.load import resolve_model
 from rlhf.phi.columns.hidden import CHUNK, ROW_LENGTH
 from rlhf.phi.columns.items import Measured, data_column, first_rows, groups_of, place, remembered, texts_of
 from rlhf.policy import store as policy_store
@@ -42,7 +40,7 @@ class ReferenceColumn:
     reference: str
 
     def identity(self) -> str:
-        return sha256_json([_fingerprint(self.model), self.reference])
+        return sha256_json([policy_store.fingerprint_of(self.model), self.reference])
 
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         first = first_rows(prefs)
@@ -77,13 +75,6 @@ class ReferenceColumn:
                     "prompt; give every prompt one reference answer"
                 )
         return answers
-
-
-def _fingerprint(model: str) -> str:
-    """That of `policy_store.load_base`, without loading."""
-    if policy_store.is_run(model):
-        return sha256_file(Path(model) / "policy" / policy_store.POLICY)
-    return policy_store.fingerprint(resolve_model(model))
 
 
 def certainty(prefs: Preferences, logprobs: list[np.ndarray]) -> np.ndarray:

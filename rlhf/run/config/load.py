@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from rewards.errors import UserError
+from rewards.paths import expanded
 from rlhf.run.config.document import Key, dump, parse, parse_value
 
 T = TypeVar("T")
@@ -229,6 +230,7 @@ def build(
 
 def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, str], default: str) -> T:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
+    values = _at_home(values)
     try:
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
         return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
@@ -238,6 +240,15 @@ def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, s
         )
     except ValidationError as error:
         _raise(_complaints(error, values, schema_class, sources, default))
+
+
+def _at_home(values: Any) -> Any:
+    """The values with `~/` at the beginning of a text as the home folder: such a text is a path."""
+    if isinstance(values, dict):
+        return {key: _at_home(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_at_home(value) for value in values]
+    return expanded(values) if isinstance(values, str) else values
 
 
 def to_dict(config: Any) -> dict[str, Any]:

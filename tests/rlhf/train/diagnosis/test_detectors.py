@@ -1,7 +1,6 @@
 """Diagnosis: silent on healthy rows, every fault named and nothing else; on drawn-up rows and on real tiny runs."""
 
 import dataclasses
-import json
 import re
 import typing
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from rlhf.run.config.rl import GRPOConfig, PPOConfig
 from rlhf.train.diagnosis.detectors import DETECTORS, diagnose
 from rlhf.train.diagnosis.findings import KINDS
+from scripts.pages import read_numbers
 
 ROOT = Path(__file__).parents[4]
 ROWS = 60
@@ -104,7 +104,7 @@ def names(rows: list[dict]) -> list[str]:
 def test_every_kind_has_a_detector_a_case_and_a_planted_fault():
     kinds = set(KINDS)
     assert kinds == {detector.__name__ for detector in DETECTORS} == set(FAULTS)
-    results = json.loads((ROOT / "docs/results/rl_faults.json").read_text())["faults"]
+    results = read_numbers(ROOT / "docs/results/rl_faults.json")["faults"]
     assert kinds == {row["expected"] for row in results.values()} - {""}
     assert {cause for kind in KINDS.values() for cause in kind.explained_by} <= kinds
 
@@ -208,7 +208,7 @@ def test_every_kind_has_its_section_and_every_metric_its_row():
 
 def test_committed_runs_were_all_named_and_healthy_ones_silent():
     """The figures of the documentation; `python -m scripts.experiments.rl_faults` makes them again."""
-    result = json.loads((ROOT / "docs/results/rl_faults.json").read_text())
+    result = read_numbers(ROOT / "docs/results/rl_faults.json")
     missed = {
         name: row["named"] for name, row in result["faults"].items() if row["named"] < len(result["seeds"])
     }
