@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from rewards import jsonl
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rlhf.phi.columns.hidden import pooled_states
@@ -42,7 +42,7 @@ def share(right: np.ndarray) -> float:
 
 def utility(run: RewardRun, embeddings: np.ndarray) -> np.ndarray:
     """w·φ in nats, float64[I]; a row depends on no other row, as in training."""
-    phi = gauge.features(run.basis, embeddings)
+    phi = Readout.of(run.basis).features(embeddings)
     return phi.astype(np.float64) @ np.asarray(run.prior.mean, np.float64)
 
 

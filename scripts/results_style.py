@@ -25,18 +25,18 @@ import results_style_numbers as numbers
 import results_style_page as page
 
 from rewards import jsonl
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
 from rlhf.apps import generate
 from rlhf.phi import encoder
+from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.generation import Completion, complete, logprobs_of
 from rlhf.run.config.load import load
 from rlhf.run.config.rl import GRPOConfig
 from rlhf.run.metrics import read_metrics
 from rlhf.train.rl.prompts import read_prompts
-from rlhf.train.rl.reward_host import PromptRows
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"
 HELD_OUT = 5  # one prompt in so many
@@ -119,7 +119,7 @@ def arms_of(
     texts = [completion.text for completion in completions]
     index = np.tile(np.repeat(np.arange(len(rows.prompts)), count), len(labels))
     items = rows.take(index).with_texts(texts)
-    phi = gauge.features(rewards.basis, encoder.embed_items(items, rewards.basis.encoder))
+    phi = Readout.of(rewards.basis).features(encoder.embed_items(items, rewards.basis.encoder))
     scores = logprobs_of(reference, [rows.prompts[i] for i in index], completions)
     size, arms = len(rows.prompts) * count, {}
     for number, label in enumerate(labels):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from rewards.annotation.mixture import Margins, Mixture, MixtureConfig, fit_mixture
-from rewards.basis import gauge
 from rewards.basis.fit import FitConfig, FitResult, fit_basis
+from rewards.basis.readout import Readout
 from rewards.people.population import People
 from rewards.types import GroupPrior, Preferences
 
@@ -50,7 +50,7 @@ def fit_basis_mixture(
 
 def margins(prefs: Preferences, embeddings: np.ndarray, result: FitResult) -> Margins:
     """Mean and variance of w_u · Δφ for every row of `prefs` under the posteriors of the fit."""
-    phi = gauge.features(result.basis, embeddings)
+    phi = Readout.of(result.basis).features(embeddings)
     return posterior_margins(prefs, phi, result.coef_mean, result.coef_precision)
 
 

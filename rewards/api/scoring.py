@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.types import Preferences, RewardBasis
 
@@ -20,7 +20,7 @@ def features_of(
     own_prompt = basis.quadratic is not None and basis.quadratic.prompt is not None
     if own_prompt:
         _check_company(items)
-    return gauge.features(basis, embeddings, items.item_prompt if own_prompt else None)
+    return Readout.of(basis).features(embeddings, items.item_prompt if own_prompt else None)
 
 
 def _check_company(prefs: Preferences) -> None:

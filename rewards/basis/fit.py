@@ -19,6 +19,7 @@ import pydantic
 
 from rewards.basis import gauge, joint, users
 from rewards.basis.prior import empirical_bayes
+from rewards.basis.readout import Readout
 from rewards.basis.reduce import Reduction, whitened_components
 from rewards.errors import UserError
 from rewards.types import GroupPrior, Preferences, RewardBasis
@@ -140,7 +141,7 @@ def fit_basis(
     basis, prior, _ = gauge.canonicalise(
         head, raw_prior, reference, prompts, encoder=encoder, encoder_hash=encoder_hash
     )
-    phi = gauge.features(basis, embeddings)
+    phi = Readout.of(basis).features(embeddings)
     coef_mean, coef_precision = users.posteriors(
         prior,
         prefs.user_index,

@@ -14,6 +14,7 @@ Letters in shapes: I items, D embedding width, K basis outputs.
 
 import numpy as np
 
+from rewards.basis.readout import Readout, centre, raw_outputs
 from rewards.errors import UserError
 from rewards.types import Gauge, GroupPrior, Quadratic, RewardBasis
 
@@ -58,7 +59,7 @@ def canonicalise(
         encoder_hash=encoder_hash,
     )
     basis = RewardBasis(np.asarray(head, np.float32), gauge, dict(encoder), quadratic)
-    change = matrix(gauge)
+    change = Readout.of(basis).change
     mean = transform_coef(change, prior.mean)
     cov = transform_cov(change, np.asarray(prior.cov, np.float64))
     canonical = GroupPrior(mean.astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
@@ -84,86 +85,6 @@ def _parts(raw, mean, cov, item_prompt) -> tuple[np.ndarray, np.ndarray, np.ndar
     return whitening, rotation, sign(centred @ (rotation @ whitening).T)
 
 
-def features(
-    basis: RewardBasis,
-    embeddings: np.ndarray,
-    item_prompt: np.ndarray | None = None,
-    prompt_embeddings: np.ndarray | None = None,
-) -> np.ndarray:
-    """φ(x, y), float32[I, K]: the only way a basis is read.
-
-    φ = scale · signs ⊙ (rotation · whitening · (raw − c)), raw = headᵀ e (`raw_outputs`). The shift c is the
-    mean of the item's prompt over the items given when `item_prompt` is given, else the stored mean, and then
-    a row depends on no other row. Both give the same differences within a prompt. `prompt_embeddings` float[P, D] are only read
-    by a basis that was fitted with embeddings of prompts.
-
-    Raises:
-      UserError: embeddings of another width than the basis was fitted on, or not finite; no prompts for a
-        basis that depends on them.
-    """
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2 or embeddings.shape[1] != basis.head.shape[0]:
-        raise UserError(
-            f"embeddings: shape {embeddings.shape}, but the basis reads width {basis.head.shape[0]}; "
-            "use the encoder the basis was fitted with"
-        )
-    if not np.isfinite(embeddings).all():
-        bad = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-        raise UserError(
-            f"embeddings: item {bad} holds a value that is not finite; check its text or features"
-        )
-    raw = raw_outputs(basis.head, basis.quadratic, embeddings, item_prompt, prompt_embeddings)
-    shifted = raw - basis.gauge.mean if item_prompt is None else centre(raw, item_prompt)
-    return (shifted @ matrix(basis.gauge).T).astype(np.float32)
-
-
-def raw_outputs(
-    head: np.ndarray,
-    quadratic: Quadratic | None,
-    embeddings: np.ndarray,
-    item_prompt: np.ndarray | None = None,
-    prompt_embeddings: np.ndarray | None = None,
-) -> np.ndarray:
-    """headᵀ e, and with a quadratic part also −|f|² + fᵀ head_k c(x), f = squareᵀ e: float64[I, K].
-
-    Raises:
-      UserError: the basis depends on the prompt and the prompts, or their embeddings, are not given.
-    """
-    embeddings = np.asarray(embeddings, np.float64)
-    raw = embeddings @ np.asarray(head, np.float64)
-    if quadratic is None:
-        return raw
-    point = embeddings @ quadratic.square.astype(np.float64)
-    raw = raw - np.sum(point**2, axis=1, keepdims=True)
-    prompt = quadratic.prompt
-    if prompt is None:
-        return raw
-    if item_prompt is None or (prompt.source == "encoder" and prompt_embeddings is None):
-        missing = "item_prompt" if item_prompt is None else "prompt_embeddings"
-        raise UserError(
-            f"{missing}: not given, but the prototypes of this basis (pal_b) depend on the prompt; give it, "
-            "or fit pal_a"
-        )
-    if prompt.source == "mean":
-        prompt_embeddings = prompt_means(embeddings, item_prompt)
-    context = np.asarray(prompt_embeddings, np.float64) @ prompt.projection.astype(np.float64)
-    return raw + np.einsum("ir,krq,iq->ik", point, prompt.head.astype(np.float64), context[item_prompt])
-
-
-def prompt_means(embeddings: np.ndarray, item_prompt: np.ndarray) -> np.ndarray:
-    """Mean embedding of every prompt's items, float64[P, D]; zeros for prompts without items."""
-    count = np.bincount(item_prompt)
-    total = np.zeros((len(count), embeddings.shape[1]), np.float64)
-    np.add.at(total, item_prompt, embeddings)
-    return total / np.maximum(count, 1)[:, None]
-
-
-def matrix(gauge: Gauge) -> np.ndarray:
-    """B = scale · diag(signs) · rotation · whitening, float64[K, K]."""
-    product = gauge.rotation.astype(np.float64) @ gauge.whitening.astype(np.float64)
-    return gauge.scale * gauge.signs[:, None] * product
-
-
 def transform_coef(change: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """w′ = B⁻ᵀ w for coef[..., K]."""
     return np.asarray(coef, np.float64) @ np.linalg.inv(change)
@@ -173,14 +94,6 @@ def transform_cov(change: np.ndarray, cov: np.ndarray) -> np.ndarray:
     """Σ′ = B⁻ᵀ Σ B⁻¹ for cov[..., K, K]."""
     inverse = np.linalg.inv(change)
     return inverse.T @ cov @ inverse
-
-
-def centre(values: np.ndarray, item_prompt: np.ndarray) -> np.ndarray:
-    """Subtract from values[I, K] the mean of each item's prompt over the items given."""
-    _, group = np.unique(item_prompt, return_inverse=True)
-    total = np.zeros((group.max() + 1, values.shape[1]), np.float64)
-    np.add.at(total, group, values)
-    return values - (total / np.bincount(group)[:, None])[group]
 
 
 def whitener(cov: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 from sklearn.decomposition import PCA
 
-from rewards.basis import gauge
+from rewards.basis import readout
 from rewards.errors import UserError
 
 
@@ -46,7 +46,7 @@ def whitened_components(
         raise UserError(
             f"embeddings: item {bad} holds a value that is not finite; check its text or features"
         )
-    centred = gauge.centre(embeddings, item_prompt)
+    centred = readout.centre(embeddings, item_prompt)
     dims = min(dims, *centred.shape)
     # "full" on the short side, the eigenvectors of the covariance when there are many more items than
     # columns.

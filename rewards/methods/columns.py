@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pydantic
 
-from rewards.basis import gauge
+from rewards.basis import gauge, readout
 from rewards.basis import prior as prior_module
 from rewards.basis.prior import empirical_bayes
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.methods import training as shared
 from rewards.methods.base import ItemTable, RewardModel
@@ -53,7 +54,7 @@ class Columns(RewardModel):
                 "nothing can be learned"
             )
         basis = as_they_are(table, training)
-        delta, outcome, padded = _by_person(training, gauge.features(basis, table.embeddings), weight)
+        delta, outcome, padded = _by_person(training, Readout.of(basis).features(table.embeddings), weight)
         present = (padded.sum(axis=1) > 0).astype(np.float64)
         prior = GroupPrior(np.zeros(basis.num_basis, np.float32), np.eye(basis.num_basis, dtype=np.float32))
         for number in range(self.rounds):
@@ -133,7 +134,7 @@ def moments(values: np.ndarray, item_prompt: np.ndarray) -> tuple[np.ndarray, np
     """Mean of each column, and its standard deviation within prompts, float64[K]."""
     if not np.isfinite(values).all():
         raise UserError("columns: a value is not finite; check the rewards")
-    centred = gauge.centre(values, item_prompt)
+    centred = readout.centre(values, item_prompt)
     return values.mean(axis=0), np.sqrt(np.mean(centred**2, axis=0))
 
 

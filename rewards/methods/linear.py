@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from rewards.basis import gauge, likelihood, store
 from rewards.basis import prior as prior_module
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.methods import rules
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
@@ -62,7 +63,9 @@ class LinearFitted(FittedModel):
     report: dict[str, Any]
 
     def features(self, table: ItemTable) -> Float[np.ndarray, "I K"]:
-        return gauge.features(self.basis, table.embeddings, table.prefs.item_prompt, table.prompt_embeddings)
+        return Readout.of(self.basis).features(
+            table.embeddings, table.prefs.item_prompt, table.prompt_embeddings
+        )
 
     def adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:
         phi = self.features(table)
@@ -201,7 +204,7 @@ def finish_head(
     rule = make_rule(Canonical(image, prior.mean, prior_module.precision(prior)))
     generic = rule(*(np.zeros((1, 1, *width), np.float32) for width in ((num_basis,), (), ())))
     coef_mean = np.where(present[:, None], raw @ np.linalg.inv(change), generic[0]).astype(np.float32)
-    phi = gauge.features(basis, table.embeddings, table.prefs.item_prompt, problem.prompt_embeddings)
+    phi = Readout.of(basis).features(table.embeddings, table.prefs.item_prompt, problem.prompt_embeddings)
     training = problem.training
     delta = phi[training.chosen] - phi[training.rejected]
     precision = rule.precision + _information(problem, delta, coef_mean, rule.lapse)

@@ -27,7 +27,7 @@ import numpy as np
 import pydantic
 from sklearn.decomposition import PCA
 
-from rewards.basis import gauge
+from rewards.basis import readout
 from rewards.methods import training as shared
 from rewards.methods.base import RewardModel
 from rewards.methods.linear import RANK, LinearFitted, finish_head
@@ -145,7 +145,7 @@ class PALB(PALA):
     def _context(self, problem: shared.Problem) -> "_Context | None":
         table = problem.table
         given = table.prompt_embeddings
-        vectors = gauge.prompt_means(table.embeddings, table.prefs.item_prompt) if given is None else given
+        vectors = readout.prompt_means(table.embeddings, table.prefs.item_prompt) if given is None else given
         vectors = np.asarray(vectors, np.float64)
         shown = np.unique(problem.prompts)
         count = min(self.prompt_dims, len(shown) - 1)

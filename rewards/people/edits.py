@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from rewards.basis import gauge
 from rewards.basis import prior as prior_module
+from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
@@ -170,7 +170,7 @@ def named_directions(run: RewardRun) -> dict[str, np.ndarray]:
     inputs = run.basis.encoder.get("names") or ()
     head = np.asarray(run.basis.head, np.float64)
     if len(inputs) == len(head):
-        slopes = head @ gauge.matrix(run.basis.gauge).T
+        slopes = head @ Readout.of(run.basis).change.T
         directions |= {
             name: slope
             for name, slope in zip(inputs, slopes, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.comparison import replay
 from rewards.data.read import read_preferences
@@ -283,7 +283,7 @@ def _features_of(
         chosen=np.zeros(0, np.int32),
         rejected=np.zeros(0, np.int32),
     )
-    phi = gauge.features(rewards.basis, encoder.embed_items(table, rewards.basis.encoder))
+    phi = Readout.of(rewards.basis).features(encoder.embed_items(table, rewards.basis.encoder))
     place = {key: index for index, key in enumerate(distinct)}
     return phi[[place[key] for key in keys]]
 

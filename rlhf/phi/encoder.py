@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.data.completions import read_completions
 from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
@@ -67,7 +67,7 @@ def prepare(
 
 def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
     """φ of every item, float32[I, K], centred within prompts; errors as `embed_items`."""
-    return gauge.features(basis, embed_items(prefs, basis.encoder), prefs.item_prompt)
+    return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
 
 
 def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:

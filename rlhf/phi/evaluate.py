@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards.basis import gauge
 from rewards.basis.fit import fit_pooled
+from rewards.basis.readout import Readout
 from rewards.comparison import compare, replay, scoreboard
 from rewards.data.division import divide
 from rewards.data.leak import leak_check
@@ -51,7 +51,7 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
             embeddings, encoded_with = embedded(config, prefs)
         evaluation: dict[str, Any] = {}
         if isinstance(model, LinearFitted) and model.kind == HOUSE:
-            phi = gauge.features(model.basis, embeddings, prefs.item_prompt)
+            phi = Readout.of(model.basis).features(embeddings, prefs.item_prompt)
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
             evaluation = evaluate_people(config, prefs, held_out, phi, model, pooled)
         if models:

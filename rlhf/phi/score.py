@@ -1,6 +1,6 @@
 """`chorus rewards score`: vector and scalar rewards of any completions, for the aggregate person or anybody.
 
-    φ(x, y) as `rewards.basis.gauge.features` reads it, reward = w · φ(x, y),   w = μ, a person's mean, or given
+    φ(x, y) as `rewards.basis.readout` reads it, reward = w · φ(x, y),   w = μ, a person's mean, or given
 
 Rewards of two completions of one prompt may be compared; those of different prompts only up to a shift.
 """

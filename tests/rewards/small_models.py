@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from rewards.basis import fit, gauge
+from rewards.basis import fit
+from rewards.basis.readout import Readout
 from rewards.methods.base import Comparisons, FittedModel, RewardModel
 from rewards.methods.rules import GaussianRule
 from rewards.types import RewardBasis
@@ -22,7 +23,7 @@ class SmallFitted(FittedModel):
     listens: bool = True
 
     def features(self, table):
-        return gauge.features(self.basis, table.embeddings, table.prefs.item_prompt)
+        return Readout.of(self.basis).features(table.embeddings, table.prefs.item_prompt)
 
     def adapt(self, table, answers: Comparisons):
         if not self.listens:

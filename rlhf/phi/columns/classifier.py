@@ -54,14 +54,19 @@ class ClassifierColumn:
         ]
         return sha256_json([policy_store.fingerprint(directory), texts])
 
+    def outputs(self) -> tuple[str, ...]:
+        labels = self._labels()
+        return (self.name,) if len(labels) == 1 else tuple(f"{self.name}.{label}" for label in labels)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
-        directory = resolve_model(self.model)
-        labels = labels_of(read_hf_config(directory), f"{directory}/config.json")
         values = remembered(
             [self.identity(), texts_of(prefs)], lambda: _loaded(self.model, self.identity()).logits(prefs)
         )
-        names = (self.name,) if len(labels) == 1 else tuple(f"{self.name}.{label}" for label in labels)
-        return Measured(names, values, {"labels": list(labels)})
+        return Measured(self.outputs(), values, {"labels": list(self._labels())})
+
+    def _labels(self) -> tuple[str, ...]:
+        directory = resolve_model(self.model)
+        return labels_of(read_hf_config(directory), f"{directory}/config.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ named `module:function` or `file.py:function`. Source of the signature: TRL, GRP
 """
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import difflib
 import functools
@@ -15,7 +14,7 @@ import importlib.util
 import inspect
 import math
 import numbers
-import traceback
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,23 @@ import numpy as np
 from rewards.errors import UserError
 from rewards.files import sha256_file, sha256_json
 from rewards.types import Preferences
+from rlhf.phi.columns import user_code
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
+from rlhf.run.config.columns import LIMIT_SECONDS
 
 GIVEN = ("prompts", "completions")
 MEMORY = "memory:"
 _REMEMBERED: dict[str, Callable[..., Any]] = {}
+IMPORT_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionColumn:
-    """`name` in the report, `spec` as in the configuration."""
+    """`name` in the report, `spec` and `limit_seconds` as in the configuration."""
 
     name: str
     spec: str
+    limit_seconds: float = LIMIT_SECONDS
 
     def identity(self) -> str:
         """sha256 over the function's name and its source file, read without running anything."""
@@ -46,8 +49,11 @@ class FunctionColumn:
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path)])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
-        values = call(load_function(self.spec), self.spec, prefs)
+        values = call(load_function(self.spec), self.spec, prefs, self.limit_seconds)
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
 
 
@@ -64,12 +70,9 @@ def remember(function: Callable[..., Any]) -> str:
                 return f"{module}:{name}"
         except (ImportError, UserError):
             pass
-    spec = f"{MEMORY}{name}"
-    taken = 1
-    while _REMEMBERED.setdefault(spec, function) is not function:
-        taken += 1
-        spec = f"{MEMORY}{name}_{taken}"
-    return spec
+    # A later function of the same name takes its place; whether it is the same is what `identity` says.
+    _REMEMBERED[f"{MEMORY}{name}"] = function
+    return f"{MEMORY}{name}"
 
 
 def _in_memory(spec: str) -> Callable[..., Any]:
@@ -134,16 +137,10 @@ def _imported(spec: str, digest: str) -> Callable[..., Any]:
     path, function = source_of(spec)
     where = spec.rpartition(":")[0]
     try:
-        if where.endswith(".py"):
-            loader = importlib.util.spec_from_file_location(f"chorus_column_{path.stem}", path)
-            module = importlib.util.module_from_spec(loader)
-            loader.loader.exec_module(module)
-        else:
-            module = importlib.import_module(_today(where))
-    except Exception as error:  # a user's module may raise anything
-        raise UserError(
-            f"function {spec!r}: importing {where} failed, {_raised(error, path)}; mend it"
-        ) from None
+        module = user_code.run(lambda: _module(where, path), IMPORT_SECONDS)
+    except user_code.Failed as failure:
+        why = user_code.said(failure, path, IMPORT_SECONDS, "importing must not wait")
+        raise UserError(f"function {spec!r}: importing {where} failed, {why}; mend it") from None
     found = getattr(module, function, None)
     if not callable(found):
         known = [name for name, value in vars(module).items() if inspect.isroutine(value)]
@@ -153,32 +150,42 @@ def _imported(spec: str, digest: str) -> Callable[..., Any]:
     return found
 
 
-def call(function: Callable[..., Any], spec: str, prefs: Preferences) -> np.ndarray:
+def _module(where: str, path: Path) -> Any:
+    if not where.endswith(".py"):
+        return importlib.import_module(_today(where))
+    loader = importlib.util.spec_from_file_location(f"chorus_column_{path.stem}", path)
+    assert loader is not None and loader.loader is not None, "a file that ends in .py has a loader"
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
+
+
+def call(
+    function: Callable[..., Any], spec: str, prefs: Preferences, seconds: float = LIMIT_SECONDS
+) -> np.ndarray:
     """The function's number for every item, float64[I]; NaN where it returned None.
 
     It is called once with all items. It gets the columns of the data that its signature names, or all of them
     when it takes **kwargs; an item that stands in several rows has the values of the first.
 
     Raises:
-      UserError: it needs a column that the data lacks, raises, or returns anything but one finite number or
-        None for each completion; the line names function and row.
+      UserError: it needs a column that the data lacks, raises or leaves, takes more than `seconds`, or returns anything
+        but one finite number or None for each completion; the line names function and row.
     """
     first = first_rows(prefs)
     arguments = _arguments(function, spec, prefs, first)
     count = prefs.num_items
     try:
-        result = _run(function, arguments)
-    except Exception as error:  # a user's function may raise anything
-        raise UserError(_failure(function, spec, prefs, first, arguments, error)) from None
-    if hasattr(result, "tolist"):  # NumPy, torch
-        result = result.tolist()
+        result = user_code.run(lambda: _as_list(_run(function, arguments)), seconds)
+    except user_code.Failed as failure:
+        raise UserError(_failure(function, spec, prefs, first, arguments, failure, seconds)) from None
     if not isinstance(result, list | tuple) or len(result) != count:
         got = f"{len(result)} values" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
         raise UserError(
             f"function {spec!r}: returned {got} for {count} completions; return a list with one number each"
         )
     for item, value in enumerate(result):
-        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+        if value is not None and not _finite(value):
             raise UserError(
                 f"function {spec!r}: returned {str(value)[:40]!r} for {place(prefs, first, item)}; "
                 "return a finite number, or None where it has nothing to say"
@@ -219,6 +226,7 @@ def _arguments(
 
 
 def _run(function: Callable[..., Any], arguments: dict[str, list[Any]]) -> Any:
+    """It runs in a thread of its own, so that no event loop of the caller (a notebook) is in the way."""
     result = function(**arguments)
     if not inspect.isawaitable(result):
         return result
@@ -226,9 +234,19 @@ def _run(function: Callable[..., Any], arguments: dict[str, list[Any]]) -> Any:
     async def wait() -> Any:
         return await result
 
-    # A thread of its own, because the caller (a notebook) may have a running event loop.
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, wait()).result()
+    return asyncio.run(wait())
+
+
+def _as_list(result: Any) -> Any:
+    """NumPy and torch arrays as lists; anything else as it is."""
+    return result.tolist() if hasattr(result, "tolist") else result
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _failure(
@@ -237,28 +255,27 @@ def _failure(
     prefs: Preferences,
     first: np.ndarray,
     arguments: dict[str, list[Any]],
-    error: Exception,
+    failure: user_code.Failed,
+    seconds: float,
 ) -> str:
-    """Try the completions one by one, to name the row on which it fails."""
+    """Try the completions one by one, to name the row on which it fails; all of them within `seconds` once more."""
     path = _code_file(function) if spec.startswith(MEMORY) else source_of(spec)[0]
+    end = time.monotonic() + seconds
+    where = prefs.source
     for item in range(prefs.num_items):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        one = {name: [values[item]] for name, values in arguments.items()}
         try:
-            _run(function, {name: [values[item]] for name, values in arguments.items()})
-        except Exception as own:  # as above
-            return f"function {spec!r}: failed on {place(prefs, first, item)}, {_raised(own, path)}; mend the function"
-    return f"function {spec!r}: failed on {prefs.source}, {_raised(error, path)}; mend the function"
+            user_code.run(lambda one=one: _as_list(_run(function, one)), left)
+        except user_code.Failed as own:
+            if own.error is not None or failure.error is None:
+                where, failure = place(prefs, first, item), own
+            break
+    option = "limit_seconds of the column, host.timeout_seconds in training"
+    return f"function {spec!r}: failed on {where}, {user_code.said(failure, path, seconds, option)}; mend the function"
 
 
 def _code_file(function: Callable[..., Any]) -> Path:
     return Path(getattr(getattr(function, "__code__", None), "co_filename", "?"))
-
-
-def _raised(error: Exception, path: Path) -> str:
-    """Type and text of an exception, and the last line of `path` that it came through."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == path.resolve()
-    ]
-    at = f" in line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{at}"

@@ -42,6 +42,10 @@ class Column(Protocol):
 
     def identity(self) -> str: ...
 
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the c outputs; one, the column's own, unless a model has several."""
+        ...
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         """Values of every item; `fitting` asks also for the checks that may switch the column off."""
         ...

@@ -26,7 +26,8 @@ from rewards.files import read_json, sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.models.tokenizer import Tokenizer
-from rlhf.phi.columns.functions import load_function, source_of
+from rlhf.phi.columns import user_code
+from rlhf.phi.columns.functions import IMPORT_SECONDS, load_function, source_of
 from rlhf.phi.columns.items import Measured
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
@@ -46,6 +47,9 @@ class JitColumn:
         """sha256 over the function's name, its source file and the tokenizer."""
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path), sha256_file(self._directory() / "tokenizer.json")])
+
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         tokenizer = Tokenizer(self._directory())
@@ -113,12 +117,11 @@ def checked(name: str, spec: str) -> Callable[..., jax.Array]:
     types = (jnp.int32, bool, jnp.int32, bool)
     probe = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
     try:
-        out = jax.eval_shape(call, *probe)
-    except Exception as error:  # a user's function may raise anything
-        said = " ".join(str(error).split())[:160]
+        out = user_code.run(lambda: jax.eval_shape(call, *probe), IMPORT_SECONDS)
+    except user_code.Failed as failure:
+        said = user_code.said(failure, source_of(spec)[0], IMPORT_SECONDS, "tracing must not wait")
         raise UserError(
-            f"column {name!r}: function {spec!r} cannot be traced, {type(error).__name__}: {said}; write it with "
-            "jax.numpy, or use kind function"
+            f"column {name!r}: function {spec!r} cannot be traced, {said}; write it with jax.numpy, or use kind function"
         ) from None
     if out.shape not in ((rows,), (rows, new)):
         raise UserError(

@@ -61,6 +61,9 @@ class JudgeColumn:
         """Hash of model name and instructions. The address is not part of it: servers move."""
         return sha256_json([self.model, INSTRUCTIONS, self.question, self.opponents, self.max_tokens])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         pairs = choose_pairs(prefs, self.opponents)
         verdicts = self._ask(prefs, pairs)

@@ -42,6 +42,9 @@ class ReferenceColumn:
     def identity(self) -> str:
         return sha256_json([policy_store.fingerprint_of(self.model), self.reference])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         first = first_rows(prefs)
         answers = self._answers(prefs, first)

@@ -60,7 +60,7 @@ def make(settings: dict[str, Any]) -> Column:
     """The column of `rlhf.run.config.columns.plain` settings."""
     kind = settings["kind"]
     fields = {"function": "spec"} if kind in ("function", "jit") else {}
-    own = {fields.get(key, key): settings[key] for key in KEYS[kind]}
+    own = {fields.get(key, key): settings[key] for key in KEYS[kind] if key in settings}
     return KINDS[kind](name=settings["name"], **own)
 
 
@@ -109,6 +109,19 @@ def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.nda
     settings = {"kind": "columns", "model": None, "layer": 0, "pool": "none", "fingerprint": fingerprint}
     settings |= {"columns": kept, "dropped": dropped}
     return np.concatenate(parts, axis=1), settings | {"names": list(column_names(settings))}
+
+
+def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
+    """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
+    entries = []
+    for config in columns:
+        settings = plain(config)
+        column = make(settings)
+        names = list(column.outputs())
+        entry = {"settings": settings, "identity": column.identity(), "names": names}
+        entries.append(entry | {"fill": [0.0] * len(names), "report": {}})
+    settings = {"kind": "columns", "model": None, "columns": entries, "dropped": []}
+    return settings | {"names": list(column_names(settings))}
 
 
 def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True) -> Table:

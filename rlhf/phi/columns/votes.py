@@ -40,6 +40,9 @@ class VotesColumn:
     def identity(self) -> str:
         return sha256_json([self.answer, self.min_accuracy])
 
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         answers = [extract(text, self.answer) for text in prefs.item_text]
         values = np.full(prefs.num_items, np.nan)

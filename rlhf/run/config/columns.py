@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "function": ("function",),
+    "function": ("function", "limit_seconds"),
     "classifier": ("model",),
     "judge": (
         *("model", "address", "api_key_variable", "question", "opponents", "min_consistency"),
@@ -26,6 +26,7 @@ REQUIRED = {
     "reference": ("model",),
 }
 SHARED = ("name", "kind", "gate")
+LIMIT_SECONDS = 600.0
 
 
 # Not imported from `parts`, which imports this module.
@@ -95,6 +96,12 @@ class ColumnConfig:
     max_tokens: int = Field(
         1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
     )
+    limit_seconds: float = Field(
+        LIMIT_SECONDS,
+        gt=0,
+        description="Longest time one call of the function may take; training has host.timeout_seconds as well "
+        "(function only).",
+    )
     answer: str = Field(
         "number",
         min_length=1,
@@ -152,5 +159,11 @@ def _check_pattern(name: str, pattern: str) -> None:
 
 
 def plain(config: ColumnConfig) -> dict[str, Any]:
-    """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column."""
-    return {key: getattr(config, key) for key in (*SHARED, *KEYS[config.kind])}
+    """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column.
+
+    A time limit changes no number; it is stored only where it was set, so that a basis keeps its hash.
+    """
+    keys = [*SHARED, *KEYS[config.kind]]
+    if config.limit_seconds == LIMIT_SECONDS and "limit_seconds" in keys:
+        keys.remove("limit_seconds")
+    return {key: getattr(config, key) for key in keys}

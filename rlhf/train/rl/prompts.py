@@ -13,10 +13,10 @@ from rewards.data.schema import RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
 from rewards.types import Prompt
+from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
-from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.rollout import Prompts
 
 COMPLETIONS = ("completion", "messages", "chosen", "rejected")

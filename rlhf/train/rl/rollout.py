@@ -93,7 +93,8 @@ def user_rows(
     """
     draw_key, order_key = jax.random.split(key)
     coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares))
-    return Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
+    coef, z = Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
+    return jnp.asarray(coef), jnp.asarray(z)
 
 
 def people_rows(

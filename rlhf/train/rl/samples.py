@@ -13,9 +13,9 @@ import numpy as np
 
 from rewards import jsonl
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.phi.reward import PromptRows
 from rlhf.run.directory import plain
 from rlhf.train.rl.prompts import Batch
-from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.sources import Source
 

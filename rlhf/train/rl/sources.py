@@ -23,16 +23,15 @@ from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import People, load_people
 from rewards.types import GroupPrior, Preferences
-from rlhf.models.load import read_hf_config, resolve_model
+from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
-from rlhf.phi.columns.classifier import ClassifierColumn, labels_of
 from rlhf.phi.columns.jit import only_jit
+from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
-from rlhf.run.config.columns import ColumnConfig, plain
+from rlhf.run.config.columns import ColumnConfig
 from rlhf.run.directory import Run
-from rlhf.train.rl import reward_basis, reward_host
 from rlhf.train.rl.prompts import PromptSet
 
 FOLDER, SAMPLES = "rewards", "reference.jsonl"
@@ -47,15 +46,14 @@ class Source:
     Attributes:
       names: K labels. run: the reward run, None for one policy for all.
       people: whose coefficients are drawn, or float32[K] weights without people; shares: how many groups for whom.
-      compiled: (reward, arrays) for `update.iterate`; else `host`, a HostReward, computes them between its two halves.
+      reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
     """
 
     names: tuple[str, ...]
     run: FittedBasis | None
     people: Population | jnp.ndarray
     shares: UserShares | None
-    compiled: tuple[Any, Any] | None
-    host: Any
+    reward: Reward
 
 
 def prepare(
@@ -74,7 +72,7 @@ def prepare(
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
-    limits = reward_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
+    limits = on_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
     if rewards is not None and people is not None:
         return _personal(config, rewards, people, base, limits)
     if config.rewards is not None:
@@ -89,7 +87,7 @@ def prepare(
             build_run(config, directory, columns, base, prompts)
         return _stored(config, directory, base, limits)
     refuse_unreliable(config, columns, base, prompts)
-    settings = as_they_are(columns)
+    settings = table.as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
     if len(weights) != len(settings["names"]):
         raise UserError(
@@ -98,20 +96,18 @@ def prepare(
     fixed = jnp.asarray(weights, jnp.float32)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, fixed, None, reward_basis.compiled_columns(settings, None), None)
-    features = reward_host.ColumnFeatures(settings, None, limits)
-    return Source(names, None, fixed, None, None, reward_host.HostReward(features, base.tokenizer))
+        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
+    features = on_host.ColumnFeatures(settings, None, limits)
+    return Source(names, None, fixed, None, on_host.HostReward(features, base.tokenizer))
 
 
-def _stored(
-    config: Any, directory: str | Path, base: policy_store.Base, limits: reward_host.Limits
-) -> Source:
+def _stored(config: Any, directory: str | Path, base: policy_store.Base, limits: on_host.Limits) -> Source:
     run = load_reward_run(directory)
     return _personal(config, run, load_people(run), base, limits)
 
 
 def _personal(
-    config: Any, run: FittedBasis, people_of: People, base: policy_store.Base, limits: reward_host.Limits
+    config: Any, run: FittedBasis, people_of: People, base: policy_store.Base, limits: on_host.Limits
 ) -> Source:
     settings, names = run.basis.encoder, run.basis.gauge.names
     if settings["kind"] not in ("lm", "columns"):
@@ -127,17 +123,18 @@ def _personal(
     known = users.posterior if people else 0.0
     prior = users.prior if people else users.prior + users.posterior
     shares = UserShares.of(groups, known, prior, users.extremes, users.generic)
-    compiled = host = None
+    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits))
+
+
+def _reward_of(run: FittedBasis, base: policy_store.Base, limits: on_host.Limits) -> Reward:
+    """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
+    settings = run.basis.encoder
     if settings["kind"] == "lm":
-        compiled = reward_basis.compiled_basis(run, base)
-        if compiled is None:
-            host = reward_host.HostReward(reward_host.EncoderFeatures(run.basis), base.tokenizer)
-    elif only_jit(settings["columns"]):
-        compiled = reward_basis.compiled_columns(settings, run.basis)
-    else:
-        features = reward_host.ColumnFeatures(settings, run.basis, limits)
-        host = reward_host.HostReward(features, base.tokenizer)
-    return Source(names, run, drawn_from, shares, compiled, host)
+        compiled = on_device.compiled_basis(run, base)
+        return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
+    if only_jit(settings["columns"]):
+        return on_device.compiled_columns(settings, run.basis)
+    return on_host.HostReward(on_host.ColumnFeatures(settings, run.basis, limits), base.tokenizer)
 
 
 def _with_model(config: Any) -> list[ColumnConfig]:
@@ -168,22 +165,6 @@ def _refuse_off(settings: dict[str, Any]) -> None:
     if settings["dropped"]:
         off = settings["dropped"][0]
         raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")
-
-
-def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
-    """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
-    entries = []
-    for config in columns:
-        settings = plain(config)
-        column = table.make(settings)
-        names = [config.name]
-        if isinstance(column, ClassifierColumn):
-            labels = labels_of(read_hf_config(resolve_model(column.model)), f"{column.model}/config.json")
-            names = names if len(labels) == 1 else [f"{config.name}.{label}" for label in labels]
-        entry = {"settings": settings, "identity": column.identity(), "names": names}
-        entries.append(entry | {"fill": [0.0] * len(names), "report": {}})
-    settings = {"kind": "columns", "model": None, "columns": entries, "dropped": []}
-    return settings | {"names": list(table.column_names(settings))}
 
 
 def build_run(

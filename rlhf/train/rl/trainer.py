@@ -15,6 +15,7 @@ import numpy as np
 
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
@@ -42,8 +43,6 @@ from rlhf.train.rl import (
 from rlhf.train.rl import update as updates
 from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.prompts import PromptSet
-from rlhf.train.rl.reward_basis import BasisReward
-from rlhf.train.rl.reward_host import PromptRows
 from rlhf.train.rl.settings import CriticSpec, Hyper, Static
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
@@ -191,14 +190,14 @@ class Trainer:
         extra = (
             None if self.lessons is None else self.lessons.rows(batch.number, self.frozen, self.static.extra)
         )
-        if self.source.compiled is not None:
-            reward, arrays = self.source.compiled
+        reward = self.source.reward
+        if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
-                state, *shared, arrays, *rest, static=self.static, reward=reward, extra=extra
+                state, *shared, reward.arrays, *rest, static=self.static, reward=reward.kernel, extra=extra
             )
         else:
             rollout = updates.draw(state, *shared, *rest, static=self.static)
-            given = self.source.host(rollout, self.prompts.rows.take(batch.index))
+            given = reward(rollout, self.prompts.rows.take(batch.index))
             rewards = jax.device_put(given)
             state, metrics = updates.update(
                 state,
@@ -232,7 +231,7 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
     plain, _ = structure(base.config, base.stages, None, config.model.dtype, config.model.remat)
     critic = None
     if kind == "ppo":
-        if config.critic.from_rewards and not _reads_beginnings(source):
+        if config.critic.from_rewards and not source.reward.can.beginnings:
             raise UserError(
                 "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
                 "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
@@ -266,11 +265,6 @@ def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, so
         dtype=config.model.dtype,
         relabel=0 if kind == "ppo" else algorithm.relabel,
     )
-
-
-def _reads_beginnings(source: Source) -> bool:
-    reward = None if source.compiled is None else source.compiled[0]
-    return isinstance(reward, BasisReward) and reward.reads_beginnings
 
 
 def _purpose(config: Any, base: policy_store.Base, source: Source) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Shapes: see `rlhf.train.rl.settings`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from rlhf.objectives import surrogate as objectives
 from rlhf.objectives.advantages import RunningScale
 from rlhf.objectives.kl_control import next_kl_coef
+from rlhf.phi.reward import Kernel
 from rlhf.policy import logprobs as policy
 from rlhf.policy import sampling
 from rlhf.policy.logprobs import PolicyParams
@@ -27,13 +27,8 @@ from rlhf.train.rl import relabel
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.diagnostics import Metrics, batch_metrics
 from rlhf.train.rl.estimate import Estimate, estimate
-from rlhf.train.rl.reward_basis import BasisReward
 from rlhf.train.rl.rollout import People, Prompts, Rollout
 from rlhf.train.rl.settings import Hyper, Static
-
-Reward = Callable[
-    [Any, Rollout], jax.Array
-]  # (arrays, rollout) → float32[B, K] or float32[B, T, K]; hashable
 
 
 class State(NamedTuple):
@@ -342,7 +337,7 @@ def iterate(
     hyper: tuple[optim.Hyper, Hyper],
     *,
     static: Static,
-    reward: Reward,
+    reward: Kernel,
     extra: Any = None,
 ) -> tuple[State, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
@@ -355,7 +350,7 @@ def iterate(
     rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
     rewards = reward(reward_arrays, rollout)
     if static.critic is not None and static.critic.from_rewards:
-        assert isinstance(reward, BasisReward), "other rewards say nothing of half a completion"
-        rollout = rollouts.valued_from(rollout, reward.prefixes(reward_arrays, rollout))
+        assert reward.reads_beginnings, "other rewards say nothing of half a completion"
+        rollout = rollouts.valued_from(rollout, reward.beginnings(reward_arrays, rollout))
     state, metrics = _update(state, rollout, rewards, frozen, hyper, static, extra, people)
     return state, metrics, rollout._replace(rows=None), rewards

@@ -8,8 +8,9 @@ import pytest
 
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.annotation.mixture import MixtureConfig
-from rewards.basis import gauge, users
+from rewards.basis import users
 from rewards.basis.fit import FitConfig, fit_basis
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.types import GroupPrior
 from tests.rewards.planted import last, planted
@@ -81,7 +82,7 @@ def test_genuine_weights_protect_the_basis():
     )
 
     def accuracy(result):
-        phi = gauge.features(result.basis, embeddings)
+        phi = Readout.of(result.basis).features(embeddings)
         margin = np.sum(
             result.coef_mean[prefs.user_index] * (phi[prefs.chosen] - phi[prefs.rejected]), axis=1
         )

@@ -7,8 +7,9 @@ import pydantic
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from rewards.basis import gauge, joint
+from rewards.basis import joint
 from rewards.basis.fit import FitConfig, fit_basis, fit_pooled
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from tests.rewards.planted import last, planted, with_coefficients
 
@@ -33,9 +34,9 @@ def accuracy(prefs, phi, coef, test):
 def test_planted_basis_is_recovered():
     world, test, result = planted_fit()
     assert 0.82 < world.bayes < 0.86
-    found = np.linalg.qr(result.basis.head @ gauge.matrix(result.basis.gauge).T)[0]
+    found = np.linalg.qr(result.basis.head @ Readout.of(result.basis).change.T)[0]
     overlap = np.mean(np.linalg.svd(found.T @ world.directions)[1] ** 2)
-    phi = gauge.features(result.basis, world.prefs.item_features)
+    phi = Readout.of(result.basis).features(world.prefs.item_features)
     own = accuracy(world.prefs, phi, result.coef_mean, test)
     swapped = accuracy(world.prefs, phi, np.roll(result.coef_mean, 1, axis=0), test)
     pooled = fit_pooled(world.prefs.select(~test), world.prefs.item_features, FitConfig(dims=64, ridge=1.0))
@@ -47,7 +48,7 @@ def test_planted_basis_is_recovered():
 
 def test_the_population_has_the_planted_spread():
     world, _, result = planted_fit()
-    phi = gauge.features(result.basis, world.prefs.item_features)
+    phi = Readout.of(result.basis).features(world.prefs.item_features)
     # The spread of true utilities of people around their mean, per item, against what the prior says.
     items = world.prefs.item_features - world.prefs.item_features.mean(axis=0)
     utilities = items @ world.directions @ world.coef.T
@@ -59,7 +60,7 @@ def test_the_population_has_the_planted_spread():
 def test_gauge_of_the_fit_is_canonical():
     world, _, result = planted_fit()
     used = np.unique(np.concatenate([world.prefs.chosen, world.prefs.rejected]))
-    phi = gauge.features(result.basis, world.prefs.item_features[used])
+    phi = Readout.of(result.basis).features(world.prefs.item_features[used])
     np.testing.assert_allclose(phi.mean(axis=0), 0, atol=0.02)
     np.testing.assert_allclose(np.cov(phi.T), np.eye(5), atol=0.02)
     np.testing.assert_allclose(result.prior.mean[1:], 0, atol=1e-4)
@@ -76,7 +77,7 @@ def test_one_output_serves_opposite_tastes():
     test = last(world.prefs, 50)
     config = FitConfig(num_basis=1, dims=64, ridge=1.0)
     result = fit_basis(world.prefs.select(~test), world.prefs.item_features, config, encoder=ENCODER)
-    phi = gauge.features(result.basis, world.prefs.item_features)
+    phi = Readout.of(result.basis).features(world.prefs.item_features)
     assert accuracy(world.prefs, phi, result.coef_mean, test) >= 0.85
 
 
@@ -87,7 +88,7 @@ def test_similar_people_are_better_served_by_the_pooled_model():
     train, embeddings = world.prefs.select(~test), world.prefs.item_features
     config = FitConfig(num_basis=5, dims=64, ridge=1.0)
     result = fit_basis(train, embeddings, config, encoder=ENCODER)
-    phi = gauge.features(result.basis, embeddings)
+    phi = Readout.of(result.basis).features(embeddings)
     pooled = fit_pooled(train, embeddings, config)
     pooled_accuracy = np.mean((pooled[world.prefs.chosen] > pooled[world.prefs.rejected])[test])
     assert pooled_accuracy >= accuracy(world.prefs, phi, result.coef_mean, test)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rewards.basis import gauge, users
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.people import questions
 from rewards.types import GroupPrior
@@ -36,7 +37,7 @@ def test_any_invertible_change_of_basis_changes_nothing(seed):
     seen = []
     for raw_head, raw_prior in versions:
         basis, canonical, _ = gauge.canonicalise(raw_head, raw_prior, embeddings, item_prompt, encoder={})
-        phi = gauge.features(basis, embeddings, item_prompt)
+        phi = Readout.of(basis).features(embeddings, item_prompt)
         delta = phi[first] - phi[second]
         posterior = users.posterior(canonical, delta[:8], outcome)
         index, gains = questions.choose(posterior, delta[8:])
@@ -53,7 +54,7 @@ def test_any_invertible_change_of_basis_changes_nothing(seed):
 def test_canonical_form():
     _, embeddings, item_prompt, head, prior = raw_fit(7)
     basis, canonical, _ = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
-    phi = gauge.features(basis, embeddings, item_prompt)
+    phi = Readout.of(basis).features(embeddings, item_prompt)
     for prompt in range(3):
         np.testing.assert_allclose(phi[item_prompt == prompt].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(phi.T @ phi / len(phi), np.eye(4), atol=1e-4)
@@ -70,7 +71,7 @@ def test_canonical_form():
 def test_coefficients_precisions_and_predictions_transform_together():
     rng, embeddings, item_prompt, head, prior = raw_fit(8)
     basis, canonical, change = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
-    raw, phi = embeddings @ head, gauge.features(basis, embeddings)
+    raw, phi = embeddings @ head, Readout.of(basis).features(embeddings)
     coef = rng.normal(size=(5, 4))
     within = (raw[:20] - raw[0]) @ coef.T
     moved = gauge.transform_coef(change, coef)
@@ -82,9 +83,9 @@ def test_coefficients_precisions_and_predictions_transform_together():
 def test_a_row_read_without_prompts_depends_on_no_other_row():
     _, embeddings, item_prompt, head, prior = raw_fit(9)
     basis, _, _ = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
-    together, alone = gauge.features(basis, embeddings), gauge.features(basis, embeddings[5:6])
+    together, alone = Readout.of(basis).features(embeddings), Readout.of(basis).features(embeddings[5:6])
     np.testing.assert_allclose(together[5:6], alone, atol=1e-6)
-    centred = gauge.features(basis, embeddings, item_prompt)
+    centred = Readout.of(basis).features(embeddings, item_prompt)
     np.testing.assert_allclose(together[3] - together[7], centred[3] - centred[7], atol=1e-5)
 
 
@@ -99,9 +100,9 @@ def test_bad_input_is_named():
     _, embeddings, item_prompt, head, prior = raw_fit(11)
     basis, _, _ = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
     with pytest.raises(UserError, match="width 20"):
-        gauge.features(basis, embeddings[:, :-1])
+        Readout.of(basis).features(embeddings[:, :-1])
     with pytest.raises(UserError, match="item 4"):
-        gauge.features(basis, np.where(np.arange(60)[:, None] == 4, np.inf, embeddings))
+        Readout.of(basis).features(np.where(np.arange(60)[:, None] == 4, np.inf, embeddings))
     twice = np.concatenate([head[:, :3], head[:, :1]], axis=1)
     with pytest.raises(UserError, match="linearly dependent"):
         gauge.canonicalise(twice, prior, embeddings, item_prompt, encoder={})

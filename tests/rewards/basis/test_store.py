@@ -7,6 +7,7 @@ import safetensors.numpy
 
 from rewards import files
 from rewards.basis import gauge, store
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.types import GroupPrior
 
@@ -25,7 +26,9 @@ def test_round_trip_is_exact(tmp_path):
     basis, prior, embeddings = make_run()
     identity = store.save_reward_run(tmp_path / "run", basis, prior, extra={"accuracy": 0.7})
     run = store.load_reward_run(tmp_path / "run")
-    np.testing.assert_array_equal(gauge.features(run.basis, embeddings), gauge.features(basis, embeddings))
+    np.testing.assert_array_equal(
+        Readout.of(run.basis).features(embeddings), Readout.of(basis).features(embeddings)
+    )
     np.testing.assert_array_equal(run.prior.mean, prior.mean)
     np.testing.assert_array_equal(run.prior.cov, prior.cov)
     assert run.hash == identity and run.extra == {"accuracy": 0.7}

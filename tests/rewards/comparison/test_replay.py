@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rewards.basis import gauge
 from rewards.basis.fit import FitConfig, fit_basis, fit_pooled
+from rewards.basis.readout import Readout
 from rewards.comparison import replay as evaluate
 from rewards.errors import UserError
 from rewards.types import GroupPrior, Preferences
@@ -164,7 +164,7 @@ def test_real_people_never_seen_are_predicted_after_a_few_questions():
         people = np.sort(np.random.default_rng(seed).permutation(prefs.num_users)[:72])
         train = prefs.select(~np.isin(prefs.user_index, people))
         result = fit_basis(train, attributes, config, encoder={"kind": "precomputed"})
-        phi = gauge.features(result.basis, attributes)
+        phi = Readout.of(result.basis).features(attributes)
         pooled_scores = fit_pooled(train, attributes, config)
         pooled = evaluate.pooled_accuracy(pooled_scores, prefs, test, key=jax.random.key(9), people=people)
         for method, curve in curves.items():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rewards import methods as models
-from rewards.basis import gauge
+from rewards.basis import readout
 from rewards.basis import store as reward_store
+from rewards.basis.readout import Readout
 from rewards.methods import store
 from rewards.methods.base import Comparisons, ItemTable
 from rewards.types import Preferences
@@ -118,7 +119,7 @@ def test_ideal_points_need_the_quadratic_part():
     assert ideal > linear + 0.05
     # What is stored is −|f − p_k|²: its Hessian in e is the same for all outputs, and negative.
     square = fitted.basis.quadratic.square.astype(np.float64)
-    raw = gauge.raw_outputs(fitted.basis.head, fitted.basis.quadratic, table.embeddings)
+    raw = readout.raw_outputs(fitted.basis.head, fitted.basis.quadratic, table.embeddings)
     centre = np.linalg.lstsq(2 * square, fitted.basis.head.astype(np.float64), rcond=None)[0].T
     away = table.embeddings.astype(np.float64) @ square
     expected = -np.sum((away[:, None] - centre) ** 2, axis=2) + np.sum(centre**2, axis=1)
@@ -148,4 +149,4 @@ def test_prototypes_that_follow_the_prompt_need_its_vector(tmp_path):
     with pytest.raises(models.UserError, match="prompt_embeddings: not given"):
         fitted.features(bare)
     with pytest.raises(models.UserError, match="item_prompt: not given"):
-        gauge.features(again.basis, table.embeddings)
+        Readout.of(again.basis).features(table.embeddings)

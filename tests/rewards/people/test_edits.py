@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rewards.basis import gauge, store, users
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.people import edits, records
 from rewards.types import GroupPrior
@@ -60,7 +61,7 @@ def test_words_move_the_reward_of_what_they_name(tmp_path, run):
     assert [edit.name for edit in made] == ["length_words", "price"]
     record = records.add(tmp_path, run, "ada", edits=made)
     items = np.eye(4, dtype=np.float32)
-    slope = gauge.features(run.basis, np.concatenate([items, np.zeros((1, 4), np.float32)]))
+    slope = Readout.of(run.basis).features(np.concatenate([items, np.zeros((1, 4), np.float32)]))
     change = slope[:4] - slope[4]  # what one unit more of each number does to φ
     before, after = change @ run.prior.mean, change @ record.posterior.coef_mean
     assert after[0] < before[0] - 0.1 and after[1] < before[1] - 0.05

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rewards.basis import store
+from rewards.basis.readout import Readout
 from rewards.data.read import read_preferences
 from rewards.people import records
 from rlhf.api.policies import load_policy
@@ -193,7 +194,6 @@ def test_a_person_can_be_generated_for_and_exported_alike(world, capsys):
 
 def test_a_remembered_person_has_the_coefficients_that_were_served(world):
     """The record that the quickstart leaves holds the person's own answers and gives the same z."""
-    from rewards.basis import gauge
     from rewards.basis.store import load_reward_run
     from rewards.data.read import read_preferences
     from rewards.people import records
@@ -207,7 +207,9 @@ def test_a_remembered_person_has_the_coefficients_that_were_served(world):
     config = load(world / "evaluation.yaml", [], EvaluateConfig)
     prefs, rewards = read_preferences(config.data.path), load_reward_run(config.rewards)
     policy = policy_store.load_policy(config.policy)
-    phi = gauge.features(rewards.basis, encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt)
+    phi = Readout.of(rewards.basis).features(
+        encoder.embed_items(prefs, rewards.basis.encoder), prefs.item_prompt
+    )
     people, replayed = evaluate.held_out_people(config, prefs, rewards, policy, phi)
     for index in (0, 1):
         user_id = people.user_ids[index]

@@ -8,6 +8,7 @@ import pytest
 
 from rewards import methods as models
 from rewards.basis import gauge, store
+from rewards.basis.readout import Readout
 from rewards.methods.base import ItemTable
 from rewards.methods.columns import Columns
 from rewards.methods.store import save_model
@@ -111,7 +112,7 @@ def test_rewards_are_coefficients_times_phi(run, capsys):
     stored = store.load_reward_run(run / "run")
     rows = [feature_row(n, note=f"mine {n}") for n in (3, 0, 7, 3)]
     summary, lines = score(capsys, run, rows)
-    phi = gauge.features(stored.basis, items()[[3, 0, 7, 3]].astype(np.float32)).astype(np.float64)
+    phi = Readout.of(stored.basis).features(items()[[3, 0, 7, 3]].astype(np.float32)).astype(np.float64)
     names = list(stored.basis.gauge.names)
     for row, line, own in zip(rows, lines, phi, strict=True):
         assert {key: line[key] for key in row} == row  # what was there stays, in its place

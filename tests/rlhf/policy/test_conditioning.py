@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, sample_coef
@@ -124,7 +125,7 @@ def test_a_change_of_basis_changes_no_answer():
         basis, canonical, b = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
         w = gauge.transform_coef(b, coef).astype(np.float32)
         w, z = Gate.of(canonical, 0.5, 0.2).compose(w)
-        phi = gauge.features(basis, embeddings, item_prompt)
+        phi = Readout.of(basis).features(embeddings, item_prompt)
         return np.asarray(z), w @ phi.T
 
     moved = GroupPrior(gauge.transform_coef(change, prior.mean), gauge.transform_cov(change, prior.cov))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards import methods as models
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, ItemTable
 from rewards.methods.columns import Columns
@@ -61,13 +61,13 @@ def test_phi_is_every_column_in_standard_deviations_under_its_name(world, fitted
     np.testing.assert_array_equal(fitted.basis.head, np.eye(3))
     np.testing.assert_array_equal(fitted.basis.gauge.rotation, np.eye(3))
     np.testing.assert_array_equal(fitted.basis.gauge.signs, np.ones(3))
-    phi = gauge.features(fitted.basis, table.embeddings, table.prefs.item_prompt)
+    phi = Readout.of(fitted.basis).features(table.embeddings, table.prefs.item_prompt)
     centred = np.zeros_like(table.embeddings)
     for prompt in range(10):
         own = table.prefs.item_prompt == prompt
         centred[own] = table.embeddings[own] - table.embeddings[own].mean(axis=0)
     np.testing.assert_allclose(phi, centred / np.sqrt((centred**2).mean(axis=0)), rtol=1e-4, atol=1e-5)
-    alone = gauge.features(fitted.basis, table.embeddings[:1])
+    alone = Readout.of(fitted.basis).features(table.embeddings[:1])
     np.testing.assert_allclose(
         alone,
         (table.embeddings[:1] - table.embeddings.mean(axis=0)) / np.sqrt((centred**2).mean(axis=0)),

@@ -1,10 +1,15 @@
 """Python functions with TRL's signature as columns."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 
 from rewards.errors import UserError
+from rlhf.phi.columns import table
 from rlhf.phi.columns.functions import FunctionColumn, call, load_function
+from rlhf.run.config.columns import ColumnConfig, plain
 from tests.rlhf.phi.columns.rows import pair, preferences
 
 HEAD = '"""Rewards."""\nimport asyncio\n'
@@ -110,6 +115,90 @@ def test_what_goes_wrong_is_one_line_with_function_and_row(tmp_path, body, messa
     with pytest.raises(UserError, match=message) as caught:
         values(tmp_path, body)
     assert "\n" not in str(caught.value) and "mine.py:f" in str(caught.value)
+
+
+LEAVES = {
+    "sys.exit": ("import sys\ndef f(completions, **c):\n    sys.exit()\n", "row 1, SystemExit in line 5"),
+    "sys.exit(0) for one": (
+        "import sys\ndef f(completions, **c):\n    return [sys.exit(0) if len(x) == 9 else 1.0 for x in completions]\n",
+        "row 1, SystemExit: 0 in line 5",
+    ),
+    "exit with a text": (
+        "def f(completions, **c):\n    raise SystemExit('done')\n",
+        "row 1, SystemExit: done in line 4",
+    ),
+    "interrupt": (
+        "def f(completions, **c):\n    raise KeyboardInterrupt\n",
+        "row 1, KeyboardInterrupt in line 4",
+    ),
+    "no Exception": (
+        "class Odd(BaseException): pass\ndef f(completions, **c):\n    raise Odd('x')\n",
+        "row 1, Odd: x in line 5",
+    ),
+    "unprintable": (
+        "class Odd(BaseException):\n    def __str__(self): raise SystemExit\ndef f(completions, **c):\n    raise Odd\n",
+        "row 1, Odd: .it cannot be printed",
+    ),
+    "generator": ("def f(completions, **c):\n    yield 1.0\n", "returned a generator for 5 completions"),
+    "closed generator": (
+        "def f(completions, **c):\n    raise GeneratorExit\n",
+        "row 1, GeneratorExit in line 4",
+    ),
+    "recursion": ("def f(completions, **c):\n    return f(completions)\n", "row 1, RecursionError: "),
+    "async exit": (
+        "async def f(completions, **c):\n    raise SystemExit(3)\n",
+        "row 1, SystemExit: 3 in line 4",
+    ),
+    "exit in tolist": (
+        "class A:\n    def tolist(self): raise SystemExit\ndef f(completions, **c):\n    return A()\n",
+        "row 1, SystemExit in line 4",
+    ),
+    "too large": (
+        "def f(completions, **c):\n    return [10**400] * len(completions)\n",
+        "returned '1000.* for .*row 1",
+    ),
+    "endless": (
+        "def f(completions, **c):\n    while True: pass\n",
+        "row 1, no result after 2 s .limit_seconds",
+    ),
+    "endless for one": (
+        "import time\ndef f(completions, **c):\n    while 'now three words' in completions: time.sleep(0.01)\n"
+        "    return [1.0] * len(completions)\n",
+        "row 2, no result after 2 s",
+    ),
+    "exit at import": (
+        "raise SystemExit(0)\ndef f(completions): pass\n",
+        "importing .* failed, SystemExit: 0 in line 3",
+    ),
+    "quit at import": ("quit()\ndef f(completions): pass\n", "importing .* failed, SystemExit: "),
+    "interrupt at import": ("raise KeyboardInterrupt\n", "importing .* failed, KeyboardInterrupt in line 3"),
+}
+
+
+@pytest.mark.parametrize("case", LEAVES)
+def test_code_that_leaves_is_one_line_and_nothing_else(tmp_path, capsys, case):
+    """The command goes on to its one line and status 2; what the code printed stays."""
+    body, message = LEAVES[case]
+    prefs, own = preferences(tmp_path, ROWS), column(tmp_path, "print('its own words')\n" + body)
+    own = dataclasses.replace(own, limit_seconds=2.0 if case.startswith("endless") else 30.0)
+    message = re.sub(r"in line (\d+)", lambda found: f"in line {int(found[1]) + 1}", message)
+    with pytest.raises(UserError, match=message) as caught:
+        own.measure(prefs, fitting=True)
+    assert "\n" not in str(caught.value) and "mine.py:f" in str(caught.value)
+    assert capsys.readouterr().out == "its own words\n"
+
+
+def test_a_time_limit_is_stored_only_where_it_was_set(tmp_path):
+    given = {"name": "x", "kind": "function", "function": "a.py:f"}
+    assert plain(ColumnConfig(**given)) == {
+        "name": "x",
+        "kind": "function",
+        "gate": None,
+        "function": "a.py:f",
+    }
+    stored = plain(ColumnConfig(**given, limit_seconds=5))
+    assert stored["limit_seconds"] == 5 and table.make(stored).limit_seconds == 5
+    assert table.make(plain(ColumnConfig(**given))).limit_seconds == 600
 
 
 @pytest.mark.parametrize("spec", ["nothing", "no_such_module_x:f", "missing.py:f", "os.path:", ":f", "a:b c"])

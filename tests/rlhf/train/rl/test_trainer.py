@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards.basis.readout import Readout
 from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rlhf.apps import cli
@@ -126,16 +127,15 @@ def test_a_fitted_run_trains_a_policy_that_serves_its_people(world, fitted, caps
 
 def test_samples_hold_the_reward_of_their_text(world, fitted):
     """reward = w·φ, φ that of `chorus rewards score` for the decoded text."""
-    from rewards.basis import gauge
     from rlhf.phi import encoder
-    from rlhf.train.rl.reward_host import PromptRows
+    from rlhf.phi.reward import PromptRows
 
     entries = [entry for entry in samples(fitted) if entry["canonical"]]
     assert {entry["step"] for entry in samples(fitted)} == {1, 2, 4} and len(entries) >= 6
     run = load_reward_run(world / "rewards")
     rows = PromptRows(tuple(entry["prompt"] for entry in entries), np.arange(len(entries)), {}, "samples")
     items = rows.with_texts([entry["completion"] for entry in entries])
-    phi = gauge.features(run.basis, encoder.embed_items(items, run.basis.encoder))
+    phi = Readout.of(run.basis).features(encoder.embed_items(items, run.basis.encoder))
     np.testing.assert_allclose([list(entry["phi"].values()) for entry in entries], phi, atol=1e-4)
     reward = [np.dot(entry["coef"], list(entry["phi"].values())) for entry in entries]
     np.testing.assert_allclose([entry["reward"] for entry in entries], reward, atol=1e-4)
@@ -267,12 +267,16 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     path = write(world, "jit", columns=[column(world, "length", "jit")])
     config = load(path, [], GRPOConfig)
     source = rl_rewards.prepare(config, None, base, rl_data.prompt_set(config, base))
-    assert source.host is None and source.names == ("length",) and np.asarray(source.people).tolist() == [1.0]
+    assert (
+        source.reward.can.compiled
+        and source.names == ("length",)
+        and np.asarray(source.people).tolist() == [1.0]
+    )
     config = load(
         write(world, "jit", columns=[column(world, "length", "jit"), column(world, "words")]), [], GRPOConfig
     )
     source = rl_rewards.prepare(config, None, base, rl_data.prompt_set(config, base))
-    assert source.compiled is None and source.names == ("length", "words")
+    assert not source.reward.can.compiled and source.names == ("length", "words")
 
 
 @pytest.mark.parametrize("source", ["fitted", "columns"])

@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.methods.columns import column_basis
 from rewards.types import PromptPart, Quadratic
-from rlhf.phi import encoder
+from rlhf.phi import encoder, on_device
 from rlhf.phi.columns import table
+from rlhf.phi.columns.table import as_they_are
+from rlhf.phi.on_host import EncoderFeatures, HostReward, texts_of
+from rlhf.phi.pooling import pooled_texts
+from rlhf.phi.reward import Can, PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
 from rlhf.policy.scoring import rows_of, with_lower_states
 from rlhf.run.config.columns import ColumnConfig
-from rlhf.train.rl import reward_basis
-from rlhf.train.rl.reward_host import EncoderFeatures, PromptRows, texts_of
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.sources import as_they_are
 from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run
 
@@ -68,6 +69,10 @@ def make_rollout(tokenizer, stop=None):
     )
 
 
+def opened(reward):
+    return reward.kernel, reward.arrays
+
+
 def items():
     columns = {"answer": [f"a{n}" for n in range(len(TEXTS))]}
     rows = PromptRows(tuple(PROMPTS), np.arange(1, len(TEXTS) + 1), columns, "prompts.jsonl")
@@ -76,7 +81,7 @@ def items():
 
 def expected(run):
     """φ as `chorus rewards score` reads it: no company within the prompt, so the stored mean."""
-    return gauge.features(run.basis, encoder.embed_items(items(), run.basis.encoder))
+    return Readout.of(run.basis).features(encoder.embed_items(items(), run.basis.encoder))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def expected(run):
 )
 def test_it_is_the_reward_of_the_text(base, tmp_path, layer, pool):
     run = make_run(base, tmp_path / "run", layer=layer, pool=pool)
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     np.testing.assert_allclose(reward(arrays, make_rollout(base.tokenizer)), expected(run), atol=1e-4)
     np.testing.assert_allclose(EncoderFeatures(run.basis, chunk=2)(items()), expected(run), atol=1e-4)
 
@@ -93,7 +98,7 @@ def test_it_is_the_reward_of_the_text(base, tmp_path, layer, pool):
 def test_activations_under_the_adapters_are_shared(base, tmp_path, layer, pool):
     """They are read where every completion closed itself, computed anew where one was cut off; the reward is the same."""
     run = make_run(base, tmp_path / "run", layer=layer, pool=pool)
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     assert reward.pooling.shared
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
     rollout = make_rollout(base.tokenizer)
@@ -106,18 +111,18 @@ def test_activations_under_the_adapters_are_shared(base, tmp_path, layer, pool):
     assert np.abs(np.asarray(spoilt) - expected(run)[:4]).max() > 1e-2  # it was read
     embed = {"embedding": base.tree["embed"]["embedding"] * 1.001}
     moved = dataclasses.replace(base, tree={**base.tree, "embed": embed})
-    assert not reward_basis.compiled_basis(run, moved)[0].pooling.shared
+    assert not on_device.compiled_basis(run, moved).kernel.pooling.shared
 
 
 @pytest.mark.parametrize("layer", [1, -1])
 def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer):
     """Before token t: φ of the first t tokens, read by themselves; nothing is known of token t or of what follows."""
     run = make_run(base, tmp_path / "run", layer=layer)
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     rollout = make_rollout(base.tokenizer)
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
     known = rollout._replace(rows=with_lower_states(graphdef, params, rollout.rows))
-    found = [np.asarray(reward.prefixes(arrays, rows)) for rows in (rollout, known)]
+    found = [np.asarray(reward.beginnings(arrays, rows)) for rows in (rollout, known)]
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     assert not found[0][:, 0].any()
     width = rollout.tokens.shape[1] - SLOTS
@@ -126,27 +131,41 @@ def test_beginnings_are_rewarded_as_if_they_were_the_whole(base, tmp_path, layer
             tokens = rollout.tokens[row, int(rollout.starts[row]) : width + count][None]
             member = jnp.arange(tokens.shape[1])[None] >= tokens.shape[1] - count
             start = jnp.zeros(1, jnp.int32)
-            alone = reward_basis.pooled_texts(reward.pooling, arrays.params, tokens, start, member)
+            alone = pooled_texts(reward.pooling, arrays.params, tokens, start, member)
             np.testing.assert_allclose(found[0][row, count], arrays.readout(alone)[0], atol=1e-4)
 
 
+def test_what_compiled_and_host_rewards_can_do(base, tmp_path):
+    """A trainer asks `can`; called as a reward, a compiled one gives what its kernel gives."""
+    rows = PromptRows(tuple(PROMPTS), np.arange(1, len(TEXTS) + 1), {}, "prompts.jsonl")
+    for pool in ("mean", "last"):
+        run = make_run(base, tmp_path / pool, pool=pool)
+        compiled = on_device.compiled_basis(run, base)
+        assert compiled.can == Can(compiled=True, beginnings=pool == "mean", tokens=False)
+        host = HostReward(EncoderFeatures(run.basis), base.tokenizer)
+        assert host.can == Can(compiled=False, beginnings=False, tokens=False) and host.kernel is None
+        rollout = make_rollout(base.tokenizer)
+        for reward in (compiled, host):
+            np.testing.assert_allclose(reward(rollout, rows), expected(run), atol=1e-4)
+
+
 def test_a_reading_of_the_closing_token_has_no_beginnings(base, tmp_path):
-    reward, arrays = reward_basis.compiled_basis(make_run(base, tmp_path / "run", pool="last"), base)
+    reward, arrays = opened(on_device.compiled_basis(make_run(base, tmp_path / "run", pool="last"), base))
     with pytest.raises(ValueError, match="reads the closing token alone"):
-        reward.prefixes(arrays, make_rollout(base.tokenizer))
+        reward.beginnings(arrays, make_rollout(base.tokenizer))
 
 
 def test_ideal_points_too(base, tmp_path):
     square = np.random.default_rng(5).normal(size=(base.config.width, 2)).astype(np.float32)
     run = make_run(base, tmp_path / "run", quadratic=Quadratic(square))
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     np.testing.assert_allclose(reward(arrays, make_rollout(base.tokenizer)), expected(run), atol=1e-4)
 
 
 def test_any_stop_token_closes_a_completion(base, tmp_path):
     """A model may stop at several tokens; the text is the same, and so is its reward."""
     run = make_run(base, tmp_path / "run", pool="last")
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     other = reward(arrays, make_rollout(base.tokenizer, stop=0))
     np.testing.assert_allclose(other, expected(run), atol=1e-4)
 
@@ -154,7 +173,7 @@ def test_any_stop_token_closes_a_completion(base, tmp_path):
 def test_the_shift_of_a_prompt_cancels_within_its_group(base, tmp_path):
     """Centred within prompts (the fit) or by the stored mean (one completion): the same differences."""
     run = make_run(base, tmp_path / "run")
-    reward, arrays = reward_basis.compiled_basis(run, base)
+    reward, arrays = opened(on_device.compiled_basis(run, base))
     single = np.asarray(reward(arrays, make_rollout(base.tokenizer)))
     among = encoder.item_features(run.basis, items())
     assert PROMPTS[0] == PROMPTS[2]
@@ -173,14 +192,14 @@ def test_other_tokens_are_not_compiled(base, model, tmp_path):
     (other / "tokenizer.json").write_text(text.replace('"item"', '"thing"'))
     foreign = policy_store.load_base(other, adapter_layers=None, dtype="float32")
     run = make_run(base, tmp_path / "run")
-    assert reward_basis.compiled_basis(run, foreign) is None
-    assert reward_basis.compiled_basis(run, base) is not None
+    assert on_device.compiled_basis(run, foreign) is None
+    assert on_device.compiled_basis(run, base) is not None
 
 
 def test_changed_encoder_weights_are_refused(base, tmp_path):
     run = make_run(dataclasses.replace(base, fingerprint="0" * 64), tmp_path / "run")
     with pytest.raises(UserError, match="weights differ"):
-        reward_basis.compiled_basis(run, base)
+        on_device.compiled_basis(run, base)
 
 
 def test_prototypes_that_depend_on_the_prompt_are_refused(base, tmp_path):
@@ -191,7 +210,7 @@ def test_prototypes_that_depend_on_the_prompt_are_refused(base, tmp_path):
     square = rng.normal(size=(width, 2)).astype(np.float32)
     run = make_run(base, tmp_path / "run", quadratic=Quadratic(square, part))
     with pytest.raises(UserError, match="depend on the prompt.*fit pal_a"):
-        reward_basis.compiled_basis(run, base)
+        on_device.compiled_basis(run, base)
 
 
 FUNCTIONS = """
@@ -231,7 +250,7 @@ def jit_settings(model, functions, *names):
 def test_jittable_columns_give_what_they_give_for_the_text(base, model, functions):
     """The compiled path on sampled tokens, and the column on decoded text, agree where nothing was cut off."""
     settings = jit_settings(model, functions, "length", "first_wins")
-    reward, arrays = reward_basis.compiled_columns(settings, None)
+    reward, arrays = opened(on_device.compiled_columns(settings, None))
     rollout = make_rollout(base.tokenizer)
     found = np.asarray(reward(arrays, rollout))
     assert found.shape == (len(TEXTS), SLOTS, 2) and not found[~np.asarray(rollout.mask)].any()
@@ -247,7 +266,8 @@ def test_jittable_columns_through_a_gauge(base, model, functions, tmp_path):
     mean, sd = np.array([2.0, 0.25]), np.array([0.5, 4.0])
 
     basis = column_basis(("length", "first_wins"), mean, sd, settings, "")
-    reward, arrays = reward_basis.compiled_columns(settings, basis)
+    reward, arrays = opened(on_device.compiled_columns(settings, basis))
+    assert reward.per_token and not reward.reads_beginnings
     found = np.asarray(reward(arrays, make_rollout(base.tokenizer))).sum(axis=1)
     values = table.evaluate(items(), settings, gates=False).values
     np.testing.assert_allclose(found[:4], ((values - mean) / sd)[:4], atol=1e-6)
@@ -265,4 +285,4 @@ BAD_FUNCTIONS = {
 def test_bad_jittable_functions(model, functions, name):
     settings = {"columns": [{"settings": {"name": name, "function": f"{functions}:{name}", "gate": None}}]}
     with pytest.raises(UserError, match=BAD_FUNCTIONS[name]):
-        reward_basis.compiled_columns(settings, None)
+        on_device.compiled_columns(settings, None)

@@ -9,11 +9,12 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.methods.columns import column_basis
+from rlhf.phi import on_host
+from rlhf.phi.columns.table import as_they_are
+from rlhf.phi.on_host import ColumnFeatures, HostReward, Limits, side_by_side
+from rlhf.phi.reward import PromptRows
 from rlhf.run.config.columns import ColumnConfig
-from rlhf.train.rl import reward_host
-from rlhf.train.rl.reward_host import ColumnFeatures, HostReward, Limits, PromptRows, side_by_side
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.sources import as_they_are
 from tests.rlhf.tiny import ToyTokenizer
 
 LIMITS = Limits(parallel=4, timeout_seconds=20.0, retries=0)
@@ -132,7 +133,7 @@ def test_a_changed_function_is_refused(functions):
 
 
 def test_it_is_tried_again(functions, monkeypatch):
-    monkeypatch.setattr(reward_host, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(on_host, "BACKOFF_SECONDS", 0.0)
     attempts = []
 
     def job():

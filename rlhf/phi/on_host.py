@@ -18,62 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards.basis import gauge
+from rewards.basis.readout import Readout
 from rewards.errors import UserError
-from rewards.types import NOBODY, Preferences, Prompt, RewardBasis
+from rewards.types import Preferences, RewardBasis
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import table
 from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
+from rlhf.phi.on_device import EncoderArrays
+from rlhf.phi.pooling import load_encoder, pooled_texts
+from rlhf.phi.reward import Can, Completions, PromptRows
 from rlhf.policy.sampling import left_pad
-from rlhf.train.rl import reward_basis
-from rlhf.train.rl.rollout import Rollout
 
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptRows:
-    """Prompts of a run, with the row each came from and what else stands there.
-
-    Attributes:
-      prompts: N prompts. row: int32[N], 1-based rows of `source`. columns: lists of length N.
-    """
-
-    prompts: tuple[Prompt, ...]
-    row: np.ndarray
-    columns: dict[str, list[Any]]
-    source: str
-
-    def take(self, index: np.ndarray) -> "PromptRows":
-        return PromptRows(
-            tuple(self.prompts[i] for i in index),
-            self.row[index],
-            {name: [values[i] for i in index] for name, values in self.columns.items()},
-            self.source,
-        )
-
-    def with_texts(self, texts: Sequence[str]) -> Preferences:
-        """One completion a prompt as items: a comparison of each with itself, as when completions are scored."""
-        distinct: dict[Prompt, int] = {}
-        item_prompt = [distinct.setdefault(prompt, len(distinct)) for prompt in self.prompts]
-        count = len(texts)
-        return Preferences(
-            prompts=tuple(distinct),
-            item_prompt=np.array(item_prompt, np.int32),
-            item_text=tuple(texts),
-            item_features=None,
-            user_ids=(NOBODY,),
-            user_index=np.zeros(count, np.int32),
-            chosen=np.arange(count, dtype=np.int32),
-            rejected=np.arange(count, dtype=np.int32),
-            outcome=np.full(count, 0.5, np.float32),
-            choice=np.arange(count, dtype=np.int32),
-            row=self.row,
-            columns=self.columns,
-            source=self.source,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +46,12 @@ class Limits:
 Features = Callable[[Preferences], np.ndarray]  # items → φ float32[I, K]
 
 
-def texts_of(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+def texts_of(completions: Completions, tokenizer: Tokenizer) -> list[str]:
     """The completions as text, without the token that ended them."""
-    num_slots = rollout.mask.shape[1]
-    tokens, mask, ended = jax.device_get((rollout.tokens[:, -num_slots:], rollout.mask, rollout.ended))
+    num_slots = completions.mask.shape[1]
+    tokens, mask, ended = jax.device_get(
+        (completions.tokens[:, -num_slots:], completions.mask, completions.ended)
+    )
     return [
         tokenizer.decode(row[real].tolist()[: -1 if stopped else None])
         for row, real, stopped in zip(tokens, mask, ended, strict=True)
@@ -112,7 +72,7 @@ class ColumnFeatures:
                 load_function(entry["settings"]["function"])
         self._basis, self._limits = basis, limits
         if basis is not None:
-            reward_basis.Readout.of(basis)  # refuses a basis that depends on the prompt
+            Readout.of(basis).folded()  # refuses a basis that depends on the prompt
 
     def __call__(self, items: Preferences) -> np.ndarray:
         """Raises UserError: a column raises, returns something else than finite numbers, or takes too long."""
@@ -125,7 +85,7 @@ class ColumnFeatures:
         values = table.combine(list(zip(entries, measured, strict=True))).values
         if self._basis is None:
             return values.astype(np.float32)
-        return gauge.features(self._basis, values)
+        return Readout.of(self._basis).features(values)
 
 
 class EncoderFeatures:
@@ -135,13 +95,13 @@ class EncoderFeatures:
     """
 
     def __init__(self, basis: RewardBasis, chunk: int = 32):
-        base, self._pooling, params = reward_basis.load_encoder(basis.encoder)
+        base, self._pooling, params = load_encoder(basis.encoder)
         self._tokenizer, self._room, self._chunk = base.tokenizer, base.config.max_positions, chunk
-        self._arrays = reward_basis.BasisArrays(params, reward_basis.Readout.of(basis))
+        self._arrays = EncoderArrays(params, Readout.of(basis).folded())
         self._features = jax.jit(self._compute)
 
     def _compute(self, arrays, tokens, starts, member):
-        return arrays.readout(reward_basis.pooled_texts(self._pooling, arrays.params, tokens, starts, member))
+        return arrays.readout(pooled_texts(self._pooling, arrays.params, tokens, starts, member))
 
     def __call__(self, items: Preferences) -> np.ndarray:
         prompts = [self._tokenizer.encode_prompt(prompt) for prompt in items.prompts]
@@ -218,14 +178,17 @@ def _tried(job: Callable[[], Measured], retries: int) -> Measured:
 
 
 class HostReward:
-    """Rollout and the rows of its prompts → φ float32[B, K]."""
+    """Completions and the rows of their prompts → φ float32[B, K], on the host."""
+
+    can = Can(compiled=False, beginnings=False, tokens=False)
+    kernel = arrays = None
 
     def __init__(self, features: Features, tokenizer: Tokenizer):
         self._features, self._tokenizer = features, tokenizer
 
-    def __call__(self, rollout: Rollout, prompts: PromptRows) -> np.ndarray:
+    def __call__(self, completions: Completions, prompts: PromptRows) -> np.ndarray:
         """Raises UserError: a reward is missing or not finite; the line names column and row."""
-        items = prompts.with_texts(texts_of(rollout, self._tokenizer))
+        items = prompts.with_texts(texts_of(completions, self._tokenizer))
         phi = np.asarray(self._features(items), np.float32)
         if not np.isfinite(phi).all():
             row = int(np.flatnonzero(~np.isfinite(phi).all(axis=1))[0])
