@@ -12,16 +12,18 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.errors import UserError
 from rewards.files import atomic_path
-from rewards.types import Prompt
+
+if TYPE_CHECKING:  # commands read lines, and their --help must not import NumPy
+    from rewards.types import Prompt
 
 STANDARD_INPUT = ("-", "/dev/stdin")
 _BOM = b"\xef\xbb\xbf"
 # What some readers take for the end of a line, what a terminal obeys, and halves of surrogate pairs.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class LineError(ValueError):
@@ -38,8 +40,12 @@ def line(row: Any) -> str:
     Raises:
       ValueError: a number that is not finite.
     """
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return escaped(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def escaped(text: str) -> str:
+    """JSON with everything that must not stand raw in a line written as an escape."""
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
@@ -51,7 +57,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
             file.writelines(map(line, rows))
 
 
-def prompt_value(prompt: Prompt) -> Any:
+def prompt_value(prompt: "Prompt") -> Any:
     """A prompt as rows hold it: text, or a list of messages."""
     if isinstance(prompt, str):
         return prompt

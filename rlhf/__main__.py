@@ -1,7 +1,17 @@
-"""`python -m rlhf`, the same as `chorus`."""
+"""The process `chorus`, also as `python -m rlhf`."""
 
-import sys
+import signal
 
-from rlhf.apps.cli import main
+# Until the command handles signals itself, Ctrl-C ends the process as it ends any other: without a traceback of imports.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-sys.exit(main())
+
+def start() -> None:
+    """Run the command line and end the process."""
+    from rlhf.apps.cli import entry
+
+    entry()
+
+
+if __name__ == "__main__":
+    start()

@@ -1,4 +1,4 @@
-"""Write docs/metrics.md from the table in rlhf/run/metric_docs.py:  python scripts/metrics_page.py"""
+"""Write docs/metrics.md from the table in rlhf/run/metric_docs.toml:  python scripts/metrics_page.py"""
 
 from pathlib import Path
 

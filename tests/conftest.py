@@ -25,6 +25,9 @@ _CACHE = os.environ.get("CHORUS_CACHE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from rewards.shown import speak
+
+    speak()  # as a command does
     config.addinivalue_line("markers", "real_model: needs a published model; uses the user's own cache")
     config.addinivalue_line("markers", "download: needs the package index; uses the user's own cache")
     config.addinivalue_line("filterwarnings", r"error:::(rlhf|rewards)(\..*)?$")

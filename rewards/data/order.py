@@ -1,6 +1,7 @@
 """The order in which comparisons are visited, as a pure function of (seed, step); it keeps no state.
 
-Grain's index shuffle is a keyed permutation: entry i of the order is computed without computing the others.
+Grain's index shuffle is a keyed permutation: entry i of the order is computed without computing the others. Not
+`grain.MapDataset.shuffle`, which seeds it otherwise: runs that stopped under this order must go on in it.
 """
 
 import hashlib

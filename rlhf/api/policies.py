@@ -184,9 +184,8 @@ class Policy:
         tree = jax.tree.map(np.asarray, policy_store.merge_adapters(self.loaded, z))
         base = self.loaded.base
         raw = read_hf_config(base.directory)
-        return save_hf(
-            directory, tree, untied(raw) if base.config.tied and "head" in tree else raw, base.directory
-        )
+        raw = untied(raw) if base.config.tied and "head" in tree else raw
+        return save_hf(directory, tree, raw, base.directory, end_ids=base.tokenizer.eos_ids)
 
     def signal(self, person: Who) -> Float[np.ndarray, " K"] | None:
         """z of somebody, the policy's own input; None for the aggregate.

@@ -99,7 +99,7 @@ def _fold_film(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
     for norm, module in (("pre_attn", "film_attn"), ("pre_mlp", "film_mlp")):
         old = stage[norm]["scale"]
         factor = 1.0 + jnp.einsum("k,nkd->nd", z, film[module]["film_scale"])
-        stage[norm] = {"scale": ((old.astype(jnp.float32) + offset) * factor - offset).astype(old.dtype)}
+        stage[norm] = {"scale": (old.astype(jnp.float32) + offset) * factor - offset}
     return {**weights, "stages": {**weights["stages"], top: stage}}
 
 
@@ -108,7 +108,7 @@ def _fold_heads(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
     kernel = weights["embed"]["embedding"].T if config.tied else weights["head"]["kernel"]
     heads = conditioner["logit_heads"]
     change = (heads["heads_a"] * jnp.repeat(jnp.asarray(z), spec.basis_rank)) @ heads["heads_b"]
-    return {**weights, "head": {"kernel": (kernel.astype(jnp.float32) + change).astype(kernel.dtype)}}
+    return {**weights, "head": {"kernel": kernel.astype(jnp.float32) + change}}
 
 
 def _film_refusal(spec: AdapterSpec, config: ModelConfig) -> str | None:
@@ -167,7 +167,8 @@ def merge(
 ) -> Tree:
     """Base weights with the adapters of stage `top`, and the conditioner at one z[K] (None: nobody), folded in.
 
-    The result has a "head" of its own where logit heads were folded into a tied model.
+    What was changed is float32 (see `merged_kernel`), the rest as it was. The result has a "head" of its own where logit
+    heads were folded into a tied model.
 
     Raises:
       UserError: this kind of conditioner is no change of weights.

@@ -4,8 +4,8 @@ import contextlib
 import datetime
 import functools
 import json
+import logging
 import os
-import sys
 import threading
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,8 @@ from typing import Any
 from rewards.errors import UserError
 from rewards.files import read_json
 from rewards.types import Prompt
+
+_LOG = logging.getLogger("chorus")
 
 _PROBE = "\u2042completion\u2042"  # an answer no template contains, to find what follows an answer
 DATE = datetime.date(2025, 1, 1)
@@ -317,10 +319,9 @@ def _date(value: Any, path: Path) -> datetime.date:
 @functools.cache
 def _say_date(directory: str, date: str) -> None:
     """Once a model."""
-    print(
+    _LOG.warning(
         f"{directory}: the chat template writes today's date into prompts; it gets {date} at all times "
-        f"({OWN_DATE} in tokenizer_config.json)",
-        file=sys.stderr,
+        f"({OWN_DATE} in tokenizer_config.json)"
     )
 
 

@@ -1,7 +1,7 @@
 """`chorus rewards evaluate`: the run's own replay, then the comparison of models with its controls."""
 
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_n
 from rlhf.run.config.load import load, to_dict
 from rlhf.run.config.schema import RewardsConfig
 from rlhf.run.directory import CONFIG, RESULT, Run
+
+_LOG = logging.getLogger("chorus")
 
 
 def evaluate_rewards(config: Any) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable
         scoreboard.Settings(settings.counts, settings.seeds, config.seed, settings.controls),
         judged=config.fit.model,
         weigh=lambda table, training: training_answers(config, table, training)[0],
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=_LOG.info,
     )
 
 

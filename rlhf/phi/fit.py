@@ -1,6 +1,6 @@
 """`chorus rewards fit`: read, divide, embed, fit, store."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from rlhf.run.directory import RESULT, Run
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
+_LOG = logging.getLogger("chorus")
+
 
 def fit(config: Any) -> dict[str, Any]:
     """Fit basis, population and training people; writes the reward run and returns its metrics.json.
@@ -45,7 +47,7 @@ def fit(config: Any) -> dict[str, Any]:
             stored_model(run.directory)
             return run.stored_result()
         if note := unread_settings(config):
-            print(note, file=sys.stderr, flush=True)
+            _LOG.warning(note)
         embeddings, settings = embedded(config, prefs)
         table, train = item_table(prefs, embeddings, settings), prefs.select(training)
         answers, kinds = training_answers(config, table, train)

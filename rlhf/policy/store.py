@@ -113,8 +113,14 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
+    tokenizer = Tokenizer(directory)
+    if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= config.vocab_size:
+        raise UserError(
+            f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
+            f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
+        )
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(str(name), directory, config, tree, stages, Tokenizer(directory), fingerprint(directory))
+    return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
 
 
 def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -162,7 +168,12 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
-    return {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in flat}
+    return {_name(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def _name(path: Any) -> str:
+    """The dotted name under which a leaf is stored."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_policy(
@@ -256,7 +267,7 @@ def _fill(
         expected = getattr(shapes, role)
 
         def take(key_path, leaf, role=role):
-            name = f"{role}." + ".".join(str(key.key) for key in key_path)
+            name = f"{role}.{_name(key_path)}"
             if name not in tensors:
                 raise UserError(f"{path}: tensor {name} missing; train again")
             if tensors[name].shape != leaf.shape:

@@ -135,12 +135,13 @@ def _example(example: dict[str, Any]) -> str:
     prompt = _prompt_text(example["prompt"]) if example.get("prompt") else ""
     coef = example.get("coefficients")
     weights = "coefficients " + ", ".join(f"{value:+.2f}" for value in coef) if coef is not None else ""
-    return (
-        f"<h3>{page.escape(example['person'])}</h3>"
-        + (page.paragraph(prompt, "note text") if prompt else "")
-        + page.paragraph(example["answer"] or "(empty answer)", "text")
-        + (page.paragraph(weights, "note") if weights else "")
-    )
+    parts = [
+        page.heading(str(example["person"])),
+        page.paragraph(prompt, "note text") if prompt else "",
+        page.paragraph(example["answer"] or "(empty answer)", "text"),
+        page.paragraph(weights, "note") if weights else "",
+    ]
+    return page.joined(parts)
 
 
 def _prompt_text(prompt: Prompt) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -24,8 +25,11 @@ import numpy as np
 
 from rewards.errors import UserError
 from rewards.files import read_json, write_json, write_text
+from rewards.shown import without_credentials
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
+
+_LOG = logging.getLogger("chorus")
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
 _PACKAGES = (
@@ -93,7 +97,7 @@ class Run:
 
     def stored_result(self) -> dict[str, Any]:
         """metrics.json of a run that an earlier session finished; says so on stderr."""
-        print(f"{self.directory}: finished earlier; this is its stored result", file=sys.stderr)
+        _LOG.info(f"{self.directory}: finished earlier; this is its stored result")
         return read_json(self.directory / RESULT)
 
     def close(self) -> None:
@@ -202,6 +206,7 @@ def first_difference(
 
 def _cut(value: Any) -> str:
     text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    text = without_credentials(text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -248,7 +253,7 @@ def _record_environment(directory: Path, config: Any, kind: str) -> None:
 
 def _without_secret(argument: str) -> str:
     name, equals, _ = argument.partition("=")
-    return f"{name}=..." if equals and _SECRET.search(name) else argument
+    return f"{name}=..." if equals and _SECRET.search(name) else without_credentials(argument)
 
 
 def _version(package: str) -> str | None:

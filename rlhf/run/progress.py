@@ -9,6 +9,8 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rewards.shown import printable
+
 PATIENCE = 5.0  # seconds of silence that need no explanation
 
 
@@ -39,7 +41,7 @@ class ProgressLine:
         start: int = 0,
         stream: TextIO | None = None,
     ):
-        self._title, self._total, self._unit, self._every = title, total, unit, every_seconds
+        self._title, self._total, self._unit, self._every = printable(title), total, unit, every_seconds
         self._stream = stream if stream is not None else sys.stderr
         self._done, self._printed_at, self._printed = start, -float("inf"), -1
         self._note = ""
@@ -63,9 +65,9 @@ class ProgressLine:
 
     def update(self, done: int, note: str = "") -> None:
         """Set the number of pieces done, with a short note such as the loss."""
-        self._done, self._note = done, note
+        self._done, self._note = done, printable(note)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, note=self._note)
         elif time.monotonic() - self._printed_at >= self._every:
             self._print()
 

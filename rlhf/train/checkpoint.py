@@ -7,10 +7,10 @@ step (`rlhf.train.checkpoint_files`).
 """
 
 import errno
+import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import jax.numpy as jnp
 
 from rewards.errors import UserError
 from rlhf.train.checkpoint_files import ARRAYS, Damaged, read_arrays, sync, verify, write_step
+
+_LOG = logging.getLogger("chorus")
 
 _STEP = re.compile(r"^\d{8,}$")
 
@@ -109,10 +111,7 @@ class Checkpointer:
                 problems.append(f"step {step} ({damage})")
                 continue
             if problems:
-                print(
-                    f"{self.directory}: damaged: {', '.join(problems)}; using step {step} instead",
-                    file=sys.stderr,
-                )
+                _LOG.warning(f"{self.directory}: damaged: {', '.join(problems)}; using step {step} instead")
             return step, manifest
         if problems:
             raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks
 
 Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
 """Rewards of a run that come from elsewhere than its configuration; they may be kept in its directory."""
+
+_LOG = logging.getLogger("chorus")
 
 
 def run(
@@ -164,10 +166,9 @@ def adapter_spec(config: Any, rewards: FittedBasis | None, base: policy_store.Ba
         return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
     wanted, num_basis = config.conditioner, rewards.basis.num_basis
     if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
-        print(
+        _LOG.warning(
             f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
-            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not",
-            file=sys.stderr,
+            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not"
         )
     return AdapterSpec(
         rank,

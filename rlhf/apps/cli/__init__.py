@@ -12,15 +12,19 @@ import difflib
 import errno
 import importlib
 import json
+import logging
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from rewards import jsonl
 from rewards.errors import UserError
 from rewards.paths import expanded
+from rewards.shown import Shown, printable, speak, without_credentials
+from rlhf.run import signals
 
 GROUPS = (
     "quickstart",
@@ -122,21 +126,40 @@ def _with_tied_values(argv: Sequence[str]) -> list[str]:
 def execute(args: argparse.Namespace) -> None:
     """Run a command and print its result."""
     if not args.json:
-        result = args.run(args)
-        if result is not None and args.show is not None:
-            args.show(result)
+        with contextlib.redirect_stdout(Shown(sys.stdout)):  # pyright: ignore[reportArgumentType]
+            result = args.run(args)
+            if result is not None and args.show is not None:
+                args.show(result)
         return
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(Shown(sys.stderr)):  # pyright: ignore[reportArgumentType]
         result = args.run(args)
     from rlhf.run.directory import plain
 
     unicode = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
     text = json.dumps(plain(result if result is not None else {}), ensure_ascii=not unicode, allow_nan=False)
-    print(text)
+    print(jsonl.escaped(text))
+
+
+def entry() -> NoReturn:
+    """The process `chorus`: ends with the status of `main`, and without the interpreter's own way out.
+
+    Leaving the interpreter joins other libraries' threads and collects garbage through JAX's callbacks, where a finished
+    command has been seen to hang, and a signal to end in a traceback. Everything of ours is written when `main` returns.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = _BUG
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `chorus`; returns the exit status."""
+    """Parse, run, print; returns the exit status."""
     # Libraries speak on stderr in the middle of our lines; a user's own setting wins.
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
@@ -147,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminal or locale that cannot show a character gets its escape instead of a traceback.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    speak()
     try:
-        with _interruptible():
+        with signals.handled():
             execute(parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return _OK
@@ -156,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt as stop:
         print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return 128 + stop.args[0] if stop.args else _INTERRUPTED
+        return signals.status(stop.args[0]) if stop.args else _INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -174,33 +198,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else _OK
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM (`kill`, a batch system) and SIGHUP (a closed terminal) end a command as Ctrl-C does, so that
-    temporary files are removed; only the main thread may set that up.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        before = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:
-        before = {}
-    try:
-        yield
-    except Exception:
-        if received:  # a C extension interrupted while it is imported raises ImportError instead
-            raise KeyboardInterrupt(received[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _complain(message: str) -> int:
-    print(f"chorus: {' '.join(message.split())}", file=sys.stderr)
+    print(f"chorus: {printable(without_credentials(' '.join(message.split())))}", file=sys.stderr)
     return _MISTAKE

@@ -1,10 +1,8 @@
 """chorus generate."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from rewards import jsonl
 from rewards.errors import UserError
 from rlhf.apps.cli.common import add_command, add_seed, check_range
 from rlhf.apps.cli.export import parse_coefficients
@@ -69,8 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_range("--top-k", args.top_k, 0, 2**31 - 1)
     check_range("--top-p", args.top_p, 1e-6, 1)
     check_range("--min-p", args.min_p, 0, 1)
+    from rlhf.apps.prompts import checked, read_prompts
+
     if args.prompt is not None:
-        prompts = [_checked(prompt, "--prompt") for prompt in args.prompt]
+        prompts = [checked(prompt, "--prompt") for prompt in args.prompt]
     else:
         prompts = read_prompts(args.input)
     coefficients = parse_coefficients(args.coefficients)
@@ -89,44 +89,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         min_p=args.min_p,
         seed=args.seed,
     )
-
-
-def read_prompts(path: str) -> list[Any]:
-    """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
-    if path not in jsonl.STANDARD_INPUT and not Path(path).exists():
-        raise UserError(f"{path}: cannot read prompts (No such file or directory)")
-    prompts = [
-        _prompt(line, f"{path}: line {n}") for n, line in enumerate(jsonl.raw_lines(path), 1) if line.strip()
-    ]
-    if not prompts:
-        raise UserError(f"{path}: no prompts; write one a line")
-    return prompts
-
-
-def _prompt(line: bytes, place: str) -> Any:
-    try:
-        if not line.lstrip().startswith(b"{"):
-            return _checked(line.decode("utf-8").removesuffix("\n").removesuffix("\r"), place)
-        prompt = jsonl.parse(line)["prompt"]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from None
-    except (jsonl.LineError, KeyError):
-        raise UserError(
-            f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text'
-        ) from None
-    return _checked(prompt, place)
-
-
-def _checked(prompt: Any, place: str) -> Any:
-    """A prompt as rows of a preference file may have it: text, or a list of messages with role and content."""
-    from rewards.data.schema import RowError, parse_prompt
-
-    if isinstance(prompt, str) and not prompt.strip():
-        raise UserError(f"{place} {prompt!r}: empty; write what the model is to answer")
-    try:
-        return parse_prompt(prompt)
-    except RowError as error:
-        raise UserError(f"{place}: {error}") from None
 
 
 def show(result: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ Letters in shapes: I items, M pairs.
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import re
 from typing import Any
@@ -27,6 +28,7 @@ from rewards.errors import UserError
 from rewards.files import cache_dir, read_json, sha256_json, write_json
 from rewards.types import Preferences, Prompt
 from rlhf.phi.columns.items import Measured, groups_of
+from rlhf.run.config.address import check_address, may_send, refusal
 from rlhf.run.progress import ProgressLine
 
 INSTRUCTIONS = """You compare two completions of one prompt. {question}
@@ -38,7 +40,6 @@ Verdict: B
 Verdict: tie"""
 _VERDICT = re.compile(r"Verdict: (A|B|tie)")
 MAX_UNREADABLE = 0.05
-BACKOFF_SECONDS = 0.5  # doubled at every further try
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,12 @@ class JudgeColumn:
     timeout_seconds: float
     retries: int
     max_tokens: int
+
+    def __post_init__(self):
+        try:
+            check_address(self.address)  # that of a basis, too, which may be older than this check
+        except ValueError as error:
+            raise UserError(f"column {self.name!r}: {error}") from None
 
     def identity(self) -> str:
         """Hash of model name and instructions. The address is not part of it: servers move."""
@@ -191,32 +198,27 @@ def parse(reply: str) -> float:
 
 
 class _Session:
-    """One HTTP session of all threads, with retries, and verdicts remembered on disk."""
+    """One client of all threads, with its retries, and verdicts remembered on disk."""
 
     def __init__(self, column: JudgeColumn):
         try:
-            import requests
-            from requests.adapters import HTTPAdapter
-            from urllib3.util import Retry
+            import openai
         except ImportError:
             raise UserError(
-                f"column {column.name!r}: a judge needs the `requests` package; "
+                f"column {column.name!r}: a judge needs the `openai` package; "
                 "install it with pip install 'chorus-rlhf[judge]'"
             ) from None
         self._column, self._url = column, f"{column.address.rstrip('/')}/chat/completions"
-        retry = Retry(
-            total=column.retries,
-            status_forcelist=(408, 409, 429, 500, 502, 503, 504),
-            allowed_methods=None,  # also POST: asking twice changes nothing
-            backoff_factor=BACKOFF_SECONDS,
-            raise_on_status=False,
+        key = _key(column)
+        # Left out, so that the client sends nothing that it finds in the environment.
+        unsent = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
+        self._unsent: dict[str, Any] = {name: openai.Omit() for name in unsent}
+        self._client = openai.OpenAI(
+            base_url=column.address,
+            api_key=key or "none",
+            timeout=column.timeout_seconds,
+            max_retries=column.retries,
         )
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=column.parallel))
-        key = os.environ.get(column.api_key_variable, "").strip()
-        if key:
-            self._session.headers["Authorization"] = f"Bearer {key}"
 
     def verdict(self, messages: list[dict[str, str]]) -> float:
         """The verdict for the completion shown first, from the cache where it was asked before."""
@@ -239,36 +241,55 @@ class _Session:
         return verdict
 
     def _post(self, body: dict[str, Any]) -> str:
-        import requests
+        import openai
 
         column = self._column
         try:
-            answer = self._session.post(self._url, json=body, timeout=column.timeout_seconds)
-        except (requests.RequestException, ValueError) as error:  # ValueError: a key that is no header
-            reason = "timed out" if "timed out" in str(error).lower() else type(error).__name__
+            answer = self._client.chat.completions.with_raw_response.create(
+                **body, extra_headers=self._unsent
+            )
+            content = json.loads(answer.text)["choices"][0]["message"]["content"]
+        except openai.APIConnectionError as error:  # a time-out is one
+            timed_out = isinstance(error, openai.APITimeoutError)
+            reason = "timed out" if timed_out else type(error.__cause__ or error).__name__
             raise UserError(
                 f"column {column.name!r}: no answer from {self._url} ({reason}, after {column.retries} retries); "
                 "check address and server, the same command goes on from here"
             ) from None
-        if answer.status_code in (401, 403):
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise UserError(
+                    f"column {column.name!r}: {self._url} refuses the key (HTTP {error.status_code}); "
+                    f"put a valid one into the environment variable {column.api_key_variable}"
+                ) from None
+            said = " ".join(error.response.text.split())[:160]
             raise UserError(
-                f"column {column.name!r}: {self._url} refuses the key (HTTP {answer.status_code}); "
-                f"put a valid one into the environment variable {column.api_key_variable}"
-            )
-        if answer.status_code != 200:
-            said = " ".join(answer.text.split())[:160]
-            raise UserError(
-                f"column {column.name!r}: {self._url} answers HTTP {answer.status_code} ({said}); "
+                f"column {column.name!r}: {self._url} answers HTTP {error.status_code} ({said}); "
                 "check address and model, the same command goes on from here"
-            )
-        try:
-            content = answer.json()["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+            ) from None
+        except (openai.OpenAIError, ValueError, KeyError, IndexError, TypeError):
             raise UserError(
                 f"column {column.name!r}: {self._url} answers something else than a chat completion; "
                 "give an OpenAI-compatible address, which usually ends in /v1"
             ) from None
         return content if isinstance(content, str) else ""
+
+
+def _key(column: JudgeColumn) -> str:
+    """The key to send, empty for none.
+
+    Raises:
+      UserError: the variable may not be sent to that address, or holds what no header can.
+    """
+    key = os.environ.get(column.api_key_variable, "").strip()
+    if key and not may_send(column.api_key_variable, column.address):
+        raise UserError(f"column {column.name!r}: {refusal(column.api_key_variable, column.address)}")
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"column {column.name!r}: the environment variable {column.api_key_variable} holds letters that no key has; "
+            "copy the key again"
+        )
+    return key
 
 
 def _cached(path: Any) -> str | None:

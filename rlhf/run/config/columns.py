@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
+
 KEYS: dict[str, tuple[str, ...]] = {
     "function": ("function", "limit_seconds"),
     "classifier": ("model",),
@@ -67,7 +69,8 @@ class ColumnConfig:
     api_key_variable: str = Field(
         "OPENAI_API_KEY",
         min_length=1,
-        description="Environment variable that holds the key; unset means that none is sent (judge only).",
+        description="Environment variable that holds the key; unset means that none is sent. One that begins with "
+        "CHORUS_, or a provider's own for that provider's host (judge only).",
     )
     question: str = Field(
         "Which completion is the better answer to the prompt?",
@@ -139,6 +142,13 @@ class ColumnConfig:
                 raise ValueError(
                     f"column {self.name!r}: {key} is for kind {kinds}, not {self.kind}; remove it or change kind"
                 )
+        if self.kind == "judge":
+            assert self.address is not None
+            check_address(self.address)
+            # The default is nobody's choice: it is not sent elsewhere, and a set one is refused before it would be.
+            chosen = self.api_key_variable != DEFAULT_VARIABLE
+            if chosen and not may_send(self.api_key_variable, self.address):
+                raise ValueError(f"column {self.name!r}: {refusal(self.api_key_variable, self.address)}")
         if self.kind == "votes" and self.answer not in ("number", "boxed"):
             _check_pattern(self.name, self.answer)
         return self

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rewards.errors import UserError
 from rewards.paths import expanded
+from rewards.shown import without_credentials
 from rlhf.run.config.document import Key, dump, parse, parse_value
 
 T = TypeVar("T")
@@ -147,7 +148,9 @@ def _source(path: Key, sources: dict[Key, str], default: str) -> str:
 
 def _shown(value: Any) -> str:
     """A value as it is written in YAML, cut to a readable length."""
-    text = "a section" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
+    text = (
+        "a section" if isinstance(value, dict) else without_credentials(json.dumps(value, ensure_ascii=False))
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -5,8 +5,8 @@ completion must be able to continue.
 """
 
 import difflib
+import logging
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ from rewards.people.population import load_people
 from rewards.types import Prompt, UserPosterior
 from rlhf.policy.store import Base
 from rlhf.train.hints import gate as hint_gate
+
+_LOG = logging.getLogger("chorus")
 
 KEYS = ("user_id", "prompt", "completion", "hint", "verified")
 LINE = ("row", "user_id", "hint", "class", "phrase", "distil", "edits", "reason", "coef", "sha256")
@@ -216,7 +218,8 @@ def announce(entries: list[dict[str, Any]], run: RewardRun, source: str, path: P
     lines += [f"nothing, row {', '.join(why[reason][:SHOWN])}: {reason}" for reason in list(why)[:SHOWN]]
     if len(why) > SHOWN:
         lines.append(f"and {len(why) - SHOWN} more reasons for nothing")
-    print("\n".join(f"hints: {line}" for line in lines), file=sys.stderr)
+    for line in lines:
+        _LOG.info("hints: %s", line)
 
 
 def _commands(entries: list[dict[str, Any]], run: RewardRun) -> list[str]:

@@ -1,6 +1,6 @@
 """Prompts of a reinforcement-learning run: read, encoded, cut to what fits, and which of them a step visits."""
 
-import sys
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
 from rlhf.train.rl.rollout import Prompts
+
+_LOG = logging.getLogger("chorus")
 
 COMPLETIONS = ("completion", "messages", "chosen", "rejected")
 
@@ -99,10 +101,9 @@ def prompt_set(config: Any, base: policy_store.Base, rows: PromptRows | None = N
             raise UserError(
                 f"{rows.source}: all {len(encoded)} prompts exceed rollout.max_prompt_tokens {most}; raise the limit"
             )
-        print(
+        _LOG.warning(
             f"{rows.source}: {int(np.sum(~fits))} of {len(encoded)} prompts exceed rollout.max_prompt_tokens {most} and "
-            "are left out",
-            file=sys.stderr,
+            "are left out"
         )
     kept = np.flatnonzero(fits)
     encoded, rows = [encoded[i] for i in kept], rows.take(kept)

@@ -1,6 +1,6 @@
 """How much memory an iteration takes, estimated before it compiles."""
 
-import sys
+import logging
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from rlhf.policy import store as policy_store
 from rlhf.policy.scoring import LOGITS_BYTES
+
+_LOG = logging.getLogger("chorus")
 
 GIGABYTE = 1e9
 PER_LAYER = (
@@ -60,10 +62,9 @@ def memory_line(
     fixed = parts["weights"] + parts["training state"]
     total = fixed + max(parts["sampling"], parts["update"])
     listed = ", ".join(f"{name} {size:.2g}" for name, size in parts.items())
-    print(
+    _LOG.info(
         f"memory: about {total:.2g} GB ({listed}; sampling and update take turns); smaller: algorithm.minibatches, "
-        f"model.remat, model.adapter_layers{', hints.rows_per_step' if hinted[0] else ''}",
-        file=sys.stderr,
+        f"model.remat, model.adapter_layers{', hints.rows_per_step' if hinted[0] else ''}"
     )
 
 

@@ -1,12 +1,14 @@
 """Says on stderr what goes wrong in a run of reinforcement learning, while there is still time to stop it."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
+
+_LOG = logging.getLogger("chorus")
 
 
 class Watch(Callback):
@@ -23,6 +25,4 @@ class Watch(Callback):
         for finding in diagnose(read_metrics(self.directory)):
             if finding.name not in self.said:
                 self.said.add(finding.name)
-                print(
-                    f"{finding.line()} More: docs/rl-diagnosis.md#{finding.name}", file=sys.stderr, flush=True
-                )
+                _LOG.warning(f"{finding.line()} More: docs/rl-diagnosis.md#{finding.name}")

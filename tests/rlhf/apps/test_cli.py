@@ -14,7 +14,7 @@ import pytest
 
 from rewards.errors import UserError
 from rlhf.apps import cli
-from rlhf.apps.cli.generate import read_prompts
+from rlhf.apps.prompts import read_prompts
 
 COMMANDS = [
     "quickstart",
@@ -189,7 +189,7 @@ def test_interrupt_of_the_real_process(tmp_path):
 def test_a_terminated_process_cleans_up_like_an_interrupted_one(tmp_path):
     """SIGTERM (`kill`, a batch system) unwinds, so that temporary files are removed."""
     code = (
-        "import time\nfrom rewards.files import atomic_path\nfrom rlhf import cli\n"
+        "import time\nfrom rewards.files import atomic_path\nfrom rlhf.apps import cli\n"
         "def wait(args):\n with atomic_path('x') as path:\n  print('ready', flush=True)\n  time.sleep(60)\n"
         "cli.parse = lambda argv: __import__('argparse').Namespace(run=wait, json=False, show=None)\n"
         "raise SystemExit(cli.main([]))"
@@ -227,7 +227,7 @@ def test_an_interrupt_turned_into_another_error_is_still_an_interrupt(monkeypatc
 
 def test_a_terminal_that_cannot_show_a_character_gets_its_escape():
     code = (
-        "from rlhf import cli\n"
+        "from rlhf.apps import cli\n"
         "cli.parse = lambda argv: __import__('argparse').Namespace("
         "run=lambda args: {'text': '±'}, json=True, show=None)\nraise SystemExit(cli.main([]))"
     )

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rewards import jsonl
 from rewards.data.completions import read_completions, read_records
 from rewards.errors import UserError
+from rewards.people.pool import Question
 from rlhf.apps import asking
-from rlhf.apps.cli.generate import read_prompts
+from rlhf.apps.prompts import read_prompts
 from rlhf.run.metrics import MetricWriter, read_metrics
 from rlhf.train.hints import rows as hint_rows
 from rlhf.train.hints.lessons import FILE as HINTS
@@ -97,15 +98,12 @@ def test_a_resumed_run_keeps_samples_that_hold_ends_of_lines(tmp_path, end):
 @given(st.lists(st.tuples(PROMPT, ANY, ANY), min_size=1, max_size=4, unique=True), st.data())
 def test_questionnaires(tmp_path_factory, rows, data):
     path = tmp_path_factory.mktemp("q") / "ada.jsonl"
-    pool = [
-        {"prompt": jsonl.prompt_value(prompt), "first": one, "second": two, "delta_features": [1.0]}
-        for prompt, one, two in rows
-    ]
+    pool = [Question(prompt, one, two, (1.0,)) for prompt, one, two in rows]
     questions = asking.questionnaire("ada", 0, pool, np.arange(len(pool)))
     replies = [data.draw(st.sampled_from(["1", "2", "tie", "skip", ""])) for _ in questions]
     jsonl.write(path, [row | {"preferred": reply} for row, reply in zip(questions, replies, strict=True)])
     assert asking.is_questionnaire(str(path))
-    if len({asking.key_of(question) for question in pool}) < len(pool):
+    if len({question.key for question in pool}) < len(pool):
         return
     answers, skipped, empty = asking.read_questionnaire(str(path), "ada", pool)
     assert (len(answers), len(skipped), empty) == (

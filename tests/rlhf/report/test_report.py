@@ -24,7 +24,7 @@ from rlhf.report import (
 )
 from rlhf.report.figures import Enumerated, normalise, summarise_enumerated
 from rlhf.report.training import training_verdict
-from rlhf.run import metric_docs, metric_docs_rl
+from rlhf.run import metric_docs
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror="x()">'
@@ -401,11 +401,11 @@ def test_every_metric_path_in_the_sources_is_explained():
 
 def test_metrics_of_sampled_runs_have_explanations_of_their_own():
     literal = re.compile(r"""["'](train/[a-z0-9_/]+)["']""")
-    files = [ROOT / "rlhf" / "rl" / name for name in ("update.py", "diagnostics.py")]
+    files = [ROOT / "rlhf" / "train" / "rl" / name for name in ("update.py", "diagnostics.py")]
     found = {name for path in files for name in literal.findall(path.read_text(encoding="utf-8"))}
-    assert "train/approx_kl_nats" in found and found - set(metric_docs_rl.RL) == set()
-    assert metric_docs_rl.explained("train/reward/length") is metric_docs_rl.RL["train/reward/NAME"]
-    assert metric_docs_rl.explained("train/accuracy") is None
+    assert "train/approx_kl_nats" in found and found - set(metric_docs.RL) == set()
+    assert metric_docs.explained("train/reward/length") is metric_docs.RL["train/reward/NAME"]
+    assert metric_docs.explained("train/accuracy") is None
 
 
 def test_verdict_of_sampled_runs():

@@ -178,7 +178,7 @@ def test_write_that_fails_half_way_leaves_the_last_step(tmp_path):
     """A real refusal of the system in the middle of Orbax's own writes."""
     code = (
         "import resource, signal, numpy as np, sys\n"
-        "from rlhf.checkpoint import Checkpointer\nfrom rewards.errors import UserError\n"
+        "from rlhf.train.checkpoint import Checkpointer\nfrom rewards.errors import UserError\n"
         "checkpointer = Checkpointer(sys.argv[1])\n"
         "checkpointer.save(1, {'x': np.zeros(4)})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -197,7 +197,7 @@ def test_write_that_fails_half_way_leaves_the_last_step(tmp_path):
 
 _SAVE_FOR_EVER = """
 import sys, numpy as np
-from rlhf.checkpoint import Checkpointer
+from rlhf.train.checkpoint import Checkpointer
 checkpointer = Checkpointer(sys.argv[1])
 tree = {str(i): np.zeros(20_000, np.int32) for i in range(20)}
 found = checkpointer.restore(tree)

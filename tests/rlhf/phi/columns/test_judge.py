@@ -11,8 +11,10 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.files import cache_dir
-from rlhf.phi.columns import judge
 from rlhf.phi.columns.judge import JudgeColumn, bradley_terry, choose_pairs, parse
+from rlhf.run.config.address import may_send
+from rlhf.run.config.load import load
+from rlhf.run.config.schema import RewardsConfig
 from tests.rlhf.phi.columns.rows import completions
 
 SECRET = "sk-test-0123456789"
@@ -29,7 +31,7 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append(body)
-                server.headers.append(dict(self.headers))
+                server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 text = body["messages"][-1]["content"]
                 pair = re.findall(r"<completion_[ab]>\n(.*?)\n</completion_[ab]>", text, flags=re.S)
                 answer = reply(*pair)
@@ -65,8 +67,10 @@ class Server:
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("JUDGE_KEY", SECRET)
-    monkeypatch.setattr(judge, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setenv("CHORUS_JUDGE_KEY", SECRET)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "from-the-environment")
     started = []
 
     def start(reply):
@@ -84,7 +88,7 @@ def column(server, **changes):
     settings = dict(
         model="m",
         address=server.address,
-        api_key_variable="JUDGE_KEY",
+        api_key_variable="CHORUS_JUDGE_KEY",
         question="Which completion is longer?",
         opponents=4,
         min_consistency=0.95,
@@ -126,16 +130,84 @@ def test_scores_follow_the_verdicts_and_are_those_of_bradley_terry(tmp_path, ser
 def test_the_key_is_sent_and_stored_nowhere(tmp_path, serve):
     server = serve(longer)
     column(server).measure(completions(tmp_path, {"P": ["a", "bb"]}), fitting=True)
-    assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+    assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
     files = [path for path in cache_dir().rglob("*") if path.is_file()]
     assert files and not any(SECRET in path.read_text() for path in files)
 
 
 def test_without_a_key_none_is_sent(tmp_path, serve, monkeypatch):
-    monkeypatch.delenv("JUDGE_KEY")
+    monkeypatch.delenv("CHORUS_JUDGE_KEY")
     server = serve(longer)
     column(server).measure(completions(tmp_path, {"P": ["a", "bb"]}), fitting=True)
-    assert "Authorization" not in server.headers[0]
+    assert "authorization" not in server.headers[0]
+
+
+def test_nothing_else_of_the_environment_is_sent(tmp_path, serve, monkeypatch):
+    server = serve(longer)
+    column(server).measure(completions(tmp_path, {"P": ["a", "bb"]}), fitting=True)
+    monkeypatch.delenv("CHORUS_JUDGE_KEY")
+    column(server, model="n").measure(completions(tmp_path, {"P": ["a", "bb"]}), fitting=True)
+    assert len(server.headers) == 4 and "from-the-environment" not in str(server.headers)
+
+
+@pytest.mark.parametrize(
+    "variable", ["OPENAI_API_KEY", "HOME", "AWS_SECRET_ACCESS_KEY", "GROQ_API_KEY", "chorus_key", "X_CHORUS_"]
+)
+def test_a_variable_of_another_host_is_not_sent(tmp_path, serve, monkeypatch, variable):
+    monkeypatch.setenv(variable, "secret")
+    server = serve(longer)
+    with pytest.raises(
+        UserError, match=f"'{variable}' may not be sent to .*a variable that begins with CHORUS_"
+    ) as caught:
+        column(server, api_key_variable=variable).measure(
+            completions(tmp_path, {"P": ["a", "bb"]}), fitting=True
+        )
+    assert not server.requests and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://user:PASS@host/v1", "https://PASS@host", "http://u:PASS@127.0.0.1:9/v1", "https://h/v1?api_key=PASS",
+     "https://h/v1#PASS", "https://u:P@PASS@h/v1"],
+)  # fmt: skip
+def test_credentials_in_an_address_are_refused_and_shown_nowhere(tmp_path, serve, address):
+    with pytest.raises(UserError, match="api_key_variable") as caught:
+        column(serve(longer), address=address)
+    assert "PASS" not in str(caught.value)
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 0\noutput_dir: o\ndata: {path: d}\n")
+    judge = f"{{name: j, kind: judge, model: m, address: '{address}'}}"
+    for override in (f"encoder.columns=[{judge}]", f"encoder.columns=[{judge[:-1]}, oops: 1}}]"):
+        with pytest.raises(UserError) as caught:
+            load(path, ["encoder.kind=columns", override], RewardsConfig)
+        assert "PASS" not in str(caught.value) and "encoder.columns" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://h/v1", "localhost:8000/v1", "http://", "h", "http://h:port/v1", "http://[::1/v1"]
+)
+def test_what_is_no_address(serve, address):
+    with pytest.raises(UserError, match="write http://host:port/v1"):
+        column(serve(longer), address=address)
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "allowed"),
+    [
+        ("OPENAI_API_KEY", "https://api.openai.com/v1", True),
+        ("OPENAI_API_KEY", "http://api.openai.com/v1", False),
+        ("OPENAI_API_KEY", "https://api.openai.com.evil.org/v1", False),
+        ("OPENAI_API_KEY", "https://evil.org/api.openai.com", False),
+        ("AZURE_OPENAI_API_KEY", "https://me.openai.azure.com/openai/v1", True),
+        ("AZURE_OPENAI_API_KEY", "https://meopenai.azure.com/v1", False),
+        ("MISTRAL_API_KEY", "https://api.mistral.ai/v1", True),
+        ("MISTRAL_API_KEY", "https://api.openai.com/v1", False),
+        ("CHORUS_MINE", "http://localhost:8000/v1", True),
+        ("PATH", "https://api.openai.com/v1", False),
+    ],
+)
+def test_which_variable_goes_where(variable, address, allowed):
+    assert may_send(variable, address) == allowed
 
 
 def test_verdicts_are_remembered_and_damaged_ones_asked_again(tmp_path, serve):
@@ -234,7 +306,7 @@ def test_a_server_that_stays_down_ends_in_one_line_and_what_it_said_is_kept(tmp_
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (401, "refuses the key .HTTP 401.; put a valid one into the environment variable JUDGE_KEY"),
+        (401, "refuses the key .HTTP 401.; put a valid one into the environment variable CHORUS_JUDGE_KEY"),
         (404, "answers HTTP 404"),
         (b"<html>welcome</html>", "something else than a chat completion.*usually ends in /v1"),
         (b'{"choices": []}', "something else than a chat completion"),
