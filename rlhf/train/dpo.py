@@ -29,6 +29,7 @@ from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run.directory import Run
+from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
 from rlhf.train import optim
 from rlhf.train.callbacks import Callback
@@ -70,7 +71,7 @@ def run(
         basis = people = None
         if rewards is not None:
             basis, people = rewards(job.directory)
-        elif config.loss.kind in dpo.PERSONAL or config.loss.annotation != "none":
+        elif config.loss.personal or config.loss.annotation != "none":
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
@@ -108,7 +109,7 @@ def train(
     if config.loss.kind == "observed":
         prefs = known_people(require_people(prefs, "loss.kind observed"), people)
     annotation = annotation_mixture(config, prefs, rewards, people)
-    if config.loss.kind not in dpo.PERSONAL:
+    if not config.loss.personal:
         rewards = people = None
     rows = build_rows(config, prefs, base, people, annotation)
     full = config.tune.mode == "full"
@@ -116,7 +117,7 @@ def train(
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
-    data = dpo.Batch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
     drawn_from = population(config, rewards, people)
     state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full)
     params = params._replace(**state.params)
@@ -240,33 +241,31 @@ def _train(
     callbacks: Sequence[Callback],
     graphdef: Any,
     params: PolicyParams,
-    data: dpo.Batch,
+    data: dpo.DPOBatch,
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
 ) -> optim.TrainState:
-    settings = config.train
-    hyper = optim.Hyper.from_config(config.optimizer, settings.steps)
-    users = config.users
-    shares = UserShares.of(settings.batch_rows, users.posterior, users.prior, users.extremes, users.generic)
-    static = dpo.Static(
+    settings = traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=config.train.steps
+        )
+    )
+    program = dpo.DPOProgram(
         graphdef=graphdef,
-        schedule=optim.Schedule(config.optimizer.schedule),
-        kind=config.loss.kind,
-        length_normalise=config.loss.length_normalise,
+        shares=UserShares.of(config.train.batch_rows, config.users) if drawn_from else None,
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
-        shares=shares if drawn_from else None,
         dtype=config.model.dtype,
     )
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
-    state = optim.init_state(trained, hyper, key)
+    state = optim.init_state(trained, settings.optimizer, key)
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),
         population=drawn_from,
-        hyper=(hyper, dpo.LossHyper.from_config(config.loss, config.rail)),
-        static=static,
+        settings=settings,
+        program=program,
     )
     return run_steps(
         state,
