@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 import rewards.api.fitted as reward_api
 from rewards.api.fitted import FittedRewards
@@ -42,6 +43,7 @@ Model = str | Path | Policy
 OwnCallback = Callback | Callable[[int, Mapping[str, float]], Any]
 RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's signature: f(prompts, completions, **columns) -> one number a completion."""
+Optimizer = optax.GradientTransformation | Mapping[str, Any] | None
 MEMORY = "memory"
 
 
@@ -51,6 +53,7 @@ def train_sft(
     *,
     steps: int = 100,
     callbacks: Sequence[OwnCallback] = (),
+    optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
     **keys: Any,
@@ -62,6 +65,8 @@ def train_sft(
       data: see `Data`.
       steps: optimiser steps.
       callbacks: `rlhf.Callback` objects, or functions of (step, metrics).
+      optimizer: any optax GradientTransformation, whole, with its own rate, schedule and clipping; or the `optimizer`
+        section of the configuration as a dict. A resumed run must be given the same.
       output_dir: run directory to write and to resume; None keeps everything in memory.
       seed: of initialisation and data order.
       keys: of `chorus train sft` (docs/configuration.md): a section (`tune={"lora_rank": 8}`), or the last name of a key
@@ -69,15 +74,16 @@ def train_sft(
     Raises:
       UserError: no such keyword (the nearest is named), a bad row, or a model that cannot be read.
     """
+    own, keys = _own(optimizer, keys)
     prefs = _parts(data, sft.read_examples)
     config = _config("sft", "train_sft", model, prefs, output_dir, seed, steps, keys)
     base = _base(model, config, output_dir)
     if output_dir is not None:
-        sft.run(config, prefs=prefs, base=base, callbacks=of_user(callbacks))
+        sft.run(config, prefs=prefs, base=base, callbacks=of_user(callbacks), own=own)
         return load_policy(output_dir)
     history = History()
     beside = _in_memory("sft", history, callbacks)
-    return _policy(sft.train(config, prefs, base or sft.open_base(config), beside), history, None)
+    return _policy(sft.train(config, prefs, base or sft.open_base(config), beside, own), history, None)
 
 
 def train_dpo(
@@ -87,6 +93,7 @@ def train_dpo(
     rewards: FittedRewards | str | Path | None = None,
     steps: int = 100,
     callbacks: Sequence[OwnCallback] = (),
+    optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
     **keys: Any,
@@ -97,11 +104,12 @@ def train_dpo(
       model: what is tuned; at the same time π_ref.
       data: see `Data`. With rewards every pair teaches every person, so nobody need be named.
       rewards: of `rewards.fit`, or the directory of a reward run.
-      steps, callbacks, output_dir, seed: as in `train_sft`.
+      steps, callbacks, optimizer, output_dir, seed: as in `train_sft`.
       keys: of `chorus train dpo`: `loss={"kind": "ipo"}`, `conditioner={"kind": "film"}`, `dpo_beta=0.1`, …
     Raises:
       UserError: as `train_sft`.
     """
+    own, keys = _own(optimizer, keys)
     prefs = _parts(data, lambda source: read_preferences(source, people=False))
     fitted = _opened(rewards)
     given = {"loss.kind": "dpo"} if fitted is None else {"rewards": _named(fitted)}
@@ -109,12 +117,12 @@ def train_dpo(
     base = _base(model, config, output_dir)
     if output_dir is not None:
         beside = of_user(callbacks)
-        dpo.run(config, prefs=prefs, base=base, rewards=_keeping(fitted), callbacks=beside)
+        dpo.run(config, prefs=prefs, base=base, rewards=_keeping(fitted), callbacks=beside, own=own)
         return load_policy(output_dir)
     history = History()
     basis, people = _people(fitted)
     beside = _in_memory("dpo", history, callbacks)
-    trained = dpo.train(config, prefs, base or sft.open_base(config), basis, people, beside)
+    trained = dpo.train(config, prefs, base or sft.open_base(config), basis, people, beside, own=own)
     return _policy(trained, history, fitted)
 
 
@@ -125,6 +133,7 @@ def train_ppo(
     rewards: FittedRewards | RewardFunction | Sequence[RewardFunction] | str | Path | None = None,
     steps: int = 100,
     callbacks: Sequence[OwnCallback] = (),
+    optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
     **keys: Any,
@@ -137,12 +146,12 @@ def train_ppo(
       rewards: of `rewards.fit`, or the directory of a reward run; or functions with TRL's signature, whose sum (or
         `weights=`) is the reward of everybody.
       steps: iterations: sample, reward, learn.
-      callbacks, output_dir, seed: as in `train_sft`.
+      callbacks, optimizer, output_dir, seed: as in `train_sft`.
       keys: of `chorus train ppo`: `max_new_tokens=64`, `prompts_per_step=8`, `kl={"coef": 0.05}`, …
     Raises:
       UserError: as `train_sft`; or no rewards.
     """
-    return _train_rl("ppo", model, data, rewards, steps, callbacks, output_dir, seed, keys)
+    return _train_rl("ppo", model, data, rewards, steps, callbacks, optimizer, output_dir, seed, keys)
 
 
 def train_grpo(
@@ -152,6 +161,7 @@ def train_grpo(
     rewards: FittedRewards | RewardFunction | Sequence[RewardFunction] | str | Path | None = None,
     steps: int = 100,
     callbacks: Sequence[OwnCallback] = (),
+    optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
     **keys: Any,
@@ -161,7 +171,7 @@ def train_grpo(
     The default estimator subtracts a group's mean and keeps the strength of a taste;
     `algorithm={"kind": "grpo"}` divides by the group's deviation as TRL does.
     """
-    return _train_rl("grpo", model, data, rewards, steps, callbacks, output_dir, seed, keys)
+    return _train_rl("grpo", model, data, rewards, steps, callbacks, optimizer, output_dir, seed, keys)
 
 
 def _train_rl(
@@ -171,10 +181,12 @@ def _train_rl(
     rewards: Any,
     steps: int,
     callbacks: Sequence[OwnCallback],
+    optimizer: Optimizer,
     output_dir: str | Path | None,
     seed: int,
     keys: dict[str, Any],
 ) -> Policy:
+    own, keys = _own(optimizer, keys)
     rows = _prompt_rows(data)
     given: dict[str, Any] = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
     functions = [rewards] if callable(rewards) else rewards if isinstance(rewards, (list, tuple)) else []
@@ -186,7 +198,8 @@ def _train_rl(
     config = _config(kind, f"train_{kind}", model, rows, output_dir, seed, steps, keys, given)
     base = _base(model, config, output_dir)
     if output_dir is not None:
-        rl.run(config, rows=rows, base=base, rewards=_keeping(fitted), callbacks=of_user(callbacks))
+        beside = of_user(callbacks)
+        rl.run(config, rows=rows, base=base, rewards=_keeping(fitted), callbacks=beside, own=own)
         return load_policy(output_dir)
     if config.hints is not None:
         raise UserError(f"train_{kind}: hints are kept in the run directory; give output_dir")
@@ -196,7 +209,20 @@ def _train_rl(
     prompts = rl_prompts.prompt_set(config, base, rows)
     source = rl_sources.prepare(config, base, prompts, None, basis, people)
     beside = _in_memory(kind, history, callbacks, rl.SHOWN)
-    return _policy(rl.train(config, base, prompts, source, beside), history, fitted)
+    return _policy(rl.train(config, base, prompts, source, beside, own=own), history, fitted)
+
+
+def _own(
+    optimizer: Optimizer, keys: dict[str, Any]
+) -> tuple[optax.GradientTransformation | None, dict[str, Any]]:
+    """A user's own optimiser, and the keys with the section where that was given."""
+    if optimizer is None or isinstance(optimizer, optax.GradientTransformation):
+        return optimizer, keys
+    if not isinstance(optimizer, Mapping):
+        raise UserError(
+            f"optimizer: a {type(optimizer).__name__} is none; give an optax GradientTransformation, or a dict of keys"
+        )
+    return None, {"optimizer": dict(optimizer)} | keys
 
 
 def _config(

@@ -58,11 +58,12 @@ def run(
     base: policy_store.Base | None = None,
     rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
 ) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
-      prefs, base, callbacks: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
+      prefs, base, callbacks, own: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
         from where the configuration says.
     """
     with Run.open(config.output_dir, config, "dpo") as job:
@@ -84,6 +85,7 @@ def run(
             people,
             run_callbacks(job, config.train, "dpo", callbacks),
             cache=job.directory / "cache",
+            own=own,
         )
         trained.save(job.directory)
         return close(job, trained.num_rows)
@@ -98,6 +100,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     *,
     cache: Path | None = None,
+    own: optim.Own = None,
 ) -> Trained:
     """Train in memory.
 
@@ -105,6 +108,7 @@ def train(
       config: everything but its paths counts.
       rewards, people: the basis and whom it was fitted on; None for a policy for everybody.
       callbacks: called by the loop. cache: folder that keeps the reference log-probs; None keeps nothing.
+      own: a user's own optimiser.
     """
     if config.loss.kind == "observed":
         prefs = known_people(require_people(prefs, "loss.kind observed"), people)
@@ -119,7 +123,7 @@ def train(
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
     data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
     drawn_from = population(config, rewards, people)
-    state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full)
+    state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
     params = params._replace(**state.params)
     record = base_record(config, base, "dpo") | _personal_record(config, rewards)
     record |= {"annotation": annotation.record()} if annotation else {}
@@ -245,6 +249,7 @@ def _train(
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
+    own: optim.Own,
 ) -> optim.TrainState:
     settings = traced(
         dpo.DPOSettings(
@@ -257,9 +262,10 @@ def _train(
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
         dtype=config.model.dtype,
+        own=own,
     )
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
-    state = optim.init_state(trained, settings.optimizer, key)
+    state = optim.init_state(trained, settings.optimizer, key, own)
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),

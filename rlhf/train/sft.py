@@ -36,18 +36,19 @@ def run(
     prefs: Preferences | None = None,
     base: policy_store.Base | None = None,
     callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
 ) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
-      prefs, base, callbacks: as in `train`; what is None is read from where the configuration says.
+      prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
     with Run.open(config.output_dir, config, "sft") as job:
         if finished(job):
             return job.stored_result()
         prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base or open_base(config), beside)
+        trained = train(config, prefs, base or open_base(config), beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -57,11 +58,12 @@ def train(
     prefs: Preferences,
     base: policy_store.Base,
     callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
 ) -> Trained:
     """Train in memory.
 
     Args:
-      config: everything but its paths counts. callbacks: called by the loop.
+      config: everything but its paths counts. callbacks: called by the loop. own: a user's own optimiser.
     """
     rows = sft_rows(
         prefs,
@@ -75,12 +77,12 @@ def train(
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key)
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
         sft.step,
         frozen=frozen_parts(params, full),
         settings=settings,
-        program=sft.SFTProgram(graphdef, config.model.dtype),
+        program=sft.SFTProgram(graphdef, config.model.dtype, own),
     )
     state = run_steps(
         state,

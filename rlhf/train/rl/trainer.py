@@ -20,6 +20,7 @@ from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
+from rlhf.train import optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec
@@ -66,12 +67,13 @@ def run(
     base: policy_store.Base | None = None,
     rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
 ) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
       rows: the prompts. base: the model. rewards: run directory → a basis and whom it was fitted on. What is None is read
-        from where the configuration says. callbacks: called by the loop besides the run's own.
+        from where the configuration says. callbacks: called by the loop besides the run's own. own: as in `train`.
     """
     kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
@@ -83,7 +85,7 @@ def run(
         source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
-        trained = train(config, base, prompts, source, beside, lessons, directory=job.directory)
+        trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
         trained.save(job.directory)
         return close(job, trained.num_rows, diagnose)
 
@@ -102,6 +104,7 @@ def train(
     lessons: Lessons | None = None,
     *,
     directory: Path | None = None,
+    own: optim.Own = None,
 ) -> Trained:
     """Train in memory.
 
@@ -109,10 +112,11 @@ def train(
       config: everything but its paths counts.
       prompts, source: what `prompts.prompt_set` and `sources.prepare` give. lessons: hints beside the rewards.
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
+      own: a user's own optimiser.
     """
     spec = adapter_spec(config, source.run, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
-    trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, directory, lessons)
+    trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, directory, lessons, own)
     hinted = (0, 0) if lessons is None else lessons.size
     memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
     if lessons is not None and directory is not None:
@@ -149,6 +153,7 @@ class Trainer:
         prompts: PromptSet,
         directory: Path | None,
         lessons: Lessons | None = None,
+        own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
         self.settings = traced(config.settings)
@@ -159,6 +164,7 @@ class Trainer:
             filtered=config.rollout.filtered,
             dtype=config.model.dtype,
             extra=None if lessons is None else lessons.term(graphdef),
+            own=own,
         )
         full = config.tune.mode == "full"
         trained = trained_parts(params, full, conditioned=source.run is not None)
@@ -167,7 +173,7 @@ class Trainer:
         self.frozen = params
         if isinstance(config, PPOConfig):
             trained["critic"], self.critic_spec = _critic(config, base, params, source, key)
-        self.state = updates.init_state(trained, self.settings, key)
+        self.state = updates.init_state(trained, self.settings, key, own)
         rollout = config.rollout
         sampling = SamplingSettings.of(
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p

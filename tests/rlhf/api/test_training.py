@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import optax
 import pytest
 
 import rewards
@@ -297,6 +298,28 @@ def test_callbacks_see_every_step_and_may_end_the_training(model, prefs):
     assert ended == [True, True]
     with pytest.raises(TypeError, match="neither a rlhf.Callback nor a function"):
         rlhf.train_sft(model, rows, steps=1, callbacks=[3])
+
+
+def test_any_optax_optimiser(model):
+    """Plain SGD with rate r moves by −r times the gradient; the section of the configuration counts for nothing then."""
+    rows = [{"prompt": QUESTION, "completion": "item 3"}]
+    settings = {"steps": 1, "row_length": 16, "tune": {"mode": "full"}}
+    one, two = (rlhf.train_sft(model, rows, optimizer=optax.sgd(rate), **settings) for rate in (0.01, 0.02))
+    start = rlhf.api.policies.plain_model(model)
+    base, once, twice = (policy_store.flatten(p.loaded.params.base) for p in (start, one, two))
+    assert np.abs(once["embed.embedding"] - base["embed.embedding"]).max() > 1e-4
+    for name in base:
+        np.testing.assert_allclose(
+            twice[name] - base[name], 2 * (once[name] - base[name]), rtol=1e-3, atol=1e-6
+        )
+    grad_norm, moved = one.history[0]["train/grad_norm"], one.history[0]["train/update_norm"]
+    np.testing.assert_allclose(moved, 0.01 * grad_norm, rtol=1e-4)
+    section = rlhf.train_sft(model, rows, optimizer={"learning_rate": 0.0123}, **settings)
+    np.testing.assert_allclose(section.history[0]["train/learning_rate"], 0.0123, rtol=1e-5)
+    with pytest.raises(rlhf.UserError, match="optimizer: a float is none"):
+        rlhf.train_sft(model, rows, optimizer=0.1, steps=1)
+    small = {"max_new_tokens": 2, "prompts_per_step": 1, "rollout": {"completions": 2}, "steps": 1}
+    assert rlhf.train_grpo(model, [QUESTION], rewards=brevity, optimizer=optax.adam(1e-3), **small).history
 
 
 @pytest.mark.parametrize(
