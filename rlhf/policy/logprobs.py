@@ -42,16 +42,29 @@ def stages_of(config: ModelConfig, adapter_layers: int | None) -> tuple[int, ...
 
 @functools.lru_cache(maxsize=32)
 def structure(
-    config: ModelConfig, stages: tuple[int, ...], spec: AdapterSpec | None, dtype: str, remat: bool
+    config: ModelConfig,
+    stages: tuple[int, ...],
+    spec: AdapterSpec | None,
+    dtype: str,
+    remat: bool,
+    adapted: int = 1,
 ) -> tuple[nnx.GraphDef, PolicyParams]:
     """The graph definition (static under jit) and the shapes of the parameters, without allocating any.
+
+    The top `adapted` stages have the adapters.
 
     Cached, so that equal settings give the identical graph definition and nothing compiles twice.
     """
 
     def make():
         return Decoder(
-            config, stages=stages, spec=spec, dtype=jnp.dtype(dtype), remat=remat, rngs=nnx.Rngs(params=0)
+            config,
+            stages=stages,
+            spec=spec,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            rngs=nnx.Rngs(params=0),
+            adapted=adapted,
         )
 
     graphdef, base, lora, conditioner = nnx.split(nnx.eval_shape(make), nnx.Param, Lora, Conditioner)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rlhf.models.decoder import Cache
+from rlhf.policy import decoding
 from rlhf.policy.logprobs import PolicyParams
 
 
@@ -74,6 +74,17 @@ def filter_logits(logits: jax.Array, settings: SamplingSettings) -> jax.Array:
     return jnp.where(logits < floor, -jnp.inf, logits)
 
 
+def first_max(scores: jax.Array) -> jax.Array:
+    """`jnp.argmax` over the last axis, int32, as two reductions that XLA's CPU compiler vectorises (its argmax it does not).
+
+    The scores are computed once, whatever computes them.
+    """
+    scores = jax.lax.optimization_barrier(scores)
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(scores == largest, index, scores.shape[-1] - 1), axis=-1)
+
+
 def pick(
     logits: jax.Array, keys: jax.Array, step: jax.Array, settings: SamplingSettings, filtered: bool
 ) -> jax.Array:
@@ -83,9 +94,7 @@ def pick(
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(step_keys)
     greedy = settings.temperature <= 0
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), jnp.argmax(tempered + noise, axis=-1)).astype(
-        jnp.int32
-    )
+    return first_max(jnp.where(greedy[:, None], logits, tempered + noise))
 
 
 class _Loop(NamedTuple):
@@ -95,8 +104,7 @@ class _Loop(NamedTuple):
     tokens: jax.Array
     logprobs: jax.Array
     mask: jax.Array
-    keys: tuple
-    values: tuple
+    state: decoding.State
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "filtered", "group_size"))
@@ -126,30 +134,10 @@ def generate(
       filtered: whether any row uses top-k, top-p or min-p (they need a sort of the vocabulary).
       group_size: so many neighbouring rows have the same prompt and z, which is then read once for all of them.
     """
+    graphdef, params = decoding.apart(graphdef, params)
     decoder = nnx.merge(graphdef, *params)
-    batch, width = prompts.shape
-    length = width + max_new_tokens
-    slots = jnp.arange(length)
-    first_rows = jnp.arange(0, batch, group_size)
-    words_once = decoder.read_words(None if z is None else z[first_rows])
-    words = words_once and words_once.take(jnp.arange(batch) // group_size)
 
-    def run(tokens: jax.Array, first_slot: jax.Array, cache: Cache, unroll, rows=(starts, z, words)):
-        starts, z, words = rows
-        key_positions = slots[None, :] - starts[:, None]
-        real = key_positions >= 0
-        query_slots = first_slot + jnp.arange(tokens.shape[1])
-        positions = jnp.maximum(query_slots[None, :] - starts[:, None], 0)
-        # A padded query sees its own slot, so that its softmax is not over nothing.
-        mask = real[:, None, :] & (slots[None, None, :] <= query_slots[None, :, None])
-        mask = mask | (slots[None, None, :] == query_slots[None, :, None])
-        context = decoder.context(
-            positions, mask, z=z, key_positions=key_positions, index=first_slot, words=words
-        )
-        hidden, new = decoder.run_stages(decoder.embed_tokens(tokens), context, cache=cache, unroll=unroll)
-        return decoder.logits(hidden[:, -1], z), new
-
-    def advance(loop: _Loop, logits: jax.Array, new: tuple) -> _Loop:
+    def advance(loop: _Loop, logits: jax.Array, state: decoding.State) -> _Loop:
         token = pick(logits, keys, loop.step, settings, filtered)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
         alive = ~loop.done
@@ -160,20 +148,11 @@ def generate(
             loop.tokens.at[:, loop.step].set(jnp.where(alive, token, 0)),
             loop.logprobs.at[:, loop.step].set(jnp.where(alive, logprob, 0.0)),
             loop.mask.at[:, loop.step].set(alive),
-            *new,
+            state,
         )
 
-    def body(loop: _Loop) -> _Loop:
-        slot = width + loop.step - 1
-        cache = Cache(loop.keys, loop.values, slot)
-        return advance(loop, *run(loop.token[:, None], slot, cache, True))
-
-    once = (starts[first_rows], None if z is None else z[first_rows], words_once)
-    empty = decoder.empty_cache(len(first_rows), length)
-    logits, new = run(prompts[first_rows], jnp.zeros((), jnp.int32), empty, 1, once)
-    logits = jnp.repeat(logits, group_size, axis=0)
-    new = jax.tree.map(lambda part: jnp.repeat(part, group_size, axis=1), new)
-    shape = (batch, max_new_tokens)
+    batch, shape = len(prompts), (len(prompts), max_new_tokens)
+    logits, state = decoding.prefill(decoder, prompts, starts, z, max_new_tokens, group_size)
     loop = _Loop(
         jnp.zeros((), jnp.int32),
         jnp.zeros(batch, jnp.int32),
@@ -181,10 +160,13 @@ def generate(
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, bool),
-        *new,
+        state,
     )
-    loop = advance(loop, logits, new)
-    loop = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~jnp.all(s.done), body, loop)
+    loop = jax.lax.while_loop(
+        lambda loop: (loop.step < max_new_tokens) & ~jnp.all(loop.done),
+        lambda loop: advance(loop, *decoding.step(decoder, loop.state, loop.token)),
+        advance(loop, logits, state),
+    )
     return Samples(loop.tokens, loop.logprobs, loop.mask)
 
 

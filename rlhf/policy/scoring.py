@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlhf.models.cache import Cache
 from rlhf.models.conditioners import WordKeys
-from rlhf.models.decoder import Cache, Context, Decoder
+from rlhf.models.decoder import Context, Decoder
 from rlhf.policy.logprobs import PolicyParams
 
 LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much

@@ -25,7 +25,7 @@ def estimate(
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> dict[str, float]:
-    """Gigabytes by use: weights, training state, sampling (cache), update (activations and logits).
+    """Gigabytes by use: weights, training state, sampling (cache, layers apart), update (activations and logits).
 
     Args:
       hinted: rows of hints beside every part of the update, and their length in slots.
@@ -54,7 +54,7 @@ def estimate(
     return {
         "weights": _nbytes(base.tree) / GIGABYTE,
         "training state": _nbytes(state) / GIGABYTE,
-        "sampling": (max(cache, begun) + hidden) / GIGABYTE,
+        "sampling": (max(_nbytes(base.tree["stages"]) + cache, begun) + hidden) / GIGABYTE,
         "update": (hidden + learning(part, length) + learning(*hinted)) / GIGABYTE,
     }
 
