@@ -312,7 +312,8 @@ def _opened(rewards: FittedRewards | str | Path | None) -> FittedRewards | None:
 
 
 def _named(fitted: FittedRewards) -> str:
-    return str(fitted.directory) if fitted.directory is not None else f"{MEMORY}:{fitted.basis.hash}"
+    """By content, not by place: rewards in memory get a directory in the first session of a run."""
+    return f"{MEMORY}:{fitted.basis.hash}"
 
 
 def _keeping(fitted: FittedRewards | None) -> dpo.Rewards | None:
