@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rewards.files import read_json
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
 
@@ -88,4 +87,4 @@ def close(
     write_training_report(job.directory, rows, findings)
     last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
     job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
-    return read_json(job.directory / RESULT)
+    return read_result(job.directory)
