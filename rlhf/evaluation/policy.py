@@ -1,6 +1,7 @@
 """`chorus evaluate`: held-out people, their coefficients from a few answers, and what the policy does with them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,20 +250,28 @@ def sampled_answers(
         temperature=settings.temperature,
         batch=64,
     )
-    texts = [completion.text.strip() for completion in completions]
-    known = {
-        (int(prompt), text): item
-        for item, (prompt, text) in enumerate(zip(prefs.item_prompt, prefs.item_text, strict=True))
-    }
-    items = [known.get((int(prompt), text), -1) for (_, prompt), text in zip(asked, texts, strict=True)]
+    texts = [completion.text for completion in completions]
+    known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)
     phi = _features_of(rewards, prefs, asked, texts)
     shape = (num_users, len(prompts) * settings.num_samples)
-    valid = (np.array(items) >= 0).reshape(shape) if config.enumerate else None
+    valid = known.reshape(shape) if config.enumerate else None
     grouped = [texts[start : start + shape[1]] for start in range(0, len(texts), shape[1])]
     result, matrix = evaluate.summarise_samples(phi.reshape(*shape, -1), grouped, people.coef, valid)
     result["finished"] = float(np.mean([completion.finished for completion in completions]))
     result["tokens"] = float(np.mean([completion.num_tokens for completion in completions]))
     return result, matrix, grouped
+
+
+def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Whether each text is a completion that the data holds for its prompt, bool[S].
+
+    White space at both ends counts for neither side: some tokenizers add or drop it when they decode. Rewards are those
+    of the texts as they are, as in training.
+    """
+    known = {
+        (int(prompt), text.strip()) for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    }
+    return np.array([(prompt, text.strip()) in known for prompt, text in zip(prompts, texts, strict=True)])
 
 
 def _features_of(

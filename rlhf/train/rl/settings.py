@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 from pydantic import Field, model_validator
 
-from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
+from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithmConfig, listed
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
 from rlhf.run.record import Count, record
@@ -130,9 +130,9 @@ def check_algorithm(
             f"rollout.completions {rollout.completions}: algorithm.kind {algorithm.kind} compares the "
             "completions of one prompt and person; give at least 2, or use chorus train ppo"
         )
-    if algorithm.relabel and (algorithm.kind not in ("centred", "rloo") or kl.place == "loss"):
+    if algorithm.relabel and (not algorithm.scaled or kl.place == "loss"):
         raise ValueError(
             f"algorithm.relabel {algorithm.relabel} with algorithm.kind {algorithm.kind} and kl.place "
-            f"{kl.place}: completions are weighed for centred and rloo with kl.place reward; change these or "
+            f"{kl.place}: completions are weighed for {listed(SCALED)} with kl.place reward; change these or "
             "set relabel to 0"
         )

@@ -98,7 +98,9 @@ def prepare(
     if only_jit(settings["columns"]):
         return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
     features = on_host.ColumnFeatures(settings, None, limits)
-    return Source(names, None, fixed, None, on_host.HostReward(features, base.tokenizer))
+    return Source(
+        names, None, fixed, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
+    )
 
 
 def _stored(config: Any, directory: str | Path, base: policy_store.Base, limits: on_host.Limits) -> Source:
@@ -122,10 +124,10 @@ def _personal(
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(groups, users)
-    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits))
+    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits, config.rollout.completions))
 
 
-def _reward_of(run: FittedBasis, base: policy_store.Base, limits: on_host.Limits) -> Reward:
+def _reward_of(run: FittedBasis, base: policy_store.Base, limits: on_host.Limits, group_size: int) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
@@ -133,7 +135,8 @@ def _reward_of(run: FittedBasis, base: policy_store.Base, limits: on_host.Limits
         return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    return on_host.HostReward(on_host.ColumnFeatures(settings, run.basis, limits), base.tokenizer)
+    features = on_host.ColumnFeatures(settings, run.basis, limits)
+    return on_host.HostReward(features, base.tokenizer, group_size)
 
 
 def _with_model(config: Any) -> list[ColumnConfig]:

@@ -4,6 +4,7 @@ A step: prompts by number, people by the run's key, completions, rewards, advant
 step is one program; otherwise the completions are decoded and rewarded between its two halves.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from rlhf.train.rl.watch import Watch
 from rlhf.train.sft import base_record, fresh_policy, open_base, trained_parts
 from rlhf.train.trained import Trained, close, finished, run_callbacks
 
+_LOG = logging.getLogger("chorus")
 SHOWN = (
     "train/reward",
     "train/kl_ref_nats",
@@ -116,6 +118,11 @@ def train(
     """
     spec = adapter_spec(config, source.run, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
+    if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:
+        _LOG.warning(
+            f"kl.horizon: {config.kl.horizon:g} is below the {config.rows} completions of an iteration; β reacts as if it "
+            "were as many, raise it"
+        )
     trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, directory, lessons, own)
     hinted = (0, 0) if lessons is None else lessons.size
     memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
@@ -201,8 +208,11 @@ class Trainer:
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
-            given = reward(rollout, self.prompts.rows.take(batch.index))
-            rewards = jax.device_put(given)
+            try:
+                given = reward(rollout, self.prompts.rows.take(batch.index))
+            except UserError as error:
+                raise UserError(f"step {batch.number + 1}: {error}") from None
+            rewards = jax.device_put(given.phi)
             state, metrics = updates.update(
                 state,
                 rollout,
@@ -212,6 +222,10 @@ class Trainer:
                 program=self.program,
                 extra=extra,
                 people=self.people,
+            )
+            counts = given.left_out.values()
+            metrics["train/left_out_share"] = jnp.float32(
+                sum(counts) / (len(batch.index) * len(self.source.names))
             )
         if self.samples is not None:
             self.samples.take(batch, rollout, rewards)
