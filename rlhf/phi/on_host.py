@@ -8,7 +8,6 @@ completion (None) is left out of its group (`filled`). NaN and infinity are refu
 Shapes: B rows, K basis outputs, C columns.
 """
 
-import dataclasses
 import logging
 import threading
 import time
@@ -27,21 +26,12 @@ from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
 from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
-from rlhf.phi.reward import Can, Completions, PromptRows, Rewards
+from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
 
 _LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """parallel: columns at a time. timeout_seconds: for one column and one iteration. retries: further tries."""
-
-    parallel: int
-    timeout_seconds: float
-    retries: int
 
 
 Features = Callable[[Preferences, int], Rewards]  # items, and how many stand together → φ float32[I, K]
@@ -66,7 +56,7 @@ class ColumnFeatures:
       UserError: a column is not what it was when its settings were stored.
     """
 
-    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: Limits):
+    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: HostConfig):
         self._opened = table.open_columns(settings, gates=False)
         for entry, _ in self._opened:
             if entry["settings"]["kind"] == "function":  # imported before anything runs
@@ -148,7 +138,7 @@ class EncoderFeatures:
         return Rewards(np.concatenate([np.asarray(part) for part in parts])[: len(whole)], {})
 
 
-def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Limits) -> list[Measured]:
+def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: HostConfig) -> list[Measured]:
     """Run named jobs in threads; the first failure, or the first that takes too long, is the failure of all.
 
     Raises:

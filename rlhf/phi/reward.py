@@ -13,9 +13,26 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from rewards.types import NOBODY, Preferences, Prompt
 from rlhf.policy.scoring import Rows
+from rlhf.run.record import record
+
+
+@record
+class HostConfig:
+    """Rewards that are computed outside the compiled program: Python functions, models, judges."""
+
+    parallel: int = Field(default=4, ge=1, le=256, description="Columns computed at a time.")
+    timeout_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest time one column may take for the completions of an iteration.",
+    )
+    retries: int = Field(
+        default=0, ge=0, description="Further tries after a column failed, with growing pauses."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

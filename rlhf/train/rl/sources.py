@@ -27,11 +27,12 @@ from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.jit import only_jit
-from rlhf.phi.reward import Reward
+from rlhf.phi.reward import HostConfig, Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
 from rlhf.run.directory import Run
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
 
 FOLDER, SAMPLES = "rewards", "reference.jsonl"
@@ -56,22 +57,21 @@ class Source:
     reward: Reward
 
 
-def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
+def prepare(config: RLConfig, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
     """Open, build or rebuild the rewards of a run.
 
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
-    limits = on_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
     if config.rewards is not None:
-        return _personal(config, load_reward_run(config.rewards), base, limits)
+        return _personal(config, load_reward_run(config.rewards), base)
     columns = _with_model(config)
     if config.population is not None:
         directory = job.directory / FOLDER
         # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
-        return _personal(config, load_reward_run(directory), base, limits)
+        return _personal(config, load_reward_run(directory), base)
     refuse_unreliable(config, columns, base, prompts)
     settings = table.as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
@@ -83,13 +83,13 @@ def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) 
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
         return Source(names, None, people, None, on_device.compiled_columns(settings, None))
-    features = on_host.ColumnFeatures(settings, None, limits)
+    features = on_host.ColumnFeatures(settings, None, config.host)
     return Source(
         names, None, people, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
     )
 
 
-def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_host.Limits) -> Source:
+def _personal(config: RLConfig, run: RewardRun, base: policy_store.Base) -> Source:
     settings, names = run.basis.encoder, run.basis.gauge.names
     if settings["kind"] not in ("lm", "columns"):
         raise UserError(
@@ -103,10 +103,12 @@ def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_h
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(groups, users)
-    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits, config.rollout.completions))
+    return Source(
+        names, run, drawn_from, shares, _reward_of(run, base, config.host, config.rollout.completions)
+    )
 
 
-def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits, group_size: int) -> Reward:
+def _reward_of(run: RewardRun, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
@@ -118,7 +120,7 @@ def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits, 
     return on_host.HostReward(features, base.tokenizer, group_size)
 
 
-def _with_model(config: Any) -> list[ColumnConfig]:
+def _with_model(config: RLConfig) -> list[ColumnConfig]:
     """Jittable columns read the tokens of the model that is trained."""
     return [
         dataclasses.replace(column, model=config.model.name)
@@ -129,7 +131,7 @@ def _with_model(config: Any) -> list[ColumnConfig]:
 
 
 def refuse_unreliable(
-    config: Any, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
+    config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
 ) -> None:
     """Let judges and votes pass their own checks before anything is trained on them.
 
@@ -149,7 +151,7 @@ def _refuse_off(settings: dict[str, Any]) -> None:
 
 
 def build_run(
-    config: Any,
+    config: RLConfig,
     directory: Path,
     columns: Sequence[ColumnConfig],
     base: policy_store.Base,
@@ -161,6 +163,7 @@ def build_run(
       UserError: a column is switched off by its own check, has several outputs, or tells no two samples of π_ref apart.
     """
     wanted = config.population
+    assert wanted is not None, "only columns of people are made a reward run"
     samples = (
         read_completions(wanted.reference)
         if wanted.reference is not None
@@ -202,7 +205,7 @@ def build_run(
 
 
 def reference_samples(
-    config: Any, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
+    config: RLConfig, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
 ) -> Preferences:
     """Completions of π_ref for the first prompts of the run."""
     graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)

@@ -13,12 +13,12 @@ from rlhf.objectives import advantages as adv
 from rlhf.phi import on_host
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.table import Table, as_they_are
-from rlhf.phi.on_host import ColumnFeatures, HostReward, Limits, filled, side_by_side
-from rlhf.phi.reward import PromptRows
+from rlhf.phi.on_host import ColumnFeatures, HostReward, filled, side_by_side
+from rlhf.phi.reward import HostConfig, PromptRows
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import ToyTokenizer
 
-LIMITS = Limits(parallel=4, timeout_seconds=20.0, retries=0)
+LIMITS = HostConfig(parallel=4, timeout_seconds=20.0, retries=0)
 FUNCTIONS = """
 def exact(prompts, completions):
     return [0.7 if text == "b" else -1.9 for text in completions]
@@ -185,10 +185,10 @@ def test_it_is_tried_again(functions, monkeypatch):
             raise UserError("gone")
         return "good"
 
-    assert side_by_side([("c", job)], Limits(1, 20.0, retries=2)) == ["good"]
+    assert side_by_side([("c", job)], HostConfig(parallel=1, timeout_seconds=20.0, retries=2)) == ["good"]
     attempts.clear()
     with pytest.raises(UserError, match="^column 'c': gone$"):
-        side_by_side([("c", job)], Limits(1, 20.0, retries=1))
+        side_by_side([("c", job)], HostConfig(parallel=1, timeout_seconds=20.0, retries=1))
     assert len(attempts) == 2
 
 
@@ -196,7 +196,10 @@ def test_one_that_hangs_is_given_up(functions):
     release = threading.Event()
     begun = time.monotonic()
     with pytest.raises(UserError, match="^column 'slow': no rewards after 0.2 s"):
-        side_by_side([("fast", lambda: 1), ("slow", release.wait)], Limits(2, 0.2, 0))
+        side_by_side(
+            [("fast", lambda: 1), ("slow", release.wait)],
+            HostConfig(parallel=2, timeout_seconds=0.2, retries=0),
+        )
     assert time.monotonic() - begun < 10
     release.set()
 
@@ -215,5 +218,10 @@ def test_columns_run_side_by_side_and_no_more_than_allowed():
             together[0] -= 1
         return 0
 
-    assert side_by_side([(str(n), job) for n in range(4)], Limits(2, 20.0, 0)) == [0] * 4
+    assert (
+        side_by_side(
+            [(str(n), job) for n in range(4)], HostConfig(parallel=2, timeout_seconds=20.0, retries=0)
+        )
+        == [0] * 4
+    )
     assert most == [2]
