@@ -18,6 +18,7 @@ from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithm
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
 from rlhf.run.record import Count, record
+from rlhf.train import optim
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
 
@@ -97,6 +98,7 @@ class RLProgram:
       filtered: whether sampling uses top-k, top-p or min-p, which are numbers (`RolloutConfig.filtered`).
       dtype: what trained base weights are computed in (`policy.merge`).
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where an update is given rows.
+      own: a user's own optimiser (`optim.apply_gradients`).
     """
 
     graphdef: nnx.GraphDef
@@ -105,6 +107,7 @@ class RLProgram:
     filtered: bool = False
     dtype: str = "float32"
     extra: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    own: optim.Own = None
 
 
 def check_algorithm(

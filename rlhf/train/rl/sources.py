@@ -16,13 +16,13 @@ import numpy as np
 from rewards import jsonl
 from rewards.basis import store
 from rewards.basis.belief import Belief
-from rewards.basis.store import RewardRun, load_reward_run
+from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
-from rewards.people.population import load_people
+from rewards.people.population import People, load_people
 from rewards.types import Preferences
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
@@ -52,27 +52,41 @@ class Source:
     """
 
     names: tuple[str, ...]
-    run: RewardRun | None
+    run: FittedBasis | None
     people: Population | jnp.ndarray
     shares: UserShares | None
     reward: Reward
 
 
-def prepare(config: RLConfig, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
+def prepare(
+    config: RLConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None = None,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+) -> Source:
     """Open, build or rebuild the rewards of a run.
 
+    Args:
+      job: the run directory, which keeps the rewards of a population; None in memory.
+      rewards, people: a basis and whom it was fitted on, instead of the directory that the configuration names.
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
+    if rewards is not None and people is not None:
+        return _personal(config, rewards, people, base)
     if config.rewards is not None:
-        return _personal(config, load_reward_run(config.rewards), base)
+        return _stored(config, config.rewards, base)
     columns = _with_model(config)
     if config.population is not None:
+        if job is None:
+            raise UserError("population: its rewards are kept in the run directory; give output_dir")
         directory = job.directory / FOLDER
         # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
-        return _personal(config, load_reward_run(directory), base)
+        return _stored(config, directory, base)
     refuse_unreliable(config, columns, base, prompts)
     settings = table.as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
@@ -80,24 +94,29 @@ def prepare(config: RLConfig, job: Run, base: policy_store.Base, prompts: Prompt
         raise UserError(
             f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
         )
-    people = jnp.asarray(weights, jnp.float32)
+    fixed = jnp.asarray(weights, jnp.float32)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, people, None, on_device.compiled_columns(settings, None))
+        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
     features = on_host.ColumnFeatures(settings, None, config.host)
     return Source(
-        names, None, people, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
+        names, None, fixed, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
     )
 
 
-def _personal(config: RLConfig, run: RewardRun, base: policy_store.Base) -> Source:
+def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
+    run = load_reward_run(directory)
+    return _personal(config, run, load_people(run), base)
+
+
+def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
     settings, names = run.basis.encoder, run.basis.gauge.names
     if settings["kind"] not in ("lm", "columns"):
         raise UserError(
-            f"rewards: {run.directory} has encoder.kind {settings['kind']}, which gives no rewards for new completions; "
-            "fit the rewards with encoder.kind=lm or columns"
+            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {settings['kind']}, which gives no rewards "
+            "for new completions; fit the rewards with encoder.kind=lm or columns"
         )
-    people = list(load_people(run).posteriors)
+    people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
     groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
     users = config.users
@@ -109,7 +128,7 @@ def _personal(config: RLConfig, run: RewardRun, base: policy_store.Base) -> Sour
     )
 
 
-def _reward_of(run: RewardRun, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
+def _reward_of(run: FittedBasis, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
