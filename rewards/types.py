@@ -10,9 +10,11 @@ import numpy as np
 
 Prompt = str | tuple[tuple[str, str], ...]
 """A plain string, or chat messages as ((role, content), ...)."""
+NOBODY = "-"
+"""The one user id of comparisons that do not say who chose."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Preferences:
     """Comparisons of many people over a table of distinct (prompt, completion) items.
 
@@ -45,6 +47,15 @@ class Preferences:
     row: np.ndarray
     columns: dict[str, list[Any]]
     source: str
+
+    def __repr__(self) -> str:
+        people = f" by {len(np.unique(self.user_index)):,} people" if self.has_people else ""
+        return f"Preferences({self.num_comparisons:,} comparisons{people}, {self.num_items:,} completions; {self.source})"
+
+    @property
+    def has_people(self) -> bool:
+        """Whether the comparisons say who chose."""
+        return self.user_ids != (NOBODY,)
 
     @property
     def num_comparisons(self) -> int:
@@ -147,20 +158,3 @@ class RewardBasis:
     @property
     def num_basis(self) -> int:
         return self.head.shape[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupPrior:
-    """N(mean, cov) over user coefficients in the canonical gauge: mean[K], cov[K, K]."""
-
-    mean: np.ndarray
-    cov: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class UserPosterior:
-    """Laplace posterior N(coef_mean, coef_precision^-1) of one person: [K], [K, K]."""
-
-    coef_mean: np.ndarray
-    coef_precision: np.ndarray
-    num_answers: int

@@ -1,30 +1,33 @@
-"""Write docs/configuration.md from the schemas in rlhf/config/schema.py:  python scripts/config_page.py"""
+"""Write docs/configuration.md from the records themselves:  python scripts/config_page.py"""
 
 import inspect
 import re
 from pathlib import Path
 
-import yaml
-
 from rewards.files import write_text
-from rlhf.config.describe import KINDS, Entry, describe, schema_of
+from rlhf.run.config.describe import KINDS, Entry, describe, schema_of
+from rlhf.run.config.document import dump
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-<!-- Written by scripts/config_page.py from rlhf/config/schema.py; change it there. -->
+<!-- Written by scripts/config_page.py from the records (`rlhf.run.config.describe.KINDS`); change it there. -->
 
-A run is one YAML file and any number of `key.sub=value` overrides, whose values are YAML too:
+A run is one YAML file and any number of `key.sub=value` overrides:
 
 ```sh
 chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4 'evaluation.counts=[0, 3, 10]'
 ```
 
+YAML is read as version 1.2: `yes`, `on`, `1:30` and `2026-01-01` are text, `010` is ten, `1e-5` a number. The
+value of an override is all the text behind its `=` (`output_dir=runs/sweep #1` keeps its end); only where it
+opens with a bracket, a brace or a quote is it a list, a section or quoted text.
+
 Nothing is accepted that is not listed here: a misspelt key at any depth is an error that names the nearest
 right one, its file and line. Types are strict: `"5"` is no integer, `true` no number. **required** marks
 values that have no sensible default. A mapping given as an override replaces the whole section. The resolved
-configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in. The
-same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate`.
+configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in, and
+`~/` is the home folder. The same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate`.
 """
 COMMANDS = {
     "rewards": "`chorus rewards fit`, `chorus rewards evaluate`",
@@ -57,7 +60,7 @@ def _line(entry: Entry) -> str:
 def _default(entry: Entry) -> str:
     if entry.required:
         return "**required**"
-    return f"`{yaml.safe_dump(entry.default, default_flow_style=True).splitlines()[0]}`"
+    return f"`{dump(entry.default, flow=True)}`"
 
 
 if __name__ == "__main__":

@@ -13,22 +13,25 @@ every reward model on every set of real people; sets that are not shipped are re
 
 import argparse
 import datetime
-import json
 import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pages
 import results_people
 
-from rewards.files import write_json, write_text
-from rlhf.config.load import load
-from rlhf.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
-from rlhf.jobs import dpo, evaluate, sft
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs.reward_models import model_names
-from rlhf.jobs.rewards_evaluate import evaluate_rewards
+from rewards.files import write_text
+from rlhf.evaluation import policy as evaluate
+from rlhf.evaluation.config import EvaluateConfig
+from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
+from rlhf.phi.evaluate import evaluate_rewards
+from rlhf.phi.methods import model_names
+from rlhf.run.config.load import load
+from rlhf.train import dpo, sft
+from rlhf.train.config import DPOConfig, SFTConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -103,7 +106,7 @@ def store_of(name: str) -> Path:
 
 def stored(name: str) -> dict:
     path = store_of(name)
-    return json.loads(path.read_text()) if path.is_file() else {"rewards": {}, "policy": {}}
+    return pages.read_numbers(path) if path.is_file() else {"rewards": {}, "policy": {}}
 
 
 def spread(values: list[float]) -> str:
@@ -187,14 +190,14 @@ def made() -> dict[str, str]:
 def people(args: argparse.Namespace) -> None:
     """The comparison of reward models on real people."""
     store = store_of("people")
-    results = json.loads(store.read_text()) if store.is_file() else {}
+    results = pages.read_numbers(store) if store.is_file() else {}
     if args.part != "write":
         results_people.enable_compile_cache(args.runs / "compiled")
         results |= made()
         results_people.run(results, store, args)
     for name in results_people.SETS:
         results[name] = {seed: results_people.compact(board) for seed, board in results.get(name, {}).items()}
-    results_people.store_results(store, results)
+    pages.write_numbers(store, results, tuple(results_people.SETS))
     head = f"{results['made']}; {results['versions']}; {results['machine']}."
     write_text(store.with_suffix(".md"), results_people.page(results, head))
 
@@ -225,7 +228,7 @@ def main() -> None:
                 run = run_rewards if args.part == "rewards" else run_policy
                 results[args.part][str(seed)] = run(args.name, seed, args.runs)
                 results |= made()
-                write_json(store_of(args.name), results)
+                pages.write_numbers(store_of(args.name), results)
     write_page(args.name, results)
 
 

@@ -1,11 +1,10 @@
 """One table: every reward model on every set of real people, with controls (`python scripts/results.py people`).
 
-Every set × division of people is stored by itself in docs/results/people.json and never computed twice, so the
+Every set × division of people is stored by itself in docs/results/people.json.gz and never computed twice, so the
 command may be stopped and continued; `--models` adds single models to divisions that are there.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import pages
 
 from rewards.data.leak import leak_check
-from rewards.files import write_text
-from rlhf.config.load import load
-from rlhf.config.schema import RewardsConfig
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs.reward_models import item_table, model_names
-from rlhf.jobs.rewards_evaluate import compare_models, compared_models
-from rlhf.run import plain
+from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
+from rlhf.phi.evaluate import compare_models, compared_models
+from rlhf.phi.methods import item_table, model_names
+from rlhf.run.config.load import load
+from rlhf.run.directory import plain
 
 ROOT = Path(__file__).parents[1]
 SETS = {
@@ -93,21 +92,9 @@ def run(results: dict[str, Any], store: Path, args: argparse.Namespace) -> None:
             print(f"{name}, division {seed}: {', '.join(missing)}", file=sys.stderr, flush=True)
             board = run_division(name, seed, args.data, missing, args.draws)
             divisions[str(seed)] = merged(known, board) if known else board
-            store_results(store, results)
+            pages.write_numbers(store, results, tuple(SETS))
             # Every division has shapes of its own, and a process runs out of memory maps for programs.
             jax.clear_caches()
-
-
-def store_results(store: Path, results: dict[str, Any]) -> None:
-    """JSON with a line for every division: thousands of figures that are read by this script alone."""
-    parts = []
-    for name, value in results.items():
-        if isinstance(value, dict):
-            lines = [f"  {json.dumps(seed)}: {json.dumps(board)}" for seed, board in value.items()]
-            parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
-    write_text(store, "{\n " + ",\n ".join(parts) + "\n}\n")
 
 
 def merged(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

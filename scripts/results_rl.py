@@ -1,4 +1,4 @@
-"""Make docs/results/electricity_rl.{json,md,svg} from finished runs of PPO and critic-free estimators.
+"""Make docs/results/electricity_rl.{json,md,png} from finished runs of PPO and critic-free estimators.
 
     chorus train grpo configs/electricity/grpo.yaml algorithm.kind=rloo output_dir=RUNS/rloo
     chorus evaluate configs/electricity/evaluate.yaml policy=RUNS/rloo output_dir=RUNS/rloo-eval
@@ -21,8 +21,8 @@ import pages
 from matplotlib.figure import Figure
 
 from rewards.errors import UserError
-from rewards.files import read_json, write_json, write_text
-from rlhf.metrics import read_metrics
+from rewards.files import read_json, write_text
+from rlhf.run.metrics import read_metrics
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "electricity_rl"
 TARGET = 0.3  # nats to the optimum, for people never seen
@@ -110,7 +110,7 @@ def markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "![Reward, KL to the reference and entropy over iterations](electricity_rl.svg)",
+        "![Reward, KL to the reference and entropy over iterations](electricity_rl.png)",
         "",
         "`ppo-lambda-0.95` and `ppo` differ in λ of GAE (0.95 and 1) and in their length. With 0.95 the run settles near to "
         "π_ref and far from the optimum: the KL of a token is charged at that token in full, the reward comes after some "
@@ -134,13 +134,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("iteration")
     figure.axes[0].legend(fontsize=8)
-    pages.save(figure, path)
+    pages.save(figure, path, dpi=120)
 
 
 def write() -> None:
-    result = read_json(STORE.with_suffix(".json"))
+    result = pages.read_numbers(STORE.with_suffix(".json"))
     write_text(STORE.with_suffix(".md"), markdown(result))
-    plot(result, STORE.with_suffix(".svg"))
+    plot(result, STORE.with_suffix(".png"))
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def main() -> None:
     commands.add_parser("write", help="draw page and picture again")
     args = parser.parse_args()
     if args.command == "collect":
-        write_json(STORE.with_suffix(".json"), collect(args.runs, args.names))
+        pages.write_numbers(STORE.with_suffix(".json"), collect(args.runs, args.names))
     write()
 
 

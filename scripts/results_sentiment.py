@@ -24,24 +24,27 @@ from typing import Any
 
 import jax
 import numpy as np
+import pages
 import results_sentiment_measure as measure
 import results_sentiment_page as sentiment_page
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
-from rewards.files import read_json, write_json, write_text
-from rewards.store import load_reward_run
+from rewards.files import write_text
 from rewards.types import Preferences
-from rlhf import policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import PPOConfig
-from rlhf.config.schema import RewardsConfig, SFTConfig
-from rlhf.jobs import rewards as rewards_job
-from rlhf.jobs import rl, sft
-from rlhf.jobs.generate import load as load_model
-from rlhf.metrics import read_metrics
+from rlhf.api.policies import plain_model
+from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
+from rlhf.policy import store as policy_store
+from rlhf.run.config.load import load
+from rlhf.run.metrics import read_metrics
+from rlhf.train import sft
+from rlhf.train.config import SFTConfig
+from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.config import PPOConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "sentiment"
@@ -120,7 +123,7 @@ def policy_part(results: dict[str, Any], args: argparse.Namespace) -> None:
             )
         results["setting"], results["start"] = wanted, rounded(start(args.runs))
         results["policy"][str(seed)] = rounded(one_seed(config, seed, judged, prompts, args.samples))
-        write_json(args.store, results | made())
+        pages.write_numbers(args.store, results | made())
         jax.clear_caches()
 
 
@@ -137,7 +140,7 @@ def one_seed(
 ) -> dict[str, Any]:
     """Train; then sample and measure held-out prompts before and after, before with the same random numbers."""
     rl.run(config)
-    run, reference = load_reward_run(config.rewards), load_model(None, config.model.name)
+    run, reference = load_reward_run(config.rewards), plain_model(config.model.name).loaded
     policies = {"before": reference, "after": policy_store.load_policy(config.output_dir)}
     samples = {
         name: measure.sampled(policy, prompts, count, config.rollout, 1000 + seed)
@@ -210,14 +213,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of ppo.yaml")
     args = parser.parse_args(words)
     try:
-        results = read_json(args.store) if args.store.is_file() else {"policy": {}}
+        results = pages.read_numbers(args.store) if args.store.is_file() else {"policy": {}}
         if args.part == "reward":
             config = load(CONFIGS / "rewards.yaml", [f"output_dir={args.runs}/rewards"], RewardsConfig)
             results["reward"] = rounded(reward_part(config))
-            write_json(args.store, results | made())
+            pages.write_numbers(args.store, results | made())
         if args.part == "policy":
             policy_part(results, args)
-        results = read_json(args.store)
+        results = pages.read_numbers(args.store)
         if results["policy"]:
             sentiment_page.plot(results, args.store.with_suffix(".png"))
         write_text(args.store.with_suffix(".md"), sentiment_page.page(results))

@@ -3,7 +3,6 @@
 log π(y|x) is what the sampler saw; log π_ref(y|x) is scored over the same tokens.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from rewards import gauge
+from rewards import jsonl
+from rewards.basis.readout import Readout
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
-from rewards.store import RewardRun
-from rlhf import policy_store
-from rlhf.columns.hidden import pooled_states
-from rlhf.encoder import num_layers_of
-from rlhf.generation import Completion, complete, logprobs_of
-from rlhf.packing import Sequences
+from rlhf.phi.columns.hidden import pooled_states
+from rlhf.phi.encoder import num_layers_of
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.policy.packing import Sequences
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -31,17 +31,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: no such file, or a line that is not JSON.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{path}: no such file; run scripts/sentiment_data.py first") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}: row {number}: not JSON ({error}); make the file again") from None
-    return rows
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run scripts/sentiment_data.py first")
+    return jsonl.rows(path, "make the file again")
 
 
 def share(right: np.ndarray) -> float:
@@ -50,7 +42,7 @@ def share(right: np.ndarray) -> float:
 
 def utility(run: RewardRun, embeddings: np.ndarray) -> np.ndarray:
     """w·φ in nats, float64[I]; a row depends on no other row, as in training."""
-    phi = gauge.features(run.basis, embeddings)
+    phi = Readout.of(run.basis).features(embeddings)
     return phi.astype(np.float64) @ np.asarray(run.prior.mean, np.float64)
 
 

@@ -20,22 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import results_style_numbers as numbers
 import results_style_page as page
-from pages import distinct
 
-from rewards import gauge
+from rewards import jsonl
+from rewards.basis.readout import Readout
+from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
-from rewards.files import write_text
-from rewards.store import RewardRun, load_reward_run
-from rlhf import encoder, policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import GRPOConfig
-from rlhf.generation import Completion, complete, logprobs_of
-from rlhf.jobs import generate
-from rlhf.jobs.rl_data import read_prompts
-from rlhf.metrics import read_metrics
-from rlhf.rl.reward_host import PromptRows
+from rlhf.apps import generate
+from rlhf.phi import encoder
+from rlhf.phi.reward import PromptRows
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.run.config.load import load
+from rlhf.run.metrics import read_metrics
+from rlhf.train.rl.config import GRPOConfig
+from rlhf.train.rl.prompts import read_prompts
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"
 HELD_OUT = 5  # one prompt in so many
@@ -60,8 +61,7 @@ def prepare(args: argparse.Namespace) -> None:
             raise UserError(f"{args.data}: no prompt falls into {name}.jsonl; give a file of more prompts")
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in parts.items():
-        lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in chosen)
-        write_text(args.output / f"{name}.jsonl", "".join(lines))
+        jsonl.write(args.output / f"{name}.jsonl", ({"prompt": prompt} for prompt in chosen))
         print(f"{args.output / name}.jsonl: {len(chosen)} prompts")
 
 
@@ -119,7 +119,7 @@ def arms_of(
     texts = [completion.text for completion in completions]
     index = np.tile(np.repeat(np.arange(len(rows.prompts)), count), len(labels))
     items = rows.take(index).with_texts(texts)
-    phi = gauge.features(rewards.basis, encoder.embed_items(items, rewards.basis.encoder))
+    phi = Readout.of(rewards.basis).features(encoder.embed_items(items, rewards.basis.encoder))
     scores = logprobs_of(reference, [rows.prompts[i] for i in index], completions)
     size, arms = len(rows.prompts) * count, {}
     for number, label in enumerate(labels):
@@ -131,7 +131,7 @@ def arms_of(
             "ref_logprob": np.round(scores[part], 3).tolist(),
             "tokens": [completion.num_tokens for completion in own],
             "finished": [int(completion.finished) for completion in own],
-            "distinct": [round(distinct(texts[part], n), 4) for n in (1, 2, 3)],
+            "distinct": [round(pages.distinct(texts[part], n), 4) for n in (1, 2, 3)],
         }
     return arms
 
@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{args.run}: needs its own rewards and a population whose mean is 0, or −w would be nobody of it"
         )
-    names, sd = list(rewards.basis.gauge.names), np.sqrt(np.diag(rewards.prior.cov))
+    names, sd = list(rewards.basis.gauge.names), rewards.prior.sd
     people, coef = numbers.people_of(names, sd, args.draws, args.seed)
     rows = test_prompts(args.data, config, policy, args.prompts)
     reference = generate.load(None, policy.record["base"])
@@ -164,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for c in plain[start : start + args.samples]
     ]
     # As many texts as everybody else: distinct-n falls with their number.
-    arms[REFERENCE]["distinct"] = [round(distinct(first, n), 4) for n in (1, 2, 3)]
+    arms[REFERENCE]["distinct"] = [round(pages.distinct(first, n), 4) for n in (1, 2, 3)]
     return {
         "made": str(datetime.date.today()),
         "versions": f"jax {version('jax')}, flax {version('flax')}, Python {platform.python_version()}",
@@ -193,7 +193,7 @@ def settings_of(config: GRPOConfig, policy: policy_store.Policy) -> dict[str, An
         "max_prompt_tokens": config.rollout.max_prompt_tokens,
         "learning_rate": config.optimizer.learning_rate,
         "beta_start": config.kl.coef,
-        "beta_end": policy.beta,
+        "beta_end": policy.gate.beta,
         "controller": config.kl.controller,
         "target_nats": config.kl.target_nats,
     }
@@ -230,20 +230,6 @@ def shown(
     return examples
 
 
-def store(results: dict[str, Any], path: Path) -> None:
-    """One line a person: thousands of numbers, read by this script alone."""
-    parts = []
-    for name, value in results.items():
-        if name in ("arms", "curves", "config"):
-            lines = [
-                f"  {json.dumps(key, ensure_ascii=False)}: {json.dumps(part)}" for key, part in value.items()
-            ]
-            parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
-    write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = made.add_subparsers(dest="part", required=True)
@@ -276,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.part == "prepare":
         return prepare(args)
     if args.part == "measure":
-        store(measure(args), args.store)
-    page.write(json.loads(args.store.read_text()), args.store)
+        pages.write_numbers(args.store, measure(args), raw=("arms",))
+    page.write(pages.read_numbers(args.store), args.store)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf import evaluate
+from rlhf.report import figures as evaluate
 
 BOOTSTRAP = 2000
 EXTREME_SD = 2.0  # where the people of one taste alone stand

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import results_style_figures as figures
 import results_style_numbers as numbers
-from pages import save
+from pages import read_numbers, save
 
-from rewards.files import read_json, write_text
+from rewards.files import write_text
 
 FLIP, DOMINANCE, PERPLEXITY, DISTINCT, MINUTES = 0.75, 0.9, 2.0, 0.75, 60  # asked for: see `verdicts`
 MEANING = {  # what the ends of an axis look like, in words
@@ -42,7 +42,7 @@ def other_runs(store: Path) -> list[str]:
     """A line a run whose numbers lie beside these as STORE_*.json."""
     lines = []
     for path in sorted(store.parent.glob(f"{store.stem}_*.json")):
-        results = read_json(path)
+        results = read_numbers(path)
         found, config = numbers.summary(results), results["config"]
         lines.append(
             f"- [{path.stem}]({path.stem}.md): seed {config['seed']}, {config['steps']} iterations, "

@@ -19,7 +19,6 @@ the reviews teach the other judge, and of the rest a quarter is held out. `user_
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 import zipfile
@@ -27,8 +26,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rewards import jsonl
 from rewards.errors import UserError
-from rewards.files import atomic_directory, read_json, write_json, write_text
+from rewards.files import atomic_directory, read_json, write_json
 from rlhf.models.load import resolve_model
 
 OPENING = "film review :"
@@ -175,7 +175,7 @@ def main() -> None:
         source = resolve_model(args.model)
         with atomic_directory(args.output) as folder:
             for name, rows in files.items():
-                write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                jsonl.write(folder / name, rows)
         plain_model(
             source, args.output / "model"
         )  # not above: the permissions set there would reach the model's files

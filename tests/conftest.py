@@ -8,7 +8,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Every annotated shape of the mathematics is checked against the arrays it gets; set before the imports.
-CHECKED = ["rlhf.losses", "rlhf.conditioning", "rlhf.evaluate", "rewards.likelihood"]
+CHECKED = [
+    "rlhf.objectives.preference",
+    "rlhf.policy.conditioning",
+    "rlhf.report.figures",
+    "rewards.basis.likelihood",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_debug_key_reuse", True)
@@ -20,6 +25,9 @@ _CACHE = os.environ.get("CHORUS_CACHE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from rewards.shown import speak
+
+    speak()  # as a command does
     config.addinivalue_line("markers", "real_model: needs a published model; uses the user's own cache")
     config.addinivalue_line("markers", "download: needs the package index; uses the user's own cache")
     config.addinivalue_line("filterwarnings", r"error:::(rlhf|rewards)(\..*)?$")

@@ -6,7 +6,6 @@ the line must say. `World.out` is where a run would go: it must not come into be
 
 import errno
 import gzip
-import io
 import json
 import os
 import tempfile
@@ -18,13 +17,14 @@ import numpy as np
 import pytest
 import yaml
 
-from rewards.store import load_reward_run
-from rewards.types import Gauge, GroupPrior, RewardBasis
-from rlhf import cli
-from rlhf.checkpoint import Checkpointer
-from rlhf.config.load import load
-from rlhf.config.schema import SFTConfig
-from rlhf.run import Run
+from rewards.basis.belief import Belief
+from rewards.basis.store import load_reward_run
+from rewards.types import Gauge, RewardBasis
+from rlhf.apps import cli
+from rlhf.run.config.load import load
+from rlhf.run.directory import Run
+from rlhf.train.checkpoint import Checkpointer
+from rlhf.train.config import SFTConfig
 from tests.rlhf.tiny import write_model
 
 
@@ -108,14 +108,14 @@ class World:
 
     def reward_run(self) -> Path:
         """A stored reward run of two axes on the features of the data."""
-        from rewards.store import save_reward_run
+        from rewards.basis.store import save_reward_run
 
         eye, zero = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
         names = ("aggregate", "taste 1")
         gauge = Gauge("none", zero, eye, eye, np.ones(2, np.float32), 1.0, names, "")
         encoder = {"kind": "precomputed", "model": None, "layer": 0, "pool": "none", "fingerprint": ""}
         basis = RewardBasis(np.eye(3, 2, dtype=np.float32), gauge, encoder)
-        save_reward_run(self.root / "run", basis, GroupPrior(zero + 1, eye), extra={"lapse": 0.0})
+        save_reward_run(self.root / "run", basis, Belief.from_cov(zero + 1, eye), extra={"lapse": 0.0})
         return self.root / "run"
 
     def user(self, command: str, *argv: str, name: str = "ada") -> list[str]:
@@ -349,7 +349,8 @@ def rewards_for_a_model(world: World) -> list[str]:
 
 def piped(text: str, *argv: str) -> Callable[[World], list[str]]:
     def make(world: World) -> list[str]:
-        world.monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        path = write(world.root / "standard-input", text)
+        world.monkeypatch.setattr("os.dup", lambda _: os.open(path, os.O_RDONLY))
         return [*argv, "--input", "-"]
 
     return make

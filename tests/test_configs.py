@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.describe import schema_of
-from rlhf.config.load import load
-from rlhf.config.shipped import shipped
+from rlhf.run.config.describe import schema_of
+from rlhf.run.config.load import load
+from rlhf.run.config.shipped import shipped
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))

@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from rlhf.cli import parse
-from rlhf.config.describe import schema_of
-from rlhf.config.load import load
+from rlhf.apps.cli import parse
+from rlhf.run.config.describe import schema_of
+from rlhf.run.config.load import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -45,7 +45,7 @@ def commands() -> Iterator[tuple[str, str]]:
     for config in CONFIGS:
         for line in re.findall(r"^#\s+(chorus .*)$", config.read_text(encoding="utf-8"), flags=re.M):
             yield name(config), line
-    for module in sorted(ROOT.glob("rlhf/cli/*.py")):
+    for module in sorted(ROOT.glob("rlhf/apps/cli/*.py")):
         for line in re.findall(r'^ +["\'](chorus .+)["\'],$', module.read_text(encoding="utf-8"), flags=re.M):
             yield name(module), line
 
@@ -69,7 +69,12 @@ def arguments(command: str):
 
 def test_commands_are_found():
     places = {place for place, _ in COMMANDS}
-    assert {"README.md", "docs/commands.md", "rlhf/cli/train.py", "configs/electricity/dpo.yaml"} <= places
+    assert {
+        "README.md",
+        "docs/commands.md",
+        "rlhf/apps/cli/train.py",
+        "configs/electricity/dpo.yaml",
+    } <= places
     assert len(COMMANDS) > 40
 
 
@@ -127,7 +132,7 @@ def test_configurations_name_pages_that_exist(config):
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
 
 
-@pytest.mark.parametrize("script", ["config_page", "metrics_page"])
+@pytest.mark.parametrize("script", ["api_page", "config_page", "files_page", "metrics_page"])
 def test_generated_pages_are_current(script):
     module = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
     text = module["page"]() if "page" in module else module["markdown"]()

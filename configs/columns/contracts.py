@@ -5,7 +5,7 @@ An example of columns of one's own: configs/columns/rewards.yaml names these fun
 
 import re
 
-from rlhf.columns.items import text_of  # a completion is text, or messages where the prompt is
+from rlhf.phi.columns.items import text_of
 
 
 def cheapness(completions, **columns):

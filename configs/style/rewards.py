@@ -1,4 +1,4 @@
-"""The five tastes of configs/style/grpo.yaml: the markers of `rlhf.columns.style`, bounded so that they cannot be gamed.
+"""The five tastes of configs/style/grpo.yaml: the markers of `rlhf.phi.columns.style`, bounded so that they cannot be gamed.
 
 A rate of a short text has no bound worth the name: "Thank you." has 50 words of care in 100, dozens of standard deviations
 above what a model writes. A policy finds that within minutes and says nothing else. Hence three bounds:
@@ -10,7 +10,7 @@ above what a model writes. A policy finds that within minutes and says nothing e
 from collections.abc import Callable
 from typing import Any
 
-from rlhf.columns import style
+from rlhf.phi.columns import style
 
 FEWEST_WORDS = 12.0  # an answer of one sentence
 RATE_WORDS = 30.0  # words of most answers of 48 tokens

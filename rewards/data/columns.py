@@ -14,8 +14,10 @@ OPTIONAL = (
 KNOWN = (*OWN, *OPTIONAL)
 
 
-def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
+def check_columns(names: Iterable[str], user_column: str, source: str, *, people: bool = True) -> None:
     """Refuse a file whose columns cannot be right: a required one missing, or a misspelling of a known one.
+
+    `people` says whether the column that says who chose is required.
 
     A column that nearly spells a known one is refused only where the known one is absent: then its values
     would be ignored without a word. With both present (`item_idx` beside `item_id`) it is an extra column
@@ -36,7 +38,8 @@ def check_columns(names: Iterable[str], user_column: str, source: str) -> None:
                     f"{source}: column {name!r} is unknown; rename it to {right!r} if that is what it holds"
                 )
     featured = "chosen_features" in present and "rejected_features" in present
-    needed = (user_column,) if featured else ("chosen", "rejected", user_column)
+    needed = () if featured else ("chosen", "rejected")
+    needed += (user_column,) if people else ()
     for name in needed:
         if name in present:
             continue

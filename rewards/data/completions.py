@@ -11,36 +11,40 @@ import numpy as np
 
 from rewards.data import schema, sources
 from rewards.data.schema import RowError
+from rewards.data.sources import Source
 from rewards.errors import UserError
-from rewards.types import Preferences, Prompt
+from rewards.types import NOBODY, Preferences, Prompt
 
 FIELDS = ("prompt", "completion", "messages", "chosen", "rejected", "user_id", "outcome")
 FEATURES = ("completion_features", "chosen_features", "rejected_features")
-NOBODY = "-"
 
 
-def read_completions(path: str, split: str = "train") -> Preferences:
+def read_completions(
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+) -> Preferences:
     """The table alone; see `read_records`."""
-    return read_records(path, split)[0]
+    return read_records(path, split, columns)[0]
 
 
-def read_records(path: str, split: str = "train") -> tuple[Preferences, list[dict[str, Any]]]:
+def read_records(
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+) -> tuple[Preferences, list[dict[str, Any]]]:
     """Read and check completions, with the records they came from.
 
     Args:
-      path: as in `rewards.data.read.read_preferences`; `-` is standard input.
+      path: as in `rewards.data.read.read_preferences`; `-` is standard input. columns: our names → the source's.
     Returns:
       the table, in file order, and one record a comparison of it.
     Raises:
       UserError: one line with source, row, field, value and fix; it says how many more rows are bad.
     """
-    path = str(path)
+    source = sources.name_of(path)
     numbers: list[int] = []
     records: list[dict[str, Any]] = []
     parsed: list[tuple[Prompt, dict[str, str], dict[str, np.ndarray]]] = []
     problems: list[tuple[int, RowError]] = []
     width: int | None = None
-    for number, record in sources.open_source(path, split):
+    for number, record in sources.open_source(path, split, columns):
         try:
             if isinstance(record, RowError):
                 raise record
@@ -53,10 +57,10 @@ def read_records(path: str, split: str = "train") -> tuple[Preferences, list[dic
         numbers.append(number)
         records.append(dict(record))
         parsed.append(row)
-    schema.raise_first(path, problems)
+    schema.raise_first(source, problems)
     if not records:
-        raise UserError(f"{path}: holds no rows; give at least one prompt with a completion")
-    return _table(path, numbers, records, parsed), records
+        raise UserError(f"{source}: holds no rows; give at least one prompt with a completion")
+    return _table(source, numbers, records, parsed), records
 
 
 def _same_width(row: tuple[Any, dict[str, str], dict[str, np.ndarray]], width: int | None, *, first: bool):

@@ -1,6 +1,6 @@
 """Read preferences from any source into `rewards.types.Preferences`, checking every row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from rewards.data import columns as known_columns
 from rewards.data import schema, sources
 from rewards.data.schema import Row, RowError
+from rewards.data.sources import Source
 from rewards.errors import UserError
 from rewards.types import Preferences, Prompt
 
@@ -15,39 +16,64 @@ _FIRST = ("first", "a", "1")  # spellings of choice_context.chosen_shown in circ
 _SECOND = ("second", "b", "2")
 
 
-def read_preferences(path: str, split: str = "train", *, user_column: str = "user_id") -> Preferences:
+def read_preferences(
+    path: Source,
+    split: str = "train",
+    *,
+    user_column: str = "user_id",
+    columns: Mapping[str, str] | None = None,
+    people: bool = True,
+) -> Preferences:
     """Read and check a preference set.
 
     Args:
-      path: a file (.jsonl, .json, either with .gz, or .parquet); `hf:ORG/NAME[/CONFIG]` or `hf:FOLDER`
+      path: a table in memory (`rewards.data.memory`); a file (.jsonl, .json, either with .gz, or .parquet);
+        `hf:ORG/NAME[/CONFIG]` or `hf:FOLDER`
         (Hugging Face datasets); `tfds:NAME` or `tfds:FOLDER` (TensorFlow Datasets, read without TensorFlow).
       split: for files "train", which is the whole file, or "all"; otherwise a split's name, or "all".
       user_column: the column that says who chose.
+      columns: our names of columns → the names they have in the source.
+      people: whether the column that says who chose is required; without it every comparison is `NOBODY`'s.
     Returns:
       The comparisons in file order. `choice` numbers a person's choice events in time order, from
       `choice_context.choice_set` or `.order` when recorded, else from `timestamp`, else from the file order.
     Raises:
       UserError: one line with source, row, field, value and fix; it says how many more rows are bad.
     """
-    path = str(path)
+    source = sources.name_of(path)
     numbers, records = [], []
-    for number, record in sources.open_source(path, split):
+    for number, record in sources.open_source(path, split, columns):
         numbers.append(number)
         records.append(record)
     if not records:
-        raise UserError(f"{path}: holds no rows; give at least one comparison")
+        raise UserError(f"{source}: holds no rows; give at least one comparison")
     names = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
-    rows, problems = _parse(numbers, records, user_column)
+    nobody = not people and user_column not in names
+    rows, problems = _parse(numbers, records, None if nobody else user_column)
     # A misspelt or missing column breaks every row; it is the better message, where there are columns at all.
     if names:
-        known_columns.check_columns(names, user_column, path)
-    schema.raise_first(path, problems)
-    schema.raise_first(path, _width_problems(numbers, rows))
-    return _assemble(path, np.asarray(numbers, np.int32), rows, list(names), user_column)
+        known_columns.check_columns(names, user_column, source, people=people)
+    schema.raise_first(source, problems)
+    schema.raise_first(source, _width_problems(numbers, rows))
+    return _assemble(source, np.asarray(numbers, np.int32), rows, list(names), user_column)
+
+
+def require_people(prefs: Preferences, purpose: str) -> Preferences:
+    """`prefs` as they are.
+
+    Raises:
+      UserError: they do not say who chose, which `purpose` needs.
+    """
+    if not prefs.has_people:
+        raise UserError(
+            f"{prefs.source}: column 'user_id' is missing, which {purpose} needs; add it, or name the column that says "
+            "who chose (user_column)"
+        )
+    return prefs
 
 
 def _parse(
-    numbers: list[int], records: list[Any], user_column: str
+    numbers: list[int], records: list[Any], user_column: str | None
 ) -> tuple[list[Row], list[tuple[int, RowError]]]:
     rows, problems = [], []
     for number, record in zip(numbers, records, strict=True):

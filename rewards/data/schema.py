@@ -7,7 +7,6 @@ and the optional columns below. Empty optional values (null) mean "not recorded"
 
 import dataclasses
 import datetime
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rewards.data.columns import OWN
-from rewards.errors import UserError
-from rewards.types import Prompt
+from rewards.errors import UserError, meant
+from rewards.types import NOBODY, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -58,8 +57,8 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def parse_row(record: Any, user_column: str = "user_id") -> Row:
-    """Check one record (a JSON object) and bring it into one shape.
+def parse_row(record: Any, user_column: str | None = "user_id") -> Row:
+    """Check one record (a JSON object) and bring it into one shape; without a `user_column` nobody in particular chose.
 
     With message lists the text of the final assistant message becomes the completion and the rest the prompt.
 
@@ -84,7 +83,7 @@ def parse_row(record: Any, user_column: str = "user_id") -> Row:
         for name, value in record.items()
         if name not in OWN and name != user_column
     }
-    user_id = _identifier(user_column, record.get(user_column))
+    user_id = NOBODY if user_column is None else _identifier(user_column, record.get(user_column))
     return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
 
 
@@ -119,7 +118,10 @@ def parse_completions(record: Any) -> tuple[Prompt, dict[str, str], dict[str, np
     if isinstance(completion, list):
         context, text = _conversation("completion", completion)
         return _merged_prompt(record.get("prompt"), context), {"completion": text}, features
-    text = _text("completion", completion)
+    if isinstance(completion, str) and not completion.strip():
+        text = completion  # a policy may have said nothing; that has rewards like anything else it says
+    else:
+        text = _text("completion", completion)
     return parse_prompt(record.get("prompt")), {"completion": text}, features
 
 
@@ -188,8 +190,7 @@ def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
             raise RowError(field, f"message {position} is {show(message)}, not {{'role': …, 'content': …}}")
         role = message.get("role")
         if role not in ROLES:
-            near = difflib.get_close_matches(str(role), ROLES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(ROLES)}"
+            hint = meant(str(role), ROLES, f"use one of {', '.join(ROLES)}")
             raise RowError(field, f"message {position} has role {show(role)}; {hint}")
         extra = [key for key, part in message.items() if key not in ("role", "content") and part is not None]
         if extra:

@@ -4,25 +4,67 @@ A record that cannot even be parsed is handed on as a `RowError` in its place, s
 it.
 """
 
-import gzip
 import json
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rewards.data import stated_choice
+from rewards import jsonl
+from rewards.data import memory, stated_choice
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
 
+Source = str | os.PathLike[str] | memory.Table
+"""A name or path, or a table in memory."""
 Records = Iterable[tuple[int, Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-STANDARD_INPUT = ("-", "/dev/stdin")
 
 
-def open_source(path: str, split: str) -> Records:
-    """Numbered records of a file, `hf:…` or `tfds:…`; see `rewards.data.read.read_preferences`."""
+def name_of(source: Source) -> str:
+    """How messages call a source: its name or path, or "data" for what is in memory."""
+    if isinstance(source, memory.Numbered):
+        return source.name
+    return str(source) if isinstance(source, (str, os.PathLike)) else memory.MEMORY
+
+
+def open_source(source: Source, split: str, columns: Mapping[str, str] | None = None) -> Records:
+    """Numbered records of a file, `hf:…`, `tfds:…` or a table in memory; see `rewards.data.read.read_preferences`.
+
+    Args:
+      columns: our names of columns → the names they have in the source.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        records = _open_named(str(source), split)
+    else:
+        records = memory.rows_of(source, split)
+    renamed = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}
+    return _renamed(records, renamed, name_of(source)) if renamed else records
+
+
+def _renamed(records: Records, columns: Mapping[str, str], source: str) -> Records:
+    records = list(records)
+    rows = [record for _, record in records if isinstance(record, Mapping)]
+    for ours, theirs in columns.items():
+        if rows and not any(theirs in row for row in rows):
+            raise UserError(
+                f"{source}: no column {theirs!r} (columns: {', '.join(map(str, rows[0]))}); name the one that holds "
+                f"the {ours}"
+            )
+    names = {theirs: ours for ours, theirs in columns.items()}
+    return [
+        (number, _with_names(record, names) if isinstance(record, Mapping) else record)
+        for number, record in records
+    ]
+
+
+def _with_names(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The row under our names; a column that stands under one of ours already gives way."""
+    taken = {names[name] for name in row if name in names}
+    return {names.get(name, name): value for name, value in row.items() if name in names or name not in taken}
+
+
+def _open_named(path: str, split: str) -> Records:
     if path.startswith("hf:"):
         return hugging_face(path.removeprefix("hf:"), split)
     if path.startswith("tfds:"):
@@ -31,7 +73,7 @@ def open_source(path: str, split: str) -> Records:
         raise UserError(
             f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
         )
-    if path in STANDARD_INPUT:
+    if path in jsonl.STANDARD_INPUT:
         return json_records(path)
     if not path.strip():
         raise UserError(f"data.path {path!r}: empty; name a file, hf:NAME, tfds:NAME or - for standard input")
@@ -61,70 +103,15 @@ def json_records(file: Path | str) -> Iterator[tuple[int, Any]]:
     """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file or a
     pipe.
     """
-    lines = _lines(file)
+    lines = jsonl.raw_lines(file)
     if ".jsonl" not in Path(file).suffixes[-2:]:
         text = b"".join(lines)
-        if text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from enumerate(_array(file, text), 1)
+        if text.lstrip(b" \t\r\n").startswith(b"["):
+            yield from enumerate(jsonl.parse_array(file, text), 1)
             return
-        lines = iter(text.splitlines(keepends=True))
-    for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            yield number, _parse_line(line)
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        return RowError(
-            "row", f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
-        )
-    except RowError as error:
-        return error
-    except (ValueError, RecursionError) as error:  # not only JSONDecodeError: an integer of 4301 digits
-        return RowError("row", f"is not JSON ({error}); one JSON object a line is expected")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refusing a key that stands in it twice: Python would take the last without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RowError(next(name for name in names if names.count(name) > 1), "is given twice; remove one")
-    return found
-
-
-def _array(file: Path | str, text: bytes) -> list[Any]:
-    try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); restore or recreate the file") from None
-
-
-def _lines(file: Path | str) -> Iterator[bytes]:
-    """Lines of a file, a pipe or standard input, decompressed by content, not by name (a `.gz` that is plain
-    text is read as text).
-    """
-    number = 0
-    try:
-        # A pipe can be read once only, so its first bytes are peeked at.
-        with open(os.dup(0) if file in STANDARD_INPUT else file, "rb") as raw:
-            stream = gzip.open(raw) if raw.peek(2).startswith(b"\x1f\x8b") else raw
-            for line in stream:
-                number += 1
-                yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{file}: damaged gzip after line {number} ({error}); the file is cut short or corrupt, "
-            "copy or fetch it again"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror or error}); check its permissions"
-        ) from None
+        lines = jsonl.lines_of(text)
+    for number, value in jsonl.parsed(lines):
+        yield number, RowError(value.field, str(value)) if isinstance(value, jsonl.LineError) else value
 
 
 def parquet(file: Path) -> list[tuple[int, Any]]:

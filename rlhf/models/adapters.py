@@ -130,10 +130,13 @@ def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: jax.Array |
       layer: the arrays of one `Linear` by name.
       spec: what the adapters mean.
       z: coefficients of the one person to merge, or None for the aggregate policy.
+    Returns:
+      float32 whatever the kernel's type: a change is smaller than the kernel, and rounded away in bfloat16 for half of
+      its entries; whoever stores or runs the result rounds it, once.
     """
     kernel = layer["kernel"].astype(jnp.float32)
     if "lora_a" in layer:
         kernel = kernel + spec.lora_scale * (layer["lora_a"] @ layer["lora_b"])
     if "basis_a" in layer and z is not None:
         kernel = kernel + (layer["basis_a"] * jnp.repeat(z, spec.basis_rank)) @ layer["basis_b"]
-    return kernel.astype(layer["kernel"].dtype)
+    return kernel

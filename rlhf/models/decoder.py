@@ -1,13 +1,14 @@
 """One configuration-driven decoder for the Llama, Qwen and Gemma families.
 
 Layers are kept in *stages*: stacks that `lax.scan` runs. A decoder with adapters only on its top n layers has two
-stages, of which the lower is frozen, so its activations for fixed tokens can be computed once (`first_stage`).
+stages, of which the lower is frozen, so its activations for fixed tokens can be computed once. For decoding every layer
+is a stage of its own (`policy.decoding.apart`): a loop that reads a stack copies each layer out of it at every token.
 
 Shapes: B rows, T tokens of this call, S cached positions, D width, V vocabulary, K basis outputs.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,11 @@ from flax import nnx
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
+from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
 
 _UNSAID = object()
-
-
-class Cache(NamedTuple):
-    """Keys and values of past tokens: for each stage, [layers, B, S, G, h] twice; `index` is where to write next."""
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    index: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +45,13 @@ class Context:
     index: jax.Array | None
     z: jax.Array | None = None
     words: WordKeys | None = None
+
+
+def _choose(sliding: bool | jax.Array, local: Any, whole: Any) -> Any:
+    """`local` in a layer with a sliding window, else `whole`; decided now where the layer is known."""
+    if isinstance(sliding, bool):
+        return local if sliding else whole
+    return jax.tree.map(lambda a, b: jnp.where(sliding, a, b), local, whole)
 
 
 class RMSNorm(nnx.Module):
@@ -93,15 +94,11 @@ class Attention(nnx.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         rope, mask = context.rope, context.mask
         if context.window_mask is not None:
-            rope = jax.tree.map(lambda a, b: jnp.where(sliding, b, a), rope, context.rope_local)
-            mask = jnp.where(sliding, context.window_mask, mask)
+            rope, mask = _choose(sliding, (context.rope_local, context.window_mask), (rope, mask))
         unrotated = query
         query, key = attention.rotate(query, rope), attention.rotate(key, rope)
-        if cache is not None:
-            start = (0, context.index, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
-            value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
-        kept = (key, value)
+        kept = LayerCache(key, value) if cache is None else cache.write(key, value, context.index)
+        key, value = kept
         if words is not None:
             key, value = (jnp.concatenate(pair, axis=1) for pair in zip(words, kept, strict=True))
         out = attention.attend(query, key, value, mask, config.query_scale, config.attention_softcap)
@@ -164,7 +161,7 @@ class Decoder(nnx.Module):
     Args:
       config: architecture.
       stages: numbers of layers of the stacks, bottom first; they add up to `config.num_layers`.
-      spec: adapters of the top stage, None for none.
+      spec: adapters of the top stages, None for none; `adapted`: so many stages have them.
       dtype: of weights and activations; norms, softmax and logits are float32.
       remat: recompute each layer's activations in the backward pass.
     """
@@ -178,6 +175,7 @@ class Decoder(nnx.Module):
         dtype,
         remat: bool,
         rngs: nnx.Rngs,
+        adapted: int = 1,
     ):
         if sum(stages) != config.num_layers:
             raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
@@ -187,8 +185,8 @@ class Decoder(nnx.Module):
             return make(rngs.split(num_layers))
 
         self.embed = Embed(config, dtype, rngs)
-        top = len(stages) - 1
-        self.stages = nnx.List([stack(n, spec if i == top else None) for i, n in enumerate(stages)])
+        frozen = len(stages) - adapted
+        self.stages = nnx.List([stack(n, spec if i >= frozen else None) for i, n in enumerate(stages)])
         self.final_norm = RMSNorm(config.width, config, dtype)
         self.head = (
             None
@@ -197,11 +195,12 @@ class Decoder(nnx.Module):
         )
         heads = spec is not None and spec.has("logit_heads")
         self.logit_heads = LogitHeads(config, spec, rngs) if heads else None
-        if spec and spec.has("text") and len(stages) > 1:
+        if spec and spec.has("text") and frozen:
             raise ValueError(
                 "words in front of the prompt change every layer: one stage, not cached lower ones"
             )
-        self.config, self.spec, self.remat, self.stage_sizes = config, spec, remat, stages
+        self.config, self.spec, self.remat = config, spec, remat
+        self.stage_sizes, self.adapted = stages, adapted
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] → [B, T, D]."""
@@ -255,14 +254,11 @@ class Decoder(nnx.Module):
         gate = gate_of(z, spec) if z is not None and spec.kind == "low_rank" else None
         return Context(mask, window_mask, rope, rope_local, gate, index, z, words)
 
-    def run_stages(
-        self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None, unroll=1
-    ):
+    def run_stages(self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None):
         """Run stages first … last−1 on x[B, T, D].
 
         Args:
           cache: keys and values for each stage to read and write, or None.
-          unroll: passed to `lax.scan`; unrolled layers decode about 1.4 times as fast on CPU and compile slower.
 
         Returns:
           hidden states before the final norm, and the new (keys, values) of each stage run.
@@ -272,23 +268,43 @@ class Decoder(nnx.Module):
         for index in range(first, last):
             offset, size = sum(self.stage_sizes[:index]), self.stage_sizes[index]
             graphdef, state = nnx.split(self.stages[index])
-            flags = np.asarray(sliding[offset : offset + size])
 
             def body(x, layer, graphdef=graphdef):
                 layer_state, flag, layer_cache, layer_words = layer
                 return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache, layer_words)
 
-            body = jax.checkpoint(body) if self.remat and unroll is not True else body
-            stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
+            body = jax.checkpoint(body) if self.remat else body
+            stage_cache = None if cache is None else LayerCache(cache.keys[index], cache.values[index])
             words = context.words
             stage_words = None if words is None else (words.keys[index], words.values[index])
-            x, new = jax.lax.scan(
-                body, x, (state, flags, stage_cache, stage_words), unroll=size if unroll is True else unroll
-            )
+            if (
+                max(self.stage_sizes) == 1 < len(self.stages)
+            ):  # layers apart: nothing is copied out of a stack
+                only = jax.tree.map(lambda a: a[0], (state, stage_cache, stage_words))
+                x, new = body(x, (only[0], sliding[offset], *only[1:]))
+                new = jax.tree.map(lambda a: a[None], new)
+            else:
+                flags = np.asarray(sliding[offset : offset + size])
+                x, new = jax.lax.scan(body, x, (state, flags, stage_cache, stage_words))
             if cache is not None:
-                keys.append(new[0])
-                values.append(new[1])
+                keys.append(new.keys)
+                values.append(new.values)
         return x, (tuple(keys), tuple(values))
+
+    def step(
+        self, x: jax.Array, context: Context, caches: tuple[LayerCache, ...]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """Run all layers, each a stage, on one token a row, x[B, 1, D], after those in the caches.
+
+        Words in front of a prompt are in the caches' first slots (`context.index` counts them).
+        """
+        new = []
+        for stage, sliding, cache in zip(self.stages, self.config.sliding, caches, strict=True):
+            graphdef, state = nnx.split(stage)
+            layer = nnx.merge(graphdef, jax.tree.map(lambda a: a[0], state))
+            x, cache = layer(x, context, sliding, cache)
+            new.append(cache)
+        return x, tuple(new)
 
     def logits(self, hidden: jax.Array, z: Any = _UNSAID) -> jax.Array:
         """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].

@@ -4,7 +4,6 @@ Strict: every tensor is accounted for, or there is an error that names it.
 """
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.files import cache_dir, read_json, sha256_json
 from rlhf.models import fetch, layout
 from rlhf.models.config import ModelConfig
@@ -26,6 +25,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 # Gemma 3 checkpoints with a vision tower keep the language model one level deeper (old and new spelling).
 PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+LAYER = re.compile(r"\.layers\.(\d{1,9})\.")
 BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")  # written by older transformers
 
 
@@ -81,6 +81,7 @@ def load_params(
         raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
     with contextlib.ExitStack() as stack:
         files = _Checkpoint(Path(directory), stack)
+        files.check_layers(config.num_layers)
         leaves = layout.layer_leaves(config)
         top = [*layout.top_leaves(config), *extra]
         names = [leaf.name for leaf in top]
@@ -120,18 +121,13 @@ def resolve_model(name: str | Path) -> Path:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         return fetch.hub_snapshot(text)
     known = ", ".join(fetch.KNOWN)
-    close = difflib.get_close_matches(text, fetch.KNOWN, n=1)
-    fix = (
-        f"did you mean {close[0]}?"
-        if close
-        else f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}"
-    )
+    fix = meant(text, fetch.KNOWN, f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}")
     raise UserError(f"{text}: no such model; {fix}")
 
 
 def _converted(path: Path) -> Path:
     """Directory made from a GGUF file; made again when the file has changed."""
-    from rlhf.models.gguf import convert_gguf  # most runs read no GGUF
+    from rlhf.models.gguf import convert_gguf
 
     try:
         status = path.stat()
@@ -214,6 +210,17 @@ class _Checkpoint:
             return name
         return next((n for n in (name, "language_model.lm_head.weight") if n in self.where), name)
 
+    def check_layers(self, num_layers: int) -> None:
+        """No fewer layers than config.json says, before names are made for each of a billion."""
+        held = {
+            int(found[1]) for name in self.where if (found := LAYER.search(name)) and not VISION.match(name)
+        }
+        if held and max(held) + 1 < num_layers:
+            raise UserError(
+                f"{self.directory}/config.json: num_hidden_layers: {num_layers}, but the safetensors files hold "
+                f"{max(held) + 1} layers; config.json and weights must be of one model"
+            )
+
     def check_names(self, names: list[str], tied: bool) -> None:
         """Every expected tensor is there, and nothing that the decoder would silently ignore."""
         wanted = {self._file_name(name) for name in names}
@@ -251,6 +258,8 @@ class _Checkpoint:
                 )
             array = self._open(path).get_tensor(name)
         array = array.astype(dtype, copy=False)
+        if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
+            raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
         return array.T if leaf.transposed else array
 
 

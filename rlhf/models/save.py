@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rewards.errors import UserError
-from rewards.files import atomic_directory, write_json
+from rewards.files import atomic_directory, read_json, write_json
 from rlhf.models import layout
 from rlhf.models.config import ModelConfig
 from rlhf.models.layout import ARCHITECTURES, INDEX, TOKENIZER_FILES
@@ -36,6 +36,7 @@ def save_hf(
     tokenizer_dir: str | Path | None,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    end_ids: tuple[int, ...] = (),
 ) -> Path:
     """Write config.json, safetensors (shards above `max_shard_bytes`) and the tokenizer's files.
 
@@ -47,6 +48,8 @@ def save_hf(
       hf_config: `config.json` of the model the parameters came from.
       tokenizer_dir: where tokenizer and generation_config.json are copied from; None to write the model only.
       dtype: of the weights: float32, bfloat16 or float16.
+      end_ids: tokens at which the model was trained to stop; written where `generate` of transformers looks for them,
+        whatever the model it came from said. Empty leaves that as it was.
 
     Raises:
       UserError: the folder exists, the disk is full, dtype unknown, or a value too large for the dtype.
@@ -62,7 +65,19 @@ def save_hf(
             for name in TOKENIZER_FILES:
                 if (Path(tokenizer_dir) / name).is_file():
                     shutil.copyfile(Path(tokenizer_dir) / name, temporary / name)
+        if end_ids:
+            _write_end_tokens(temporary, end_ids)
     return Path(directory)
+
+
+def _write_end_tokens(directory: Path, end_ids: tuple[int, ...]) -> None:
+    """End tokens in generation_config.json, whose word counts, and in config.json, its fallback."""
+    ids = list(end_ids)
+    ends = ids if len(ids) > 1 else ids[0]
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        raw = read_json(path) if path.is_file() else {}
+        write_json(path, {**raw, "eos_token_id": ends})
 
 
 def _sources(params: dict[str, Any], config: ModelConfig) -> dict[str, _Source]:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from rewards.types import Prompt
-from rlhf.evaluate import off_diagonal_mean
 from rlhf.report import page, plots
+from rlhf.report.figures import off_diagonal_mean
 from rlhf.report.verdict import aggregate_rewards, evaluation_verdict
-from rlhf.run import plain
+from rlhf.run.directory import plain
 
 _SHOWN_PEOPLE = 8
 _SECTIONS = {
@@ -29,7 +29,7 @@ def write_evaluation_report(
 
     Args:
       directory: run directory; environment.json and config.yaml there are shown as provenance.
-      result: as in metrics.json, with `enumerated` and `sampled` of `rlhf.evaluate`.
+      result: as in metrics.json, with `enumerated` and `sampled` of `rlhf.report.figures`.
       matrix: float[U, U] in nats; row u, column v: what u gets, by u's own taste, from the policy made for v.
       people: U ids, in the order of `matrix`.
       examples: {person, answer, coefficients?, prompt?} each; coefficients also order the heat map.
@@ -135,12 +135,13 @@ def _example(example: dict[str, Any]) -> str:
     prompt = _prompt_text(example["prompt"]) if example.get("prompt") else ""
     coef = example.get("coefficients")
     weights = "coefficients " + ", ".join(f"{value:+.2f}" for value in coef) if coef is not None else ""
-    return (
-        f"<h3>{page.escape(example['person'])}</h3>"
-        + (page.paragraph(prompt, "note text") if prompt else "")
-        + page.paragraph(example["answer"] or "(empty answer)", "text")
-        + (page.paragraph(weights, "note") if weights else "")
-    )
+    parts = [
+        page.heading(str(example["person"])),
+        page.paragraph(prompt, "note text") if prompt else "",
+        page.paragraph(example["answer"] or "(empty answer)", "text"),
+        page.paragraph(weights, "note") if weights else "",
+    ]
+    return page.joined(parts)
 
 
 def _prompt_text(prompt: Prompt) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from rewards.types import Preferences
 from rlhf.report import comparison, page, plots
 from rlhf.report.verdict import rewards_verdict
-from rlhf.run import plain
+from rlhf.run.directory import plain
 
 _SCALARS = (
     "num_basis",

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.metric_docs import METRICS
-from rlhf.metric_docs_rl import MetricDoc, explained
 from rlhf.report import page, plots
 from rlhf.report.verdict import Verdict
+from rlhf.run.metric_docs import METRICS, MetricDoc, explained
 
 _NOT_METRICS = ("step", "time")
 _LOSS = "train/loss/total"
@@ -22,11 +21,11 @@ _SAMPLED = "train/kl_coef"  # only runs that sample their own completions have i
 def write_training_report(
     directory: Path, metrics_rows: list[dict[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write report.html from the lines of metrics.jsonl (`rlhf.metrics.read_metrics`).
+    """Write report.html from the lines of metrics.jsonl (`rlhf.run.metrics.read_metrics`).
 
     Args:
       directory: run directory; environment.json and config.yaml there are shown as provenance.
-      findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.rl.findings.Finding`).
+      findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.train.diagnosis.findings.Finding`).
     Raises:
       UserError: the page cannot be written.
     """
@@ -144,10 +143,13 @@ def _card(name: str, steps: np.ndarray, values: np.ndarray, sampled: bool) -> st
     last = page.number(float(values[-1])) if np.isfinite(values[-1]) else page.number(None)
     unit = f" {doc.unit}" if doc.unit else ""
     drawn = plots.training_curve(steps, values, name)
-    return (
-        f"<h3><code>{page.escape(name)}</code></h3>"
-        + page.paragraph(f"at the end {last}{unit}")
-        + f"<figure>{drawn}</figure>"
-        + page.paragraph(doc.meaning)
-        + (page.paragraph(f"When something is wrong: {doc.wrong}", "note") if doc.wrong else "")
+    wrong = [page.paragraph(f"When something is wrong: {doc.wrong}", "note")] if doc.wrong else []
+    return page.joined(
+        [
+            page.heading(name, code=True),
+            page.paragraph(f"at the end {last}{unit}"),
+            page.figure(drawn),
+            page.paragraph(doc.meaning),
+            *wrong,
+        ]
     )

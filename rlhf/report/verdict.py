@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rewards.evaluate import Interval, bootstrap
-from rlhf.evaluate import off_diagonal_mean
-from rlhf.run import plain
+from rewards.comparison.replay import Interval, bootstrap
+from rlhf.report.figures import off_diagonal_mean
+from rlhf.run.directory import plain
 
 NEGLIGIBLE_NATS = 0.05
 """A mean reward difference that nobody would notice: 0.05 nats of log-odds turn at most 1.25 choices

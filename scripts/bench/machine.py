@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from rewards.files import write_json
+from scripts.pages import write_numbers
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def report(path: str, result: dict[str, Any]) -> None:
+def report(path: Path, result: dict[str, Any]) -> None:
     """Print the numbers and write them with date, versions, cores and how busy the machine was."""
     circumstances = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -29,5 +29,5 @@ def report(path: str, result: dict[str, Any]) -> None:
         "load_average_1_min": os.getloadavg()[0],
     }
     result = result | {"circumstances": circumstances}
-    write_json(path, result)
+    write_numbers(path, result)
     print(json.dumps(result, indent=1))

@@ -19,7 +19,6 @@ Writes scripts/bench/results/rl.json and rl.md.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -34,10 +33,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
-from rewards.files import read_json, write_json
+from rewards import jsonl
+from rewards.files import read_json
 from rlhf.models.load import resolve_model
 from scripts.bench import machine
 from scripts.bench.rl_table import MAIN, write_table
+from scripts.pages import read_numbers, write_numbers
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 2
@@ -141,9 +142,7 @@ class Runner:
 def prompts_of(path: Path, directory: Path, length: int) -> list[str]:
     """Texts that are exactly `length` tokens: the beginnings of those long enough."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        texts = list(dict.fromkeys(json.loads(line)["prompt"] for line in lines))
+    texts = list(dict.fromkeys(row["prompt"] for row in jsonl.rows(path)))
     encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
     cut = [tokenizer.decode(ids[:length]) for ids in encoded if len(ids) >= length]
     return [text for text in cut if len(tokenizer.encode(text, add_special_tokens=False).ids) == length]
@@ -272,7 +271,7 @@ def main() -> None:
         "nice": args.nice,
         "algorithms": {},
     }
-    before = read_json(args.out) if args.out.is_file() else {}
+    before = read_numbers(args.out) if args.out.is_file() else {}
     if before.get("task") == result["task"]:  # an algorithm measured earlier stays
         result["algorithms"] = before["algorithms"]
     for algorithm in args.algorithms:
@@ -283,9 +282,9 @@ def main() -> None:
         }
         for found in compare(algorithm, args, task | {"prompts": prompts}, cores):
             blocks.append(found)
-            write_json(args.out, result)
-    machine.report(str(args.out), result)
-    write_table(args.out.with_suffix(".md"), read_json(args.out))
+            write_numbers(args.out, result)
+    machine.report(args.out, result)
+    write_table(args.out.with_suffix(".md"), read_numbers(args.out))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rewards.files import read_json, write_text
+from rewards.files import write_text
+from scripts.pages import read_numbers
 
 MAIN = "chorus"
 LENGTHS = ("prompt_tokens", "new_tokens")
@@ -158,4 +159,4 @@ def _least(found: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    write_table(source.with_suffix(".md"), read_json(source))
+    write_table(source.with_suffix(".md"), read_numbers(source))

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards import users
 from rewards.annotation.mixture import Mixture, MixtureConfig, fit_mixture
-from rewards.files import write_json, write_text
-from rewards.types import GroupPrior, Preferences
+from rewards.basis import users
+from rewards.basis.belief import Belief
+from rewards.files import write_text
+from rewards.types import Preferences
+from scripts.pages import write_numbers
 
 ROOT = Path(__file__).parents[2]
 PEOPLE, FEATURES, SPREAD, SLIP, KAPPA = 100, 5, 1.5, 0.05, 2.5
@@ -122,7 +124,7 @@ class MapFit:
 
     def __init__(self, world: World):
         self.world, self.coef = world, np.zeros_like(world.coef)
-        self.prior = GroupPrior(np.zeros(FEATURES), SPREAD**2 * np.eye(FEATURES))
+        self.prior = Belief.from_cov(np.zeros(FEATURES), SPREAD**2 * np.eye(FEATURES))
 
     def __call__(self, weight: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         user, delta = self.world.prefs.user_index, self.world.delta
@@ -257,7 +259,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began),
         "targets": TARGETS,
     } | tables
-    write_json(args.output / "annotation.json", result)
+    write_numbers(args.output / "annotation.json", result)
     write_text(args.output / "annotation.md", page(result))
 
 

@@ -8,7 +8,6 @@ this is an upper bound: a real basis is learned. Writes OUT.json and OUT.md; abo
 """
 
 import functools
-import time
 from pathlib import Path
 
 import jax
@@ -16,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from rewards import acquisition, calibration, files, questions, users
-from rewards.acquisition import AnswerModel, Belief
+from rewards import files
+from rewards.basis import users
+from rewards.basis.belief import Belief
+from rewards.people import acquisition, calibration, questions
+from rewards.people.acquisition import AnswerModel
 from scripts import pages
 
 NUM_BASIS, POOL, FRESH = 6, 500, 1000
@@ -58,19 +60,20 @@ def replay(mean, precision, pool, likes, keys, *, rule, steps):
     questions with their answers, [U, S, K] and [U, S]."""
     model = AnswerModel.lapsing(jnp.float32(0.0))
 
+    start = Belief.from_precision(mean, precision)
+
     def person(pool, likes, key):
         def ask(carry, _):
             asked, count, delta, outcome, belief = carry
             index = questions.best(
-                acquisition.RULES[rule](belief, pool, model, jax.random.fold_in(key, count)), ~asked
+                acquisition.RULES[rule](belief, pool, model, jax.random.fold_in(key, count), start), ~asked
             )
             delta, outcome = delta.at[count].set(pool[index]), outcome.at[count].set(likes[index])
             weight = (jnp.arange(steps) <= count).astype(jnp.float32)
             coef, hessian = users.newton(mean, precision, delta, outcome, weight, jnp.float32(0.0))
-            belief = Belief(coef, hessian, hessian - precision)
+            belief = Belief.from_precision(coef, hessian)
             return (asked.at[index].set(True), count + 1, delta, outcome, belief), (coef, hessian)
 
-        start = Belief(mean, precision, jnp.zeros_like(precision))
         empty = (jnp.zeros((steps, pool.shape[1])), jnp.zeros(steps))
         carry = (jnp.zeros(len(pool), bool), 0, *empty, start)
         (_, _, delta, outcome, _), (coefs, hessians) = jax.lax.scan(ask, carry, None, length=steps)
@@ -175,6 +178,7 @@ def experiment(seeds: int, people: int, counts: tuple[int, ...]) -> dict:
         result["auc"][population] = table
     result["coverage"] = cover(0, 4 * people, POPULATIONS["diverse"], counts)
     result["coverage_people"] = 4 * people
+    result["largest_sd"] = max(max(row["sd"]) for table in result["auc"].values() for row in table.values())
     return result
 
 
@@ -238,11 +242,7 @@ def main() -> None:
     parser = pages.options(__doc__, "cold_start", seeds=3)
     parser.add_argument("--people", type=int, default=200)
     args = parser.parse_args()
-    start = time.perf_counter()
-    result = experiment(args.seeds, args.people, COUNTS)
-    result["seconds"] = time.perf_counter() - start
-    result["largest_sd"] = max(max(row["sd"]) for table in result["auc"].values() for row in table.values())
-    files.write_json(Path(f"{args.out}.json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds, args.people, COUNTS))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
     print(markdown(result))
 

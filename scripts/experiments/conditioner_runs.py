@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf import policy_store
-from rlhf.config.load import load
-from rlhf.config.rl import GRPOConfig
-from rlhf.config.schema import DPOConfig, EvaluateConfig
-from rlhf.jobs import dpo, rl
-from rlhf.jobs import evaluate as evaluate_job
-from rlhf.metrics import read_metrics
+from rlhf.evaluation import policy as evaluate_job
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import KINDS, Cost
+from rlhf.policy import store as policy_store
+from rlhf.run.config.load import load
+from rlhf.run.metrics import read_metrics
+from rlhf.train import dpo
+from rlhf.train.config import DPOConfig
+from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.config import GRPOConfig
 
 # Coefficients as text are read in every layer, so text cannot do with adapters in the top layers alone.
 TEXT = ("conditioner.kind=text", "conditioner.rank=4", "model.adapter_layers=null", "model.remat=true")

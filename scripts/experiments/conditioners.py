@@ -19,6 +19,7 @@ twice and people are drawn anew, so the reward of an iteration is that of people
 share of OUT.json and then OUT.md.
 """
 
+import argparse
 import itertools
 import time
 from pathlib import Path
@@ -29,16 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards import files
-from rewards.types import GroupPrior, UserPosterior
-from rlhf import dpo, evaluate, optim
-from rlhf.batches import PairRows, microbatches
-from rlhf.conditioning import Population, UserShares, signal
+from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec, Words
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs, init_adapters
+from rlhf.policy.batches import PairRows, microbatches
+from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
+from rlhf.policy.logprobs import all_logprobs, init_adapters
+from rlhf.policy.packing import Sequences, pack
+from rlhf.report import figures as evaluate
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
 from scripts import pages
 from scripts.experiments.conditioner_runs import STYLE, cost_of, run_electricity, run_style
-from tests.rlhf import steps, tiny
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
 
 BETA, STEPS, BATCH, NUM_PROMPTS, TIMED = 0.5, 300, 8, 2, 25
 RATES = (0.003, 0.01, 0.03, 0.1)
@@ -58,6 +62,8 @@ ARMS = {
     "text": (AdapterSpec(**LORA, kind="text", words=WORDS), False),
     "nobody addressed": (AdapterSpec(lora_rank=4, lora_alpha=4.0), False),
 }
+MIX = UsersMixConfig(posterior=0.4, prior=0.3, extremes=0.1, generic=0.2)
+ONE = UsersMixConfig(posterior=0.0, prior=0.0, extremes=0.9, generic=0.1)  # for an arm with one direction
 
 
 class Task(NamedTuple):
@@ -79,9 +85,9 @@ def make_task(seed: int) -> Task:
     rows = PairRows(packed, item, pairs, ones, ones, np.full(NUM_PROMPTS, -1, np.int32))
     phi = rng.normal(size=(NUM_PROMPTS, count, 2)).astype(np.float32)
     phi -= phi.mean(axis=1, keepdims=True)
-    prior = GroupPrior(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
+    prior = Belief.from_cov(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
     opposite = [
-        UserPosterior(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
+        Belief.from_precision(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
         for s in (1.0, -1.0)
     ]
     people = prior.mean + rng.normal(size=(32, 2)) @ np.sqrt(prior.cov)
@@ -95,27 +101,26 @@ def train(task: Task, spec: AdapterSpec, single: bool, rate: float, seed: int):
     lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(seed))
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, task.rows.packed, None)
-    shares = UserShares.of(BATCH, *((0.0, 0.0, 0.9, 0.1) if single else (0.4, 0.3, 0.1, 0.2)))
-    static = dpo.Static(
-        policy.graphdef, optim.Schedule("cosine"), "soft", False, True, False, shares, "float32"
-    )
-    hyper = steps.make_hyper(learning_rate=rate, num_steps=STEPS, weight_decay=0.0)
+    shares = UserShares.of(BATCH, ONE if single else MIX)
+    optimizer = {"learning_rate": rate, "schedule": "cosine", "weight_decay": 0.0}
+    settings = steps.make_settings("soft", optimizer=optimizer, num_steps=STEPS, dpo_beta=BETA, nll_coef=0.1)
+    program = dpo.DPOProgram(policy.graphdef, shares, with_nll=True)
     trained = {"lora": lora} | ({"conditioner": conditioner} if jax.tree.leaves(conditioner) else {})
     frozen = jax.tree.map(jnp.array, params)
-    state = optim.init_state(trained, hyper, jax.random.key(seed + 1))
-    batch = dpo.Batch(
+    state = optim.init_state(trained, settings.optimizer, jax.random.key(seed + 1))
+    batch = dpo.DPOBatch(
         *microbatches((task.rows, reference, task.phi, None), np.resize(np.arange(NUM_PROMPTS), BATCH), 1)
     )
-    loss, totals, times = steps.loss_hyper(dpo_beta=BETA, nll_coef=0.1), [], []
+    totals, times = [], []
     for step in range(STEPS):
-        state, metrics = dpo.step(state, batch, frozen, task.population, (hyper, loss), static=static)
+        state, metrics = dpo.step(state, batch, frozen, task.population, settings, program=program)
         totals.append(metrics["train/loss/total"])
         if step % TIMED == TIMED - 1:
             jax.block_until_ready(state)
             times.append(time.perf_counter())
     seconds = float(np.min(np.diff(times))) / TIMED  # the fastest stretch; the first includes compilation
     params = params._replace(**state.params)
-    z = np.asarray(signal(task.people, task.population.conditioning))
+    z = np.asarray(Gate(task.population.conditioning, 1.0, 0.0)(task.people))
     logprobs = [
         all_logprobs(
             policy.graphdef, params, task.rows.packed.take(np.full(len(z), prompt)), None, z=z, chunk=len(z)
@@ -268,29 +273,35 @@ def _surely_positive(values: list[float]) -> bool:
     return float(np.mean(values)) > pages.half_width(values)
 
 
+def run_part(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    if args.part == "probe":
+        return run_probe(args.seeds)
+    if args.runs is None or (args.part == "electricity" and None in (args.sft, args.rewards)):
+        parser.error(
+            f"{args.part} needs --runs" + (", --sft and --rewards" if args.part == "electricity" else "")
+        )
+    if args.part == "style":
+        return run_style(args.runs, args.steps or 12, args.only)
+    return run_electricity(args.sft, args.rewards, args.runs, args.steps or 40, args.only)
+
+
 def main() -> None:
     parser = pages.options(__doc__, "conditioners")
-    parser.add_argument("part", choices=("probe", "electricity", "style"))
+    parser.add_argument("part", nargs="?", choices=("probe", "electricity", "style"))
     parser.add_argument("--sft", help="SFT run that all start from")
     parser.add_argument("--rewards", help="reward run")
     parser.add_argument("--runs", type=Path, help="where the policies go")
     parser.add_argument("--steps", type=int, help="default: 40 of electricity, 12 of style")
     parser.add_argument("--only", nargs="*", default=[], help="kinds of conditioner; all without")
     args = parser.parse_args()
-    if args.part == "probe":
-        part = run_probe(args.seeds)
-    elif args.runs is None or (args.part == "electricity" and None in (args.sft, args.rewards)):
-        parser.error(
-            f"{args.part} needs --runs" + (", --sft and --rewards" if args.part == "electricity" else "")
-        )
-    elif args.part == "style":
-        part = run_style(args.runs, args.steps or 12, args.only)
-    else:
-        part = run_electricity(args.sft, args.rewards, args.runs, args.steps or 40, args.only)
+    if bool(args.part) == args.write:
+        parser.error("give a part, or --write alone")
+    part = {} if args.write else {args.part: run_part(parser, args)}
     path = Path(f"{args.out}.json")
-    result = files.read_json(path) if path.is_file() else {}
-    result[args.part] = part
-    files.write_json(path, result)
+    result = pages.read_numbers(path) if path.is_file() else {}
+    result |= part
+    if part:
+        pages.write_numbers(path, result)
     files.write_text(Path(f"{args.out}.md"), markdown(result))
     print(markdown(result))
 

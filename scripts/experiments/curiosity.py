@@ -8,26 +8,29 @@ are judged on the other half, and by pairs that are never asked. Every question 
 for the lapse) or leadingly (95 of 100 answers say what the question suggests). The informed belief knows that, the naive
 one takes every answer at face value. Policies choose among eight pairs of texts a turn; no language model writes anything.
 
-Writes OUT.json and OUT.md. About ten minutes on two cores.
+Writes OUT.json (curves in OUT.json.gz) and OUT.md. About ten minutes on two cores.
 """
 
-import time
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewards import acquisition, files
-from rewards.acquisition import AnswerModel
-from rewards.population import load_people
-from rewards.store import load_reward_run
-from rlhf import optim
-from rlhf.rl import curiosity, dialogue, dialogue_ppo
-from rlhf.rl.curiosity import Belief
-from rlhf.rl.dialogue import Offer, Static, World
-from rlhf.rl.dialogue_ppo import Hyper
+from rewards import files
+from rewards.basis.belief import Belief
+from rewards.basis.store import load_reward_run
+from rewards.people import acquisition
+from rewards.people.acquisition import AnswerModel
+from rewards.people.population import load_people
+from rlhf.run.record import traced
+from rlhf.train import optim
 from scripts import pages
+from scripts.experiments import dialogue, dialogue_ppo
+from scripts.experiments import potentials as curiosity
+from scripts.experiments.dialogue import DialogueProgram, Offer, World
+from scripts.experiments.dialogue_ppo import DialogueNumbers
 
 LAPSE = 0.1
 LEADING = (0.05, 0.0, 0.95, 4.0)  # genuine, coin, framed, pull: 95 of 100 say yes
@@ -62,7 +65,7 @@ REWARDS = {
 def gains(offer: Offer, way: int) -> jax.Array:
     """Expected information of every pair put in one way, as the belief reckons, [B, C]."""
     model = AnswerModel(*(part[way] for part in offer.assumed))
-    return jax.vmap(acquisition.information_gain, (0, 0, 0, None))(*offer.belief, offer.questions, model)
+    return jax.vmap(acquisition.information, (0, 0, None))(offer.belief, offer.questions, model)
 
 
 def most_information(params, offer: Offer, key: jax.Array) -> jax.Array:
@@ -89,13 +92,13 @@ def make_worlds(run_dir: str, seed: int, informed: bool) -> tuple[World, World]:
     run = load_reward_run(run_dir)
     questions = files.read_json(run.directory / "questions.json")["questions"]
     delta = np.array([question["delta_features"] for question in questions], np.float32)
-    people = np.stack([posterior.coef_mean for posterior in load_people(run).posteriors])
+    people = np.stack([posterior.mean for posterior in load_people(run).posteriors])
     rng = np.random.default_rng(seed)
     delta, people = rng.permutation(delta), rng.permutation(people)
     neutral = (1.0 - LAPSE, LAPSE, 0.0, 0.0)
     actual = AnswerModel(*(jnp.asarray(pair, jnp.float32) for pair in zip(neutral, LEADING, strict=True)))
     assumed = actual if informed else AnswerModel(*(jnp.repeat(part[:1], 2) for part in actual))
-    prior = Belief(jnp.asarray(run.prior.mean, jnp.float32), jnp.asarray(run.prior.cov, jnp.float32))
+    prior = Belief.from_cov(jnp.asarray(run.prior.mean, jnp.float32), jnp.asarray(run.prior.cov, jnp.float32))
     asked = 2 * len(delta) // 3
     half = len(people) // 2
     shared = (prior, jnp.asarray(delta[:asked]), jnp.asarray(delta[asked:]))
@@ -107,43 +110,48 @@ def make_worlds(run_dir: str, seed: int, informed: bool) -> tuple[World, World]:
 
 def judge(params, world: World, seed: int, chooser) -> dict[str, float]:
     """A policy on people it has not learned from."""
-    static = Static(JUDGED, TURNS, OFFERED, None, False)
+    static = DialogueProgram(JUDGED, TURNS, OFFERED, None, False)
     talks = dialogue.converse(params, world, jax.random.key(10_000 + seed), static=static, chooser=chooser)
     return {name: float(value) for name, value in dialogue.summary(talks).items()}
 
 
-def train(world: World, judged: World, reward: str, seed: int, iterations: int) -> dict:
+def train(
+    world: World, judged: World, reward: str, seed: int, iterations: int
+) -> tuple[dict[str, float], list[float]]:
     """PPO on one reward: how it ends on the other half of the people, and regret along the way."""
     potential, closed, curious, outcome = REWARDS[reward]
-    static = Static(DIALOGUES, TURNS, OFFERED, potential, closed)
+    static = DialogueProgram(DIALOGUES, TURNS, OFFERED, potential, closed)
     params = dialogue_ppo.init_params(jax.random.key(seed), world.pool.shape[1])
-    values = (LEARNING_RATE, 0.0, iterations, 0.0, 0.9, 0.99, 1e-6, 1.0)
-    rates = optim.Hyper(*map(jnp.float32, values))
-    hyper = (rates, Hyper.of(curious=curious, outcome=outcome))
+    rates = traced(
+        optim.OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", beta2=0.99, eps=1e-6)
+    )
+    hyper = (rates, DialogueNumbers.of(curious=curious, outcome=outcome))
     state = optim.init_state(params, rates, jax.random.key(100 + seed))
     rows = []
     for _ in range(iterations):
-        state, metrics = dialogue_ppo.iterate(
-            state, world, hyper, static=static, schedule=optim.Schedule("constant")
-        )
+        state, metrics = dialogue_ppo.iterate(state, world, hyper, static=static)
         rows.append(metrics)
     curve = [float(row["regret"]) for row in rows]
-    return judge(state.params, judged, seed, dialogue.sampled_action) | {"curve": curve}
+    return judge(state.params, judged, seed, dialogue.sampled_action), curve
 
 
 def experiment(run_dir: str, seeds: int, iterations: int) -> dict:
-    result: dict = {"seeds": seeds, "iterations": iterations, "policies": {}}
+    result: dict = {"seeds": seeds, "iterations": iterations, "policies": {}, "curves": {}}
     for informed in (False, True):
         belief = "informed" if informed else "naive"
         for name in [*FIXED, *REWARDS]:
-            runs = []
+            runs, curves = [], []
             for seed in range(seeds):
                 world, judged = make_worlds(run_dir, seed, informed)
                 if name in FIXED:
                     runs.append(judge({}, judged, seed, FIXED[name]))
                 else:
-                    runs.append(train(world, judged, name, seed, iterations))
+                    run, curve = train(world, judged, name, seed, iterations)
+                    runs.append(run)
+                    curves.append(curve)
             result["policies"][f"{belief}: {name}"] = runs
+            if curves:
+                result["curves"][f"{belief}: {name}"] = curves
             print(f"{belief}: {name}: " + _line(runs), flush=True)
     return result
 
@@ -235,7 +243,7 @@ def markdown(result: dict) -> str:
         "|---" * (len(_marks(result)) + 1) + "|",
     ]
     for name in REWARDS:
-        curves = np.mean([run["curve"] for run in policies[f"informed: {name}"]], axis=0)
+        curves = np.mean(result["curves"][f"informed: {name}"], axis=0)
         means = [f"{np.mean(curves[max(0, at - WINDOW) : at]):.3f}" for at in _marks(result)]
         lines.append(f"| {name} | " + " | ".join(means) + " |")
     return "\n".join([*lines, "", *NOTES, ""])
@@ -247,7 +255,7 @@ NOTES = (
     "are made up. Under a naive belief it pays for entropy and for expected regret, whose judge is the belief itself.",
     "",
     "Closed shaping (Φ = 0 at the end) adds the same constant to the return of every policy; "
-    "`tests/rlhf/rl/test_curiosity.py` enumerates all 27 policies of a small dialogue to show it.",
+    "`tests/scripts/test_curiosity.py` enumerates all 27 policies of a small dialogue to show it.",
     "",
     "Limits: the people are simulated from real people's posterior means and answer by the model that the informed belief "
     "assumes; the questions are pairs of a written pool, chosen by a small network. No language model asks anything here, and "
@@ -261,12 +269,12 @@ def _marks(result: dict) -> list[int]:
 
 def main() -> None:
     parser = pages.options(__doc__, "curiosity", iterations=ITERATIONS)
-    parser.add_argument("--rewards", required=True)
+    parser.add_argument("--rewards", help="a fitted reward run")
     args = parser.parse_args()
-    start = time.perf_counter()
-    result = experiment(args.rewards, args.seeds, args.iterations)
-    result["seconds"] = time.perf_counter() - start
-    files.write_json(Path(f"{args.out}.json"), result)
+    if not args.write and args.rewards is None:
+        parser.error("--rewards is missing")
+    make = functools.partial(experiment, args.rewards, args.seeds, args.iterations)
+    result = pages.obtain(args, make, raw=("curves",))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
 
 

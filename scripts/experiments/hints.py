@@ -14,7 +14,7 @@ Afterwards: how far have the policies of others moved, as a share of A's own shi
 four coefficients, as A is. And the coefficient side: ratings, directives and both as observations about w_u.
 
 This is a small model on an artificial language; it says how the mechanisms compare, not how large they are on a large
-model. Writes OUT.json, OUT.md and OUT.png; about ten minutes on two idle cores.
+model. Writes OUT.json (curves in OUT.json.gz), OUT.md and OUT.png; about ten minutes on two idle cores.
 """
 
 import dataclasses
@@ -29,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rewards import edits, files, users
-from rewards.types import GroupPrior
-from rlhf.policy import PolicyParams
-from rlhf.rl import hints
-from rlhf.rl import rollout as rollouts
-from rlhf.rl.settings import Hyper
-from rlhf.rl.update import init_state, update
+from rewards import files
+from rewards.basis import users
+from rewards.basis.belief import Belief
+from rewards.people import edits
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.train.hints import loss as hints
+from rlhf.train.rl import rollout as rollouts
+from rlhf.train.rl.update import init_state, update
 from scripts import pages
 from scripts.experiments.hints_page import markdown, plot
 from scripts.experiments.hints_world import (
@@ -46,7 +47,7 @@ from scripts.experiments.hints_world import (
     World,
     draw,
     judge,
-    make_hyper,
+    make_settings,
     make_world,
     student_reading,
     teacher_reading,
@@ -89,12 +90,12 @@ ISOLATION = {
 def learn(world: World, arm: Arm, rate: float, seed: int, iterations: int) -> tuple[dict, dict]:
     """A's interactions under one arm: the trained parts, and the share of short completions by iteration."""
     term = dataclasses.replace(world.term, moves=arm.moves, kind=arm.kind)
-    static = dataclasses.replace(world.static, extra=term)
+    program = dataclasses.replace(world.program, extra=term)
     rng, key = np.random.default_rng([seed, 1]), jax.random.key(1000 + seed)
     z, others = rng.normal(size=K).astype(np.float32), rng.normal(size=(16, K)).astype(np.float32)
     start = {"lora": world.frozen.lora, "conditioner": world.frozen.conditioner}
-    hyper = (make_hyper(rate, iterations), Hyper.of())
-    state = init_state(jax.tree.map(jnp.copy, start), hyper[0], jax.random.key(2000 + seed), 0.0)
+    settings = make_settings(rate, iterations)
+    state = init_state(jax.tree.map(jnp.copy, start), settings, jax.random.key(2000 + seed))
     first = draw(world, start, np.zeros(K), jax.random.fold_in(key, 10**6), JUDGED)  # everybody's, before
     short, words, average = [], [], start
     for step in range(iterations):
@@ -120,7 +121,7 @@ def learn(world: World, arm: Arm, rate: float, seed: int, iterations: int) -> tu
             before = world.frozen._replace(**start)
             rows = hints.anchor_rows(before, reading, first.mask[pick], ANCHOR, key_step, term=term)
             extra = hints.join([extra, rows])
-        state, _ = update(state, rollout, rewards, world.frozen, hyper, static=static, extra=extra)
+        state, _ = update(state, rollout, rewards, world.frozen, settings, program=program, extra=extra)
     return state.params, {"short": short, "words": words, "z": z, "others": others, "first": first}
 
 
@@ -169,7 +170,7 @@ def coefficients(seed: int, people: int = 100, size: int = 6) -> dict[str, list[
     that `users edit` makes of words: one standard deviation towards that side, held softly.
     """
     rng = np.random.default_rng([seed, 3])
-    prior = GroupPrior(np.full(size, 0.3, np.float32), np.eye(size, dtype=np.float32))
+    prior = Belief.from_cov(np.full(size, 0.3, np.float32), np.eye(size, dtype=np.float32))
     counts, out = (0, 3, 6, 12), {"ratings": [], "directives": [], "both": []}
     hits = {name: np.zeros((people, len(counts))) for name in out}
     for person in range(people):
@@ -182,12 +183,12 @@ def coefficients(seed: int, people: int = 100, size: int = 6) -> dict[str, list[
                 used = 0 if name == "directives" else step
                 belief = users.posterior(edits.apply(prior, tuple(said)), pairs[:used], answers[:used])
                 if step in counts:
-                    right = np.mean((fresh @ coef > 0) == (fresh @ belief.coef_mean > 0))
+                    right = np.mean((fresh @ coef > 0) == (fresh @ belief.mean > 0))
                     hits[name][person, counts.index(step)] = right
                 if name != "ratings":
-                    gap = coef - belief.coef_mean
+                    gap = coef - belief.mean
                     axis = int(np.argmax(np.abs(gap)))
-                    value = float(belief.coef_mean[axis] + np.sign(gap[axis]) * edits.STEP)
+                    value = float(belief.mean[axis] + np.sign(gap[axis]) * edits.STEP)
                     direction = tuple(np.eye(size)[axis].tolist())
                     said.append(edits.Edit(f"axis {axis}", "", direction, value, edits.SOFT, ""))
     return {name: hits[name].mean(axis=0).tolist() for name in out}
@@ -217,14 +218,20 @@ def experiment(seeds: int, iterations: int) -> Iterator[dict]:
         yield result
 
 
+def write(result: dict, store: Path) -> None:
+    files.write_text(store.with_suffix(".md"), markdown(result))
+    plot(result, store.with_suffix(".png"))
+
+
 def main() -> None:
     args = pages.options(__doc__, "hints", iterations=40).parse_args()
-    start = time.perf_counter()
+    path, start = Path(f"{args.out}.json"), time.perf_counter()
+    if args.write:
+        return write(pages.read_numbers(path), path)
     for result in experiment(args.seeds, args.iterations):
         result["seconds"] = time.perf_counter() - start
-        files.write_json(Path(f"{args.out}.json"), result)
-        files.write_text(Path(f"{args.out}.md"), markdown(result))
-        plot(result, Path(f"{args.out}.png"))
+        pages.write_numbers(path, result, raw=("learning",))
+        write(result, path)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import models
-from rewards.files import write_json
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.rules import GaussianRule
+from rewards import methods as models
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.rules import GaussianRule
 from rewards.types import Preferences
+from scripts.pages import write_numbers
 
 BUDGET, WIDTH, NUM_BASIS, NEW, ASKED, TESTED, ITEMS = 6000, 32, 4, 100, 40, 100, 4000
 RATERS = (6, 15, 30, 60, 150, 600, 2000)
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
             f"{raters:5d} raters  " + "  ".join(f"{name} {value:.3f}" for name, value in mean.items()),
             flush=True,
         )
-    write_json(
+    write_numbers(
         options.output,
         {
             "command": "python scripts/experiments/label_budget.py",

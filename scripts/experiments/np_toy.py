@@ -14,14 +14,15 @@ Source: Kobalczyk et al. 2024, arXiv:2412.13998; their numbers are 76.4 for Brad
 import argparse
 import dataclasses
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from rewards import files
-from rewards.models.base import Comparisons, ItemTable
-from rewards.models.variational import SPL, VPL
+from rewards.methods.base import Comparisons, ItemTable
+from rewards.methods.variational import SPL, VPL
 from rewards.types import Preferences
+from scripts import pages
 
 CONTEXT = (0, 1, 3, 5, 10)
 # The answers are without noise and there are plenty of them: less shrinkage than for real people.
@@ -92,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default="docs/results/np_toy.json")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/np_toy.json"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--people", type=int, default=400)
     parser.add_argument("--answers", type=int, default=60)
@@ -119,7 +120,7 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
         "runs": runs,
     }
-    files.write_json(options.out, record)
+    pages.write_numbers(options.out, record)
     print(mean)
 
 

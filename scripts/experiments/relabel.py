@@ -2,11 +2,11 @@
 
     python -m scripts.experiments.relabel [--seeds 5] [--iterations 160] [--out docs/results/relabel]
 
-Task and optimum are those of `rl_tasks` ("by person"); `rlhf.rl.relabel` has the equations. Every arm samples 16 answers an
-iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.svg.
+Task and optimum are those of `rl_tasks` ("by person"); `rlhf.train.rl.relabel` has the equations. Every arm samples 16 answers an
+iteration, but for the two that show what more sampling would have brought. Writes OUT.json, OUT.md and OUT.png.
 """
 
-import time
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "64 answers": {"groups": 8},
 }
 
+EFFECTIVE = "relabel_effective_share"
+
 
 def experiment(seeds: int, iterations: int) -> dict[str, Any]:
     probe, every = PROBES["by person"], max(1, iterations // 16)
-    return {
+    arms = {
         name: [train(probe, "rloo", seed, iterations, every=every, **arm) for seed in range(seeds)]
         for name, arm in ARMS.items()
     }
+    for run in itertools.chain.from_iterable(arms.values()):
+        run[EFFECTIVE] = run.pop("metrics").get(f"train/{EFFECTIVE}")
+    return arms
 
 
 def at(runs: list[dict[str, Any]], iteration: int) -> np.ndarray:
@@ -69,10 +74,10 @@ def markdown(result: dict[str, Any]) -> str:
             text = f"{at(runs, step).mean():.3f}"
             mean, half = difference(runs, base, step)
             cells.append(text if runs is base else f"{text} ({mean:+.3f} ± {half:.3f})")
-        share = [run["metrics"].get("train/relabel_effective_share") for run in runs]
+        share = [run[EFFECTIVE] for run in runs]
         cells.append("–" if share[0] is None else f"{np.mean(share):.0%}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "![KL to the optimum over iterations](relabel.svg)", "", reading(arms), ""]
+    lines += ["", "![KL to the optimum over iterations](relabel.png)", "", reading(arms), ""]
     return "\n".join(lines)
 
 
@@ -111,17 +116,14 @@ def plot(arms: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("iteration")
     axes.set_ylabel("KL to the optimum, nats")
     axes.legend(fontsize=7)
-    pages.save(figure, path)
+    pages.save(figure, path, dpi=120)
 
 
 def main() -> None:
     args = pages.options(__doc__, "relabel", iterations=160).parse_args()
-    start = time.perf_counter()
-    arms = experiment(args.seeds, args.iterations)
-    result = {"arms": arms, "seconds": time.perf_counter() - start}
-    files.write_json(Path(f"{args.out}.json"), result)
+    result = pages.obtain(args, lambda: {"arms": experiment(args.seeds, args.iterations)})
     files.write_text(Path(f"{args.out}.md"), markdown(result))
-    plot(arms, Path(f"{args.out}.svg"))
+    plot(result["arms"], Path(f"{args.out}.png"))
     print(markdown(result))
 
 

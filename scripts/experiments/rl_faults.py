@@ -1,31 +1,29 @@
-"""What reinforcement learning looks like when it goes wrong, and whether the detectors of `rlhf.rl.diagnosis` say so.
+"""What reinforcement learning looks like when it goes wrong, and whether the detectors of `train.diagnosis` say so.
 
     python -m scripts.experiments.rl_faults [--seeds 5] [--out docs/results/rl_faults]
 
-Trains the runs of `rl_fault_runs` (healthy ones, and one for each fault) and diagnoses them. Writes OUT.json, OUT.md, and
-OUT/FAULT.svg with the faulty metrics beside the healthy ones: the pictures of docs/rl-diagnosis.md.
+Trains the runs of `rl_fault_runs` (healthy ones, and one for each fault) and diagnoses them. Writes OUT.json (curves in
+OUT.json.gz), OUT.md, and OUT/FAULT.png with the faulty metrics beside the healthy ones: the pictures of docs/rl-diagnosis.md.
 """
 
-import argparse
-import io
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rewards import files
-from rlhf.rl.diagnosis import diagnose
+from rlhf.train.diagnosis.detectors import diagnose
+from scripts import pages
 from scripts.experiments.rl_fault_runs import FAULTS, ITERATIONS, Fault, sharp_base, train
 
 BLUE, RED = "#2563c9", "#c2570c"
-LOOKS = {"svg.fonttype": "none", "svg.hashsalt": "chorus", "font.size": 9, "axes.grid": True}
-LOOKS |= {
+LOOKS = {
+    "font.size": 9,
+    "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": "#e2e5e9",
@@ -62,11 +60,10 @@ def curve(runs: list[Rows], metric: str) -> dict[str, list[float]]:
     return {name: [float(f"{value:.4g}") for value in part] for name, part in parts.items()}
 
 
-def draw(fault: Fault, faulty: dict[str, dict], healthy: dict[str, dict]) -> str:
+def draw(fault: Fault, faulty: dict[str, dict], healthy: dict[str, dict], path: Path) -> None:
     """Small multiples: each metric of the faulty runs over the healthy ones."""
     with matplotlib.rc_context(LOOKS):
         figure = Figure(figsize=(2.9 * len(fault.shows), 2.3), layout="constrained")
-        FigureCanvasSVG(figure)
         for axes, metric in zip(
             np.atleast_1d(figure.subplots(1, len(fault.shows))), fault.shows, strict=True
         ):
@@ -82,10 +79,7 @@ def draw(fault: Fault, faulty: dict[str, dict], healthy: dict[str, dict]) -> str
                 axes.set_yscale("log")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
-    # A tenth of a point is enough for a line; half the file is digits after it. Labels keep theirs.
-    return re.sub(r' d="[^"]*"', lambda line: re.sub(r"(\d\.\d)\d+", r"\1", line.group()), buffer.getvalue())
+        pages.save(figure, path, dpi=120)
 
 
 def _spans_decades(*curves: dict[str, list[float]]) -> bool:
@@ -115,12 +109,11 @@ def experiment(seeds: int) -> dict[str, Any]:
 
 
 def pictures(result: dict[str, Any], out: Path) -> None:
-    """out/FAULT.svg of every fault with curves."""
+    """out/FAULT.png of every fault with curves."""
     for name, fault in FAULTS.items():
         if fault.shows and name in result["curves"]:
             healthy = "healthy_personal" if fault.expected == "impersonal" else "healthy"
-            picture = draw(fault, result["curves"][name], result["curves"][healthy])
-            files.write_text(out / f"{name}.svg", picture)
+            draw(fault, result["curves"][name], result["curves"][healthy], out / f"{name}.png")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -131,7 +124,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`python -m scripts.experiments.rl_faults --seeds {count}`. A tiny random decoder, "
         f"{result['iterations']} iterations, {count} seeds; every fault changes one thing of the healthy PPO run "
-        "(`scripts/experiments/rl_fault_runs.py`). Diagnosed by `rlhf.rl.diagnosis.diagnose`. What each looks like: "
+        "(`scripts/experiments/rl_fault_runs.py`). Diagnosed by `rlhf.train.diagnosis.detectors.diagnose`. What each looks like: "
         "[When it goes wrong](../rl-diagnosis.md).",
         "",
         "| run | what was done | finding | named in | from iteration (median) | also reported |",
@@ -154,20 +147,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", default="docs/results/rl_faults")
-    parser.add_argument("--write", action="store_true", help="page and pictures again from the JSON file")
-    args = parser.parse_args()
+    args = pages.options(__doc__, "rl_faults").parse_args()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if args.write:
-        result = files.read_json(out.with_suffix(".json"))
-    else:
-        result = experiment(args.seeds)
-        files.write_json(out.with_suffix(".json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds), raw=("curves",))
     pictures(result, out)
     files.write_text(out.with_suffix(".md"), markdown(result))
 

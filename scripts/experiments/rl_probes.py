@@ -2,10 +2,9 @@
 
     python -m scripts.experiments.rl_probes [--seeds 5] [--iterations 300] [--out docs/results/rl_probes]
 
-The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.svg; about ten minutes on two cores.
+The tasks are in `rl_tasks`. Writes OUT.json, OUT.md and OUT.png; about ten minutes on two cores.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +34,26 @@ def experiment(seeds: int, iterations: int) -> dict[str, Any]:
         "strength": {},
     }
     every = max(1, iterations // 20)
-    for algorithm, kl_in in ARMS:
+    for algorithm, place in ARMS:
         for name, probe in PROBES.items():
-            runs = [
-                train(probe, algorithm, seed, iterations, kl_in=kl_in, every=every) for seed in range(seeds)
+            result["probes"].setdefault(name, {})[algorithm] = [
+                _kept(train(probe, algorithm, seed, iterations, place=place, every=every))
+                for seed in range(seeds)
             ]
-            result["probes"].setdefault(name, {})[algorithm] = runs
-    for algorithm, kl_in in STRENGTH_ARMS:
-        result["strength"][f"{algorithm}, KL in the {kl_in}"] = {
+    for algorithm, place in STRENGTH_ARMS:
+        result["strength"][f"{algorithm}, KL in the {place}"] = {
             str(factor): [
-                train(intensity(factor), algorithm, seed, iterations, kl_in=kl_in) for seed in range(seeds)
+                _kept(train(intensity(factor), algorithm, seed, iterations, place=place))
+                for seed in range(seeds)
             ]
             for factor in INTENSITIES
         }
     return result
+
+
+def _kept(run: dict[str, Any]) -> dict[str, Any]:
+    """A run without the metrics of its last iteration, which the page does not need."""
+    return {name: value for name, value in run.items() if name != "metrics"}
 
 
 def spread(runs: list[dict[str, float]], name: str) -> str:
@@ -77,7 +82,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {before:.3f} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "![KL to the optimum over training](rl_probes.svg)",
+        "![KL to the optimum over training](rl_probes.png)",
         "",
         "## Is the strength of a taste kept?",
         "",
@@ -113,17 +118,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("KL to the optimum, nats")
     figure.axes[-1].legend(fontsize=8)
-    pages.save(figure, path)
+    pages.save(figure, path, dpi=120)
 
 
 def main() -> None:
     args = pages.options(__doc__, "rl_probes", iterations=300).parse_args()
-    start = time.perf_counter()
-    result = experiment(args.seeds, args.iterations)
-    result["seconds"] = time.perf_counter() - start
-    files.write_json(Path(f"{args.out}.json"), result)
+    result = pages.obtain(args, lambda: experiment(args.seeds, args.iterations))
     files.write_text(Path(f"{args.out}.md"), markdown(result))
-    plot(result, Path(f"{args.out}.svg"))
+    plot(result, Path(f"{args.out}.png"))
     print(markdown(result))
 
 

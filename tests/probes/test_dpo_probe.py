@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rewards.types import GroupPrior, UserPosterior
-from rlhf import dpo, evaluate, optim
-from rlhf.batches import PairRows, microbatches
-from rlhf.conditioning import Population, UserShares, effective_coef, signal
+from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec
-from rlhf.packing import Sequences, pack
-from rlhf.policy import all_logprobs, init_adapters
-from tests.rlhf import steps, tiny
+from rlhf.policy.batches import PairRows, microbatches
+from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
+from rlhf.policy.logprobs import all_logprobs, init_adapters
+from rlhf.policy.packing import Sequences, pack
+from rlhf.report import figures as evaluate
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
+from tests.rlhf import tiny
+from tests.rlhf.train import steps
 
 BETA, STEPS, BATCH = 0.5, 400, 8
 UNSEEN = np.array([[0.6, -0.4], [-0.5, 0.9], [1.3, 0.2], [-0.9, -0.9]], np.float32)
@@ -41,9 +44,9 @@ def make_problem():
     )
     phi = np.random.default_rng(0).normal(size=(2, 6, 2)).astype(np.float32)
     phi -= phi.mean(axis=1, keepdims=True)
-    prior = GroupPrior(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
+    prior = Belief.from_cov(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
     people = [
-        UserPosterior(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
+        Belief.from_precision(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
         for s in (1.0, -1.0)
     ]
     return policy, rows, phi, Population.from_posteriors(prior, people, extreme_sd=1.5)
@@ -54,28 +57,23 @@ def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
     lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(0))
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, rows.packed, None)
-    static = steps.make_static(
-        policy,
-        kind,
-        shares=UserShares.of(BATCH, 0.4, 0.3, 0.1, 0.2),
-        with_nll=nll_coef > 0,
-        with_rail=eta > 0,
+    mix = UsersMixConfig(posterior=0.4, prior=0.3, extremes=0.1, generic=0.2)
+    program = dpo.DPOProgram(policy.graphdef, UserShares.of(BATCH, mix), nll_coef > 0, eta > 0)
+    optimizer = {"learning_rate": 0.01, "schedule": "cosine", "weight_decay": 0.0}
+    settings = steps.make_settings(
+        kind, optimizer=optimizer, num_steps=STEPS, eta=eta, dpo_beta=BETA, nll_coef=nll_coef
     )
-    hyper = steps.make_hyper(learning_rate=0.01, num_steps=STEPS, weight_decay=0.0)
-    static = dpo.Static(**{**vars(static), "schedule": optim.Schedule("cosine")})
-    state = optim.init_state({"lora": lora, "conditioner": conditioner}, hyper, jax.random.key(1))
-    loss = steps.loss_hyper(dpo_beta=BETA, eta=eta, nll_coef=nll_coef)
-    batch = dpo.Batch(*microbatches((rows, reference, phi, None), np.resize(np.arange(2), BATCH), 1))
+    trained = {"lora": lora, "conditioner": conditioner}
+    state = optim.init_state(trained, settings.optimizer, jax.random.key(1))
+    batch = dpo.DPOBatch(*microbatches((rows, reference, phi, None), np.resize(np.arange(2), BATCH), 1))
     frozen = jax.tree.map(jnp.array, params)  # the state's own buffers are donated
     for _ in range(STEPS):
-        state, metrics = dpo.step(state, batch, frozen, population, (hyper, loss), static=static)
+        state, metrics = dpo.step(state, batch, frozen, population, settings, program=program)
     params = params._replace(**state.params)
 
     def logprobs(coef: np.ndarray, prompt: int) -> np.ndarray:
         """[U, 6] of one prompt's answers."""
-        z = np.asarray(
-            signal(effective_coef(coef, population.conditioning.mean, BETA, eta), population.conditioning)
-        )
+        z = np.asarray(Gate(population.conditioning, BETA, eta)(coef))
         packed = rows.packed.take(np.full(len(coef), prompt))
         return all_logprobs(policy.graphdef, params, packed, None, z=z)
 

@@ -14,11 +14,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rlhf import policy_store
 from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy import PolicyParams, stages_of, structure
+from rlhf.policy import store as policy_store
+from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 _LLAMA = {
     "model_type": "llama",
@@ -141,7 +141,7 @@ def make_policy(
     *,
     scale: float = 0.15,
     seed: int = 1,
-    conditioning=None,
+    gate=None,
 ) -> policy_store.Policy:
     """A policy whose adapters are all random with standard deviation `scale`, as after training."""
     dtype = base.tree["embed"]["embedding"].dtype.name
@@ -152,7 +152,7 @@ def make_policy(
         (shapes.lora, shapes.conditioner),
     )
     params = params._replace(lora=lora, conditioner=conditioner)
-    return policy_store.Policy(base, graphdef, params, spec, conditioning, 1.0, 0.0, {})
+    return policy_store.Policy(base, graphdef, params, spec, gate, {})
 
 
 @functools.partial(jax.jit, static_argnums=0)

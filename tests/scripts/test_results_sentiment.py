@@ -10,16 +10,18 @@ import results_sentiment
 import results_sentiment_measure as measure
 import results_sentiment_page as page
 import yaml
+from pages import read_numbers
 from scipy.stats import ttest_1samp
 
 from rewards.errors import UserError
 from rewards.types import Preferences
-from rlhf import encoder, policy_store
-from rlhf.generation import Completion, logprobs_of
-from rlhf.jobs.generate import load as load_model
+from rlhf.api.policies import plain_model
 from rlhf.models.adapters import AdapterSpec
-from tests.rlhf.rl.reward_runs import make_run
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import Completion, logprobs_of
 from tests.rlhf.tiny import make_policy, separate_logprobs, separate_rows, write_model
+from tests.rlhf.train.rl.reward_runs import make_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(model):
-    return load_model(None, str(model))
+    return plain_model(model).loaded
 
 
 def completion(policy, text: str, finished: bool) -> Completion:
@@ -223,7 +225,7 @@ def test_both_parts_and_the_page_on_a_tiny_model(model, tmp_path, monkeypatch, c
 
     def main(*words) -> dict:
         results_sentiment.main([str(word) for word in (*words, *places)])
-        return json.loads((tmp_path / "sentiment.json").read_text())
+        return read_numbers(tmp_path / "sentiment.json")
 
     reward = main("reward")["reward"]
     assert reward["pairs"] == {"training": 64, "held_out": 16}

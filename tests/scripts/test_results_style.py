@@ -12,13 +12,14 @@ import results_style
 import results_style_numbers as numbers
 import results_style_page as page
 import yaml
-from pages import distinct
+from pages import distinct, read_numbers
 
 from rewards.errors import UserError
-from rlhf import cli, policy_store
-from rlhf.columns import style
-from rlhf.columns.functions import load_function
-from rlhf.generation import logprobs_of
+from rlhf.apps import cli
+from rlhf.phi.columns import style
+from rlhf.phi.columns.functions import load_function
+from rlhf.policy import store as policy_store
+from rlhf.policy.generation import logprobs_of
 from tests.rlhf.tiny import causal_logits, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +112,7 @@ def test_a_prompt_that_is_not_measured_cannot_be_quoted(world):
 
 
 def test_people_and_what_is_stored_of_them(world, store):
-    results = json.loads(store.read_text())
+    results = read_numbers(store)
     coef = np.array(results["coef"])
     assert results["people"][:4] == ["items +", "items −", "words +", "words −"] and len(coef) == 6
     np.testing.assert_allclose(coef[:4], [[2, 0], [-2, 0], [0, 4], [0, -4]], atol=1e-5)
@@ -129,7 +130,7 @@ def test_people_and_what_is_stored_of_them(world, store):
 
 
 def test_phi_is_that_of_the_quoted_text_and_its_person(world, store):
-    results = json.loads(store.read_text())
+    results = read_numbers(store)
     [example] = results["shown"]
     for label in ("items +", "words −", "generic", "reference"):
         text = example["completions"][label]
@@ -209,7 +210,7 @@ def test_quality_by_hand():
 
 def test_the_page_is_written_from_the_stored_numbers_alone(store):
     text = store.with_suffix(".md").read_text()
-    results = json.loads(store.read_text())
+    results = read_numbers(store)
     found = numbers.summary(results)
     assert f"{found['flip'][0]:.0%}" in text and "style_matrix.png" in text
     for _, _, _, met in page.verdicts(results, found):
@@ -230,7 +231,7 @@ def test_quoted_text_stays_in_its_cell():
     "committed", sorted(results_style.STORE.parent.glob("style*.json")), ids=lambda path: path.stem
 )
 def test_the_committed_pages_are_current(committed):
-    results = json.loads(committed.read_text())
+    results = read_numbers(committed)
     found = numbers.summary(results)
     assert committed.with_suffix(".md").read_text() == page.markdown(results, found, committed)
 

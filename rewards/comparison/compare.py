@@ -1,0 +1,243 @@
+"""Every reward model on the same data, questions and people: four cells, adaptation curve, swaps, intervals.
+
+People and prompts are divided once (`division`). New people answer the *same* random questions under every model
+(common random numbers), and models with a Gaussian belief also those they would choose. What counts is the difference
+to the aggregate model person by person; intervals resample people.
+
+Letters in shapes: U people, S questions asked, T test comparisons (padded), N comparisons, I items.
+Source: design of four cells and swaps as in the personalised reward literature's own critiques (PRISM leak,
+LoRe's unseen-unseen split); cluster bootstrap, Efron & Tibshirani 1993 §8.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rewards.basis.belief import Belief
+from rewards.comparison import replay as evaluate
+from rewards.data.division import MAIN, Division
+from rewards.errors import UserError
+from rewards.methods.base import Comparisons, FittedModel, ItemTable
+from rewards.methods.rules import GaussianRule
+from rewards.types import Preferences
+
+AGGREGATE = "aggregate"
+IGNORES = 0.002
+"""A mean change of P(chosen ≻ rejected) below this, under another's answers, is no change at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What is asked and predicted, the same for every model.
+
+    Attributes:
+      counts: numbers of answers; `answers` is the one by which verdicts are given.
+      people: int[U], held-out people with something to predict.
+      orders: draws of int[U, S], comparison rows in the order asked, −1 beyond a person's pool.
+      pool: int[U, Q], all rows that may be asked.
+      new: cell → Comparisons[U, T] of `people`.
+      known: cell → Comparisons of every person in the user table, in its order.
+    """
+
+    prefs: Preferences
+    division: Division
+    counts: tuple[int, ...]
+    answers: int
+    people: np.ndarray
+    orders: tuple[np.ndarray, ...]
+    pool: np.ndarray
+    new: dict[str, Comparisons]
+    known: dict[str, Comparisons]
+
+    @classmethod
+    def build(
+        cls, prefs: Preferences, division: Division, counts: tuple[int, ...], draws: int, seed: int
+    ) -> "Protocol":
+        untied = prefs.outcome != 0.5
+        new = [mask & untied for cell, mask in division.tests.items() if cell.startswith("unseen")]
+        people = np.unique(prefs.user_index[np.any(new, axis=0)])
+        if len(people) < 2:
+            raise UserError(
+                f"{prefs.source}: one held-out person has nobody to be compared with; hold out at least two "
+                "(data.held_out_people), or skip the comparison (evaluation.models=[])"
+            )
+        pool = evaluate.padded_rows(prefs.user_index, division.pool, people)
+        everybody = np.arange(prefs.num_users)
+
+        def pairs(mask: np.ndarray, whom: np.ndarray) -> Comparisons:
+            return Comparisons.of(prefs, evaluate.padded_rows(prefs.user_index, mask & untied, whom))
+
+        return cls(
+            prefs=prefs,
+            division=division,
+            counts=counts,
+            answers=judged_count(counts),
+            people=people,
+            orders=tuple(_random_order(pool, max(*counts, 1), [seed, draw]) for draw in range(draws)),
+            pool=pool,
+            new={cell: pairs(m, people) for cell, m in division.tests.items() if cell.startswith("unseen")},
+            known={
+                cell: pairs(m, everybody) for cell, m in division.tests.items() if cell.startswith("seen")
+            },
+        )
+
+
+def judged_count(counts: tuple[int, ...]) -> int:
+    """The number of answers by which verdicts are given: the largest up to ten, else the smallest above.
+
+    Raises:
+      UserError: there is none but 0.
+    """
+    positive = [n for n in counts if n > 0]
+    if not positive:
+        raise UserError(
+            "evaluation.counts: holds only 0, so nobody is asked anything; add a number such as 10"
+        )
+    return max((n for n in positive if n <= 10), default=min(positive))
+
+
+def _random_order(pool: np.ndarray, length: int, seed: list[int]) -> np.ndarray:
+    """The first `length` rows of a random order of each person's pool; int[U, length]."""
+    shuffled = np.where(pool >= 0, np.random.default_rng(seed).random(pool.shape), np.inf)
+    rows = np.take_along_axis(pool, np.argsort(shuffled, axis=1), axis=1)[:, :length]
+    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), constant_values=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one model predicted, person by person; NaN for people without a test in the cell.
+
+    Attributes:
+      accuracy, loss: n → float[U] on unseen people and seen prompts, mean over draws of random questions.
+      chosen: n → float[U] with questions by information gain; None where the model has no Gaussian belief.
+      cells: cell → float[U] (unseen people, after `answers` answers) or float[all people] (seen people).
+      swapped: float[U], with another person's answers; swap_flips: share of predictions that turn.
+      label_flips: float[U], share that turn when all of one's own answers are inverted.
+      change: mean change of a predicted probability under the swap.
+    """
+
+    accuracy: dict[int, np.ndarray]
+    loss: dict[int, np.ndarray]
+    chosen: dict[int, np.ndarray] | None
+    cells: dict[str, np.ndarray]
+    swapped: np.ndarray
+    swap_flips: np.ndarray
+    label_flips: np.ndarray
+    change: float
+
+
+def accuracy_after(fitted: FittedModel, table: ItemTable, protocol: Protocol, count: int) -> np.ndarray:
+    """float[U] on unseen people and seen prompts after `count` random answers, mean over draws."""
+    return _after(fitted, table, protocol, count)[0]
+
+
+def _after(
+    fitted: FittedModel, table: ItemTable, protocol: Protocol, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and loss of every person after `count` random answers, means over draws."""
+    tests, accuracy, loss = protocol.new[MAIN], [], []
+    for order in protocol.orders if count else protocol.orders[:1]:
+        answers = Comparisons.of(protocol.prefs, order).first(count)
+        margins = fitted.margins(table, fitted.adapt(table, answers), tests)
+        accuracy.append(person_accuracy(margins, tests))
+        loss.append(person_loss(margins, tests))
+    return np.mean(accuracy, axis=0), np.mean(loss, axis=0)
+
+
+def score_model(fitted: FittedModel, table: ItemTable, protocol: Protocol) -> Scores:
+    """Replay people outside the fit and predict every cell."""
+    tests, answers = protocol.new[MAIN], protocol.answers
+    curve = {n: _after(fitted, table, protocol, n) for n in protocol.counts}
+    cells, swaps = {}, []
+    parts: dict[str, list[np.ndarray]] = {cell: [] for cell in protocol.new}
+    for draw, order in enumerate(protocol.orders):
+        people = fitted.adapt(table, Comparisons.of(protocol.prefs, order).first(answers))
+        for cell, pairs in protocol.new.items():
+            parts[cell].append(person_accuracy(fitted.margins(table, people, pairs), pairs))
+        swaps.append(_swap(fitted, table, people, tests, draw))
+    cells |= {cell: np.mean(values, axis=0) for cell, values in parts.items()}
+    seen = fitted.seen() if protocol.known else None
+    for cell, pairs in protocol.known.items():
+        cells[cell] = person_accuracy(fitted.margins(table, seen, pairs), pairs)
+    return Scores(
+        accuracy={n: values[0] for n, values in curve.items()},
+        loss={n: values[1] for n, values in curve.items()},
+        chosen=_chosen_questions(fitted, table, protocol),
+        cells=cells,
+        swapped=np.mean([swap[0] for swap in swaps], axis=0),
+        swap_flips=np.mean([swap[1] for swap in swaps], axis=0),
+        label_flips=_label_flips(fitted, table, protocol),
+        change=float(np.mean([swap[2] for swap in swaps])),
+    )
+
+
+def _label_flips(fitted: FittedModel, table: ItemTable, protocol: Protocol) -> np.ndarray:
+    """Share of each person's predictions that turn when all their answers are turned."""
+    tests = protocol.new[MAIN]
+    given = Comparisons.of(protocol.prefs, protocol.orders[0]).first(protocol.answers)
+    signs = [
+        np.sign(fitted.margins(table, fitted.adapt(table, answers), tests))
+        for answers in (given, dataclasses.replace(given, outcome=1 - given.outcome))
+    ]
+    return _person_mean(signs[0] != signs[1], tests)
+
+
+def _swap(
+    fitted: FittedModel, table: ItemTable, people: Any, tests: Comparisons, draw: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Everybody's tests predicted with the state of the person before them in a random cyclic order.
+
+    The tests move, not the states, so a state may be anything.
+    """
+    count = len(tests.weight)
+    order = np.random.default_rng([7919, draw]).permutation(count)
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    own = fitted.margins(table, people, tests)[partner]
+    moved = Comparisons(*(getattr(tests, field.name)[partner] for field in dataclasses.fields(tests)))
+    others = fitted.margins(table, people, moved)
+    back = np.argsort(partner)
+    flips = _person_mean(np.sign(own) != np.sign(others), moved)
+    change = np.abs(np.tanh(0.5 * own) - np.tanh(0.5 * others)) * 0.5
+    present = moved.weight > 0
+    return person_accuracy(others, moved)[back], flips[back], float(change[present].mean())
+
+
+def _chosen_questions(
+    fitted: FittedModel, table: ItemTable, protocol: Protocol
+) -> dict[int, np.ndarray] | None:
+    """Accuracy with questions by expected information gain, for models whose belief about a person is Gaussian."""
+    rule = getattr(fitted, "rule", None)
+    if not isinstance(rule, GaussianRule):
+        return None
+    phi = fitted.features(table)  # pyright: ignore[reportAttributeAccessIssue]  a model with a rule is linear
+    pool = Comparisons.of(protocol.prefs, protocol.pool)
+    delta = (phi[pool.chosen] - phi[pool.rejected]) * pool.weight[..., None]
+    prior = Belief.from_cov(rule.mean, np.linalg.inv(np.asarray(rule.precision, np.float64)))
+    index = evaluate.chosen_order(
+        prior, delta, pool.outcome, pool.weight > 0, max(protocol.counts), rule.lapse
+    )
+    rows = np.where(index >= 0, np.take_along_axis(protocol.pool, np.maximum(index, 0), axis=1), -1)
+    answers, tests = Comparisons.of(protocol.prefs, rows), protocol.new[MAIN]
+    states = {n: fitted.adapt(table, answers.first(n)) for n in protocol.counts}
+    return {n: person_accuracy(fitted.margins(table, state, tests), tests) for n, state in states.items()}
+
+
+def person_accuracy(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    """Share of each person's pairs predicted right, a margin of exactly 0 half; NaN without pairs."""
+    signed = np.asarray(margins) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
+    return _person_mean(np.where(signed == 0, 0.5, signed > 0), pairs)
+
+
+def person_loss(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    """Mean −log P of each person's answers, nats; NaN without pairs."""
+    signed = np.asarray(margins, np.float64) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
+    return _person_mean(np.logaddexp(0.0, -signed), pairs)
+
+
+def _person_mean(values: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    present = pairs.weight > 0
+    count = present.sum(axis=1)
+    total = np.sum(np.where(present, values, 0.0), axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

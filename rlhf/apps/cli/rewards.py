@@ -1,0 +1,76 @@
+"""chorus rewards fit|evaluate|score."""
+
+import argparse
+
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_group, add_job, show_values
+from rlhf.apps.cli.export import parse_coefficients
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    group = add_group(subparsers, "rewards", "fit and test a basis of rewards with people's coefficients")
+    add_job(
+        group,
+        "fit",
+        "fit basis, population and people from preferences",
+        "chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4",
+        kind="rewards",
+        job="rlhf.phi.fit:fit",
+    )
+    add_job(
+        group,
+        "evaluate",
+        "replay held-out people's answers and compare reward models, with controls that can say no",
+        "chorus rewards evaluate configs/electricity/rewards.yaml evaluation.models=all",
+        kind="rewards",
+        job="rlhf.phi.evaluate:evaluate_rewards",
+        show=_show_evaluation,
+    )
+    _add_score(group)
+
+
+def _show_evaluation(result: JSONObject) -> None:
+    """The replay's figures, then the table of models and its sentence; metrics.json holds everything."""
+    from rlhf.report import comparison_table, console_table, rewards_verdict
+
+    evaluation = result["evaluation"]
+    tables = {"comparison", "leak", "settings", "person_accuracy"}
+    show_values({name: value for name, value in evaluation.items() if name not in tables})
+    board = evaluation.get("comparison")
+    if board:
+        head, rows = comparison_table(board)
+        console_table(f"{board['people']} people never seen", head, rows)
+    print(rewards_verdict(result).text)
+
+
+def _add_score(group: Subparsers) -> None:
+    parser = add_command(
+        group,
+        "score",
+        "vector and scalar rewards of any completions, for the aggregate person or anybody",
+        "chorus rewards score --rewards runs/electricity/rewards --input answers.jsonl --output scored.jsonl",
+        run_score,
+        show_values,
+    )
+    parser.add_argument("--rewards", metavar="RUN", required=True, help="reward run (chorus rewards fit)")
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        required=True,
+        help="rows of prompt and completion, or of prompt, chosen and rejected; - for standard input",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", required=True, help="JSON lines to write (.jsonl or .jsonl.gz)"
+    )
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--user", metavar="NAME", help="person whose reward it is (default: the aggregate person)"
+    )
+    who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients instead of a person")
+
+
+def run_score(args: argparse.Namespace) -> JSONObject:
+    coefficients = parse_coefficients(args.coefficients)
+    from rlhf.phi.score import score
+
+    return score(args.rewards, args.input, args.output, user=args.user, coefficients=coefficients)

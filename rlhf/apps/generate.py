@@ -1,0 +1,35 @@
+"""`chorus generate`: prompts in, completions out, for a person, given coefficients, the aggregate, or a plain model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.types import Prompt
+from rlhf.api.policies import load_policy, plain_model
+
+
+def generate(
+    prompts: Sequence[Prompt],
+    *,
+    policy: str | None,
+    model: str | None,
+    user: str | None = None,
+    coefficients: Sequence[float] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Complete every prompt.
+
+    Args:
+      policy: training run, or None for the plain `model`.
+      user: name of a record; `coefficients`: w instead; neither means the aggregate policy.
+      settings: of `Policy.generate`.
+    """
+    loaded = load_policy(policy) if policy is not None else plain_model(str(model))
+    who = user if coefficients is None else coefficients
+    rows = loaded.generate(list(prompts), people=[who], **settings).rows
+    return {
+        "completions": [row.text for row in rows],
+        "tokens": [row.num_tokens for row in rows],
+        "logprobs": [row.logprob for row in rows],
+        "finished": [row.finished for row in rows],
+        "user": user,
+    }

@@ -1,0 +1,44 @@
+"""Prompts of a file or of standard input."""
+
+from pathlib import Path
+from typing import Any
+
+from rewards import jsonl
+from rewards.data.schema import RowError, parse_prompt
+from rewards.errors import UserError
+
+
+def read_prompts(path: str) -> list[Any]:
+    """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
+    if path not in jsonl.STANDARD_INPUT and not Path(path).exists():
+        raise UserError(f"{path}: cannot read prompts (No such file or directory)")
+    prompts = [
+        _prompt(line, f"{path}: line {n}") for n, line in enumerate(jsonl.raw_lines(path), 1) if line.strip()
+    ]
+    if not prompts:
+        raise UserError(f"{path}: no prompts; write one a line")
+    return prompts
+
+
+def _prompt(line: bytes, place: str) -> Any:
+    try:
+        if not line.lstrip().startswith(b"{"):
+            return checked(line.decode("utf-8").removesuffix("\n").removesuffix("\r"), place)
+        prompt = jsonl.parse(line)["prompt"]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from None
+    except (jsonl.LineError, KeyError):
+        raise UserError(
+            f'{place}: not a JSON object with "prompt"; write {{"prompt": "..."}} or plain text'
+        ) from None
+    return checked(prompt, place)
+
+
+def checked(prompt: Any, place: str) -> Any:
+    """A prompt as rows of a preference file may have it: text, or a list of messages with role and content."""
+    if isinstance(prompt, str) and not prompt.strip():
+        raise UserError(f"{place} {prompt!r}: empty; write what the model is to answer")
+    try:
+        return parse_prompt(prompt)
+    except RowError as error:
+        raise UserError(f"{place}: {error}") from None

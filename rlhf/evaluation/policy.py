@@ -1,0 +1,310 @@
+"""`chorus evaluate`: held-out people, their coefficients from a few answers, and what the policy does with them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rewards.basis.readout import Readout
+from rewards.basis.store import FittedBasis, load_reward_run
+from rewards.comparison import replay
+from rewards.data.read import read_preferences
+from rewards.data.split import keep_people, last_choices, split_people
+from rewards.errors import UserError
+from rewards.files import write_json
+from rewards.types import Preferences
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.batches import encode_items
+from rlhf.policy.generation import complete
+from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
+from rlhf.policy.packing import Sequences, pack
+from rlhf.report import figures as evaluate
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
+
+MATRIX = "matrix.json"
+Z_ROWS = 4
+"""People scored in one forward pass over the answer tree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """Who is evaluated: ids, coefficients after a few of their own answers, and z."""
+
+    user_ids: list[str]
+    coef: np.ndarray
+    shrunk: np.ndarray
+    z: np.ndarray
+
+
+def run(config: Any) -> dict[str, Any]:
+    """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
+
+    A finished evaluation is not repeated as long as the policy is the one that it judged.
+    """
+    with Run.open(config.output_dir, config, "evaluate") as job:
+        if finished(job, config):
+            return job.stored_result()
+        prefs = read_preferences(config.data.path, config.data.split)
+        prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
+        rewards = load_reward_run(config.rewards)
+        policy = policy_store.load_policy(config.policy)
+        check_match(config, policy, rewards)
+        _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
+        judged = judge(config, policy, rewards, prefs, held)
+        names = {"run_dir": str(job.directory), "policy_sha256": policy_store.identity(config.policy)}
+        matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
+        write_json(job.directory / MATRIX, matrix)
+        write_report(job.directory, names | judged.figures, judged)
+        job.write_result(names | judged.figures)
+        return read_result(job.directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What an evaluation found.
+
+    Attributes:
+      figures: as in metrics.json. people: who was evaluated.
+      matrix: float[U, U] nats; row u, column v: what u gets, by u's own taste, from the policy made for v.
+      texts: what each person was told.
+    """
+
+    figures: dict[str, Any]
+    people: People
+    matrix: np.ndarray
+    texts: list[list[str]]
+
+
+def judge(
+    config: Any,
+    policy: policy_store.Policy,
+    rewards: FittedBasis,
+    prefs: Preferences,
+    held: np.ndarray,
+    reference: policy_store.Base | None = None,
+) -> Judged:
+    """Evaluate in memory.
+
+    Args:
+      config: everything but its paths counts.
+      held: bool[N], the comparisons of those who are evaluated. reference: π_ref; None reads `config.model`.
+    """
+    phi = encoder.item_features(rewards.basis, prefs)
+    people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
+    prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
+    gate = policy.gate
+    figures: dict[str, Any] = {
+        "people": people.user_ids,
+        "answers_per_person": config.users.answers,
+        "beta": gate.beta,
+        "rho": gate.eta / (gate.beta + gate.eta),
+    }
+    figures["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
+    if config.enumerate:
+        figures["enumerated"], matrix = enumerated(
+            config, policy, prefs, phi, people, prompts, reference or open_reference(config, policy)
+        )
+    return Judged(figures, people, matrix, texts)
+
+
+def open_reference(config: Any, policy: policy_store.Policy) -> policy_store.Base:
+    """The model that the policy was trained from."""
+    return policy_store.load_base(
+        config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
+    )
+
+
+def finished(job: Run, config: Any) -> bool:
+    """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
+    written = all((job.directory / name).is_file() for name in (REPORT, RESULT))
+    if not job.resumed or not written or not policy_store.is_run(config.policy):
+        return False
+    return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
+
+
+def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) -> None:
+    """The policy must have users, and those of this reward run."""
+    if policy.gate is None:
+        raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
+    if policy.record["basis"] != rewards.hash:
+        raise UserError(
+            f"rewards: {config.rewards} has basis {rewards.hash[:12]}…, the policy {config.policy} was trained "
+            f"with {policy.record['basis'][:12]}…; name the reward run of the policy"
+        )
+
+
+def held_out_people(
+    config: Any,
+    prefs: Preferences,
+    rewards: FittedBasis,
+    policy: policy_store.Policy,
+    phi: np.ndarray,
+    held: np.ndarray | None = None,
+) -> tuple[People, replay.ColdStart]:
+    """Coefficients of the held-out people after `users.answers` questions chosen among their recorded choices,
+    and the replay they come from; `held` bool[N] are their comparisons, by default those that the data section divides."""
+    if held is None:
+        held = split_people(prefs, config.data.held_out_people, config.data.split_seed)[1]
+    test = last_choices(prefs, config.data.last_choices) & held
+    wanted = np.unique(prefs.user_index[held])
+    if config.users.count is not None:
+        wanted = wanted[: config.users.count]
+    if len(wanted) < 2:
+        raise UserError(
+            f"{prefs.source}: {len(wanted)} held-out person; at least two are needed to compare people"
+        )
+    count = config.users.answers
+    result = replay.cold_start(
+        rewards.prior,
+        prefs,
+        phi,
+        test,
+        key=jax.random.key(config.seed),
+        people=wanted,
+        counts=(count,),
+        method="information",
+        lapse=rewards.lapse,
+    )
+    coef = result.coef[count]
+    ids = [prefs.user_ids[user] for user in result.people]
+    shrunk, z = policy.gate.compose(np.asarray(coef, np.float32))
+    return People(ids, coef, np.asarray(shrunk), np.asarray(z, np.float32)), result
+
+
+def enumerated(
+    config: Any,
+    policy: policy_store.Policy,
+    prefs: Preferences,
+    phi: np.ndarray,
+    people: People,
+    prompts: np.ndarray,
+    reference: policy_store.Base,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Exact figures over the data's distinct completions of each prompt, averaged over prompts."""
+    ref_graphdef, ref_params, _ = policy_store.base_state(reference, None, policy.record["dtype"], False)
+    encoded_prompts, completions = encode_items(
+        prefs, policy.base.tokenizer, policy.base.config.max_positions
+    )
+    used = np.union1d(prefs.chosen, prefs.rejected)
+    results, matrices = [], []
+    for prompt in prompts:
+        items = used[prefs.item_prompt[used] == prompt]
+        rows = pack([[Sequences(encoded_prompts[prompt], tuple(completions[i] for i in items))]])
+        hidden = cached_hidden(policy.graphdef, policy.params, rows)
+        num_users = len(people.user_ids)
+        index = np.zeros(num_users, np.int64)
+        answers = evaluate.Enumerated(
+            policy=all_logprobs(
+                policy.graphdef,
+                policy.params,
+                rows.take(index),
+                None if hidden is None else hidden[index],
+                z=people.z,
+                chunk=Z_ROWS,
+            ),
+            aggregate=np.asarray(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
+            reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
+        )
+        result, matrix = evaluate.summarise_enumerated(
+            answers, phi[items], people.coef, people.shrunk, policy.gate.beta
+        )
+        results.append(result)
+        matrices.append(matrix)
+    return _mean_results(results), np.mean(matrices, axis=0)
+
+
+def _mean_results(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over prompts of every figure, person by person where there are several."""
+    merged: dict[str, Any] = {}
+    for name, value in results[0].items():
+        values = [result[name] for result in results]
+        if isinstance(value, dict):
+            merged[name] = _mean_results(values)
+        else:
+            merged[name] = np.mean(values, axis=0).tolist()
+    return merged
+
+
+def sampled_answers(
+    config: Any,
+    policy: policy_store.Policy,
+    prefs: Preferences,
+    rewards: FittedBasis,
+    people: People,
+    prompts: np.ndarray,
+) -> tuple[dict[str, Any], np.ndarray, list[list[str]]]:
+    """What the policy freely says to each person, judged by everybody's coefficients."""
+    settings, num_users = config.sampling, len(people.user_ids)
+    asked = [
+        (user, prompt) for user in range(num_users) for prompt in prompts for _ in range(settings.num_samples)
+    ]
+    completions = complete(
+        policy,
+        [prefs.prompts[prompt] for _, prompt in asked],
+        people.z[[user for user, _ in asked]],
+        seed=config.seed,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        batch=64,
+    )
+    texts = [completion.text for completion in completions]
+    known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)
+    phi = _features_of(rewards, prefs, asked, texts)
+    shape = (num_users, len(prompts) * settings.num_samples)
+    valid = known.reshape(shape) if config.enumerate else None
+    grouped = [texts[start : start + shape[1]] for start in range(0, len(texts), shape[1])]
+    result, matrix = evaluate.summarise_samples(phi.reshape(*shape, -1), grouped, people.coef, valid)
+    result["finished"] = float(np.mean([completion.finished for completion in completions]))
+    result["tokens"] = float(np.mean([completion.num_tokens for completion in completions]))
+    return result, matrix, grouped
+
+
+def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Whether each text is a completion that the data holds for its prompt, bool[S].
+
+    White space at both ends counts for neither side: some tokenizers add or drop it when they decode. Rewards are those
+    of the texts as they are, as in training.
+    """
+    known = {
+        (int(prompt), text.strip()) for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    }
+    return np.array([(prompt, text.strip()) in known for prompt, text in zip(prompts, texts, strict=True)])
+
+
+def _features_of(
+    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
+) -> np.ndarray:
+    """φ of freely written answers: each distinct one is embedded like an item of the data."""
+    if rewards.basis.encoder["kind"] not in ("lm", "columns"):
+        raise UserError(
+            f"encoder.kind {rewards.basis.encoder['kind']} gives no features for new answers; "
+            "fit the rewards with encoder.kind=lm or columns to evaluate a policy"
+        )
+    keys = [(int(prompt), text or " ") for (_, prompt), text in zip(asked, texts, strict=True)]
+    distinct = sorted(set(keys))
+    table = dataclasses.replace(
+        prefs,
+        item_prompt=np.array([prompt for prompt, _ in distinct], np.int32),
+        item_text=tuple(text for _, text in distinct),
+        chosen=np.zeros(0, np.int32),
+        rejected=np.zeros(0, np.int32),
+    )
+    phi = Readout.of(rewards.basis).features(encoder.embed_items(table, rewards.basis.encoder))
+    place = {key: index for index, key in enumerate(distinct)}
+    return phi[[place[key] for key in keys]]
+
+
+def write_report(directory: Path, result: dict[str, Any], judged: Judged) -> None:
+    """Write report.html into a directory."""
+    from rlhf.report import write_evaluation_report
+
+    people = judged.people
+    examples = [
+        {"person": user_id, "answer": own[0], "coefficients": coef.tolist()}
+        for user_id, own, coef in zip(people.user_ids, judged.texts, people.coef, strict=True)
+    ]
+    write_evaluation_report(directory, result, judged.matrix, people.user_ids, examples)

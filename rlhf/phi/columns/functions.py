@@ -1,0 +1,279 @@
+"""A Python function as a column, with TRL's signature:
+
+    f(prompts, completions, **columns) -> list[float | None]      (also async def)
+
+named `module:function` or `file.py:function`. Source of the signature: TRL, GRPOTrainer `reward_funcs`.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards.errors import UserError, meant
+from rewards.files import sha256_file, sha256_json
+from rewards.types import Preferences
+from rlhf.phi.columns import user_code
+from rlhf.phi.columns.config import LIMIT_SECONDS
+from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
+
+GIVEN = ("prompts", "completions")
+MEMORY = "memory:"
+_REMEMBERED: dict[str, Callable[..., Any]] = {}
+IMPORT_SECONDS = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionColumn:
+    """`name` in the report, `spec` and `limit_seconds` as in the configuration."""
+
+    name: str
+    spec: str
+    limit_seconds: float = LIMIT_SECONDS
+
+    def identity(self) -> str:
+        """sha256 over the function's name and its source file, read without running anything."""
+        if self.spec.startswith(MEMORY):
+            return sha256_json([self.spec, _source_text(_in_memory(self.spec))])
+        path, function = source_of(self.spec)
+        return sha256_json([function, sha256_file(path)])
+
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
+        values = call(load_function(self.spec), self.spec, prefs, self.limit_seconds)
+        return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
+
+
+def remember(function: Callable[..., Any]) -> str:
+    """A spec for a function of this process: its module and name where that finds it again, else one that lasts as long
+    as the process.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    module = getattr(function, "__module__", None)
+    if module not in (None, "__main__") and name.isidentifier():
+        try:
+            if getattr(importlib.import_module(str(module)), name, None) is function:
+                source_of(f"{module}:{name}")
+                return f"{module}:{name}"
+        except (ImportError, UserError):
+            pass
+    # A later function of the same name takes its place; whether it is the same is what `identity` says.
+    _REMEMBERED[f"{MEMORY}{name}"] = function
+    return f"{MEMORY}{name}"
+
+
+def _in_memory(spec: str) -> Callable[..., Any]:
+    if spec not in _REMEMBERED:
+        raise UserError(
+            f"function {spec!r}: was a function of another Python process; write it into a file and name file.py:function"
+        )
+    return _REMEMBERED[spec]
+
+
+def _source_text(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or a callable object
+        return repr(function)
+
+
+def source_of(spec: str) -> tuple[Path, str]:
+    """File and function name of `module:function` or `file.py:function`.
+
+    Raises:
+      UserError: not of this form, or no such file or module.
+    """
+    where, colon, function = spec.rpartition(":")
+    if not colon or not where or not function.isidentifier():
+        raise UserError(f"function {spec!r}: write module:function or file.py:function")
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"function {spec!r}: no such file {path} (relative to {Path.cwd()}); check the path"
+            )
+        return path, function
+    try:
+        found = importlib.util.find_spec(_today(where))
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        raise UserError(
+            f"function {spec!r}: no module {where!r} can be imported; install it, or give a file as file.py:function"
+        )
+    return Path(found.origin), function
+
+
+def _today(module: str) -> str:
+    """A module of ours by its present name: configurations and runs from before it moved name the old one."""
+    return f"rlhf.phi.{module.removeprefix('rlhf.')}" if module.startswith("rlhf.columns.") else module
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import the function, once for the same source: what its module holds lasts as long as the process.
+
+    Raises:
+      UserError: the module fails on import, or has no such function.
+    """
+    return _in_memory(spec) if spec.startswith(MEMORY) else _imported(spec, sha256_file(source_of(spec)[0]))
+
+
+@functools.lru_cache(maxsize=64)
+def _imported(spec: str, digest: str) -> Callable[..., Any]:
+    """`digest` of the source stands in the key of the cache."""
+    path, function = source_of(spec)
+    where = spec.rpartition(":")[0]
+    try:
+        module = user_code.run(lambda: _module(where, path), IMPORT_SECONDS)
+    except user_code.Failed as failure:
+        why = user_code.said(failure, path, IMPORT_SECONDS, "importing must not wait")
+        raise UserError(f"function {spec!r}: importing {where} failed, {why}; mend it") from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [name for name, value in vars(module).items() if inspect.isroutine(value)]
+        fix = meant(function, known, f"it has {', '.join(known[:8]) or 'none'}")
+        raise UserError(f"function {spec!r}: {where} has no function {function!r}; {fix}")
+    return found
+
+
+def _module(where: str, path: Path) -> Any:
+    if not where.endswith(".py"):
+        return importlib.import_module(_today(where))
+    loader = importlib.util.spec_from_file_location(f"chorus_column_{path.stem}", path)
+    assert loader is not None and loader.loader is not None, "a file that ends in .py has a loader"
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
+
+
+def call(
+    function: Callable[..., Any], spec: str, prefs: Preferences, seconds: float = LIMIT_SECONDS
+) -> np.ndarray:
+    """The function's number for every item, float64[I]; NaN where it returned None.
+
+    It is called once with all items. It gets the columns of the data that its signature names, or all of them
+    when it takes **kwargs; an item that stands in several rows has the values of the first.
+
+    Raises:
+      UserError: it needs a column that the data lacks, raises or leaves, takes more than `seconds`, or returns anything
+        but one finite number or None for each completion; the line names function and row.
+    """
+    first = first_rows(prefs)
+    arguments = _arguments(function, spec, prefs, first)
+    count = prefs.num_items
+    try:
+        result = user_code.run(lambda: _as_list(_run(function, arguments)), seconds)
+    except user_code.Failed as failure:
+        raise UserError(_failure(function, spec, prefs, first, arguments, failure, seconds)) from None
+    if not isinstance(result, list | tuple) or len(result) != count:
+        got = f"{len(result)} values" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
+        raise UserError(
+            f"function {spec!r}: returned {got} for {count} completions; return a list with one number each"
+        )
+    for item, value in enumerate(result):
+        if value is not None and not _finite(value):
+            raise UserError(
+                f"function {spec!r}: returned {str(value)[:40]!r} for {place(prefs, first, item)}; "
+                "return a finite number, or None where it has nothing to say"
+            )
+    return np.array([np.nan if value is None else float(value) for value in result], np.float64)
+
+
+def _arguments(
+    function: Callable[..., Any], spec: str, prefs: Preferences, first: np.ndarray
+) -> dict[str, list[Any]]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables have none
+        raise UserError(f"function {spec!r}: has no signature to read; wrap it in a def") from None
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    texts = [
+        as_trl(prefs.prompts[prompt], text)
+        for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    ]
+    found = {"prompts": [prompt for prompt, _ in texts], "completions": [text for _, text in texts]}
+    arguments = {name: found[name] for name in GIVEN if anything or name in {p.name for p in named}}
+    for parameter in named:
+        if parameter.name in GIVEN:
+            continue
+        if parameter.name in prefs.columns:
+            arguments[parameter.name] = data_column(prefs, parameter.name, first, constant=True)
+        elif parameter.default is parameter.empty:
+            have = ", ".join(prefs.columns) or "none"
+            raise UserError(
+                f"function {spec!r}: needs the column {parameter.name!r}, which {prefs.source} does not have "
+                f"(columns: {have[:120]}); add it or give the parameter a default"
+            )
+    if anything:
+        rest = [name for name in prefs.columns if name not in arguments and name not in GIVEN]
+        arguments |= {name: data_column(prefs, name, first, constant=False) for name in rest}
+    return arguments
+
+
+def _run(function: Callable[..., Any], arguments: dict[str, list[Any]]) -> Any:
+    """It runs in a thread of its own, so that no event loop of the caller (a notebook) is in the way."""
+    result = function(**arguments)
+    if not inspect.isawaitable(result):
+        return result
+
+    async def wait() -> Any:
+        return await result
+
+    return asyncio.run(wait())
+
+
+def _as_list(result: Any) -> Any:
+    """NumPy and torch arrays as lists; anything else as it is."""
+    return result.tolist() if hasattr(result, "tolist") else result
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _failure(
+    function: Callable[..., Any],
+    spec: str,
+    prefs: Preferences,
+    first: np.ndarray,
+    arguments: dict[str, list[Any]],
+    failure: user_code.Failed,
+    seconds: float,
+) -> str:
+    """Try the completions one by one, to name the row on which it fails; all of them within `seconds` once more."""
+    path = _code_file(function) if spec.startswith(MEMORY) else source_of(spec)[0]
+    end = time.monotonic() + seconds
+    where = prefs.source
+    for item in range(prefs.num_items):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        one = {name: [values[item]] for name, values in arguments.items()}
+        try:
+            user_code.run(lambda one=one: _as_list(_run(function, one)), left)
+        except user_code.Failed as own:
+            if own.error is not None or failure.error is None:
+                where, failure = place(prefs, first, item), own
+            break
+    option = "limit_seconds of the column, host.timeout_seconds in training"
+    return f"function {spec!r}: failed on {where}, {user_code.said(failure, path, seconds, option)}; mend the function"
+
+
+def _code_file(function: Callable[..., Any]) -> Path:
+    return Path(getattr(getattr(function, "__code__", None), "co_filename", "?"))

@@ -1,0 +1,123 @@
+"""Language-model embeddings of completions: e(x, y) = hidden states of y after x, pooled over its tokens.
+
+Computed once and kept in the cache folder under a hash of weights, settings and tokens. Without a language model
+of its own, an encoder may also be the numbers that came with the data, or off-the-shelf rewards (`rlhf.phi.columns`).
+Shapes: I items, D width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewards import hashed
+from rewards.basis.readout import Readout
+from rewards.data.completions import read_completions
+from rewards.data.features import attribute_features, precomputed_features
+from rewards.errors import UserError
+from rewards.files import cache_dir
+from rewards.types import Preferences, RewardBasis
+from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.columns.hidden import pooled_states
+from rlhf.phi.columns.items import texts_of
+from rlhf.policy import store as policy_store
+from rlhf.policy.batches import encode_items
+from rlhf.policy.packing import Sequences
+
+
+def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> dict[str, Any]:
+    """The settings that a basis stores to rebuild its embeddings."""
+    return {"kind": kind, "model": model, "layer": layer, "pool": pool, "fingerprint": fingerprint}
+
+
+def prepare(
+    prefs: Preferences,
+    kind: str,
+    model: str | None,
+    layer: int,
+    pool: str,
+    columns: Sequence[ColumnConfig] = (),
+    reference: str | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embed every item with a new encoder; returns float32[I, D] and the settings to store with the basis.
+
+    With kind `columns` the embedding is the raw rewards, float64 so that 0.7 stays 0.7; `reference` are samples of
+    π_ref for their mean and standard deviation.
+
+    Raises:
+      UserError: precomputed features are asked for and the data has none, the model cannot be loaded, or a column
+        cannot be computed.
+    """
+    if kind == "columns":
+        rewards, settings = table.prepare(prefs, columns)
+        if reference is not None:
+            settings = table.standardise_on(settings, read_completions(reference))
+        return rewards, settings
+    if kind != "lm":
+        settings = encoder_settings(kind, None, 0, "none", "")
+        return embed_items(prefs, settings), settings
+    base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
+    settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
+    if base.tokenizer.template_date:
+        settings["template_date"] = base.tokenizer.template_date
+    return _remembered(prefs, settings, lambda: _embed(prefs, settings, base)), settings
+
+
+def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
+    """φ of every item, float32[I, K], centred within prompts; errors as `embed_items`."""
+    return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
+
+
+def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
+    """Embed every item with a stored encoder, float32[I, D].
+
+    Raises:
+      UserError: the data lacks precomputed features, or the encoder's model has other weights than at the fit.
+    """
+    if settings["kind"] == "precomputed":
+        return precomputed_features(prefs)
+    if settings["kind"] == "attributes":
+        return attribute_features(prefs)
+    if settings["kind"] == "columns":
+        return table.evaluate(prefs, settings, gates=False).values
+
+    def compute() -> np.ndarray:
+        base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+        base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
+        if base.fingerprint != settings["fingerprint"]:
+            raise UserError(
+                f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or "
+                "fit again"
+            )
+        return _embed(prefs, settings, base)
+
+    return _remembered(prefs, settings, compute)
+
+
+def _remembered(
+    prefs: Preferences, settings: dict[str, Any], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    content = {k: v for k, v in settings.items() if k != "model"}  # the fingerprint stands for the weights
+    return hashed.cached(cache_dir() / "embeddings", [content, texts_of(prefs)], compute)
+
+
+def _embed(prefs: Preferences, settings: dict[str, Any], base: policy_store.Base) -> np.ndarray:
+    prompts, completions = encode_items(prefs, base.tokenizer, base.config.max_positions)
+    sequences = [
+        Sequences(prompts[prompt], (completion,))
+        for prompt, completion in zip(prefs.item_prompt, completions, strict=True)
+    ]
+    num_layers = num_layers_of(settings["layer"], base.config.num_layers)
+    return pooled_states(base, sequences, num_layers, settings["pool"])
+
+
+def num_layers_of(layer: int, total: int) -> int:
+    """Layers to run for `encoder.layer`: −1 all of them (then the final norm), n the first n."""
+    count = layer if layer >= 0 else total + 1 + layer
+    if not 0 <= count <= total:
+        raise UserError(
+            f"encoder.layer: {layer} is outside −{total + 1} … {total}; the model has {total} layers"
+        )
+    return count

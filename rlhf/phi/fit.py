@@ -1,0 +1,144 @@
+"""`chorus rewards fit`: read, divide, embed, fit, store."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards.api.fitting import fitted_rewards
+from rewards.basis import store
+from rewards.comparison.replay import padded_rows
+from rewards.data.read import read_preferences
+from rewards.data.split import keep_people, split_people
+from rewards.errors import UserError
+from rewards.methods.base import Comparisons, FittedModel, ItemTable
+from rewards.methods.linear import LinearFitted
+from rewards.methods.store import load_model
+from rewards.types import Preferences
+from rlhf.phi import encoder
+from rlhf.phi.columns.table import summary as columns_summary
+from rlhf.phi.methods import (
+    check_names,
+    item_table,
+    make_model,
+    num_rounds,
+    training_answers,
+    unread_settings,
+)
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
+from rlhf.run.metrics import FILE as METRICS
+from rlhf.run.metrics import MetricWriter
+
+_LOG = logging.getLogger("chorus")
+
+
+def fit(config: Any) -> dict[str, Any]:
+    """Fit basis, population and training people; writes the reward run and returns its metrics.json.
+
+    A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
+    """
+    check_names(config)  # what is wrong is named before anything is embedded
+    estimator = make_model(config, config.fit.model)
+    prefs, training, held_out = divided(config)
+    with Run.open(config.output_dir, config, "rewards") as run:
+        if run.resumed and (run.directory / RESULT).is_file():
+            stored_model(run.directory)
+            if not (run.directory / REPORT).is_file():
+                close(run, read_result(run.directory))
+            return run.stored_result()
+        if note := unread_settings(config):
+            _LOG.warning(note)
+        embeddings, settings = embedded(config, prefs)
+        table, train = item_table(prefs, embeddings, settings), prefs.select(training)
+        answers, kinds = training_answers(config, table, train)
+        try:
+            with MetricWriter(run.directory, num_steps=num_rounds(estimator), title="fit") as writer:
+                fitted = answers.fit(
+                    estimator,
+                    table,
+                    on_round=lambda number, metrics: writer.write(
+                        number + 1, {f"fit/{name}": value for name, value in metrics.items()}
+                    ),
+                )
+        except UserError:
+            # A fit starts over: with nothing kept of it, the mended configuration may use the same output_dir.
+            (run.directory / METRICS).unlink(missing_ok=True)
+            raise
+        made = fitted_rewards(fitted, table, train, encoder=None, seed=config.seed)
+        made.write(run.directory)
+        result = _fit_result(config, table, train, held_out, fitted)
+        if kinds:
+            result["annotation"] = kinds
+        if settings["kind"] == "columns":
+            result["columns"] = columns_summary(settings)
+        if made.fit is not None:
+            result |= _axes_result(prefs, made.fit.phi, made.fit.people)
+        return close(run, result)
+
+
+def stored_model(directory: Path) -> FittedModel:
+    """The model of a finished run; names what is damaged, of the files that others read too."""
+    fitted = load_model(directory)
+    if isinstance(fitted, LinearFitted):
+        store.load_reward_run(directory)
+    return fitted
+
+
+def divided(config: Any) -> tuple[Preferences, np.ndarray, np.ndarray]:
+    """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
+    prefs = read_preferences(config.data.path, config.data.split)
+    prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
+    return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
+
+
+def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embeddings of all items, and the settings that rebuild them."""
+    part = config.encoder
+    return encoder.prepare(
+        prefs, part.kind, config.model.name, part.layer, part.pool, part.columns, part.reference
+    )
+
+
+def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """Write report.html and then metrics.json; returns the latter as it was written."""
+    from rlhf.report import write_rewards_report
+
+    write_rewards_report(run.directory, result)
+    run.write_result(result)
+    return read_result(run.directory)
+
+
+def _fit_result(
+    config: Any, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
+) -> dict[str, Any]:
+    """What metrics.json says after the fit of any model."""
+    prefs = table.prefs
+    rows = padded_rows(train.user_index, train.outcome != 0.5, np.arange(train.num_users))
+    right = fitted.score(table, fitted.seen(), Comparisons.of(train, rows))
+    report = dict(getattr(fitted, "report", {}))
+    return {
+        "run_dir": str(config.output_dir),
+        "model": fitted.kind,
+        "num_items": prefs.num_items,
+        "training_people": len(np.unique(train.user_index)),
+        "held_out_people": len(np.unique(prefs.user_index[held_out])),
+        "training_comparisons": train.num_comparisons,
+        "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
+        "policy_refusal": fitted.policy_refusal,
+        "candidates": report.pop("candidates", []),
+        "fit": {name: value for name, value in report.items() if isinstance(value, int | float)},
+    }
+
+
+def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> dict[str, Any]:
+    """What metrics.json says besides about a model with a basis."""
+    from rlhf.report import axis_items
+
+    return {
+        "num_basis": fitted.basis.num_basis,
+        "axes": list(fitted.basis.gauge.names),
+        "prior_mean": fitted.prior.mean,
+        "prior_sd": fitted.prior.sd,
+        "axis_items": axis_items(prefs, phi),
+    }

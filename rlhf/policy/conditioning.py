@@ -1,0 +1,228 @@
+"""From a person's coefficients to the policy's conditioning signal, at one place: the gate.
+
+    w_eff = (β w + η μ) / (β + η)          the aggregate-prior rail, as shrinkage of coefficients
+    z     = Σ^(-1/2) (w_eff − μ)           z = 0 is the aggregate policy
+
+The optimum of E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) is π_ref tilted by w_eff at temperature β, so the rail lives
+here, once, and is exact, free and reported (ρ = η/(β+η)). Training, sampling, evaluation, export and the commands about
+people all pass through `Gate`; what must hold for everybody's z has its place there.
+
+Shapes: B rows, K basis outputs, U users.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from pydantic import Field, model_validator
+
+from rewards.basis.belief import Belief
+from rewards.errors import UserError
+from rlhf.run.record import record
+
+AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
+
+
+@record
+class RailConfig:
+    """The aggregate-prior rail."""
+
+    eta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight η of KL(π‖π_agg): coefficients shrink to (βw + ημ)/(β+η); 0 means no rail.",
+    )
+
+
+@record
+class UsersMixConfig:
+    """Whose coefficients a training row gets. The four shares sum to 1."""
+
+    posterior: float = Field(
+        default=0.5, ge=0, le=1, description="Share drawn from the posteriors of training people."
+    )
+    prior: float = Field(default=0.3, ge=0, le=1, description="Share drawn from the prior N(μ, Σ).")
+    extremes: float = Field(
+        default=0.1, ge=0, le=1, description="Share at μ ± extreme_sd standard deviations along one axis."
+    )
+    generic: float = Field(default=0.1, ge=0, le=1, description="Share at μ itself, the aggregate user.")
+    extreme_sd: float = Field(
+        default=2.0, gt=0, description="Distance of the extremes from μ, in prior standard deviations."
+    )
+
+    @model_validator(mode="after")
+    def _shares(self):
+        total = self.posterior + self.prior + self.extremes + self.generic
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"posterior + prior + extremes + generic must be 1, not {total:g}")
+        return self
+
+
+class Conditioning(NamedTuple):
+    """The population as the policy sees it: mean[K], symmetric cov_sqrt[K, K] and its inverse."""
+
+    mean: np.ndarray
+    cov_sqrt: np.ndarray
+    inverse_sqrt: np.ndarray
+
+    @classmethod
+    def from_prior(cls, prior: Belief) -> "Conditioning":
+        """Symmetric square roots of Σ by eigendecomposition."""
+        values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
+        root = np.sqrt(np.maximum(values, 1e-12))
+        return cls(
+            np.asarray(prior.mean, np.float32),
+            ((vectors * root) @ vectors.T).astype(np.float32),
+            ((vectors / root) @ vectors.T).astype(np.float32),
+        )
+
+
+class Gate(NamedTuple):
+    """The one way from coefficients to z: `gate(coef)`; `gate.compose(coef)` gives w_eff as well.
+
+    Attributes:
+      conditioning: the population. beta, eta: prices of KL to π_ref and to π_agg; numbers, or traced scalars.
+    """
+
+    conditioning: Conditioning
+    beta: Float[Array, ""] | float
+    eta: Float[Array, ""] | float
+
+    @classmethod
+    def of(cls, prior: Belief, beta: float, eta: float) -> "Gate":
+        """The gate of a population N(μ, Σ) under the prices of a training run."""
+        return cls(Conditioning.from_prior(prior), beta, eta)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], place: str) -> "Gate | None":
+        """The gate that a policy's record describes; None for a policy without people.
+
+        Args:
+          record: contents of policy.json. place: its path, for messages.
+        Raises:
+          UserError: β or η are missing or outside their range; no z could be computed, or a wrong one would be.
+        """
+        prior = record.get("prior")
+        if not prior:
+            return None
+        for name, lowest in (("beta", "> 0"), ("eta", "≥ 0")):
+            value = record.get(name)
+            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not right or value < 0 or (value == 0 and name == "beta"):
+                raise UserError(
+                    f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
+                )
+        mean, cov = np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32)
+        return cls.of(Belief.from_cov(mean, cov), float(record["beta"]), float(record["eta"]))
+
+    def compose(
+        self, coef: Float[AnyArray, "*b k"]
+    ) -> tuple[Float[AnyArray, "*b k"], Float[AnyArray, "*b k"]]:
+        """(w_eff, z) of coefficients w; η = 0 leaves w alone, η → ∞ gives everyone μ and z = 0.
+
+        Raises:
+          ValueError: coefficients of another size, one of which would spread over all axes.
+        """
+        mean, _, inverse_sqrt = self.conditioning
+        if coef.shape[-1:] != mean.shape:
+            raise ValueError(f"coefficients have shape {coef.shape}, the gate takes {mean.shape[0]} a person")
+        shrunk = (self.beta * coef + self.eta * mean) / (self.beta + self.eta)
+        return shrunk, (shrunk - mean) @ inverse_sqrt
+
+    def __call__(self, coef: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+        """z of coefficients w."""
+        return self.compose(coef)[1]
+
+    def checked(self, coef: Any) -> np.ndarray:
+        """z float32[…, K] of coefficients that a user gave.
+
+        Raises:
+          UserError: not K finite numbers.
+        """
+        num_basis = len(self.conditioning.mean)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused
+            given = np.asarray(coef, np.float32)
+        if given.shape[-1:] != (num_basis,) or not np.isfinite(given).all():
+            raise UserError(
+                f"coefficients: {np.array(coef).tolist()} must be {num_basis} finite numbers, one per basis output"
+            )
+        return np.asarray(self(given), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class UserShares:
+    """How many rows of a micro-batch are drawn for whom (static: they fix the shapes).
+
+    Attributes:
+      posterior: a training person's posterior; prior: N(μ, Σ); extremes: ±sd along one axis of z; generic: w = μ.
+    """
+
+    posterior: int
+    prior: int
+    extremes: int
+    generic: int
+
+    @classmethod
+    def of(cls, batch: int, users: UsersMixConfig) -> "UserShares":
+        """Split `batch` rows by largest remainder; a positive generic share gets at least one row."""
+        wanted = np.array([users.posterior, users.prior, users.extremes, users.generic]) * batch
+        counts = np.floor(wanted).astype(int)
+        for index in np.argsort(-(wanted - counts), kind="stable")[: batch - counts.sum()]:
+            counts[index] += 1
+        if users.generic > 0 and counts[3] == 0 and batch > 1:
+            counts[int(np.argmax(counts[:3]))] -= 1
+            counts[3] = 1
+        return cls(*(int(count) for count in counts))
+
+
+class Population(NamedTuple):
+    """What training coefficients are drawn from: the conditioning and the training people's posteriors.
+
+    Attributes:
+      conditioning: prior mean and square roots.
+      user_mean: [U, K]; user_scale: [U, K, K], with user_scale·ε ~ N(0, H⁻¹).
+      extreme_sd: how far out the axis extremes lie, in prior standard deviations.
+    """
+
+    conditioning: Conditioning
+    user_mean: np.ndarray
+    user_scale: np.ndarray
+    extreme_sd: np.ndarray
+
+    @classmethod
+    def from_posteriors(cls, prior: Belief, posteriors: list[Belief], extreme_sd: float) -> "Population":
+        means = np.stack([p.mean for p in posteriors]) if posteriors else prior.mean[None]
+        covs = [p.cov for p in posteriors]
+        scales = (
+            np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
+        )
+        return cls(
+            Conditioning.from_prior(prior),
+            means.astype(np.float32),
+            scales.astype(np.float32),
+            np.float32(extreme_sd),
+        )
+
+
+def coef_of_users(key: jax.Array, population: Population, user: jax.Array) -> Float[Array, "b k"]:
+    """A draw from the posterior of each of the training people `user`[B]."""
+    noise = jax.random.normal(key, (user.shape[0], population.user_mean.shape[1]))
+    return population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)
+
+
+def sample_coef(key: jax.Array, population: Population, shares: UserShares) -> Float[Array, "b k"]:
+    """Coefficients for one micro-batch, in the order posterior, prior, extremes, generic."""
+    user_key, noise_key, prior_key, axis_key, sign_key = jax.random.split(key, 5)
+    conditioning, num_basis = population.conditioning, population.user_mean.shape[1]
+    user = jax.random.randint(user_key, (shares.posterior,), 0, population.user_mean.shape[0])
+    of_users = coef_of_users(noise_key, population, user)
+    drawn = jax.random.normal(prior_key, (shares.prior, num_basis))
+    axis = jax.random.randint(axis_key, (shares.extremes,), 0, num_basis)
+    sign = jax.random.rademacher(sign_key, (shares.extremes, 1), jnp.float32)
+    extreme = sign * population.extreme_sd * jax.nn.one_hot(axis, num_basis)
+    z = jnp.concatenate([drawn, extreme, jnp.zeros((shares.generic, num_basis))])
+    return jnp.concatenate([of_users, conditioning.mean + z @ conditioning.cov_sqrt])

@@ -1,0 +1,211 @@
+"""A policy: frozen base weights, LoRA and the conditioner, and the log-probs it gives.
+
+    π(y | x, w) = Decoder(base + LoRA; conditioner at z),  z = Σ^(-1/2)(w_eff − μ)
+
+z = 0 is the aggregate policy π_agg exactly, whatever the kind of conditioner (`models/conditioners.py`).
+Shapes: B rows, T nodes, C completions, K basis outputs, D width.
+"""
+
+import functools
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rlhf.models import attention
+from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
+from rlhf.models.conditioners import starts_at_zero
+from rlhf.models.config import ModelConfig
+from rlhf.models.decoder import Decoder
+from rlhf.policy.packing import PackedRows
+from rlhf.run.progress import watched
+
+
+class PolicyParams(NamedTuple):
+    """The arrays of a policy by role; each is an `nnx.State`, empty where there are none."""
+
+    base: Any
+    lora: Any
+    conditioner: Any
+
+
+def stages_of(config: ModelConfig, adapter_layers: int | None) -> tuple[int, ...]:
+    """Layer counts of the stages when only the top `adapter_layers` (None: all) carry adapters."""
+    if adapter_layers is None or adapter_layers >= config.num_layers:
+        return (config.num_layers,)
+    return (config.num_layers - adapter_layers, adapter_layers)
+
+
+@functools.lru_cache(maxsize=32)
+def structure(
+    config: ModelConfig,
+    stages: tuple[int, ...],
+    spec: AdapterSpec | None,
+    dtype: str,
+    remat: bool,
+    adapted: int = 1,
+) -> tuple[nnx.GraphDef, PolicyParams]:
+    """The graph definition (static under jit) and the shapes of the parameters, without allocating any.
+
+    The top `adapted` stages have the adapters.
+
+    Cached, so that equal settings give the identical graph definition and nothing compiles twice.
+    """
+
+    def make():
+        return Decoder(
+            config,
+            stages=stages,
+            spec=spec,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            rngs=nnx.Rngs(params=0),
+            adapted=adapted,
+        )
+
+    graphdef, base, lora, conditioner = nnx.split(nnx.eval_shape(make), nnx.Param, Lora, Conditioner)
+    return graphdef, PolicyParams(base, lora, conditioner)
+
+
+def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) -> tuple[Any, Any]:
+    """Fresh LoRA and conditioner: the inputs' factors He-uniform (as PEFT does), the outputs' zero.
+
+    Zero output factors make the new policy equal to its base for every z (except for coefficients as text).
+    """
+
+    def fill(path, leaf):
+        name = [str(key.key) for key in path if hasattr(key, "key")][-1]
+        if starts_at_zero(name):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        leaf_key = jax.random.fold_in(key, hash_path(path))
+        bound = (6.0 / leaf.shape[-2]) ** 0.5
+        return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+
+    return jax.tree_util.tree_map_with_path(fill, (shapes.lora, shapes.conditioner))
+
+
+def hash_path(path) -> int:
+    """A number for a tree path that is the same in every process (Python's hash of a string is not)."""
+    return zlib.crc32(jax.tree_util.keystr(path).encode())
+
+
+def merge(frozen: PolicyParams, trained: dict[str, Any], dtype: str) -> PolicyParams:
+    """Put the trained parts over the frozen ones.
+
+    Trained base weights are kept in float32, because a step is smaller than bfloat16 can add to a weight, and are
+    computed in `dtype`; adapters cast themselves.
+    """
+    if "base" in trained:
+        base = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), trained["base"])
+        trained = {**trained, "base": base}
+    return frozen._replace(**trained)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lower_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows) -> jax.Array:
+    """Activations [B, T, D] under the top stage, which no adapter changes: computed once for fixed rows."""
+    decoder = nnx.merge(graphdef, *params)
+    context = decoder.context(rows.positions, attention.tree_mask(rows.end))
+    hidden, _ = decoder.run_stages(decoder.embed_tokens(rows.tokens), context, last=len(decoder.stages) - 1)
+    return hidden
+
+
+def token_logprobs(
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    z: jax.Array | None,
+    hidden: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
+
+    Args:
+      rows: packed rows.
+      z: [B, K], or None for the aggregate policy.
+      hidden: what `lower_hidden` returned for these rows, to skip the lower stages.
+
+    Returns:
+      float32[B, N] log-probs in nats and float32[B, S] entropies in nats.
+    """
+    decoder = nnx.merge(graphdef, *params)
+    context = decoder.context(rows.positions, attention.tree_mask(rows.end), z=z)
+    first = 0 if hidden is None else len(decoder.stages) - 1
+    hidden = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
+    hidden, _ = decoder.run_stages(hidden, context, first=first)
+    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1), z)
+    logsumexp = jax.nn.logsumexp(logits, axis=-1)
+    entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
+    tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
+    row = jnp.arange(tokens.shape[0])[:, None]
+    taken = logits[row, rows.scored_head, tokens]
+    return taken - jnp.take_along_axis(logsumexp, rows.scored_head, axis=1), entropy
+
+
+def completion_sums(values: jax.Array, rows: PackedRows) -> jax.Array:
+    """Sum values[B, N] over the nodes of each completion → [B, C]."""
+    return jnp.einsum("bcn,bn->bc", rows.member.astype(values.dtype), values)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sequence_logprobs(
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    z: jax.Array | None,
+    hidden: jax.Array | None = None,
+) -> jax.Array:
+    """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
+    return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)
+
+
+MAX_CACHED_BYTES = 2 << 30
+
+
+def cached_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, chunk: int = 8) -> Any:
+    """`lower_hidden` of every row of a data set, [R, T, D] on the host, or None.
+
+    None when all layers carry adapters (nothing to cache) or the cache would exceed 2 GiB.
+    """
+    decoder = nnx.merge(graphdef, *params)
+    if len(decoder.stages) == 1:
+        return None
+    dtype = decoder.embed.embedding[...].dtype
+    if rows.tokens.size * decoder.config.width * dtype.itemsize > MAX_CACHED_BYTES:
+        return None
+    num_rows = len(rows.tokens)
+    parts = [
+        np.asarray(lower_hidden(graphdef, params, rows.take(index)))
+        for index in chunks(num_rows, chunk, "lower layers")
+    ]
+    return np.concatenate(parts)[:num_rows]
+
+
+def chunks(num_rows: int, size: int, title: str = "") -> Iterator[np.ndarray]:
+    """Row numbers 0 … num_rows−1 in chunks of one length: the last row is repeated where rows run out.
+
+    With a title, work on them that takes a while shows its progress.
+    """
+    starts = range(0, num_rows, size)
+    for start in watched(starts, title) if title else starts:
+        yield np.minimum(np.arange(start, start + min(size, num_rows)), num_rows - 1)
+
+
+def all_logprobs(
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    hidden: Any,
+    *,
+    z: Any = None,
+    chunk: int = 8,
+) -> Any:
+    """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
+    num_rows, parts = len(rows.tokens), []
+    for index in chunks(num_rows, chunk, "score completions"):
+        own_z, own_hidden = (None if array is None else array[index] for array in (z, hidden))
+        parts.append(np.asarray(sequence_logprobs(graphdef, params, rows.take(index), own_z, own_hidden)))
+    return np.concatenate(parts)[:num_rows]

@@ -1,0 +1,161 @@
+"""One teacher-forced pass over left-padded prompts and completions: log-probs, entropies, hidden states.
+
+The state before completion token t is the output at slot W−1+t; it predicts the token and carries its value. Only these T
+slots meet the vocabulary, a few at a time when B·T·V numbers are many.
+
+Shapes: B completions of N prompts, W prompt slots, T completion slots, D width, V vocabulary, K basis outputs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlhf.models.cache import Cache
+from rlhf.models.conditioners import WordKeys
+from rlhf.models.decoder import Context, Decoder
+from rlhf.policy.logprobs import PolicyParams
+
+LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much
+
+
+class Rows(NamedTuple):
+    """Completions, and the prompts they follow: each prompt stands here once and is read once for all that follow it.
+
+    Attributes:
+      prompts: int32[N, W], left-padded; starts: int32[N], slot of the first token; z: float32[N, K], None for nobody.
+      tokens: int32[B, T], completions; group: int32[B], the prompt that each one follows.
+      prompt_hidden [N, W, D], hidden [B, T, D]: activations under the top stage where those are known, else None.
+    """
+
+    prompts: jax.Array
+    starts: jax.Array
+    z: jax.Array | None
+    tokens: jax.Array
+    group: jax.Array
+    prompt_hidden: jax.Array | None = None
+    hidden: jax.Array | None = None
+
+    def take(self, order: jax.Array) -> "Rows":
+        """Some of the completions; with fewer of them than prompts each takes a prompt of its own along."""
+        group = self.group[order]
+        tokens, hidden = jax.tree.map(lambda part: part[order], (self.tokens, self.hidden))
+        part = self._replace(tokens=tokens, group=group, hidden=hidden)
+        if len(order) >= len(self.prompts):
+            return part
+        once = (self.prompts, self.starts, self.z, self.prompt_hidden)
+        prompts, starts, z, prompt_hidden = jax.tree.map(lambda part: part[group], once)
+        group = jnp.arange(len(order))
+        return part._replace(prompts=prompts, starts=starts, z=z, prompt_hidden=prompt_hidden, group=group)
+
+
+def rows_of(
+    tokens: jax.Array, starts: jax.Array, z: jax.Array | None, num_slots: int, group_size: int = 1
+) -> Rows:
+    """From tokens[B, W + T] with starts[B] and z[B, K]; neighbours of a group have the same prompt and z."""
+    batch, width = tokens.shape[0], tokens.shape[1] - num_slots
+    once = slice(None, None, group_size)
+    group = jnp.arange(batch) // group_size
+    return Rows(tokens[once, :width], starts[once], None if z is None else z[once], tokens[:, width:], group)
+
+
+def _context(
+    decoder: Decoder,
+    starts: jax.Array,
+    first_slot: int,
+    num_slots: int,
+    z: jax.Array | None,
+    words: WordKeys | None,
+) -> Context:
+    """Positions count from a row's first token and padding is unseen, as in `sampling.generate`."""
+    slots = jnp.arange(first_slot + num_slots)
+    queries = slots[first_slot:]
+    positions = slots[None, :] - starts[:, None]
+    mask = (positions >= 0)[:, None, :] & (slots[None, None, :] <= queries[None, :, None])
+    mask = mask | (slots[None, None, :] == queries[None, :, None])  # a softmax over nothing would be NaN
+    own = jnp.maximum(positions[:, first_slot:], 0)
+    index = jnp.asarray(first_slot, jnp.int32)
+    return decoder.context(own, mask, z=z, key_positions=positions, index=index, words=words)
+
+
+def states_after(
+    decoder: Decoder, rows: Rows, *, first: int = 0, last: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Outputs of the stages first … last−1 at the prompts' slots [N, W, D] and at the completions' [B, T, D].
+
+    Prompts go through the layers once; their keys and values serve every completion. Differentiable.
+    """
+    width, num_slots = rows.prompts.shape[1], rows.tokens.shape[1]
+    words = decoder.read_words(rows.z)
+    context = _context(decoder, rows.starts, 0, width, rows.z, words)
+    start = decoder.embed_tokens(rows.prompts) if rows.prompt_hidden is None else rows.prompt_hidden
+    empty = decoder.empty_cache(*rows.prompts.shape)
+    at_prompts, kept = decoder.run_stages(start, context, first=first, last=last, cache=empty)
+
+    if not num_slots:
+        return at_prompts, at_prompts[rows.group, :0]
+    room = [(0, 0), (0, 0), (0, num_slots), (0, 0), (0, 0)]
+    unused = (None,) * first  # a cache has a place for every stage
+    keys, values = (unused + tuple(jnp.pad(part[:, rows.group], room) for part in parts) for parts in kept)
+    z = None if rows.z is None else rows.z[rows.group]
+    words = None if words is None else words.take(rows.group)
+    context = _context(decoder, rows.starts[rows.group], width, num_slots, z, words)
+    start = decoder.embed_tokens(rows.tokens) if rows.hidden is None else rows.hidden
+    cache = Cache(keys, values, context.index)
+    after, _ = decoder.run_stages(start, context, first=first, last=last, cache=cache)
+    return at_prompts, after
+
+
+def with_lower_states(graphdef: nnx.GraphDef, params: PolicyParams, rows: Rows) -> Rows:
+    """Rows with the activations under the top stage, which adapters do not change; as they are with a single stage."""
+    decoder = nnx.merge(graphdef, *params)
+    top = len(decoder.stages) - 1
+    if top == 0:
+        return rows
+    prompt_hidden, hidden = states_after(decoder, rows._replace(z=None), last=top)
+    return rows._replace(prompt_hidden=prompt_hidden, hidden=hidden)
+
+
+def completion_states(decoder: Decoder, rows: Rows) -> jax.Array:
+    """States before each completion token, [B, T, D], before the final norm."""
+    first = 0 if rows.hidden is None else len(decoder.stages) - 1
+    # What follows the last token is of no use.
+    tokens, hidden = jax.tree.map(lambda part: part[:, :-1], (rows.tokens, rows.hidden))
+    at_prompts, after = states_after(decoder, rows._replace(tokens=tokens, hidden=hidden), first=first)
+    return jnp.concatenate([at_prompts[rows.group, -1:], after], axis=1)
+
+
+def token_scores(
+    decoder: Decoder, states: jax.Array, taken: jax.Array, z: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the taken tokens and entropies of their distributions, float32[B, T], nats.
+
+    Both are differentiable. Slots are taken in chunks of at most `LOGITS_BYTES` of logits, recomputed in the backward pass.
+    """
+
+    def score(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        states, taken = inputs
+        logits = decoder.logits(states, z)
+        logsumexp = jax.nn.logsumexp(logits, axis=-1)
+        logprobs = jnp.take_along_axis(logits, taken[..., None], axis=-1)[..., 0] - logsumexp
+        expected = jnp.sum(jnp.exp(logits - logsumexp[..., None]) * logits, axis=-1)
+        return logprobs, logsumexp - expected
+
+    batch, num_slots = taken.shape
+    size = max(1, LOGITS_BYTES // (4 * batch * decoder.config.vocab_size))
+    if size >= num_slots:
+        return score((states, taken))
+    num_chunks = -(-num_slots // size)
+    size = -(-num_slots // num_chunks)
+
+    def chunked(values: jax.Array) -> jax.Array:
+        padding = [(0, 0), (0, num_chunks * size - num_slots)] + [(0, 0)] * (values.ndim - 2)
+        parts = jnp.pad(values, padding).reshape(batch, num_chunks, size, *values.shape[2:])
+        return jnp.moveaxis(parts, 1, 0)
+
+    def joined(parts: jax.Array) -> jax.Array:
+        return jnp.moveaxis(parts, 0, 1).reshape(batch, -1)[:, :num_slots]
+
+    logprobs, entropy = jax.lax.map(jax.checkpoint(score), (chunked(states), chunked(taken)))
+    return joined(logprobs), joined(entropy)

@@ -1,0 +1,320 @@
+"""Policies on disk: `policy/` of a training run holds what training added; the base stays where it is.
+
+    policy/policy.json          kind, base model, adapters, conditioning, hashes
+    policy/weights.safetensors  LoRA and conditioner (and the base, when all weights were trained)
+
+`load_base` reads a Hugging Face model, or a training run with its adapters folded in, as frozen base weights;
+`load_policy` reads a run as it was trained. Both are strict: every tensor is accounted for and hashed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rewards import hashed, paths
+from rewards.basis.store import RECORD as BASIS
+from rewards.errors import UserError
+from rewards.files import cache_dir, sha256_file
+from rlhf.models.adapters import AdapterSpec
+from rlhf.models.conditioner_kinds import merge
+from rlhf.models.config import ModelConfig
+from rlhf.models.load import load_params, read_hf_config, resolve_model
+from rlhf.models.tokenizer import Tokenizer
+from rlhf.policy.conditioning import Gate
+from rlhf.policy.logprobs import PolicyParams, stages_of, structure
+
+POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+IN_MEMORY = "(in memory)"
+"""Name of a base that stands in no directory."""
+AGAIN = "restore it or train again"
+NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model's frozen weights: a nested dict as `rlhf.models.load` makes it, cut into `stages`."""
+
+    name: str
+    directory: Path
+    config: ModelConfig
+    tree: dict[str, Any]
+    stages: tuple[int, ...]
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy ready to run.
+
+    Attributes:
+      graphdef, params: structure and arrays; `spec` its adapters.
+      gate: how coefficients become z; None for a policy without users.
+      record: the contents of policy.json.
+    """
+
+    base: Base
+    graphdef: nnx.GraphDef
+    params: PolicyParams
+    spec: AdapterSpec | None
+    gate: Gate | None
+    record: dict[str, Any]
+
+
+def fingerprint(directory: Path) -> str:
+    """sha256 over the names and contents of a model directory's weights (remembered by size and time of change)."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache
+def _file_digest(path: Path, size: int, mtime: int) -> str:
+    return sha256_file(path)
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether `name` is the directory of a training run with a finished policy."""
+    return (Path(name) / "policy" / POLICY).is_file()
+
+
+def identity(run: str | Path) -> str:
+    """Hash of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
+    return hashed.record_identity(Path(run) / "policy" / POLICY, AGAIN)
+
+
+def record_of(run: str | Path) -> dict[str, Any]:
+    """policy.json of a finished run."""
+    path = Path(run) / "policy" / POLICY
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        for key in (key for key in NEEDED if key not in record):
+            raise UserError(f"{path}: key {key!r} is missing; {AGAIN}")
+        return record
+
+    return hashed.parse_record(path, AGAIN, parse)
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """What `load_base` gives as fingerprint of a training run or a model directory, without loading."""
+    return identity(path) if is_run(path) else fingerprint(resolve_model(path))
+
+
+def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+    """Read `name` as frozen base weights, cut so that the top `adapter_layers` form their own stage.
+
+    Args:
+      name: model name, directory, .gguf file or hub id (`resolve_model`), or a training run, whose adapters are
+        folded in (a conditioned policy becomes its aggregate policy).
+    """
+    if is_run(name):
+        loaded = load_policy(name)
+        return base_of(loaded, str(name), identity(name), adapter_layers=adapter_layers, dtype=dtype)
+    if (Path(name) / "config.yaml").is_file():
+        if (Path(name) / "basis.json").is_file():
+            raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
+        raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
+    directory = resolve_model(name)
+    config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
+    stages = stages_of(config, adapter_layers)
+    tokenizer = Tokenizer(directory)
+    if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= config.vocab_size:
+        raise UserError(
+            f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
+            f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
+        )
+    tree = load_params(directory, config, stages, jnp.dtype(dtype))
+    return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
+
+
+def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
+    """A policy as frozen base weights, its adapters folded in at z = 0; named and identified as given."""
+    base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
+    tree = restage(merge_adapters(policy, None), base.stages, stages)
+    tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
+    return dataclasses.replace(base, name=name, tree=tree, stages=stages, fingerprint=fingerprint)
+
+
+def base_state(
+    base: Base, spec: AdapterSpec | None, dtype: str, remat: bool
+) -> tuple[nnx.GraphDef, PolicyParams, Any]:
+    """Graph definition, parameters with the base filled in and no adapters, and the adapters' shapes."""
+    graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
+    state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
+    nnx.replace_by_pure_dict(state, base.tree)
+    return graphdef, PolicyParams(state, shapes.lora, shapes.conditioner), shapes
+
+
+def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
+    """Cut the stacks of layers anew."""
+    if old == new:
+        return tree
+    stacked = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *(tree["stages"][i] for i in range(len(old)))
+    )
+    bounds = np.cumsum((0, *new))
+    stages = {i: jax.tree.map(lambda a, i=i: a[bounds[i] : bounds[i + 1]], stacked) for i in range(len(new))}
+    return {**tree, "stages": stages}
+
+
+def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
+    """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in.
+
+    Raises:
+      UserError: z was given, and this kind of conditioner is no change of weights.
+    """
+    base, lora, conditioner = (nnx.to_pure_dict(part) for part in policy.params)
+    if policy.spec is None:
+        return base
+    return merge(base, lora, conditioner, policy.spec, policy.base.config, z, top=len(policy.base.stages) - 1)
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of an `nnx.State` by dotted path."""
+    return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
+    return {_name(path): leaf for path, leaf in flat}
+
+
+def _name(path: Any) -> str:
+    """The dotted name under which a leaf is stored."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def save_policy(
+    directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: dict[str, Any], *, full: bool
+) -> None:
+    """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
+    tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
+    tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
+    if full:
+        tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
+    record = {
+        "format": 1,
+        **record,
+        "relative": _ways(record, directory),
+        "full": full,
+        "spec": spec.record() if spec else None,
+        "weights_sha256": hashed.write_tensors(directory / "policy" / WEIGHTS, tensors),
+    }
+    hashed.write_record(directory / "policy" / POLICY, record)
+
+
+def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
+    """How base model and rewards are reached from the run, unless they lie in the cache, which does not move along."""
+    cache = cache_dir().resolve()
+    return {
+        name: paths.relative(record[name], directory)
+        for name in ("base", "rewards")
+        if record.get(name) and cache not in Path(record[name]).resolve().parents
+    }
+
+
+def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
+    """The record of a policy with the places where its base and rewards are now, known by their hashes."""
+    ways = record.get("relative", {})
+
+    def base(path: Path) -> bool:
+        return path.is_dir() and fingerprint_of(path) == record["base_fingerprint"]
+
+    def rewards(path: Path) -> bool:
+        basis = path / BASIS
+        return basis.is_file() and hashed.read_record(basis).get("basis_hash") == record.get("basis")
+
+    found = {"base": paths.find(record["base"], ways.get("base"), run, base)}
+    if record.get("rewards"):
+        found["rewards"] = paths.find(record["rewards"], ways.get("rewards"), run, rewards)
+    return record | found
+
+
+def load_policy(run: str | Path) -> Policy:
+    """Read a training run's policy.
+
+    Raises:
+      UserError: no finished policy there, weights that do not match their record, or a base model that has changed.
+    """
+    directory = Path(run) / "policy"
+    if not (directory / POLICY).is_file():
+        reason = (
+            "has not finished; run its command again to complete it"
+            if (Path(run) / "config.yaml").is_file()
+            else "is not a policy run; give the output_dir of chorus train"
+        )
+        raise UserError(f"{run}: {reason}")
+    record = _located(record_of(run), run)
+    base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
+    if base.fingerprint != record["base_fingerprint"]:
+        raise UserError(
+            f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
+        )
+    spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
+    graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
+    roles = ("lora", "conditioner", *(("base",) if record["full"] else ()))
+    expected = {
+        f"{role}.{name}": leaf.shape for role in roles for name, leaf in _named(getattr(shapes, role)).items()
+    }
+    tensors = hashed.read_tensors(
+        directory / WEIGHTS, record["weights_sha256"], expected, AGAIN, whole="this policy"
+    )
+    params = params._replace(**{role: _filled(getattr(shapes, role), role, tensors) for role in roles})
+    gate = Gate.from_record(record, str(directory / POLICY))
+    return Policy(base, graphdef, params, spec, gate, record)
+
+
+def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
+    """The file's tensors of one role, in the structure and types of `expected`."""
+    pure = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(tensors[f"{role}.{_name(path)}"], leaf.dtype),
+        nnx.to_pure_dict(expected),
+    )
+    state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached
+    nnx.replace_by_pure_dict(state, pure)
+    return state
+
+
+def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
+    """z of coefficients w[..., K], through the policy's gate.
+
+    Raises:
+      UserError: the policy has no users, or the number of coefficients is wrong.
+    """
+    if policy.gate is None:
+        raise UserError("this policy was trained without users; leave out the user or coefficients")
+    return policy.gate.checked(user_coef)
+
+
+def load_gate(run: str | Path, basis: str) -> Gate:
+    """The gate of a finished training run, without its weights.
+
+    Args:
+      basis: hash of the reward basis whose coefficients are to pass.
+    Raises:
+      UserError: no finished run, one without people, or one of another basis.
+    """
+    path = Path(run) / "policy" / POLICY
+    if not path.is_file():
+        raise UserError(f"{run}: is not a finished policy run; give the output_dir of chorus train")
+    record = record_of(run)
+    gate = Gate.from_record(record, str(path))
+    if gate is None:
+        raise UserError(f"{run}: this policy was trained without users; leave out --policy")
+    if record.get("basis") != basis:
+        raise UserError(
+            f"{run}: was trained with basis {str(record.get('basis'))[:12]}…, the reward run has {basis[:12]}…; name "
+            "the policy that was trained with these rewards"
+        )
+    return gate

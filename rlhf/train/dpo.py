@@ -1,0 +1,292 @@
+"""`chorus train dpo`: pairs and a reward run → one policy conditioned on coefficients (or an ordinary one)."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rewards import hashed
+from rewards.annotation.basis import run_margins
+from rewards.annotation.mixture import Mixture, fit_mixture
+from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
+from rewards.data.read import read_preferences, require_people
+from rewards.errors import UserError
+from rewards.people.population import People, load_people
+from rewards.types import Preferences
+from rlhf.models.adapters import AdapterSpec
+from rlhf.models.conditioner_kinds import MAX_INNER
+from rlhf.models.conditioners import make_words
+from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
+from rlhf.policy.batches import PairRows, pair_rows
+from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
+from rlhf.run.directory import Run
+from rlhf.run.record import traced
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
+from rlhf.train.callbacks import Callback
+from rlhf.train.loop import run_steps
+from rlhf.train.sft import (
+    base_record,
+    batches,
+    fresh_policy,
+    frozen_parts,
+    open_base,
+    tokens_per_step,
+    trained_parts,
+)
+from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
+
+Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
+"""Rewards of a run that come from elsewhere than its configuration; they may be kept in its directory."""
+
+_LOG = logging.getLogger("chorus")
+
+
+def run(
+    config: Any,
+    *,
+    prefs: Preferences | None = None,
+    base: policy_store.Base | None = None,
+    rewards: Rewards | None = None,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
+
+    Args:
+      prefs, base, callbacks, own: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
+        from where the configuration says.
+    """
+    with Run.open(config.output_dir, config, "dpo") as job:
+        if finished(job):
+            return stored(job)
+        basis = people = None
+        if rewards is not None:
+            basis, people = rewards(job.directory)
+        elif config.loss.personal or config.loss.annotation != "none":
+            run = load_reward_run(config.rewards)
+            basis, people = run, load_people(run)
+        if prefs is None:
+            prefs = read_preferences(config.data.path, config.data.split, people=False)
+        trained = train(
+            config,
+            prefs,
+            base or open_base(config),
+            basis,
+            people,
+            run_callbacks(job, config.train, "dpo", callbacks),
+            cache=job.directory / "cache",
+            own=own,
+        )
+        trained.save(job.directory)
+        return close(job, trained.num_rows)
+
+
+def train(
+    config: Any,
+    prefs: Preferences,
+    base: policy_store.Base,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    cache: Path | None = None,
+    own: optim.Own = None,
+) -> Trained:
+    """Train in memory.
+
+    Args:
+      config: everything but its paths counts.
+      rewards, people: the basis and whom it was fitted on; None for a policy for everybody.
+      callbacks: called by the loop. cache: folder that keeps the reference log-probs; None keeps nothing.
+      own: a user's own optimiser.
+    """
+    if config.loss.kind == "observed":
+        prefs = known_people(require_people(prefs, "loss.kind observed"), people)
+    annotation = annotation_mixture(config, prefs, rewards, people)
+    if not config.loss.personal:
+        rewards = people = None
+    rows = build_rows(config, prefs, base, people, annotation)
+    full = config.tune.mode == "full"
+    spec = adapter_spec(config, rewards, base)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
+    data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    drawn_from = population(config, rewards, people)
+    state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
+    params = params._replace(**state.params)
+    record = base_record(config, base, "dpo") | _personal_record(config, rewards)
+    record |= {"annotation": annotation.record()} if annotation else {}
+    return Trained(base, params, spec, record, full, len(rows.user))
+
+
+def annotation_mixture(
+    config: Any, prefs: Preferences, rewards: FittedBasis | None, people: People | None
+) -> Mixture | None:
+    """Kinds of answer under the coefficients of the rewards; None unless `loss.annotation` asks for them."""
+    if config.loss.annotation == "none" or rewards is None:
+        return None
+    phi = encoder.item_features(rewards.basis, require_people(prefs, "loss.annotation mixture"))
+    return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, people))
+
+
+def build_rows(
+    config: Any,
+    prefs: Preferences,
+    base: policy_store.Base,
+    people: People | None,
+    annotation: Mixture | None = None,
+) -> PairRows:
+    """Packed rows of this run; with observed labels `user` indexes the reward run's people."""
+    if annotation:
+        prefs = dataclasses.replace(prefs, outcome=annotation.attitude)
+    rows = pair_rows(
+        prefs,
+        base.tokenizer,
+        observed=config.loss.kind not in ("soft", "regression"),
+        size=config.groups.completions,
+        max_positions=base.config.max_positions,
+        weight=annotation.weight if annotation else None,
+    )
+    if config.loss.kind != "observed":
+        return rows
+    place = {user_id: index for index, user_id in enumerate(people.user_ids)}
+    return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
+
+
+def adapter_spec(config: Any, rewards: FittedBasis | None, base: policy_store.Base) -> AdapterSpec | None:
+    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
+    rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
+    if rewards is None:
+        return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
+    wanted, num_basis = config.conditioner, rewards.basis.num_basis
+    if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
+        _LOG.warning(
+            f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
+            f"{MAX_INNER} the conditioner slows every step noticeably, rank {max(MAX_INNER // num_basis, 1)} does not"
+        )
+    return AdapterSpec(
+        rank,
+        config.tune.lora_alpha,
+        num_basis,
+        basis_rank=wanted.rank if wanted.kind in ("low_rank", "logit_heads") else 0,
+        kind=wanted.kind,
+        slots=wanted.slots if wanted.kind == "prefix" else 0,
+        shift=wanted.shift,
+        words=make_words(base.tokenizer, rewards.basis.gauge.names) if wanted.kind == "text" else None,
+    )
+
+
+def known_people(prefs: Preferences, people: People) -> Preferences:
+    """Comparisons of people whose coefficients the reward run has fitted (for their own labels)."""
+    fitted = set(people.user_ids)
+    known = np.array([user_id in fitted for user_id in prefs.user_ids])
+    kept = prefs.select(known[prefs.user_index])
+    if not kept.num_comparisons:
+        raise UserError(
+            f"{prefs.source}: none of its {prefs.num_users} people was in the fit of the reward run; "
+            "fit the rewards on this data or choose loss.kind=soft"
+        )
+    return kept
+
+
+def item_rewards(rewards: FittedBasis | None, prefs: Preferences, rows: PairRows) -> np.ndarray:
+    """φ of every row's completions, float32[R, C, K]; 0 on padding, K = 0 without people."""
+    if rewards is None:
+        return np.zeros((*rows.item.shape, 0), np.float32)
+    phi = encoder.item_features(rewards.basis, prefs)
+    return np.where((rows.item >= 0)[:, :, None], phi[rows.item], 0.0).astype(np.float32)
+
+
+def reference_logprobs(
+    cache: Path | None,
+    base: policy_store.Base,
+    graphdef: Any,
+    params: PolicyParams,
+    rows: PairRows,
+    hidden: Any,
+) -> np.ndarray:
+    """log π_ref of every completion, float32[R, C]; computed once, kept in the folder `cache` where there is one.
+
+    Fresh adapters add exactly nothing, so the policy at its start is the reference.
+    """
+    if cache is None:
+        return all_logprobs(graphdef, params, rows.packed, hidden)
+    return hashed.cached(
+        cache,
+        [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()],
+        lambda: all_logprobs(graphdef, params, rows.packed, hidden),
+        prefix="ref_logprobs-",
+    )
+
+
+def population(config: Any, rewards: FittedBasis | None, people: People | None) -> Population | None:
+    """Whose coefficients training rows get; None without people."""
+    if rewards is None:
+        return None
+    return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
+
+
+def _train(
+    config: Any,
+    callbacks: Sequence[Callback],
+    graphdef: Any,
+    params: PolicyParams,
+    data: dpo.DPOBatch,
+    drawn_from: Population | None,
+    key: jax.Array,
+    full: bool,
+    own: optim.Own,
+) -> optim.TrainState:
+    settings = traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=config.train.steps
+        )
+    )
+    program = dpo.DPOProgram(
+        graphdef=graphdef,
+        shares=UserShares.of(config.train.batch_rows, config.users) if drawn_from else None,
+        with_nll=config.loss.nll_coef > 0,
+        with_rail=config.rail.eta > 0,
+        dtype=config.model.dtype,
+        own=own,
+    )
+    trained = trained_parts(params, full, conditioned=drawn_from is not None)
+    state = optim.init_state(trained, settings.optimizer, key, own)
+    step = functools.partial(
+        dpo.step,
+        frozen=frozen_parts(params, full),
+        population=drawn_from,
+        settings=settings,
+        program=program,
+    )
+    return run_steps(
+        state,
+        step,
+        batches(config, data, len(data.rows.user)),
+        config.train,
+        tokens_per_step=tokens_per_step(config, data.rows.packed),
+        callbacks=callbacks,
+    )
+
+
+def _personal_record(config: Any, rewards: FittedBasis | None) -> dict[str, Any]:
+    """What a policy must remember of the population it was trained for."""
+    if rewards is None:
+        return {"beta": config.loss.dpo_beta, "eta": 0.0}
+    return {
+        "beta": config.loss.dpo_beta,
+        "eta": config.rail.eta,
+        "rewards": str(rewards.directory.resolve()) if isinstance(rewards, RewardRun) else None,
+        "basis": rewards.hash,
+        "names": list(rewards.basis.gauge.names),
+        "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},
+    }

@@ -1,0 +1,103 @@
+"""The optimiser every trainer shares: AdamW with clipping by global norm, schedule inside the compiled step.
+
+Its numbers are arrays in compiled code (`run.record.traced`), so another learning rate compiles nothing; the kind of
+schedule is static. `num_steps` counts the optimiser steps of the run, at whose end the schedule ends.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from pydantic import Field
+
+from rlhf.run.record import Count, record
+
+
+@record
+class OptimizerConfig:
+    """AdamW with warm-up and clipping by the global norm."""
+
+    learning_rate: float = Field(
+        gt=0, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine",
+        description="Course after warm-up: constant, or linear/cosine to zero at the last step.",
+    )
+    warmup_steps: Count = Field(
+        default=0, ge=0, description="Optimiser steps of linear warm-up from zero; 0 means none."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay; 0 means none.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Gradients with a larger global norm are scaled down to it."
+    )
+
+
+Own = optax.GradientTransformation | None
+"""An optimiser that a user brings from Python; static, so the same object compiles once."""
+
+
+class TrainState(NamedTuple):
+    """What the next step needs: step number, trained arrays, optimiser state, key of the run."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array) -> jax.Array:
+    """Learning rate of step 0, 1, …: up linearly over `warmup_steps`, then constant, linear or cosine to 0."""
+    step = step.astype(jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(optimizer.warmup_steps, 1.0))
+    span = jnp.maximum(num_steps - optimizer.warmup_steps, 1.0)
+    done = jnp.clip((step - optimizer.warmup_steps) / span, 0.0, 1.0)
+    if optimizer.schedule == "constant":
+        decay = jnp.ones_like(done)
+    elif optimizer.schedule == "linear":
+        decay = 1.0 - done
+    else:
+        decay = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    return optimizer.learning_rate * warm * decay
+
+
+def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.max_grad_norm),
+        optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps),
+        optax.add_decayed_weights(optimizer.weight_decay),
+    )
+
+
+def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
+    """State of step 0; `own` as in `apply_gradients`."""
+    opt_state = (own or _transform(optimizer)).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array, own: Own = None
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One AdamW step, or one of a user's own optimiser; returns the new state and the norms worth watching.
+
+    Args:
+      own: whole optimiser, its rate and clipping included; `optimizer` then counts for nothing.
+    """
+    if own is not None:
+        rate = None
+        updates, opt_state = own.update(grads, state.opt_state, state.params)
+    else:
+        updates, opt_state = _transform(optimizer).update(grads, state.opt_state, state.params)
+        rate = learning_rate(state.step, optimizer, num_steps)
+        updates = jax.tree.map(lambda u, p: (-rate * u).astype(p.dtype), updates, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = ({} if rate is None else {"train/learning_rate": rate}) | {
+        "train/grad_norm": optax.tree.norm(grads),
+        "train/update_norm": optax.tree.norm(updates),
+        "train/param_norm": optax.tree.norm(params),
+    }
+    return TrainState(state.step + 1, params, opt_state, state.key), metrics

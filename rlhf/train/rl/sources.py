@@ -1,0 +1,262 @@
+"""Where the rewards of a reinforcement-learning run come from, and the reward run a run without one writes for itself.
+
+Three sources: a fitted reward run; `columns` with a `population`, which become a reward run in OUTPUT/rewards (axis k is
+column k, standardised once over samples of π_ref; the prior is the one given; nobody has answered yet), so that people
+can be asked, served and evaluated as after a fit; `columns` alone, one policy for all, rewards as they are.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rewards import jsonl
+from rewards.basis import store
+from rewards.basis.belief import Belief
+from rewards.basis.store import FittedBasis, load_reward_run
+from rewards.data.completions import read_completions
+from rewards.errors import UserError
+from rewards.methods.columns import check_spread, column_basis, moments
+from rewards.people import population
+from rewards.people.pool import make_pool, write_pool
+from rewards.people.population import People, load_people
+from rewards.types import Preferences
+from rlhf.phi import on_device, on_host
+from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.columns.jit import only_jit
+from rlhf.phi.reward import HostConfig, Reward
+from rlhf.policy import store as policy_store
+from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.generation import complete
+from rlhf.run.directory import Run
+from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.prompts import PromptSet
+
+FOLDER, SAMPLES = "rewards", "reference.jsonl"
+PROBED = ("judge", "votes")  # rewards without a truth: each has a check that switches it off
+PROBE_SIZE = (8, 4)  # prompts and samples of π_ref for that check
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rewards and people of a run.
+
+    Attributes:
+      names: K labels. run: the reward run, None for one policy for all.
+      people: whose coefficients are drawn, or float32[K] weights without people; shares: how many groups for whom.
+      reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
+    """
+
+    names: tuple[str, ...]
+    run: FittedBasis | None
+    people: Population | jnp.ndarray
+    shares: UserShares | None
+    reward: Reward
+
+
+def prepare(
+    config: RLConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None = None,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+) -> Source:
+    """Open, build or rebuild the rewards of a run.
+
+    Args:
+      job: the run directory, which keeps the rewards of a population; None in memory.
+      rewards, people: a basis and whom it was fitted on, instead of the directory that the configuration names.
+    Raises:
+      UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
+    """
+    if rewards is not None and people is not None:
+        return _personal(config, rewards, people, base)
+    if config.rewards is not None:
+        return _stored(config, config.rewards, base)
+    columns = _with_model(config)
+    if config.population is not None:
+        if job is None:
+            raise UserError("population: its rewards are kept in the run directory; give output_dir")
+        directory = job.directory / FOLDER
+        # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
+        if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
+            build_run(config, directory, columns, base, prompts)
+        return _stored(config, directory, base)
+    refuse_unreliable(config, columns, base, prompts)
+    settings = table.as_they_are(columns)
+    weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
+    if len(weights) != len(settings["names"]):
+        raise UserError(
+            f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
+        )
+    fixed = jnp.asarray(weights, jnp.float32)
+    names = tuple(settings["names"])
+    if only_jit(settings["columns"]):
+        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
+    features = on_host.ColumnFeatures(settings, None, config.host)
+    return Source(
+        names, None, fixed, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
+    )
+
+
+def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
+    run = load_reward_run(directory)
+    return _personal(config, run, load_people(run), base)
+
+
+def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
+    settings, names = run.basis.encoder, run.basis.gauge.names
+    if settings["kind"] not in ("lm", "columns"):
+        raise UserError(
+            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {settings['kind']}, which gives no rewards "
+            "for new completions; fit the rewards with encoder.kind=lm or columns"
+        )
+    people = list(people_of.posteriors)
+    drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
+    groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
+    users = config.users
+    if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
+        users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
+    shares = UserShares.of(groups, users)
+    return Source(
+        names, run, drawn_from, shares, _reward_of(run, base, config.host, config.rollout.completions)
+    )
+
+
+def _reward_of(run: FittedBasis, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
+    """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
+    settings = run.basis.encoder
+    if settings["kind"] == "lm":
+        compiled = on_device.compiled_basis(run, base)
+        return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
+    if only_jit(settings["columns"]):
+        return on_device.compiled_columns(settings, run.basis)
+    features = on_host.ColumnFeatures(settings, run.basis, limits)
+    return on_host.HostReward(features, base.tokenizer, group_size)
+
+
+def _with_model(config: RLConfig) -> list[ColumnConfig]:
+    """Jittable columns read the tokens of the model that is trained."""
+    return [
+        dataclasses.replace(column, model=config.model.name)
+        if column.kind == "jit" and column.model is None
+        else column
+        for column in config.columns
+    ]
+
+
+def refuse_unreliable(
+    config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
+) -> None:
+    """Let judges and votes pass their own checks before anything is trained on them.
+
+    Raises:
+      UserError: a judge reads the order of two texts, or majorities are wrong on the probe prompts.
+    """
+    own = [column for column in columns if column.kind in PROBED]
+    if own:
+        samples = reference_samples(config, base, prompts, *PROBE_SIZE)
+        _refuse_off(table.prepare(samples, own)[1])
+
+
+def _refuse_off(settings: dict[str, Any]) -> None:
+    if settings["dropped"]:
+        off = settings["dropped"][0]
+        raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")
+
+
+def build_run(
+    config: RLConfig,
+    directory: Path,
+    columns: Sequence[ColumnConfig],
+    base: policy_store.Base,
+    prompts: PromptSet,
+) -> None:
+    """Write a complete reward run whose axes are the columns and whose prior is the configured one.
+
+    Raises:
+      UserError: a column is switched off by its own check, has several outputs, or tells no two samples of π_ref apart.
+    """
+    wanted = config.population
+    assert wanted is not None, "only columns of people are made a reward run"
+    samples = (
+        read_completions(wanted.reference)
+        if wanted.reference is not None
+        else reference_samples(config, base, prompts, wanted.prompts, wanted.completions)
+    )
+    values, settings = table.prepare(samples, columns)
+    _refuse_off(settings)
+    names = tuple(settings["names"])
+    if len(names) != len(wanted.mean):
+        raise UserError(
+            f"population.mean: {len(wanted.mean)} numbers for the outputs {', '.join(names)}; give one an output"
+        )
+    mean, spread = moments(values, samples.item_prompt)
+    check_spread(spread, mean, names, samples.source)
+    if not wanted.standardise:
+        mean, spread = np.zeros_like(mean), np.ones_like(spread)
+    settings["reference"] = {
+        "source": samples.source,
+        "items": len(values),
+        "mean": mean.tolist(),
+        "sd": spread.tolist(),
+    }
+    basis = column_basis(names, mean, spread, settings, settings["fingerprint"])
+    prior = Belief.from_cov(
+        np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
+    )
+    phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
+    # Everything is computed: from here on only files are written.
+    rows = zip(samples.item_prompt, samples.item_text, strict=True)
+    jsonl.write(
+        directory / SAMPLES,
+        (
+            {"prompt": jsonl.prompt_value(samples.prompts[prompt]), "completion": text}
+            for prompt, text in rows
+        ),
+    )
+    identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
+    size = len(names)
+    population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
+    write_pool(directory, identity, make_pool(pairs, phi))
+
+
+def reference_samples(
+    config: RLConfig, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
+) -> Preferences:
+    """Completions of π_ref for the first prompts of the run."""
+    graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)
+    policy = policy_store.Policy(base, graphdef, params, None, None, {})
+    index = np.repeat(np.arange(min(num_prompts, len(prompts.starts))), num_samples)
+    rows = prompts.rows.take(index)
+    completions = complete(
+        policy, rows.prompts, None, seed=config.seed, max_new_tokens=config.rollout.max_new_tokens
+    )
+    return rows.with_texts([completion.text for completion in completions])
+
+
+def as_pairs(samples: Preferences) -> Preferences:
+    """Every sample against the next different one of its prompt: what people may be asked."""
+    chosen, rejected = [], []
+    first: dict[tuple[int, str], int] = {}
+    last: dict[int, int] = {}
+    for item, key in enumerate(zip(samples.item_prompt.tolist(), samples.item_text, strict=True)):
+        own = first.setdefault(key, item)
+        before = last.get(key[0], own)
+        if before != own:
+            chosen.append(before)
+            rejected.append(own)
+        last[key[0]] = own
+    if not chosen:
+        raise UserError(
+            f"{samples.source}: no prompt has two different samples of π_ref, so there is nothing to ask people about; "
+            "give more prompts or population.completions"
+        )
+    return dataclasses.replace(
+        samples, chosen=np.array(chosen, np.int32), rejected=np.array(rejected, np.int32)
+    )
