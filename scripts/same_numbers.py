@@ -105,6 +105,8 @@ def call(checkout: Path, work: Path, cache: Path, commands: list[tuple[str, list
     """Call the command line of a checkout with every command in turn, all in one process; what they print."""
     target = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["scripts"]["chorus"]
     module, _, function = target.partition(":")
+    if (module, function) == ("rlhf.__main__", "start"):  # that one ends the process
+        module, function = "rlhf.apps.cli", "main"
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     settings |= {"PYTHONPATH": str(checkout), "CHORUS_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
