@@ -45,8 +45,10 @@ RECORDED = ROOT / "scripts" / "bench" / "results" / "same_numbers.json"
 INPUTS = ROOT / "tests" / "golden" / "old_runs" / "inputs"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "transformers", "tokenizers")
 DROPPED = re.compile(
-    r"perf/.*|.*seconds|time|timestamp|run_dir|path|output|policy_sha256"  # the last hashes absolute paths
+    r"perf/.*|.*seconds|time|timestamp|run_dir|path|output"
+    r"|(policy_|line_)?sha256|timed"  # hashes of files that hold paths or times
 )
+CACHED = ("embeddings", "ref_logprobs")  # what the one array of a cache was called once
 LONG = 24
 """Longer lists of numbers are kept as shape, mean, root mean square and hash."""
 DRIVER = """
@@ -149,7 +151,7 @@ def tensors_in(directory: Path) -> dict[str, Any]:
     for path in sorted(directory.rglob("*.safetensors")):
         file = re.sub(r"[0-9a-f]{16,}", "", str(path.relative_to(directory).with_suffix("")))
         for name, array in sorted(load_file(path).items()):
-            key = f"{file}:{name}"
+            key = f"{file}:{'values' if name in CACHED else name}"
             while key in found:
                 key += "'"
             found[key] = summary(array)
