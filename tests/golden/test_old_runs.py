@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlhf import cli
+from rlhf.apps import cli
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 OLD = Path(__file__).parent / "old_runs"
