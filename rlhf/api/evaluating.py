@@ -12,7 +12,7 @@ from rewards.api.fitted import FittedRewards
 from rewards.api.reading import PreferenceSet
 from rewards.data.read import require_people
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import JSONObject, write_text
 from rewards.types import Preferences
 from rlhf.api.policies import Policy
 from rlhf.api.settings import configuration
@@ -125,5 +125,5 @@ def evaluate(
     )
 
 
-def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+def _numbers(figures: JSONObject) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}

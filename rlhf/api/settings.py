@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import build, key_paths
 from rlhf.run.directory import plain
 
-Values = dict[str, Any]
+Values = JSONObject
 
 
 def configuration(kind: str, call: str, defaults: Mapping[str, Any], keys: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from rewards.basis.store import FittedBasis
 from rewards.data.read import read_preferences
 from rewards.data.sources import Source
 from rewards.errors import UserError
-from rewards.files import sha256_json
+from rewards.files import JSONObject, sha256_json
 from rewards.methods.store import RECORD
 from rewards.people.population import People
 from rewards.types import Preferences
@@ -184,11 +184,11 @@ def _train_rl(
     optimizer: Optimizer,
     output_dir: str | Path | None,
     seed: int,
-    keys: dict[str, Any],
+    keys: JSONObject,
 ) -> Policy:
     own, keys = _own(optimizer, keys)
     rows = _prompt_rows(data)
-    given: dict[str, Any] = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
+    given: JSONObject = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
     functions = [rewards] if callable(rewards) else rewards if isinstance(rewards, (list, tuple)) else []
     fitted = None if functions else _opened(rewards)
     if functions:
@@ -212,9 +212,7 @@ def _train_rl(
     return _policy(rl.train(config, base, prompts, source, beside, own=own), history, fitted)
 
 
-def _own(
-    optimizer: Optimizer, keys: dict[str, Any]
-) -> tuple[optax.GradientTransformation | None, dict[str, Any]]:
+def _own(optimizer: Optimizer, keys: JSONObject) -> tuple[optax.GradientTransformation | None, JSONObject]:
     """A user's own optimiser, and the keys with the section where that was given."""
     if optimizer is None or isinstance(optimizer, optax.GradientTransformation):
         return optimizer, keys
@@ -233,7 +231,7 @@ def _config(
     output_dir: str | Path | None,
     seed: int,
     steps: int,
-    keys: dict[str, Any],
+    keys: JSONObject,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a run; what is in memory is named by its content where a run directory must know it again."""

@@ -14,6 +14,7 @@ from scipy.stats import norm
 from rewards import jsonl
 from rewards.basis import store
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
 from rewards.types import UserPosterior
@@ -75,9 +76,7 @@ def reading(run: store.RewardRun, posterior: UserPosterior, k: int) -> str:
     return f"{word} ({sure:.0%}) {side} of a taste for “{run.basis.gauge.names[k]}” than the average person, ± {sd:.2f}"
 
 
-def questionnaire(
-    name: str, number: int, pool: Sequence[Question], chosen: np.ndarray
-) -> list[dict[str, Any]]:
+def questionnaire(name: str, number: int, pool: Sequence[Question], chosen: np.ndarray) -> list[JSONObject]:
     """Rows for the person to fill in; sides are drawn as on the terminal, from question `number` on."""
     rows = []
     for offset, index in enumerate(chosen.tolist()):
@@ -142,7 +141,7 @@ def read_questionnaire(
     return answers, skipped, empty
 
 
-def _row(path: str, number: int, row: Any) -> dict[str, Any]:
+def _row(path: str, number: int, row: Any) -> JSONObject:
     if isinstance(row, jsonl.LineError):
         raise UserError(f"{path}: row {number}: {row}; keep one question a line")
     if not isinstance(row, dict) or set(row) != set(QUESTION_KEYS):
@@ -152,7 +151,7 @@ def _row(path: str, number: int, row: Any) -> dict[str, Any]:
     return row
 
 
-def _key(path: str, number: int, row: dict[str, Any]) -> str:
+def _key(path: str, number: int, row: JSONObject) -> str:
     try:
         return records.question_key(prompt_of(row["prompt"]), row["first"], row["second"])
     except (TypeError, KeyError, IndexError):

@@ -17,6 +17,7 @@ from rewards.basis.store import RewardRun, load_reward_run
 from rewards.comparison.replay import ColdStart
 from rewards.data import check, leak, stated_choice
 from rewards.data.read import read_preferences
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.types import Preferences
 from rlhf.evaluation import policy as evaluate
@@ -38,7 +39,7 @@ QUESTION = "Which electricity supplier should I pick?"
 COUNTS = (0, 3, 5, 10)
 
 
-def run(output_dir: str, *, seed: int = 0) -> dict[str, Any]:
+def run(output_dir: str, *, seed: int = 0) -> JSONObject:
     """Run every stage that is not finished yet and tell the story; returns the figures `--json` prints."""
     began = time.perf_counter()
     root = Path(output_dir)
@@ -107,7 +108,7 @@ def _check_data() -> Preferences:
     return prefs
 
 
-def _show_replay(replay: dict[str, Any]) -> None:
+def _show_replay(replay: JSONObject) -> None:
     rows = [
         [str(n), _interval(replay["accuracy"][str(n)]), _interval(replay["accuracy_random"][str(n)])]
         for n in COUNTS
@@ -126,7 +127,7 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.1%}  [{value['low']:.1%}, {value['high']:.1%}]"
 
 
-def _show_evaluation(exact: dict[str, Any], sampled: dict[str, Any]) -> None:
+def _show_evaluation(exact: JSONObject, sampled: JSONObject) -> None:
     lines = [
         ("own policy better than another person's", f"{exact['diagonal_dominance']:.1%} of pairs of people"),
         ("own policy better than the aggregate's", f"{exact['own_beats_aggregate']:.1%} of people"),

@@ -14,7 +14,7 @@ from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
-from rewards.files import write_json
+from rewards.files import JSONObject, write_json
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -40,7 +40,7 @@ class People:
     z: np.ndarray
 
 
-def run(config: Any) -> dict[str, Any]:
+def run(config: Any) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
     A finished evaluation is not repeated as long as the policy is the one that it judged.
@@ -73,7 +73,7 @@ class Judged:
       texts: what each person was told.
     """
 
-    figures: dict[str, Any]
+    figures: JSONObject
     people: People
     matrix: np.ndarray
     texts: list[list[str]]
@@ -97,7 +97,7 @@ def judge(
     people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
     prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
     gate = policy.gate
-    figures: dict[str, Any] = {
+    figures: JSONObject = {
         "people": people.user_ids,
         "answers_per_person": config.users.answers,
         "beta": gate.beta,
@@ -182,7 +182,7 @@ def enumerated(
     people: People,
     prompts: np.ndarray,
     reference: policy_store.Base,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[JSONObject, np.ndarray]:
     """Exact figures over the data's distinct completions of each prompt, averaged over prompts."""
     ref_graphdef, ref_params, _ = policy_store.base_state(reference, None, policy.record["dtype"], False)
     encoded_prompts, completions = encode_items(
@@ -216,9 +216,9 @@ def enumerated(
     return _mean_results(results), np.mean(matrices, axis=0)
 
 
-def _mean_results(results: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean_results(results: list[JSONObject]) -> JSONObject:
     """Mean over prompts of every figure, person by person where there are several."""
-    merged: dict[str, Any] = {}
+    merged: JSONObject = {}
     for name, value in results[0].items():
         values = [result[name] for result in results]
         if isinstance(value, dict):
@@ -235,7 +235,7 @@ def sampled_answers(
     rewards: FittedBasis,
     people: People,
     prompts: np.ndarray,
-) -> tuple[dict[str, Any], np.ndarray, list[list[str]]]:
+) -> tuple[JSONObject, np.ndarray, list[list[str]]]:
     """What the policy freely says to each person, judged by everybody's coefficients."""
     settings, num_users = config.sampling, len(people.user_ids)
     asked = [
@@ -297,7 +297,7 @@ def _features_of(
     return phi[[place[key] for key in keys]]
 
 
-def write_report(directory: Path, result: dict[str, Any], judged: Judged) -> None:
+def write_report(directory: Path, result: JSONObject, judged: Judged) -> None:
     """Write report.html into a directory."""
     from rlhf.report import write_evaluation_report
 

@@ -8,11 +8,12 @@ products whose inner width is K·r. The other kinds of conditioner are in `condi
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from rewards.files import JSONObject
 
 
 class Lora(nnx.Variable):
@@ -64,14 +65,14 @@ class AdapterSpec:
         """Whether there is a conditioner, of this kind."""
         return bool(self.num_basis) and self.kind == kind
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSONObject:
         """Plain values for policy.json; what a low-rank conditioner does not need is left out."""
         values, plain = dataclasses.asdict(self), dataclasses.asdict(AdapterSpec())
         kept = ("lora_rank", "lora_alpha", "num_basis", "basis_rank")
         return {name: value for name, value in values.items() if name in kept or value != plain[name]}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "AdapterSpec":
+    def from_record(cls, record: JSONObject) -> "AdapterSpec":
         """Read what `record` wrote (and JSON turned into lists)."""
         words = record.get("words")
         if words:

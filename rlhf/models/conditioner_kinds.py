@@ -6,7 +6,7 @@ V vocabulary, W words' tokens.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,9 @@ from rewards.errors import UserError
 from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec, merged_kernel
 from rlhf.models.config import ModelConfig
+from rlhf.models.layout import Tree
 from rlhf.run.record import record
 
-Tree = dict[Any, Any]
 MAX_INNER = 64
 """K·r above which the low-rank conditioner costs more than about 15 % of the layers' work."""
 

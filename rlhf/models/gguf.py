@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rewards.errors import UserError
-from rewards.files import atomic_directory, write_json
+from rewards.files import JSONObject, atomic_directory, write_json
 from rlhf.models import layout
 from rlhf.models.attention import rope_frequencies
 from rlhf.models.config import ModelConfig, Rope
@@ -70,7 +70,7 @@ def convert_gguf(path: str | Path, directory: str | Path) -> Path:
     return Path(directory)
 
 
-def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+def _open(path: Path) -> tuple[gguf.GGUFReader, JSONObject]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a .gguf file")
     try:
@@ -89,7 +89,7 @@ def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
     return reader, metadata
 
 
-def _config(metadata: dict[str, Any], reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
+def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONObject:
     """The key-value pairs as Hugging Face's config.json."""
     architecture = metadata["general.architecture"]
     model_type = MODEL_TYPES[architecture]
@@ -131,8 +131,8 @@ def _config(metadata: dict[str, Any], reader: gguf.GGUFReader, path: Path) -> di
     return raw | _special_tokens(metadata)
 
 
-def _gemma(read: Any, model_type: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {"hidden_activation": "gelu_pytorch_tanh"}
+def _gemma(read: Any, model_type: str) -> JSONObject:
+    extra: JSONObject = {"hidden_activation": "gelu_pytorch_tanh"}
     if model_type == "gemma":
         return extra | {"hidden_act": "gelu_pytorch_tanh"}
     head_dim, width, num_heads = (
@@ -153,7 +153,7 @@ def _gemma(read: Any, model_type: str) -> dict[str, Any]:
     return extra
 
 
-def _rope_scaling(metadata: dict[str, Any], names: dict[str, Any], raw: dict[str, Any], path: Path) -> Any:
+def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path: Path) -> Any:
     """`rope_scaling` of config.json, or None."""
     prefix = f"{metadata['general.architecture']}.rope.scaling."
     kind, factor = metadata.get(f"{prefix}type", "none"), metadata.get(f"{prefix}factor", 1.0)
@@ -184,7 +184,7 @@ def _rope_scaling(metadata: dict[str, Any], names: dict[str, Any], raw: dict[str
     }
 
 
-def _special_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
+def _special_tokens(metadata: JSONObject) -> JSONObject:
     ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding", "eot")}
     special = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["padding"]}
     if ids["eot"] is not None and ids["eot"] != ids["eos"]:
@@ -192,7 +192,7 @@ def _special_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in special.items() if value is not None}
 
 
-def _write_weights(reader: gguf.GGUFReader, raw: dict[str, Any], path: Path, directory: Path) -> str:
+def _write_weights(reader: gguf.GGUFReader, raw: JSONObject, path: Path, directory: Path) -> str:
     """Write model.safetensors and return the name of its dtype."""
     config = ModelConfig.from_hf(raw, source=str(path))
     names = gguf.get_tensor_name_map(

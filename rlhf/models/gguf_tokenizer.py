@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from rewards.errors import UserError
-from rewards.files import write_json
+from rewards.files import JSONObject, write_json
 
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 
@@ -51,7 +51,7 @@ RULES = {
 }
 
 
-def check_tokenizer(metadata: dict[str, Any], source: Path) -> None:
+def check_tokenizer(metadata: JSONObject, source: Path) -> None:
     """Raise UserError, before any work is done, when the file's tokenizer cannot be rebuilt."""
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     proceed = (
@@ -66,7 +66,7 @@ def check_tokenizer(metadata: dict[str, Any], source: Path) -> None:
             raise UserError(f"{source}: tokenizer.ggml.{key}: missing; {proceed}")
 
 
-def write_tokenizer(metadata: dict[str, Any], directory: Path) -> None:
+def write_tokenizer(metadata: JSONObject, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json; call `check_tokenizer` first.
 
     Args:

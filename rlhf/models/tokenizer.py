@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
-from rewards.files import read_json
+from rewards.files import JSONObject, read_json
 from rewards.types import Prompt
 
 _LOG = logging.getLogger("chorus")
@@ -103,7 +103,7 @@ class Tokenizer:
             return self
         return Tokenizer(self.directory, template_date)
 
-    def _settings(self, name: str) -> dict[str, Any]:
+    def _settings(self, name: str) -> JSONObject:
         path = self.directory / name
         raw = read_json(path) if path.is_file() else {}
         return {**raw.get("text_config", {}), **raw}
@@ -309,7 +309,7 @@ def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str)
             )
 
 
-def _date(value: Any, path: Path) -> datetime.date:
+def _date(value: object, path: Path) -> datetime.date:
     try:
         return DATE if value is None else datetime.date.fromisoformat(value)
     except (TypeError, ValueError):

@@ -12,6 +12,7 @@ from rewards.comparison.replay import padded_rows
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
@@ -33,7 +34,7 @@ from rlhf.run.metrics import MetricWriter
 _LOG = logging.getLogger("chorus")
 
 
-def fit(config: Any) -> dict[str, Any]:
+def fit(config: Any) -> JSONObject:
     """Fit basis, population and training people; writes the reward run and returns its metrics.json.
 
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
@@ -90,7 +91,7 @@ def divided(config: Any) -> tuple[Preferences, np.ndarray, np.ndarray]:
     return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 
 
-def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
     """Embeddings of all items, and the settings that rebuild them."""
     part = config.encoder
     return encoder.prepare(
@@ -98,7 +99,7 @@ def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any
     )
 
 
-def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def close(run: Run, result: JSONObject) -> JSONObject:
     """Write metrics.json and report.html; returns the former as it was written."""
     from rlhf.report import write_rewards_report
 
@@ -110,7 +111,7 @@ def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_result(
     config: Any, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
-) -> dict[str, Any]:
+) -> JSONObject:
     """What metrics.json says after the fit of any model."""
     prefs = table.prefs
     rows = padded_rows(train.user_index, train.outcome != 0.5, np.arange(train.num_users))
@@ -130,7 +131,7 @@ def _fit_result(
     }
 
 
-def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> dict[str, Any]:
+def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> JSONObject:
     """What metrics.json says besides about a model with a basis."""
     from rlhf.report import axis_items
 

@@ -9,6 +9,7 @@ from rewards import methods as models
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.basis.fit import FitConfig
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.training import CHUNK_STEPS
 from rewards.methods.weighting import TrainingAnswers
@@ -80,7 +81,7 @@ def unread_settings(config: Any) -> str | None:
 
 def training_answers(
     config: Any, table: ItemTable, train: Preferences
-) -> tuple[TrainingAnswers, dict[str, Any] | None]:
+) -> tuple[TrainingAnswers, JSONObject | None]:
     """What a fit counts, and what the mixture of kinds of answer found; the answers as they are without one."""
     if config.fit.annotation == "none":
         return TrainingAnswers(train), None
@@ -97,10 +98,10 @@ def num_rounds(estimator: RewardModel) -> int:
     return -(-getattr(estimator, "steps", 0) // CHUNK_STEPS)
 
 
-def _largest(value: Any) -> Any:
+def _largest(value: object) -> Any:
     return max(value) if isinstance(value, (tuple, list)) else value
 
 
-def item_table(prefs: Preferences, embeddings: np.ndarray, settings: dict[str, Any]) -> ItemTable:
+def item_table(prefs: Preferences, embeddings: np.ndarray, settings: JSONObject) -> ItemTable:
     """All items with their embeddings, and with a language model the means to embed any text (cached on disk)."""
     return ItemTable.of(prefs, embeddings, settings, encoder.embed_items)

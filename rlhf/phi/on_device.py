@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from rewards.basis.readout import Folded, Readout
 from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import RewardBasis
 from rlhf.phi.columns import jit as jit_columns
 from rlhf.phi.pooling import Pooling, load_encoder, pooled, pooled_beginnings
@@ -142,7 +143,7 @@ class ColumnKernel:
         return product - last[..., None] * arrays.shift
 
 
-def compiled_columns(settings: dict[str, Any], basis: RewardBasis | None) -> Compiled:
+def compiled_columns(settings: JSONObject, basis: RewardBasis | None) -> Compiled:
     """The compiled reward of stored jittable columns, read through the gauge of `basis` (None: as they are)."""
     rewards = [entry["settings"] for entry in settings["columns"] if entry["settings"]["gate"] is None]
     functions = tuple(jit_columns.checked(own["name"], own["function"]) for own in rewards)

@@ -19,6 +19,7 @@ import numpy as np
 
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import table
@@ -56,7 +57,7 @@ class ColumnFeatures:
       UserError: a column is not what it was when its settings were stored.
     """
 
-    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: HostConfig):
+    def __init__(self, settings: JSONObject, basis: RewardBasis | None, limits: HostConfig):
         self._opened = table.open_columns(settings, gates=False)
         for entry, _ in self._opened:
             if entry["settings"]["kind"] == "function":  # imported before anything runs

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.phi.encoder import num_layers_of
 from rlhf.policy import scoring
 from rlhf.policy import store as policy_store
@@ -79,7 +80,7 @@ def _pool(pooling: Pooling, hidden: jax.Array, member: jax.Array) -> jax.Array:
 
 
 def load_encoder(
-    settings: dict[str, Any], policy: policy_store.Base | None = None
+    settings: JSONObject, policy: policy_store.Base | None = None
 ) -> tuple[policy_store.Base, Pooling, PolicyParams]:
     """The stored encoder of a basis, cut to the layers it needs; `policy` as for `cut_encoder`.
 
@@ -118,7 +119,7 @@ def cut_encoder(
     return Pooling(graphdef, len(stages) if needed else 0, needed == total, pool, shared), params
 
 
-def _same_layers(encoder: dict[str, Any], policy: dict[str, Any], count: int) -> bool:
+def _same_layers(encoder: JSONObject, policy: JSONObject, count: int) -> bool:
     """Whether token embedding and first `count` layers hold the same numbers (and type)."""
     ours = {
         "embed": encoder["embed"],

@@ -12,15 +12,17 @@ Shapes: B rows, K basis outputs, U users.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.run.record import record
 
@@ -98,7 +100,7 @@ class Gate(NamedTuple):
         return cls(Conditioning.from_prior(prior), beta, eta)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], place: str) -> "Gate | None":
+    def from_record(cls, record: JSONObject, place: str) -> "Gate | None":
         """The gate that a policy's record describes; None for a policy without people.
 
         Args:
@@ -137,7 +139,7 @@ class Gate(NamedTuple):
         """z of coefficients w."""
         return self.compose(coef)[1]
 
-    def checked(self, coef: Any) -> np.ndarray:
+    def checked(self, coef: ArrayLike) -> np.ndarray:
         """z float32[…, K] of coefficients that a user gave.
 
         Raises:

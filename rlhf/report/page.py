@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import JSONObject, write_text
 from rlhf.report.verdict import Verdict
 from rlhf.run.metric_docs import METRICS, MetricDoc
 
@@ -88,7 +88,7 @@ def table(head: list[str], rows: Iterable[Iterable[Any]], numbers: tuple[int, ..
     return _PARTS.table(head, cells) if cells else Markup("")
 
 
-def metric_table(values: dict[str, Any]) -> Markup:
+def metric_table(values: JSONObject) -> Markup:
     """Every figure beside what it means; a name without an explanation is shown all the same."""
     rows = []
     for name, value in values.items():
@@ -117,7 +117,7 @@ def write_page(directory: Path, title: str, verdict: Verdict, sections: Iterable
 
 def provenance(directory: Path) -> Markup:
     """Where the numbers come from: environment.json and config.yaml of the run, as far as they are there."""
-    record: dict[str, Any] = {}
+    record: JSONObject = {}
     with contextlib.suppress(UserError):
         record = hashed.read_record(directory / "environment.json")
     rows = [("seed", record["seed"])] if "seed" in record else []

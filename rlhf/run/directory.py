@@ -25,7 +25,7 @@ import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import JSONObject, write_text
 from rewards.shown import without_credentials
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
@@ -92,11 +92,11 @@ class Run:
             raise
         return run
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: JSONObject) -> None:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null."""
         hashed.write_record(self.directory / RESULT, plain(result))
 
-    def stored_result(self) -> dict[str, Any]:
+    def stored_result(self) -> JSONObject:
         """metrics.json of a run that an earlier session finished; says so on stderr."""
         _LOG.info(f"{self.directory}: finished earlier; this is its stored result")
         return read_result(self.directory)
@@ -136,7 +136,7 @@ class Run:
                 self.directory.rmdir()
 
 
-def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_result(directory: str | os.PathLike[str]) -> JSONObject:
     """metrics.json of a finished run."""
     return hashed.read_record(Path(directory) / RESULT, "restore it, or remove it and run the command again")
 
@@ -192,9 +192,7 @@ def _texts_kept(stored: Any, wanted: Any) -> Any:
     return stored
 
 
-def first_difference(
-    stored: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
-) -> tuple[str, str, str] | None:
+def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -> tuple[str, str, str] | None:
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
@@ -275,7 +273,7 @@ def _devices() -> list[str]:
     return [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
 
 
-def _revision() -> dict[str, Any] | None:
+def _revision() -> JSONObject | None:
     """Commit of the code when it runs from a checkout; None for an installed package."""
 
     def git(*args: str) -> str:

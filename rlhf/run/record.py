@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from rewards.files import JSONObject
+
 T = TypeVar("T")
 
 
@@ -81,7 +83,7 @@ def traced(settings: T) -> T:
     return _made(type(settings), values)
 
 
-def _made(cls: type[T], values: dict[str, Any]) -> T:
+def _made(cls: type[T], values: JSONObject) -> T:
     """A record that holds these values, unchecked."""
     made = object.__new__(cls)
     made.__dict__.update(values)

@@ -2,7 +2,7 @@
 
 A row holds completions y_c of one prompt and the coefficients w of one person:
     h_c = β (log π(y_c|x,z) − log π_ref(y_c|x)),   target_c = w_eff·φ(x, y_c)
-Any pair teaches every person, because φ says what each person would answer:
+Every pair teaches every person, because φ says what each person would answer:
     soft        −t log σ(Δh) − (1−t) log σ(−Δh),  t = σ(Δtarget)
     regression  (Δh − Δtarget)²
     observed    DPO on the person's own labels, with the mixture reference when the rail is on
@@ -17,11 +17,12 @@ Shapes: A micro-batches, B rows, C completions, P pairs, K basis outputs.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.objectives import preference as losses
 from rlhf.objectives.preference import PreferenceLossConfig
@@ -79,7 +80,7 @@ class DPOProgram:
     with_nll: bool = False
     with_rail: bool = False
     dtype: str = "float32"
-    extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
 
 
@@ -180,7 +181,7 @@ def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -
 
 
 def _loss(
-    trained: dict[str, Any],
+    trained: dict[str, PyTree],
     frozen: PolicyParams,
     batch: DPOBatch,
     population: Population | None,
@@ -245,7 +246,7 @@ def step(
     settings: DPOSettings,
     *,
     program: DPOProgram,
-    extra: Any = None,
+    extra: PyTree = None,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
     """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated.
 

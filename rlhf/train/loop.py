@@ -3,15 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
+from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.train.callbacks import Callback
 from rlhf.train.optim import TrainState
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Length(Protocol):
@@ -26,7 +27,7 @@ class Length(Protocol):
 def run_steps(
     state: TrainState,
     step: Step,
-    batch_of: Callable[[int], Any],
+    batch_of: Callable[[int], PyTree],
     train: Length,
     *,
     tokens_per_step: int | Callable[[dict[str, float]], float],
@@ -73,7 +74,10 @@ def run_steps(
 
 
 def _report(
-    callbacks: Sequence[Callback], pending: tuple[int, dict[str, jax.Array]], mark: float, tokens: Any
+    callbacks: Sequence[Callback],
+    pending: tuple[int, dict[str, jax.Array]],
+    mark: float,
+    tokens: int | Callable[[dict[str, float]], float],
 ) -> float:
     """Read and hand on one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
     number, metrics = pending
@@ -86,8 +90,8 @@ def _report(
             f"step {number}: {', '.join(bad)} not finite; lower optimizer.learning_rate or optimizer.max_grad_norm, "
             "then start in a new output_dir"
         )
-    tokens = tokens(values) if callable(tokens) else tokens
-    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds}
+    count = tokens(values) if callable(tokens) else tokens
+    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
     for callback in callbacks:
         callback.step(number, values)
     return now

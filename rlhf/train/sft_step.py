@@ -10,11 +10,12 @@ Shapes: A micro-batches, B rows, C completions, N scored nodes.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.policy.batches import SFTRows
 from rlhf.policy.logprobs import PolicyParams, merge, token_logprobs
@@ -48,7 +49,7 @@ class SFTProgram:
 
 
 def _loss(
-    trained: dict[str, Any], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
+    trained: dict[str, PyTree], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """This micro-batch's share of the batch loss, and metrics that add up over micro-batches."""
     rows = batch.rows

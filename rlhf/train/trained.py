@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rewards.files import JSONObject
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
@@ -15,6 +15,9 @@ from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.run.directory import RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
+from rlhf.train.config import TrainConfig
+from rlhf.train.diagnosis.detectors import Finding
+from rlhf.train.rl.config import RLTrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Trained:
     base: policy_store.Base
     params: PolicyParams
     spec: AdapterSpec | None
-    record: dict[str, Any]
+    record: JSONObject
     full: bool
     num_rows: int
 
@@ -56,7 +59,7 @@ def finished(job: Run) -> bool:
 
 def run_callbacks(
     job: Run,
-    train: Any,
+    train: TrainConfig | RLTrainConfig,
     title: str,
     own: Sequence[Callback] = (),
     *,
@@ -73,8 +76,8 @@ def run_callbacks(
 
 
 def close(
-    job: Run, num_rows: int, diagnose: Callable[[list[dict[str, Any]]], list[Any]] | None = None
-) -> dict[str, Any]:
+    job: Run, num_rows: int, diagnose: Callable[[list[JSONObject]], list[Finding]] | None = None
+) -> JSONObject:
     """Write report.html and metrics.json of a finished training run; returns the latter.
 
     Args:

@@ -1,10 +1,11 @@
 """One off-the-shelf reward as a column of `encoder.kind: columns`. Which keys it takes depends on its kind."""
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from rewards.files import JSONObject
 from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
 from rlhf.run.record import record
 
@@ -165,7 +166,7 @@ def _check_pattern(name: str, pattern: str) -> None:
         )
 
 
-def plain(config: ColumnConfig) -> dict[str, Any]:
+def plain(config: ColumnConfig) -> JSONObject:
     """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column.
 
     A time limit changes no number; it is stored only where it was set, so that a basis keeps its hash.

@@ -240,7 +240,7 @@ def _as_list(result: Any) -> Any:
     return result.tolist() if hasattr(result, "tolist") else result
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     try:
         return isinstance(value, numbers.Real) and math.isfinite(value)
     except OverflowError:  # an integer beyond every float

@@ -11,7 +11,7 @@ import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import cache_dir
+from rewards.files import JSONObject, cache_dir
 from rewards.types import Preferences, Prompt
 
 
@@ -28,7 +28,7 @@ class Measured:
 
     names: tuple[str, ...]
     values: np.ndarray
-    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    report: JSONObject = dataclasses.field(default_factory=dict)
     off: str | None = None
 
 

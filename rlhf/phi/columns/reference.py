@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rewards.files import sha256_json
@@ -135,5 +137,5 @@ def answer_logprobs(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _token_logprobs(graphdef: Any, params: Any, rows: Any) -> jax.Array:
+def _token_logprobs(graphdef: nnx.GraphDef, params: PyTree, rows: Any) -> jax.Array:
     return token_logprobs(graphdef, params, rows, None)[0]

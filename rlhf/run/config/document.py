@@ -14,6 +14,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import VersionedResolver
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 Key = tuple[str, ...]
 _MAX_DEPTH = 50
@@ -204,10 +205,10 @@ def _value(node: Node, source: str) -> Any:
             f"not valid YAML (the tag {tag.replace(_CORE, '!!')} is not read here); write the plain value")  # fmt: skip
 
 
-def _merged(values: dict[str, Any]) -> dict[str, Any]:
+def _merged(values: JSONObject) -> JSONObject:
     """`<<: *anchor`: the keys of the anchored sections, below those written here."""
     sections = values.pop(_MERGE)
-    merged: dict[str, Any] = {}
+    merged: JSONObject = {}
     for section in reversed(sections if isinstance(sections, list) else [sections]):
         if not isinstance(section, dict):
             return {_MERGE: sections} | values  # refused as an unknown key
