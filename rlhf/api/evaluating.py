@@ -3,7 +3,6 @@
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -79,7 +78,7 @@ def evaluate(
     prefs: Preferences | PreferenceSet,
     *,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Evaluation:
     """Ask held-out people a few of their own recorded questions, and judge what the policy then says to them.
 

@@ -6,7 +6,6 @@ which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -141,7 +140,7 @@ def read_questionnaire(
     return answers, skipped, empty
 
 
-def _row(path: str, number: int, row: Any) -> JSONObject:
+def _row(path: str, number: int, row: object) -> JSONObject:
     if isinstance(row, jsonl.LineError):
         raise UserError(f"{path}: row {number}: {row}; keep one question a line")
     if not isinstance(row, dict) or set(row) != set(QUESTION_KEYS):

@@ -9,7 +9,7 @@ import dataclasses
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from rlhf.run.config.load import load
 from rlhf.run.config.shipped import shipped
 from rlhf.train import dpo, sft
 from rlhf.train.config import DPOConfig, SFTConfig
+
+T = TypeVar("T")
 
 QUESTION = "Which electricity supplier should I pick?"
 COUNTS = (0, 3, 5, 10)
@@ -86,7 +88,7 @@ def run(output_dir: str, *, seed: int = 0) -> JSONObject:
     }
 
 
-def _config(name: str, schema: type, root: Path, seed: int, overrides: list[str]) -> Any:
+def _config(name: str, schema: type[T], root: Path, seed: int, overrides: list[str]) -> T:
     folder = {"dpo": "policy", "evaluate": "evaluation"}.get(name, name)
     given = [f"output_dir={root / folder}", f"seed={seed}", *overrides]
     return load(shipped(f"quickstart/{name}.yaml"), given, schema)
@@ -163,7 +165,7 @@ class Pair:
     reasons: tuple[str, str]
 
 
-def two_people(config: Any, prefs: Preferences, seed: int) -> Pair:
+def two_people(config: EvaluateConfig, prefs: Preferences, seed: int) -> Pair:
     """The two held-out people whose tastes are most opposed, their records, and the policy's answer to each.
 
     Opposed: the smallest inner product of z, the coefficients in units of the population's spread.

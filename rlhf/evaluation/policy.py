@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_json
 from rewards.types import Preferences
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
@@ -40,7 +40,7 @@ class People:
     z: np.ndarray
 
 
-def run(config: Any) -> JSONObject:
+def run(config: EvaluateConfig) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
     A finished evaluation is not repeated as long as the policy is the one that it judged.
@@ -80,7 +80,7 @@ class Judged:
 
 
 def judge(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     rewards: FittedBasis,
     prefs: Preferences,
@@ -111,21 +111,21 @@ def judge(
     return Judged(figures, people, matrix, texts)
 
 
-def open_reference(config: Any, policy: policy_store.Policy) -> policy_store.Base:
+def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> policy_store.Base:
     """The model that the policy was trained from."""
     return policy_store.load_base(
         config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
     )
 
 
-def finished(job: Run, config: Any) -> bool:
+def finished(job: Run, config: EvaluateConfig) -> bool:
     """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
     if not job.resumed or not (job.directory / RESULT).is_file() or not policy_store.is_run(config.policy):
         return False
     return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 
 
-def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) -> None:
+def check_match(config: EvaluateConfig, policy: policy_store.Policy, rewards: FittedBasis) -> None:
     """The policy must have users, and those of this reward run."""
     if policy.gate is None:
         raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
@@ -137,7 +137,7 @@ def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) 
 
 
 def held_out_people(
-    config: Any,
+    config: EvaluateConfig,
     prefs: Preferences,
     rewards: FittedBasis,
     policy: policy_store.Policy,
@@ -175,7 +175,7 @@ def held_out_people(
 
 
 def enumerated(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     prefs: Preferences,
     phi: np.ndarray,
@@ -229,7 +229,7 @@ def _mean_results(results: list[JSONObject]) -> JSONObject:
 
 
 def sampled_answers(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     prefs: Preferences,
     rewards: FittedBasis,
@@ -275,7 +275,7 @@ def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[st
 
 
 def _features_of(
-    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
+    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, np.integer]], texts: list[str]
 ) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
     if rewards.basis.encoder["kind"] not in ("lm", "columns"):

@@ -8,12 +8,13 @@ Shapes: B rows, T tokens of this call, S cached positions, D width, V vocabulary
 """
 
 import dataclasses
-from typing import Any
+import enum
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
@@ -21,7 +22,11 @@ from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
 
-_UNSAID = object()
+
+class _Unsaid(enum.Enum):
+    """Not an array, and not None, which says something."""
+
+    Z = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Context:
     words: WordKeys | None = None
 
 
-def _choose(sliding: bool | jax.Array, local: Any, whole: Any) -> Any:
+def _choose(sliding: bool | jax.Array, local: PyTree, whole: PyTree) -> PyTree:
     """`local` in a layer with a sliding window, else `whole`; decided now where the layer is known."""
     if isinstance(sliding, bool):
         return local if sliding else whole
@@ -306,7 +311,7 @@ class Decoder(nnx.Module):
             new.append(cache)
         return x, tuple(new)
 
-    def logits(self, hidden: jax.Array, z: Any = _UNSAID) -> jax.Array:
+    def logits(self, hidden: jax.Array, z: jax.Array | None | _Unsaid = _Unsaid.Z) -> jax.Array:
         """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].
 
         Args:
@@ -319,7 +324,7 @@ class Decoder(nnx.Module):
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         if self.logit_heads is None or z is None:
             return logits
-        if z is _UNSAID:
+        if z is _Unsaid.Z:
             raise ValueError("this decoder has logit heads: say whose logits, logits(hidden, z)")
         return logits + self.logit_heads(x, z)
 

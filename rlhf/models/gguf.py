@@ -8,6 +8,7 @@ Source of both: llama.cpp's convert_hf_to_gguf.py.
 
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONOb
     architecture = metadata["general.architecture"]
     model_type = MODEL_TYPES[architecture]
 
-    def read(key: str, default: Any = None) -> Any:
+    def read(key: str, default: float | None = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if value is None:
             raise UserError(f"{path}: {architecture}.{key}: missing; convert the model to GGUF again")
@@ -131,7 +132,7 @@ def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONOb
     return raw | _special_tokens(metadata)
 
 
-def _gemma(read: Any, model_type: str) -> JSONObject:
+def _gemma(read: Callable[[str], Any], model_type: str) -> JSONObject:
     extra: JSONObject = {"hidden_activation": "gelu_pytorch_tanh"}
     if model_type == "gemma":
         return extra | {"hidden_act": "gelu_pytorch_tanh"}
@@ -153,7 +154,7 @@ def _gemma(read: Any, model_type: str) -> JSONObject:
     return extra
 
 
-def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path: Path) -> Any:
+def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path: Path) -> JSONObject | None:
     """`rope_scaling` of config.json, or None."""
     prefix = f"{metadata['general.architecture']}.rope.scaling."
     kind, factor = metadata.get(f"{prefix}type", "none"), metadata.get(f"{prefix}factor", 1.0)
@@ -233,7 +234,9 @@ def _architecture(config: ModelConfig) -> str:
     return next(name for name, model_type in MODEL_TYPES.items() if model_type == config.family)
 
 
-def _tensor(tensor: Any, name: str, leaf: layout.Leaf, config: ModelConfig, path: Path) -> np.ndarray:
+def _tensor(
+    tensor: gguf.ReaderTensor, name: str, leaf: layout.Leaf, config: ModelConfig, path: Path
+) -> np.ndarray:
     """float32 values in Hugging Face's orientation and order."""
     try:
         array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
@@ -256,7 +259,7 @@ def _tensor(tensor: Any, name: str, leaf: layout.Leaf, config: ModelConfig, path
     return array
 
 
-def _smallest_exact(tensors: dict[str, np.ndarray]) -> Any:
+def _smallest_exact(tensors: dict[str, np.ndarray]) -> type[np.generic]:
     """float16 or bfloat16 where no value changes, else float32."""
     for dtype in (np.float16, ml_dtypes.bfloat16):
         with np.errstate(over="ignore"):

@@ -6,7 +6,7 @@ rule that llama.cpp holds in code (src/llama-vocab.cpp), so a rule that is not i
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -26,12 +26,12 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 class _Rule(NamedTuple):
     """How text is cut before BPE; whole-word vocabulary entries may skip the merges (Llama 3)."""
 
-    split: Callable[[], list[Any]]
+    split: Callable[[], list[pre_tokenizers.PreTokenizer]]
     ignore_merges: bool = False
-    normalizer: Callable[[], Any] | None = None
+    normalizer: Callable[[], normalizers.Normalizer] | None = None
 
 
-def _split(pattern: str) -> list[Any]:
+def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     return [
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -108,7 +108,7 @@ class Tokenizer:
         raw = read_json(path) if path.is_file() else {}
         return {**raw.get("text_config", {}), **raw}
 
-    def _template(self, messages: Sequence[tuple[str, str]], **how: Any) -> Any:
+    def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             with _clock(self._date if self.template_date else None):
@@ -281,7 +281,7 @@ def _clock(date: datetime.date | None) -> Iterator[None]:
         return
     from transformers.utils import chat_template_utils
 
-    module: Any = chat_template_utils
+    module: types.ModuleType = chat_template_utils
     with _CLOCK:
         real = module.datetime
         fixed = datetime.datetime.combine(date, datetime.time())
@@ -325,7 +325,7 @@ def _say_date(directory: str, date: str) -> None:
     )
 
 
-def _ids(values: Iterable[Any]) -> list[int]:
+def _ids(values: Iterable[int | list[int] | tuple[int, ...] | None]) -> list[int]:
     """Flatten settings that hold one id, several, or none."""
     flat: list[int] = []
     for value in values:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +28,7 @@ from rlhf.run.directory import CONFIG, RESULT, Run, read_result
 _LOG = logging.getLogger("chorus")
 
 
-def evaluate_rewards(config: Any) -> JSONObject:
+def evaluate_rewards(config: RewardsConfig) -> JSONObject:
     """Replay held-out people with the run of the same configuration; adds `evaluation` to its metrics.json.
 
     `evaluation` may differ from what the run was fitted with; all else must not.
@@ -84,7 +83,7 @@ def replay_of(board: JSONObject) -> JSONObject:
     }
 
 
-def compared_models(config: Any) -> dict[str, RewardModel]:
+def compared_models(config: RewardsConfig) -> dict[str, RewardModel]:
     """Name → estimator of `evaluation.models`, the aggregate model and the fitted one always among them.
 
     Raises:
@@ -99,7 +98,7 @@ def compared_models(config: Any) -> dict[str, RewardModel]:
     return {name: make_model(config, name) for name in names}
 
 
-def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable) -> JSONObject:
+def compare_models(config: RewardsConfig, models: dict[str, RewardModel], table: ItemTable) -> JSONObject:
     """The scoreboard on the division of `config`."""
     settings = config.evaluation
     division = divide(
@@ -122,7 +121,7 @@ def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable
 
 
 def evaluate_people(
-    config: Any,
+    config: RewardsConfig,
     prefs: Preferences,
     held_out: np.ndarray,
     phi: np.ndarray,

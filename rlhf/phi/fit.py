@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from rewards.methods.store import load_model
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.phi.columns.table import summary as columns_summary
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.methods import (
     check_names,
     item_table,
@@ -34,7 +34,7 @@ from rlhf.run.metrics import MetricWriter
 _LOG = logging.getLogger("chorus")
 
 
-def fit(config: Any) -> JSONObject:
+def fit(config: RewardsConfig) -> JSONObject:
     """Fit basis, population and training people; writes the reward run and returns its metrics.json.
 
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
@@ -84,14 +84,14 @@ def stored_model(directory: Path) -> FittedModel:
     return fitted
 
 
-def divided(config: Any) -> tuple[Preferences, np.ndarray, np.ndarray]:
+def divided(config: RewardsConfig) -> tuple[Preferences, np.ndarray, np.ndarray]:
     """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
     prefs = read_preferences(config.data.path, config.data.split)
     prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
     return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 
 
-def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
+def embedded(config: RewardsConfig, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
     """Embeddings of all items, and the settings that rebuild them."""
     part = config.encoder
     return encoder.prepare(
@@ -110,7 +110,7 @@ def close(run: Run, result: JSONObject) -> JSONObject:
 
 
 def _fit_result(
-    config: Any, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
+    config: RewardsConfig, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
 ) -> JSONObject:
     """What metrics.json says after the fit of any model."""
     prefs = table.prefs

@@ -1,7 +1,6 @@
 """Reward models as a configuration names them, and the table of items they are fitted on."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rewards.methods.training import CHUNK_STEPS
 from rewards.methods.weighting import TrainingAnswers
 from rewards.types import Preferences
 from rlhf.phi import encoder
+from rlhf.phi.config import RewardsConfig
 
 HOUSE = "house"
 SHARED = ("num_basis", "dims", "whitening", "lapse", "seed")
@@ -25,7 +25,7 @@ def model_names() -> tuple[str, ...]:
     return tuple(models.MODELS)
 
 
-def make_model(config: Any, name: str) -> RewardModel:
+def make_model(config: RewardsConfig, name: str) -> RewardModel:
     """The estimator `name` with the settings of `config`: the house model's from `fit`; another one's shared
     ones from `fit` (of a list the largest), then `fit.settings` if it is the fitted one and has any, else
     `evaluation.settings`.
@@ -43,7 +43,7 @@ def make_model(config: Any, name: str) -> RewardModel:
     return models.make(name, shared | own)
 
 
-def check_names(config: Any) -> None:
+def check_names(config: RewardsConfig) -> None:
     """Refuse a model that does not exist, or settings that nobody would read, before anything is computed.
 
     Raises:
@@ -65,7 +65,7 @@ def check_names(config: Any) -> None:
         )
 
 
-def unread_settings(config: Any) -> str | None:
+def unread_settings(config: RewardsConfig) -> str | None:
     """One line about settings that only the house model reads, when another one is fitted without a mixture."""
     fit, plain = config.fit, FitConfig()
     if fit.model == HOUSE or fit.annotation != "none":
@@ -80,7 +80,7 @@ def unread_settings(config: Any) -> str | None:
 
 
 def training_answers(
-    config: Any, table: ItemTable, train: Preferences
+    config: RewardsConfig, table: ItemTable, train: Preferences
 ) -> tuple[TrainingAnswers, JSONObject | None]:
     """What a fit counts, and what the mixture of kinds of answer found; the answers as they are without one."""
     if config.fit.annotation == "none":
@@ -98,7 +98,7 @@ def num_rounds(estimator: RewardModel) -> int:
     return -(-getattr(estimator, "steps", 0) // CHUNK_STEPS)
 
 
-def _largest(value: object) -> Any:
+def _largest(value: object) -> object:
     return max(value) if isinstance(value, (tuple, list)) else value
 
 

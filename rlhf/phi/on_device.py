@@ -10,7 +10,7 @@ Shapes: B rows, W prompt slots, T completion slots, S = W + T + 1 slots with the
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import RewardBasis
+from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import jit as jit_columns
 from rlhf.phi.pooling import Pooling, load_encoder, pooled, pooled_beginnings
 from rlhf.phi.reward import Compiled, Completions
@@ -94,10 +95,10 @@ def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) ->
     return jnp.where(slots == slot, end_id, tokens), slots <= slot
 
 
-def same_tokens(one: Any, other: Any) -> bool:
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give the same ids to everything: their files and templates agree."""
 
-    def content(tokenizer: Any) -> list[Any]:
+    def content(tokenizer: Tokenizer) -> list[bytes | None]:
         names = ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json")
         paths = [tokenizer.directory / name for name in names]
         return [path.read_bytes() if path.is_file() else None for path in paths]

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -148,7 +147,7 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
     # Not concurrent.futures: its threads are waited for at exit, and one that hangs would hang the process.
     gate = threading.Semaphore(limits.parallel)
     started: list[float | None] = [None] * len(jobs)
-    results: list[Any] = [None] * len(jobs)
+    results: dict[int, Measured] = {}
     errors: list[BaseException | None] = [None] * len(jobs)
     finished = [threading.Event() for _ in jobs]
 
@@ -178,7 +177,7 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
             raise UserError(text if text.startswith("column ") else f"column {name!r}: {text}") from None
         if error is not None:
             raise error
-    return results
+    return [results[number] for number in range(len(jobs))]
 
 
 def _tried(job: Callable[[], Measured], retries: int) -> Measured:

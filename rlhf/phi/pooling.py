@@ -6,7 +6,6 @@ Shapes: B rows, T completion slots, S slots of a text, D width.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax import nnx
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rlhf.models.decoder import Decoder
 from rlhf.phi.encoder import num_layers_of
 from rlhf.policy import scoring
 from rlhf.policy import store as policy_store
@@ -67,7 +67,7 @@ def pooled_texts(
     return _pool(pooling, _normed(pooling, decoder, hidden), member)
 
 
-def _normed(pooling: Pooling, decoder: Any, hidden: jax.Array) -> jax.Array:
+def _normed(pooling: Pooling, decoder: Decoder, hidden: jax.Array) -> jax.Array:
     return (decoder.final_norm(hidden) if pooling.final_norm else hidden).astype(jnp.float32)
 
 

@@ -8,7 +8,6 @@ Rewards of two completions of one prompt may be compared; those of different pro
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -82,7 +81,7 @@ def score(
     return result
 
 
-def _written(row: JSONObject) -> Any:
+def _written(row: JSONObject) -> JSONObject:
     """A row as JSON has it: dates of a data set as text, numbers that are not finite as null."""
     return json.loads(json.dumps(plain(row), default=str))
 

@@ -1,7 +1,5 @@
 """The comparison of reward models, for report.html and the terminal: one table, four cells, controls."""
 
-from typing import Any
-
 from rewards.files import JSONObject
 from rlhf.report import page
 
@@ -106,7 +104,7 @@ def _control(result: JSONObject | None) -> str:
     return f"{result['gain']['mean']:+.3f} {'passed' if result['passed'] else 'FAILED'}"
 
 
-def curve(board: JSONObject) -> tuple[list[str], list[list[Any]]]:
+def curve(board: JSONObject) -> tuple[list[str], list[list[object]]]:
     """Accuracy after every number of random answers."""
     counts = list(next(iter(board["models"].values()))["accuracy"])
     rows = [[name, *(model["accuracy"][n] for n in counts)] for name, model in board["models"].items()]

@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -18,7 +17,7 @@ from rlhf.run.metric_docs import METRICS, MetricDoc
 FILE = "report.html"
 
 
-def _breakable(value: Any) -> Markup:
+def _breakable(value: object) -> Markup:
     """Escaped, and names such as kl_to_optimum may break at their underscores; cells break nowhere else in a word."""
     return Markup(str(escape(value)).replace("_", "_<wbr>"))
 
@@ -32,7 +31,7 @@ _TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters["breakable"] = _breakable
-_PARTS: Any = _TEMPLATES.get_template("parts.html").module
+_PARTS = _TEMPLATES.get_template("parts.html").module
 
 
 def joined(parts: Iterable[str]) -> Markup:
@@ -40,7 +39,7 @@ def joined(parts: Iterable[str]) -> Markup:
     return Markup("").join(parts)
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A figure for people: counts whole, others with four significant digits, null as "not finite"."""
     if value is None:
         return "not finite"
@@ -55,7 +54,7 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def is_interval(value: Any) -> bool:
+def is_interval(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"mean", "low", "high"}
 
 
@@ -79,7 +78,7 @@ def figure(svg: str, caption: str = "") -> Markup:
     return _PARTS.figure(Markup(svg), caption)
 
 
-def table(head: list[str], rows: Iterable[Iterable[Any]], numbers: tuple[int, ...] = ()) -> Markup:
+def table(head: list[str], rows: Iterable[Iterable[object]], numbers: tuple[int, ...] = ()) -> Markup:
     """A table of escaped cells that becomes a list on a narrow screen; columns in `numbers` are figures."""
     cells = [
         [(number(cell) if column in numbers else cell, column in numbers) for column, cell in enumerate(row)]

@@ -27,6 +27,7 @@ from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_text
 from rewards.shown import without_credentials
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
 
@@ -60,7 +61,7 @@ class Run:
         self.directory, self.resumed, self._lock = directory, resumed, lock
 
     @classmethod
-    def open(cls, output_dir: str | os.PathLike[str], config: Any, kind: str) -> "Run":
+    def open(cls, output_dir: str | os.PathLike[str], config: RunConfig, kind: str) -> "Run":
         """Create the run directory, or resume it when it holds the same configuration.
 
         Args:
@@ -141,7 +142,7 @@ def read_result(directory: str | os.PathLike[str]) -> JSONObject:
     return hashed.read_record(Path(directory) / RESULT, "restore it, or remove it and run the command again")
 
 
-def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
+def _check_before_creating(directory: Path, config: RunConfig, kind: str) -> bool:
     """True when `directory` holds this very run, False when it is free; otherwise a UserError."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir {directory}: a file of this name exists; choose another output_dir")
@@ -183,7 +184,7 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
     return True
 
 
-def _texts_kept(stored: Any, wanted: Any) -> Any:
+def _texts_kept(stored: object, wanted: object) -> object:
     """`stored` with its texts: runs made under YAML 1.1 hold text such as 1e5 without quotes, a number today."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         return {key: _texts_kept(value, wanted.get(key)) for key, value in stored.items()}
@@ -208,7 +209,7 @@ def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -
     return None
 
 
-def _cut(value: Any) -> str:
+def _cut(value: object) -> str:
     text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
     text = without_credentials(text)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -236,7 +237,7 @@ def _acquire(directory: Path) -> int:
     return handle
 
 
-def _record_environment(directory: Path, config: Any, kind: str) -> None:
+def _record_environment(directory: Path, config: RunConfig, kind: str) -> None:
     """Append this session to environment.json. Environment variables are left out: they hold secrets."""
     path = directory / ENVIRONMENT
     sessions = []

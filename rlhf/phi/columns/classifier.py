@@ -9,7 +9,7 @@ Numbers are the model's logits, not normalised.
 
 import dataclasses
 import functools
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def load_classifier(name: str) -> Classifier:
     return Classifier(base, kernel, labels, -1 if pad_id is None else int(pad_id))
 
 
-def check_architecture(directory: Any, raw: JSONObject) -> None:
+def check_architecture(directory: str | Path, raw: JSONObject) -> None:
     """Refuse anything but a supported decoder with a classification head."""
     found = (raw.get("architectures") or ["none"])[0]
     if found not in SUPPORTED:

@@ -20,7 +20,7 @@ import dataclasses
 import json
 import os
 import re
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -293,7 +293,7 @@ def _key(column: JudgeColumn) -> str:
     return key
 
 
-def _cached(path: Any) -> str | None:
+def _cached(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:

@@ -6,7 +6,8 @@ import inspect
 import re
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from rewards.errors import UserError
 from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
@@ -37,7 +38,7 @@ class Entry:
     key: str
     type: str
     required: bool
-    default: Any
+    default: object
     limits: str
     doc: str
 
@@ -76,7 +77,7 @@ def _from_docstring(record: type, name: str) -> str:
     return ""
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return (
         to_dict(value)
         if dataclasses.is_dataclass(value)
@@ -86,7 +87,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _in_words(annotation: Any) -> str:
+def _in_words(annotation: object) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return " | ".join(str(option) for option in args)
@@ -107,7 +108,7 @@ def _in_words(annotation: Any) -> str:
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
 
-def _limits(metadata: list[Any]) -> str:
+def _limits(metadata: Sequence[object]) -> str:
     found = [
         f"{sign} {getattr(item, name)}"
         for item in metadata
