@@ -299,7 +299,7 @@ def _listed(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _opened(rewards: FittedRewards | str | Path | None) -> FittedRewards | None:
+def _opened(rewards: object) -> FittedRewards | None:
     if rewards is None or isinstance(rewards, FittedRewards):
         return rewards
     if not isinstance(rewards, (str, Path)):

@@ -6,6 +6,7 @@ which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
@@ -19,7 +20,15 @@ from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
 from rewards.types import UserPosterior
 
 QUESTION_KEYS = ("user_id", "prompt", "first", "second", "preferred")
-REPLIES = {"1": "first", "2": "second", "tie": "tie", "skip": "skip", "": ""}
+REPLIES: dict[str, Preferred | Literal["skip", ""]] = {
+    "1": "first",
+    "2": "second",
+    "tie": "tie",
+    "skip": "skip",
+    "": "",
+}
+Reply = Preferred | Literal["s", "q"]
+"""What somebody who is shown a question may say; s skips it, q stops."""
 
 
 def show_and_read(
@@ -27,7 +36,7 @@ def show_and_read(
     shown: tuple[Preferred, Preferred],
     read: Callable[[str], str],
     say: Callable[[str], None],
-) -> str:
+) -> Reply:
     """Show the pair and return which was preferred: `first`, `second`, `tie`, `s` (skip) or `q` (quit)."""
     prompt = question.prompt
     say(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {text}" for role, text in prompt))
@@ -41,8 +50,12 @@ def show_and_read(
             return "q"
         if reply in ("1", "2"):
             return shown[int(reply) - 1]
-        if reply in ("t", "tie", "s", "skip", "q", "quit"):
-            return {"t": "tie"}.get(reply[0], reply[0])
+        if reply in ("t", "tie"):
+            return "tie"
+        if reply in ("s", "skip"):
+            return "s"
+        if reply in ("q", "quit"):
+            return "q"
         say(f"{reply!r} is none of 1, 2, t, s, q.")
 
 

@@ -97,6 +97,7 @@ def judge(
     people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
     prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
     gate = policy.gate
+    assert gate is not None, "a policy with users"
     figures: JSONObject = {
         "people": people.user_ids,
         "answers_per_person": config.users.answers,
@@ -170,6 +171,7 @@ def held_out_people(
     )
     coef = result.coef[count]
     ids = [prefs.user_ids[user] for user in result.people]
+    assert policy.gate is not None, "a policy with users"
     shrunk, z = policy.gate.compose(np.asarray(coef, np.float32))
     return People(ids, coef, np.asarray(shrunk), np.asarray(z, np.float32)), result
 
@@ -189,7 +191,8 @@ def enumerated(
         prefs, policy.base.tokenizer, policy.base.config.max_positions
     )
     used = np.union1d(prefs.chosen, prefs.rejected)
-    results, matrices = [], []
+    assert policy.gate is not None, "a policy with users"
+    beta, results, matrices = float(policy.gate.beta), [], []
     for prompt in prompts:
         items = used[prefs.item_prompt[used] == prompt]
         rows = pack([[Sequences(encoded_prompts[prompt], tuple(completions[i] for i in items))]])
@@ -208,9 +211,7 @@ def enumerated(
             aggregate=np.asarray(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
             reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
         )
-        result, matrix = evaluate.summarise_enumerated(
-            answers, phi[items], people.coef, people.shrunk, policy.gate.beta
-        )
+        result, matrix = evaluate.summarise_enumerated(answers, phi[items], people.coef, people.shrunk, beta)
         results.append(result)
         matrices.append(matrix)
     return _mean_results(results), np.mean(matrices, axis=0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rewards.files import JSONObject
+from rlhf.models.layout import AnyArray
 
 
 class Lora(nnx.Variable):
@@ -97,10 +98,10 @@ class Linear(nnx.Module):
         self.lora_scale = spec.lora_scale if spec else 0.0
         self.has_lora = bool(spec and spec.lora_rank)
         self.has_basis = bool(spec and spec.has("low_rank"))
-        if self.has_lora:
+        if spec is not None and self.has_lora:
             self.lora_a = Lora(uniform(rngs.params(), (num_in, spec.lora_rank), jnp.float32))
             self.lora_b = Lora(jnp.zeros((spec.lora_rank, num_out), jnp.float32))
-        if self.has_basis:
+        if spec is not None and self.has_basis:
             inner = spec.num_basis * spec.basis_rank
             self.basis_a = Conditioner(uniform(rngs.params(), (num_in, inner), jnp.float32))
             self.basis_b = Conditioner(jnp.zeros((inner, num_out), jnp.float32))
@@ -124,7 +125,7 @@ def gate_of(z: jax.Array, spec: AdapterSpec) -> jax.Array:
     return jnp.repeat(z, spec.basis_rank, axis=-1)[:, None, :]
 
 
-def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: jax.Array | None) -> jax.Array:
+def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: AnyArray | None) -> jax.Array:
     """Fold LoRA, and the conditioner at one z[K], into a (possibly stacked) kernel [..., in, out].
 
     Args:

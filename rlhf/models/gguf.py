@@ -132,7 +132,7 @@ def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONOb
     return raw | _special_tokens(metadata)
 
 
-def _gemma(read: Callable[[str], Any], model_type: str) -> JSONObject:
+def _gemma(read: Callable[..., Any], model_type: str) -> JSONObject:
     extra: JSONObject = {"hidden_activation": "gelu_pytorch_tanh"}
     if model_type == "gemma":
         return extra | {"hidden_act": "gelu_pytorch_tanh"}

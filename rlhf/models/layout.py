@@ -5,11 +5,15 @@ Letters: n layers of a stage, V vocabulary, D width, H heads, G key/value heads,
 
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from rlhf.models.config import ModelConfig
 
+AnyArray = jax.Array | np.ndarray
+"""An array on the device, or on the host on its way there."""
 Tree = dict[Any, Any]
 """A parameter tree: nested dictionaries of arrays, whose keys are names, and numbers of stages."""
 

@@ -281,7 +281,7 @@ def _clock(date: datetime.date | None) -> Iterator[None]:
         return
     from transformers.utils import chat_template_utils
 
-    module: types.ModuleType = chat_template_utils
+    module: Any = chat_template_utils
     with _CLOCK:
         real = module.datetime
         fixed = datetime.datetime.combine(date, datetime.time())
@@ -309,7 +309,7 @@ def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str)
             )
 
 
-def _date(value: object, path: Path) -> datetime.date:
+def _date(value: str | None, path: Path) -> datetime.date:
     try:
         return DATE if value is None else datetime.date.fromisoformat(value)
     except (TypeError, ValueError):

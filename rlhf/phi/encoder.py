@@ -57,6 +57,7 @@ def prepare(
     if kind != "lm":
         settings = encoder_settings(kind, None, 0, "none", "")
         return embed_items(prefs, settings), settings
+    assert model is not None, "a language model has a name"
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
     if base.tokenizer.template_date:

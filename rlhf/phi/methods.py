@@ -1,6 +1,7 @@
 """Reward models as a configuration names them, and the table of items they are fitted on."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def make_model(config: RewardsConfig, name: str) -> RewardModel:
     own = own or config.evaluation.settings.get(name, {})
     if name == HOUSE:
         return models.make(name, house | own)
-    known = {field.name for field in dataclasses.fields(models.estimator(name))}
+    known = set(inspect.signature(models.estimator(name)).parameters)
     shared = {key: _largest(house[key]) for key in SHARED if key in known}
     return models.make(name, shared | own)
 
@@ -93,8 +94,9 @@ def training_answers(
 
 def num_rounds(estimator: RewardModel) -> int:
     """How often a fit reports its progress, at most; 0 where it does not."""
-    if hasattr(estimator, "rounds"):
-        return estimator.rounds
+    rounds = getattr(estimator, "rounds", None)
+    if rounds is not None:
+        return rounds
     return -(-getattr(estimator, "steps", 0) // CHUNK_STEPS)
 
 

@@ -44,6 +44,7 @@ class EncoderKernel:
     per_token = False
 
     def __call__(self, arrays: EncoderArrays, completions: Completions) -> jax.Array:
+        assert completions.rows is not None, "an encoder reads tokens"
         rows = completions.rows._replace(z=None)
         tokens, member = closed(rows.tokens, completions.mask, completions.ended, self.end_id)
 
@@ -80,6 +81,7 @@ class EncoderKernel:
             raise ValueError(
                 "pool 'last' reads the closing token alone, which the beginning of a completion lacks"
             )
+        assert completions.rows is not None, "an encoder reads tokens"
         rows = completions.rows._replace(z=None)
         if not self.pooling.shared:
             rows = rows._replace(prompt_hidden=None, hidden=None)

@@ -22,6 +22,7 @@ from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
 from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
+from rlhf.models.layout import AnyArray
 from rlhf.policy.packing import PackedRows
 from rlhf.run.progress import watched
 
@@ -121,8 +122,8 @@ def token_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: jax.Array | None,
-    hidden: jax.Array | None = None,
+    z: AnyArray | None,
+    hidden: AnyArray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
 
@@ -137,9 +138,9 @@ def token_logprobs(
     decoder = nnx.merge(graphdef, *params)
     context = decoder.context(rows.positions, attention.tree_mask(rows.end), z=z)
     first = 0 if hidden is None else len(decoder.stages) - 1
-    hidden = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
-    hidden, _ = decoder.run_stages(hidden, context, first=first)
-    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1), z)
+    start = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
+    states, _ = decoder.run_stages(start, context, first=first)
+    logits = decoder.logits(jnp.take_along_axis(states, rows.heads[:, :, None], axis=1), z)
     logsumexp = jax.nn.logsumexp(logits, axis=-1)
     entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
     tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
@@ -158,8 +159,8 @@ def sequence_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: jax.Array | None,
-    hidden: jax.Array | None = None,
+    z: AnyArray | None,
+    hidden: AnyArray | None = None,
 ) -> jax.Array:
     """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
     return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)

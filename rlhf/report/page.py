@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import jinja2
 from markupsafe import Markup, escape
@@ -31,7 +32,7 @@ _TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters["breakable"] = _breakable
-_PARTS = _TEMPLATES.get_template("parts.html").module
+_PARTS: Any = _TEMPLATES.get_template("parts.html").module
 
 
 def joined(parts: Iterable[str]) -> Markup:
@@ -54,7 +55,7 @@ def number(value: object) -> str:
     return str(value)
 
 
-def is_interval(value: object) -> bool:
+def is_interval(value: object) -> TypeGuard[dict[str, float]]:
     return isinstance(value, dict) and set(value) == {"mean", "low", "high"}
 
 

@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +17,6 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rewards.files import JSONObject
 from rlhf.report.verdict import NEGLIGIBLE_NATS
 
 INK, FAINT, GRID, BLUE, ORANGE, GREEN, GREY = (f"#01020{digit}" for digit in range(3, 10))
@@ -59,7 +59,7 @@ Draw = Callable[[Figure], None]
 
 def svg(draw: Draw, height: float = 3.0, width: float = WIDTH, label: str = "") -> str:
     """The figure that `draw` makes, as an <svg> element without ids of its own, scripts or addresses."""
-    settings: JSONObject = _STYLE | {"svg.hashsalt": label}
+    settings: Any = _STYLE | {"svg.hashsalt": label}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing"

@@ -171,10 +171,11 @@ def _check_before_creating(directory: Path, config: RunConfig, kind: str) -> boo
         raise UserError(
             f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir"
         )
-    stored = _texts_kept(stored, to_dict(config))
+    wanted = to_dict(config)
+    kept: JSONObject = {key: _texts_kept(value, wanted.get(key)) for key, value in stored.items()}
     with contextlib.suppress(UserError):  # keys that are younger than the run had their defaults then
-        stored = to_dict(validate(stored, type(config), {}, str(path)))
-    difference = first_difference(stored, to_dict(config))
+        kept = to_dict(validate(kept, type(config), {}, str(path)))
+    difference = first_difference(kept, wanted)
     if difference is not None:
         key, old, new = difference
         raise UserError(

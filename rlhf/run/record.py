@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyEntry
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def record(cls: type[T]) -> type[T]:
     def flatten(value: T) -> tuple[tuple[object, ...], tuple[object, ...]]:
         return tuple(getattr(value, name) for name in data), tuple(getattr(value, name) for name in static)
 
-    def flatten_with_keys(value: T) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    def flatten_with_keys(value: T) -> tuple[tuple[tuple[KeyEntry, object], ...], tuple[object, ...]]:
         children, words = flatten(value)
         return tuple(zip(keys, children, strict=True)), words
 

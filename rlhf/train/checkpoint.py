@@ -144,7 +144,7 @@ class Checkpointer:
         if shutil.disk_usage(self.directory).free < needed:
             raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {os.strerror(errno.ENOSPC).lower()}")
 
-    def _refused(self, step: int, reason: str) -> UserError:
+    def _refused(self, step: int, reason: str | None) -> UserError:
         return UserError(
             f"{self._path(step)}: cannot save the checkpoint ({reason}); free some space and run the same "
             "command again, it resumes from the last good step"

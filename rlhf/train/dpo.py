@@ -34,6 +34,7 @@ from rlhf.train import optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.loop import run_steps
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.sft import (
     base_record,
     batches,
@@ -73,6 +74,7 @@ def run(
         if rewards is not None:
             basis, people = rewards(job.directory)
         elif config.loss.personal or config.loss.annotation != "none":
+            assert config.rewards is not None, "asked for where the configuration is read"
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
@@ -111,6 +113,7 @@ def train(
       own: a user's own optimiser.
     """
     if config.loss.kind == "observed":
+        assert people is not None, "their own labels need people"
         prefs = known_people(require_people(prefs, "loss.kind observed"), people)
     annotation = annotation_mixture(config, prefs, rewards, people)
     if not config.loss.personal:
@@ -136,6 +139,7 @@ def annotation_mixture(
     """Kinds of answer under the coefficients of the rewards; None unless `loss.annotation` asks for them."""
     if config.loss.annotation == "none" or rewards is None:
         return None
+    assert people is not None, "rewards come with their people"
     phi = encoder.item_features(rewards.basis, require_people(prefs, "loss.annotation mixture"))
     return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, people))
 
@@ -160,12 +164,13 @@ def build_rows(
     )
     if config.loss.kind != "observed":
         return rows
+    assert people is not None, "their own labels need people"
     place = {user_id: index for index, user_id in enumerate(people.user_ids)}
     return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
 
 
 def adapter_spec(
-    config: DPOConfig, rewards: FittedBasis | None, base: policy_store.Base
+    config: DPOConfig | RLConfig, rewards: FittedBasis | None, base: policy_store.Base
 ) -> AdapterSpec | None:
     """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
@@ -236,6 +241,7 @@ def population(config: DPOConfig, rewards: FittedBasis | None, people: People | 
     """Whose coefficients training rows get; None without people."""
     if rewards is None:
         return None
+    assert people is not None, "rewards come with their people"
     return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
 
 

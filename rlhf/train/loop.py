@@ -3,16 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.train.callbacks import Callback
-from rlhf.train.optim import TrainState
 
-Step = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+State = TypeVar("State")
+Step = Callable[[State, PyTree], tuple[State, dict[str, jax.Array]]]
 
 
 class Length(Protocol):
@@ -25,14 +25,14 @@ class Length(Protocol):
 
 
 def run_steps(
-    state: TrainState,
-    step: Step,
+    state: State,
+    step: Step[State],
     batch_of: Callable[[int], PyTree],
     train: Length,
     *,
     tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback] = (),
-) -> TrainState:
+) -> State:
     """Run `train.steps` optimiser steps and return the state after the last.
 
     Args:

@@ -51,7 +51,7 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array) -> jax.Array:
+def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array | int) -> jax.Array:
     """Learning rate of step 0, 1, …: up linearly over `warmup_steps`, then constant, linear or cosine to 0."""
     step = step.astype(jnp.float32)
     warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(optimizer.warmup_steps, 1.0))
@@ -81,7 +81,7 @@ def init_state(params: PyTree, optimizer: OptimizerConfig, key: jax.Array, own: 
 
 
 def apply_gradients(
-    state: TrainState, grads: PyTree, optimizer: OptimizerConfig, num_steps: jax.Array, own: Own = None
+    state: TrainState, grads: PyTree, optimizer: OptimizerConfig, num_steps: jax.Array | int, own: Own = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One AdamW step, or one of a user's own optimiser; returns the new state and the norms worth watching.
 

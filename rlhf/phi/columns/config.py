@@ -4,6 +4,7 @@ import re
 from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from rewards.files import JSONObject
 from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
@@ -132,7 +133,9 @@ class ColumnConfig:
         for key in REQUIRED[self.kind]:
             if getattr(self, key) is None:
                 raise ValueError(f"column {self.name!r}: {key} is required for kind {self.kind}")
-        fields = type(self).__pydantic_fields__
+        cls = type(self)
+        assert is_pydantic_dataclass(cls)
+        fields = cls.__pydantic_fields__
         for key, info in fields.items():
             takes = key in SHARED or key in KEYS[self.kind]
             if not takes and getattr(self, key) != info.get_default():

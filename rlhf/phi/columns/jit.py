@@ -108,7 +108,7 @@ def checked(name: str, spec: str) -> Callable[..., jax.Array]:
     taken = [argument for argument in ARGUMENTS if argument in parameters]
 
     def call(*arrays: jax.Array) -> jax.Array:
-        given = dict(zip(ARGUMENTS, arrays, strict=True))
+        given: dict[str, jax.Array] = dict(zip(ARGUMENTS, arrays, strict=True))
         return jnp.asarray(function(**{argument: given[argument] for argument in taken}))
 
     rows, new, width = 3, 5, 7

@@ -208,7 +208,11 @@ def summary(settings: JSONObject) -> JSONObject:
 
 def _means(measured: Measured, prefs: Preferences) -> np.ndarray:
     known = ~np.isnan(measured.values)
-    empty = [name for name, any_known in zip(measured.names, known.any(axis=0), strict=True) if not any_known]
+    empty = [
+        name
+        for name, any_known in zip(measured.names, np.asarray(known.any(axis=0)), strict=True)
+        if not any_known
+    ]
     if empty:
         raise UserError(
             f"column {empty[0]!r}: says nothing about any completion of {prefs.source}; remove it"

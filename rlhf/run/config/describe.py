@@ -9,6 +9,8 @@ import typing
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic.dataclasses import is_pydantic_dataclass
+
 from rewards.errors import UserError
 from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
 
@@ -51,6 +53,7 @@ def describe(schema: type) -> list[Entry]:
         if "section" in (words := _in_words(annotation)):
             continue
         parent = record_of(field_type(schema, path[:-1])) if path[:-1] else schema
+        assert parent is not None and is_pydantic_dataclass(parent), "a key stands in a record"
         info = parent.__pydantic_fields__[path[-1]]
         default = info.get_default(call_default_factory=True)
         entries.append(
@@ -80,7 +83,7 @@ def _from_docstring(record: type, name: str) -> str:
 def _plain(value: object) -> object:
     return (
         to_dict(value)
-        if dataclasses.is_dataclass(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
         else list(value)
         if isinstance(value, tuple)
         else value
@@ -102,6 +105,7 @@ def _in_words(annotation: object) -> str:
     if dataclasses.is_dataclass(annotation):
         return "section"
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}
+    assert isinstance(annotation, type), "what is left is a class"
     return names.get(annotation.__name__, str(annotation.__name__))
 
 

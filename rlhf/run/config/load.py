@@ -232,7 +232,7 @@ def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[K
 
 def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str], default: str) -> T:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
-    values = _at_home(values)
+    values = {key: _at_home(value) for key, value in values.items()}
     try:
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
         return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)

@@ -165,13 +165,14 @@ class Trainer:
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
         self.settings = traced(config.settings)
+        self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
             reference=structure(base.config, base.stages, None, config.model.dtype, config.model.remat)[0],
             shares=source.shares,
             filtered=config.rollout.filtered,
             dtype=config.model.dtype,
-            extra=None if lessons is None else lessons.term(graphdef),
+            extra=self.term,
             own=own,
         )
         full = config.tune.mode == "full"
@@ -200,8 +201,8 @@ class Trainer:
         rest = (self.sampling, self.stop, self.settings)
         # The teacher is the policy of the run's start, also in a session that goes on.
         extra = None
-        if self.lessons is not None:
-            extra = self.lessons.rows(batch.number, self.frozen, self.program.extra)
+        if self.lessons is not None and self.term is not None:
+            extra = self.lessons.rows(batch.number, self.frozen, self.term)
         reward = self.source.reward
         if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(

@@ -108,9 +108,10 @@ def loss_of(
     value_loss = kl_loss = jnp.zeros(())
     value_coef = 0.0
     if values is not None and settings.critic is not None:
-        value_coef = settings.critic.coef
+        value_coef, clip = settings.critic.coef, settings.critic.value_clip
+        assert clip is not None, "no limit is inf in here"
         values = values if old.value_start is None else values + old.value_start
-        of_channels = objectives.value_loss(values, old.values, batch.returns, settings.critic.value_clip)
+        of_channels = objectives.value_loss(values, old.values, batch.returns, clip)
         value_loss = objectives.aggregate(of_channels.mean(axis=-1), mask, "token")
     if settings.kl.place == "loss":
         kl_loss = over_tokens(objectives.kl_estimate(logprobs, old.ref_logprobs, mask, settings.kl.estimator))
