@@ -12,12 +12,14 @@ from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.run.directory import RESULT, Run, read_result
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
 from rlhf.train.config import TrainConfig
 from rlhf.train.diagnosis.detectors import Finding
 from rlhf.train.rl.config import RLTrainConfig
+
+Diagnosis = Callable[[list[JSONObject]], list[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +77,29 @@ def run_callbacks(
     return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
 
 
-def close(
-    job: Run, num_rows: int, diagnose: Callable[[list[JSONObject]], list[Finding]] | None = None
-) -> JSONObject:
+def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
+    """`metrics.json` of a finished run; its report is written again where it is missing."""
+    if not (job.directory / REPORT).is_file():
+        _write_report(job, diagnose)
+    return job.stored_result()
+
+
+def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> JSONObject:
     """Write report.html and metrics.json of a finished training run; returns the latter.
 
     Args:
       diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
     """
+    rows = _write_report(job, diagnose)
+    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
+    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
+    return read_result(job.directory)
+
+
+def _write_report(job: Run, diagnose: Diagnosis | None) -> list[JSONObject]:
     from rlhf.report import write_training_report
 
     rows = read_metrics(job.directory)
     findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
     write_training_report(job.directory, rows, findings)
-    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
-    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
-    return read_result(job.directory)
+    return rows
