@@ -68,13 +68,13 @@ def run_steps(
 
 def _loop(
     start: int,
-    state: TrainState,
-    step: Step,
-    batch_of: Callable[[int], Any],
+    state: State,
+    step: Step[State],
+    batch_of: Callable[[int], PyTree],
     train: Length,
-    tokens_per_step: Any,
+    tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback],
-) -> TrainState:
+) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
     mark = time.perf_counter()
@@ -107,7 +107,7 @@ def _loop(
     return state
 
 
-def _given_away(state: TrainState) -> bool:
+def _given_away(state: PyTree) -> bool:
     """Whether a compiled step has taken the state's buffers."""
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
