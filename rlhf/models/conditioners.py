@@ -153,7 +153,7 @@ def text_of(z: np.ndarray, names: tuple[str, ...]) -> str:
     return "".join(f"{LEVELS[i]} {name}. " for i, name in zip(levels, names, strict=True) if LEVELS[i])
 
 
-def write_words(words: Words, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+def write_words(words: Words, z: AnyArray) -> tuple[jax.Array, jax.Array]:
     """Token ids int32[B, W] for z[B, K] and bool[B, W] of those that are written; `begin` comes first."""
     width = max(len(ids) for axis in words.phrases for ids in axis)
     table = np.full((len(words.phrases), len(words.phrases[0]), width), -1, np.int32)

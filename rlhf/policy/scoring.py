@@ -66,7 +66,7 @@ def _context(
     starts: AnyArray,
     first_slot: int,
     num_slots: int,
-    z: jax.Array | None,
+    z: AnyArray | None,
     words: WordKeys | None,
 ) -> Context:
     """Positions count from a row's first token and padding is unseen, as in `sampling.generate`."""
