@@ -1,11 +1,12 @@
 """The configuration of `chorus rewards`: preferences → basis, gauge, prior, users."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from rewards.basis.fit import FitConfig
+from rewards.files import JSONObject
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.run.config.common import PeopleDataConfig, RunConfig
 from rlhf.run.record import record
@@ -79,7 +80,7 @@ class RewardFitConfig(FitConfig):
         description="mixture: estimate which answers are genuine, non-attitudes or made up by order and frame, and "
         "weight the fit by it (house model's margins; any model's fit); people's answers then lapse with 1 − π_G.",
     )
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    settings: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     @model_validator(mode="after")
     def _settings_of_the_right_model(self):
@@ -119,7 +120,7 @@ class RewardEvaluationConfig:
         description="Models compared on the four cells: names, all, or null for the fitted one and aggregate; "
         "an empty list skips comparison and controls (house only).",
     )
-    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, hash=False)
+    settings: dict[str, JSONObject] = dataclasses.field(default_factory=dict, hash=False)
     controls: bool = Field(
         default=True,
         description="Fit every compared model again on identical people, where it must not win, and on planted "

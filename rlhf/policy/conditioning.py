@@ -12,19 +12,20 @@ Shapes: B rows, K basis outputs, U users.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
+from rlhf.models.layout import AnyArray
 from rlhf.run.record import record
-
-AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
 
 
 @record
@@ -98,7 +99,7 @@ class Gate(NamedTuple):
         return cls(Conditioning.from_prior(prior), beta, eta)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], place: str) -> "Gate | None":
+    def from_record(cls, record: JSONObject, place: str) -> "Gate | None":
         """The gate that a policy's record describes; None for a policy without people.
 
         Args:
@@ -111,8 +112,13 @@ class Gate(NamedTuple):
             return None
         for name, lowest in (("beta", "> 0"), ("eta", "≥ 0")):
             value = record.get(name)
-            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not right or value < 0 or (value == 0 and name == "beta"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+                or value < 0
+                or (value == 0 and name == "beta")
+            ):
                 raise UserError(
                     f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
                 )
@@ -137,7 +143,7 @@ class Gate(NamedTuple):
         """z of coefficients w."""
         return self.compose(coef)[1]
 
-    def checked(self, coef: Any) -> np.ndarray:
+    def checked(self, coef: ArrayLike) -> np.ndarray:
         """z float32[…, K] of coefficients that a user gave.
 
         Raises:
@@ -191,7 +197,7 @@ class Population(NamedTuple):
     conditioning: Conditioning
     user_mean: np.ndarray
     user_scale: np.ndarray
-    extreme_sd: np.ndarray
+    extreme_sd: np.ndarray | np.float32
 
     @classmethod
     def from_posteriors(cls, prior: Belief, posteriors: list[Belief], extreme_sd: float) -> "Population":
@@ -208,7 +214,7 @@ class Population(NamedTuple):
         )
 
 
-def coef_of_users(key: jax.Array, population: Population, user: jax.Array) -> Float[Array, "b k"]:
+def coef_of_users(key: jax.Array, population: Population, user: AnyArray) -> Float[Array, "b k"]:
     """A draw from the posterior of each of the training people `user`[B]."""
     noise = jax.random.normal(key, (user.shape[0], population.user_mean.shape[1]))
     return population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)

@@ -4,11 +4,12 @@ Its numbers are arrays in compiled code (`run.record.traced`), so another learni
 schedule is static. `num_steps` counts the optimiser steps of the run, at whose end the schedule ends.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 from pydantic import Field
 
 from rlhf.run.record import Count, record
@@ -45,12 +46,12 @@ class TrainState(NamedTuple):
     """What the next step needs: step number, trained arrays, optimiser state, key of the run."""
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: optax.OptState
     key: jax.Array
 
 
-def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array) -> jax.Array:
+def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array | int) -> jax.Array:
     """Learning rate of step 0, 1, …: up linearly over `warmup_steps`, then constant, linear or cosine to 0."""
     step = step.astype(jnp.float32)
     warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(optimizer.warmup_steps, 1.0))
@@ -73,14 +74,14 @@ def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
+def init_state(params: PyTree, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
     """State of step 0; `own` as in `apply_gradients`."""
     opt_state = (own or _transform(optimizer)).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array, own: Own = None
+    state: TrainState, grads: PyTree, optimizer: OptimizerConfig, num_steps: jax.Array | int, own: Own = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One AdamW step, or one of a user's own optimiser; returns the new state and the norms worth watching.
 

@@ -3,18 +3,19 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rewards.data import sources
 from rewards.data.completions import read_completions
 from rewards.data.memory import Numbered
 from rewards.data.read import read_preferences
 from rewards.data.sources import Source
+from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
@@ -26,18 +27,22 @@ from rlhf.run.record import traced
 from rlhf.train import optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
+from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.loop import run_steps
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
+
+Tuning = SFTConfig | DPOConfig | RLConfig
 
 
 def run(
-    config: Any,
+    config: SFTConfig,
     *,
     prefs: Preferences | None = None,
     base: policy_store.Base | None = None,
     callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
@@ -54,7 +59,7 @@ def run(
 
 
 def train(
-    config: Any,
+    config: SFTConfig,
     prefs: Preferences,
     base: policy_store.Base,
     callbacks: Sequence[Callback] = (),
@@ -111,7 +116,7 @@ def read_examples(source: Source, split: str = "train") -> Preferences:
     return read_preferences(table, people=False)
 
 
-def open_base(config: Any) -> policy_store.Base:
+def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
         config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
@@ -119,7 +124,7 @@ def open_base(config: Any) -> policy_store.Base:
 
 
 def fresh_policy(
-    config: Any, base: policy_store.Base, spec: AdapterSpec | None
+    config: Tuning, base: policy_store.Base, spec: AdapterSpec | None
 ) -> tuple[nnx.GraphDef, PolicyParams, jax.Array]:
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
@@ -128,7 +133,7 @@ def fresh_policy(
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
-def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:
+def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, PyTree]:
     """What the optimiser changes: base (in float32) or LoRA, and the conditioner where it has parameters."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params.base) if full else None
     parts = {"base": wide} if full else {"lora": params.lora}
@@ -141,7 +146,7 @@ def frozen_parts(params: PolicyParams, full: bool) -> PolicyParams:
     return params._replace(base=None) if full else params
 
 
-def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, Any]:
+def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObject:
     """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
@@ -155,17 +160,17 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
     }
 
 
-def tokens_per_step(config: Any, packed: PackedRows) -> int:
+def tokens_per_step(config: SFTConfig | DPOConfig, packed: PackedRows) -> int:
     """Completion tokens of an average step."""
     per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
     return int(per_row * config.train.batch_rows * config.train.accumulation_steps)
 
 
-def batches(config: Any, data: Any, num_rows: int) -> Callable[[int], Any]:
+def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
     """Step number → its rows of `data` (an `SFTBatch` or `DPOBatch` of the whole data set), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> Any:
+    def batch_of(step: int) -> PyTree:
         index = batch_rows(config.seed, step, num_rows, config.train.batch_rows * accumulation)
         return microbatches(data, index, accumulation)
 

@@ -1,10 +1,12 @@
 """One off-the-shelf reward as a column of `encoder.kind: columns`. Which keys it takes depends on its kind."""
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic.dataclasses import is_pydantic_dataclass
 
+from rewards.files import JSONObject
 from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
 from rlhf.run.record import record
 
@@ -131,7 +133,9 @@ class ColumnConfig:
         for key in REQUIRED[self.kind]:
             if getattr(self, key) is None:
                 raise ValueError(f"column {self.name!r}: {key} is required for kind {self.kind}")
-        fields = type(self).__pydantic_fields__
+        cls = type(self)
+        assert is_pydantic_dataclass(cls)
+        fields = cls.__pydantic_fields__
         for key, info in fields.items():
             takes = key in SHARED or key in KEYS[self.kind]
             if not takes and getattr(self, key) != info.get_default():
@@ -165,7 +169,7 @@ def _check_pattern(name: str, pattern: str) -> None:
         )
 
 
-def plain(config: ColumnConfig) -> dict[str, Any]:
+def plain(config: ColumnConfig) -> JSONObject:
     """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column.
 
     A time limit changes no number; it is stored only where it was set, so that a basis keeps its hash.

@@ -20,13 +20,13 @@ import dataclasses
 import json
 import os
 import re
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import cache_dir, sha256_json
+from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Preferences, Prompt
 from rlhf.phi.columns.items import Measured, groups_of
 from rlhf.run.config.address import check_address, may_send, refusal
@@ -76,7 +76,7 @@ class JudgeColumn:
         pairs = choose_pairs(prefs, self.opponents)
         verdicts = self._ask(prefs, pairs)
         readable = ~np.isnan(verdicts).any(axis=1)
-        report: dict[str, Any] = {"pairs": len(pairs), "unreadable": int((~readable).sum())}
+        report: JSONObject = {"pairs": len(pairs), "unreadable": int((~readable).sum())}
         off = None
         if len(pairs) == 0:
             off = f"{prefs.source} has no prompt with two different completions to compare"
@@ -213,7 +213,7 @@ class _Session:
         key = _key(column)
         # Left out, so that the client sends nothing that it finds in the environment.
         unsent = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
-        self._unsent: dict[str, Any] = {name: openai.Omit() for name in unsent}
+        self._unsent: JSONObject = {name: openai.Omit() for name in unsent}
         self._client = openai.OpenAI(
             base_url=column.address,
             api_key=key or "none",
@@ -241,7 +241,7 @@ class _Session:
             hashed.write_record(path, {"reply": reply})
         return verdict
 
-    def _post(self, body: dict[str, Any]) -> str:
+    def _post(self, body: JSONObject) -> str:
         import openai
 
         column = self._column
@@ -293,7 +293,7 @@ def _key(column: JudgeColumn) -> str:
     return key
 
 
-def _cached(path: Any) -> str | None:
+def _cached(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:

@@ -6,14 +6,18 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from rewards.errors import UserError, nearest
+from rewards.files import JSONObject
 from rewards.paths import expanded
 from rewards.shown import without_credentials
 from rlhf.run.config.document import Key, dump, parse, parse_value
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 _COMMAND_LINE = "command line"
@@ -21,7 +25,7 @@ _MAX_LISTED = 3
 _MAX_DEPTH = 20  # names in the key of an override
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+def _read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
     """Read a configuration file → (mapping, source of every key as FILE:LINE)."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -38,7 +42,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     return value, {key: f"{path.name}:{line}" for key, line in lines.items()}
 
 
-def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, str], schema: type) -> None:
+def _apply_override(values: JSONObject, override: str, sources: dict[Key, str], schema: type) -> None:
     """Set one `key.sub=value` in `values`; a mapping as value replaces the whole section."""
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
@@ -67,7 +71,7 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     sources[path] = _COMMAND_LINE
 
 
-def record_of(annotation: Any) -> type | None:
+def record_of(annotation: object) -> type | None:
     """The dataclass inside an annotation (`X`, `X | None`, a list of `X`), or None for a plain value."""
     options = (
         typing.get_args(annotation)
@@ -79,12 +83,12 @@ def record_of(annotation: Any) -> type | None:
     )
 
 
-def field_type(schema: type, path: Sequence[str]) -> Any:
+def field_type(schema: type, path: Sequence[str]) -> object:
     """Annotation of the field at `path`, or None when there is no such field.
 
     A section of a list is named by its position: ("encoder", "columns", "0", "name").
     """
-    annotation: Any = schema
+    annotation: object = schema
     for name in path:
         record = record_of(annotation)
         if record is not None and typing.get_origin(annotation) is tuple and name.isdigit():
@@ -107,7 +111,7 @@ def key_paths(schema: type, prefix: Key = ()) -> Iterator[Key]:
             yield from key_paths(record, (*prefix, field.name))
 
 
-def _unknown_keys(values: Any, schema: type, path: Key = ()) -> Iterator[Key]:
+def _unknown_keys(values: object, schema: type, path: Key = ()) -> Iterator[Key]:
     """Keys that the schema does not have, in file order."""
     record = record_of(field_type(schema, path))
     if record is not None and isinstance(values, list):
@@ -143,7 +147,7 @@ def _source(path: Key, sources: dict[Key, str], default: str) -> str:
     return next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), default)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as it is written in YAML, cut to a readable length."""
     text = (
         "a section" if isinstance(value, dict) else without_credentials(json.dumps(value, ensure_ascii=False))
@@ -152,7 +156,7 @@ def _shown(value: Any) -> str:
 
 
 def _complaints(
-    error: ValidationError, values: dict[str, Any], schema: type, sources: dict[Key, str], default: str
+    error: ValidationError, values: JSONObject, schema: type, sources: dict[Key, str], default: str
 ) -> list[str]:
     """One line for every key pydantic refuses; branches of a union are joined by 'or'."""
     reasons: dict[Key, list[str]] = {}
@@ -179,7 +183,7 @@ def _complaints(
     return lines
 
 
-def _lookup(values: Any, path: Key) -> Any:
+def _lookup(values: object, path: Key) -> object:
     for name in path:
         if isinstance(values, list) and name.isdigit() and int(name) < len(values):
             values = values[int(name)]
@@ -211,9 +215,7 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     return build(values, schema_class, path.name, sources)
 
 
-def build(
-    values: dict[str, Any], schema_class: type[T], place: str, sources: dict[Key, str] | None = None
-) -> T:
+def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str] | None = None) -> T:
     """Plain values → record; unknown keys are named like everything else.
 
     Args:
@@ -228,9 +230,9 @@ def build(
     return validate(values, schema_class, sources, place)
 
 
-def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, str], default: str) -> T:
+def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str], default: str) -> T:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
-    values = _at_home(values)
+    values = {key: _at_home(value) for key, value in values.items()}
     try:
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
         return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
@@ -242,7 +244,7 @@ def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, s
         _raise(_complaints(error, values, schema_class, sources, default))
 
 
-def _at_home(values: Any) -> Any:
+def _at_home(values: object) -> object:
     """The values with `~/` at the beginning of a text as the home folder: such a text is a path."""
     if isinstance(values, dict):
         return {key: _at_home(value) for key, value in values.items()}
@@ -251,11 +253,11 @@ def _at_home(values: Any) -> Any:
     return expanded(values) if isinstance(values, str) else values
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: "DataclassInstance") -> JSONObject:
     """Resolved configuration as plain values (lists for tuples)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: "DataclassInstance") -> str:
     """Resolved configuration, every key written out; `load` gives back an equal record."""
     return dump(to_dict(config))

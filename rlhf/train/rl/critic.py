@@ -9,10 +9,11 @@ frozen base and from the same lower activations, which begin as copies of the po
 Shapes: B rows, T completion slots, D width, H hidden, K basis outputs, C channels.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from pydantic import Field
 
 from rlhf.models.decoder import Decoder
@@ -20,7 +21,7 @@ from rlhf.objectives.advantages import num_channels
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.run.record import record
 
-Critic = dict[str, Any]  # w1, b1, w2, b2; and "lora", "conditioner" where the backbone is separate
+Critic = dict[str, PyTree]  # w1, b1, w2, b2; and "lora", "conditioner" where the backbone is separate
 
 
 @record

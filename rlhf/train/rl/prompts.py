@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from rewards.data.columns import OWN
 from rewards.data.schema import RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Prompt
 from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
@@ -43,7 +44,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     source = sources.name_of(path)
     prompts: list[Prompt] = []
     numbers: list[int] = []
-    records: list[dict[str, Any]] = []
+    records: list[JSONObject] = []
     problems: list[tuple[int, RowError]] = []
     seen: set[Prompt] = set()
     for number, record in sources.open_source(path, split):
@@ -69,7 +70,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, source)
 
 
-def _parse(record: Any) -> tuple[Prompt, bool]:
+def _parse(record: object) -> tuple[Prompt, bool]:
     """The prompt of a record, and whether the record is about completions (then equal prompts are one)."""
     if not isinstance(record, Mapping):
         raise RowError("row", f"must be a JSON object with named fields, not {schema.show(record)}")

@@ -8,15 +8,16 @@ weighed (w_1 … w_K, −β, −penalty).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 from pydantic import Field, model_validator
 
 from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithmConfig, listed
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
+from rlhf.policy.logprobs import PolicyParams
 from rlhf.run.record import Count, record
 from rlhf.train import optim
 from rlhf.train.optim import OptimizerConfig
@@ -106,7 +107,7 @@ class RLProgram:
     shares: UserShares | None = None
     filtered: bool = False
     dtype: str = "float32"
-    extra: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
 
 

@@ -1,10 +1,10 @@
 """How much memory an iteration takes, estimated before it compiles."""
 
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from rlhf.policy import store as policy_store
 from rlhf.policy.scoring import LOGITS_BYTES
@@ -21,7 +21,7 @@ PER_LAYER = (
 def estimate(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
-    state: Any,
+    state: PyTree,
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> dict[str, float]:
@@ -62,7 +62,7 @@ def estimate(
 def memory_line(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
-    state: Any,
+    state: PyTree,
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> None:
@@ -77,7 +77,7 @@ def memory_line(
     )
 
 
-def _nbytes(tree: Any) -> int:
+def _nbytes(tree: PyTree) -> int:
     return sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
