@@ -12,6 +12,7 @@ Shapes: B rows, K basis outputs, U users.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from pydantic import Field, model_validator
 
 from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
@@ -34,6 +36,7 @@ class RailConfig:
     eta: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight η of KL(π‖π_agg): coefficients shrink to (βw + ημ)/(β+η); 0 means no rail.",
     )
 
@@ -51,8 +54,15 @@ class UsersMixConfig:
     )
     generic: float = Field(default=0.1, ge=0, le=1, description="Share at μ itself, the aggregate user.")
     extreme_sd: float = Field(
-        default=2.0, gt=0, description="Distance of the extremes from μ, in prior standard deviations."
+        default=2.0,
+        gt=0,
+        le=1e3,
+        description="Distance of the extremes from μ, in prior standard deviations.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.extremes == 0:
+            yield Unread(["extreme_sd"], "extremes", "users.extremes 0")
 
     @model_validator(mode="after")
     def _shares(self):
