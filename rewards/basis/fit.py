@@ -138,7 +138,6 @@ def fit_basis(
     widths = _as_tuple(config.dims)
     reduction = whitened_components(reference, prompts, max(widths), config.whitening)
     problem = _Problem.build(prefs, used, reduction, prompts)
-    _say_cut(config, prefs.source, reduction.rank)
     widths = tuple(sorted({min(width, reduction.rank) for width in widths}))
     sizes = tuple(k for k in sorted(set(_as_tuple(config.num_basis))) if k <= min(reduction.rank, widths[-1]))
     if not sizes:
@@ -146,6 +145,7 @@ def fit_basis(
             f"num_basis: {config.num_basis} outputs asked for, but the embeddings of {prefs.source} span "
             f"{min(reduction.rank, widths[-1])} directions; lower num_basis or raise dims"
         )
+    _say_cut(config, prefs.source, reduction.rank)
     candidates = choose_size(problem, sizes, widths, config, weight)
     num_basis, dims = (
         next((c.num_basis, c.dims) for c in candidates if c.chosen) if candidates else (sizes[0], widths[0])

@@ -20,10 +20,12 @@ from rlhf.run.config.document import Key, dump, parse, parse_value
 T = TypeVar("T")
 _COMMAND_LINE = "command line"
 _MAX_LISTED = 3
-LARGEST, SMALLEST = (
-    1e30,
-    1e-30,
-)  # of numbers in a configuration: float32 holds them, their products and quotients with others
+LARGEST = (
+    1e30  # of a configuration's numbers: float32 holds it, and its products with other such numbers of use
+)
+SMALLEST = (
+    1.1754943508222875e-38  # the least that float32 holds in full; below it a positive number may become 0
+)
 _MAX_DEPTH = 20  # names in the key of an override
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rlhf.policy import store as policy_store
 from rlhf.policy.scoring import LOGITS_BYTES
+from rlhf.train import memory
 from rlhf.train.rl.config import GRPOConfig, PPOConfig
 
 _LOG = logging.getLogger("chorus")
@@ -57,6 +58,16 @@ def estimate(
         "sampling": (max(_nbytes(base.tree["stages"]) + cache, begun) + hidden) / GIGABYTE,
         "update": (hidden + learning(part, length) + learning(*hinted)) / GIGABYTE,
     }
+
+
+def check_sampling(config: PPOConfig | GRPOConfig, base: policy_store.Base, prompt_slots: int) -> None:
+    """Refuse iterations whose sampling cannot fit, before anything is made for them; raises UserError with the estimate."""
+    parts = estimate(config, base, None, prompt_slots)
+    rows = float(config.rows)
+    held = {name: parts[name] * GIGABYTE for name in ("weights", "sampling")}
+    held["tokens"] = rows * (prompt_slots + config.rollout.max_new_tokens) * 16
+    lower = "rollout.prompts_per_step, users_per_prompt, completions or max_new_tokens"
+    memory.check(held, lower)
 
 
 def memory_line(
