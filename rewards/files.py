@@ -1,11 +1,15 @@
 """Files that must never be half-written, and hashes of what is in them."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,19 +29,67 @@ def cache_dir() -> Path:
     return Path(expanded(root)) if root else Path.home() / ".cache" / "chorus"
 
 
+# `.NAME.PROCESS-HOST.RANDOM.tmp`; those of older versions, `.NAME.RANDOM.tmp`, are nobody's any more.
+_OWNER = re.compile(r"\.(\d+)-([0-9a-f]{8})\.\w+\.tmp$")
+_OPEN: set[Path] = set()  # temporary paths of this process
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{os.getpid()}-{_host()}."
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def remove_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Remove temporary files and folders, here and below, of processes of this machine that were killed."""
+    for path in list(Path(directory).rglob(".*.tmp")):
+        _remove_leftover(path)
+
+
+def _remove_leftover(path: Path) -> None:
+    if path in _OPEN or _alive(path.name):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _alive(name: str) -> bool:
+    """Whether the process that made a temporary file may still be at work."""
+    owner = _OWNER.search(name)
+    if owner is None:
+        return False
+    if owner[2] != _host():
+        return True  # on another machine: not known here
+    if int(owner[1]) == os.getpid():
+        return False  # an earlier process that had our number
+    try:
+        os.kill(int(owner[1]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` on success, remove it on failure."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
         os.close(handle)
     except OSError as error:
         raise UserError(
             f"{path}: cannot write here ({error.strerror}); choose another folder or free some space"
         ) from None
     temporary = Path(name)
+    _OPEN.add(temporary)
     try:
         yield temporary
         umask = os.umask(0)
@@ -52,6 +104,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _OPEN.discard(temporary)
 
 
 @contextlib.contextmanager
@@ -67,11 +121,14 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path}: exists already; choose another folder or remove it")
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            _remove_leftover(leftover)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot write here ({error.strerror}); choose another folder or free some space"
         ) from None
+    _OPEN.add(temporary)
     try:
         yield temporary
         umask = os.umask(0)
@@ -86,6 +143,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _OPEN.discard(temporary)
 
 
 @contextlib.contextmanager

@@ -38,9 +38,10 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     rows = "".join(json.dumps(row) + "\n" for row in table(20, 16))
     (folder / "choices.jsonl").write_text(rows)
-    return dict(
-        zip(NAMES, (str(tiny.write_model(folder / "model")), str(folder / "choices.jsonl")), strict=True)
-    )
+    config = tiny.write_model(folder / "model") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 256}))
+    stand_ins = (str(config.parent), str(folder / "choices.jsonl"))
+    return dict(zip(NAMES, stand_ins, strict=True))
 
 
 def adapted(code: str, world: dict[str, str]) -> str:

@@ -231,8 +231,10 @@ class FittedRewards:
             return
         write_pool(directory, identity, self.questions)
         self.book.keep_in(load_reward_run(directory))
+        if self.calibration is not None:
+            hashed.write_record(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())
         people = self.population
-        population.save_people(
+        population.save_people(  # last: with it the run is whole
             directory,
             identity,
             list(people.user_ids),
@@ -240,8 +242,6 @@ class FittedRewards:
             np.stack([posterior.coef_precision for posterior in people.posteriors]),
             [posterior.num_answers for posterior in people.posteriors],
         )
-        if self.calibration is not None:
-            hashed.write_record(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())
 
     def __repr__(self) -> str:
         place = "in memory" if self.directory is None else str(self.directory)

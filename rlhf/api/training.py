@@ -22,7 +22,7 @@ from rewards.data.read import read_preferences
 from rewards.data.sources import Source
 from rewards.errors import UserError
 from rewards.files import sha256_json
-from rewards.methods.store import RECORD
+from rewards.people import population
 from rewards.people.population import People
 from rewards.types import Preferences
 from rlhf.api.policies import Policy, load_policy
@@ -325,9 +325,9 @@ def _keeping(fitted: FittedRewards | None) -> dpo.Rewards | None:
         place = directory / "rewards"
         if fitted.directory is not None:
             return _people(fitted)
-        if (place / RECORD).is_file():  # of an earlier session of this very run
+        if (place / f"{population.NAME}.json").is_file():  # whole, of an earlier session of this very run
             return _people(reward_api.load(place))
-        fitted.save(place)
+        fitted.write(place)
         return _people(fitted)
 
     return keep

@@ -23,7 +23,7 @@ from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
-from rlhf.run.directory import RESULT, Run, read_result
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
 
 MATRIX = "matrix.json"
 Z_ROWS = 4
@@ -58,8 +58,8 @@ def run(config: Any) -> dict[str, Any]:
         names = {"run_dir": str(job.directory), "policy_sha256": policy_store.identity(config.policy)}
         matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
         write_json(job.directory / MATRIX, matrix)
+        write_report(job.directory, names | judged.figures, judged)
         job.write_result(names | judged.figures)
-        write_report(job.directory, read_result(job.directory), judged)
         return read_result(job.directory)
 
 
@@ -120,7 +120,8 @@ def open_reference(config: Any, policy: policy_store.Policy) -> policy_store.Bas
 
 def finished(job: Run, config: Any) -> bool:
     """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
-    if not job.resumed or not (job.directory / RESULT).is_file() or not policy_store.is_run(config.policy):
+    written = all((job.directory / name).is_file() for name in (REPORT, RESULT))
+    if not job.resumed or not written or not policy_store.is_run(config.policy):
         return False
     return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 

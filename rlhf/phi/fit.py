@@ -26,7 +26,7 @@ from rlhf.phi.methods import (
     training_answers,
     unread_settings,
 )
-from rlhf.run.directory import RESULT, Run, read_result
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
@@ -44,6 +44,8 @@ def fit(config: Any) -> dict[str, Any]:
     with Run.open(config.output_dir, config, "rewards") as run:
         if run.resumed and (run.directory / RESULT).is_file():
             stored_model(run.directory)
+            if not (run.directory / REPORT).is_file():
+                close(run, read_result(run.directory))
             return run.stored_result()
         if note := unread_settings(config):
             _LOG.warning(note)
@@ -99,13 +101,12 @@ def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any
 
 
 def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    """Write metrics.json and report.html; returns the former as it was written."""
+    """Write report.html and then metrics.json; returns the latter as it was written."""
     from rlhf.report import write_rewards_report
 
-    run.write_result(result)
-    result = read_result(run.directory)
     write_rewards_report(run.directory, result)
-    return result
+    run.write_result(result)
+    return read_result(run.directory)
 
 
 def _fit_result(

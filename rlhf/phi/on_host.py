@@ -28,6 +28,7 @@ from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
 from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
+from rlhf.run import signals
 
 _LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
@@ -143,6 +144,7 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
 
     Raises:
       UserError: one line that names the column.
+      KeyboardInterrupt: a signal came; nobody waits for the threads.
     """
     # Not concurrent.futures: its threads are waited for at exit, and one that hangs would hang the process.
     gate = threading.Semaphore(limits.parallel)
@@ -165,6 +167,8 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
         threading.Thread(target=work, args=(number,), daemon=True).start()
     for number, (name, _) in enumerate(jobs):
         while not finished[number].wait(0.05):
+            if signals.pending():  # a training loop waits for us, with a checkpoint to write
+                signals.leave()
             begun = started[number]
             if begun is not None and time.monotonic() - begun > limits.timeout_seconds:
                 raise UserError(

@@ -25,7 +25,7 @@ import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import remove_leftovers, write_text
 from rewards.shown import without_credentials
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
@@ -33,6 +33,7 @@ from rlhf.run.config.load import to_dict, to_yaml, validate
 _LOG = logging.getLogger("chorus")
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
+REPORT = "report.html"
 _PACKAGES = (
     "chorus-rlhf",
     "jax",
@@ -82,6 +83,7 @@ class Run:
         run = cls(directory, _acquire(directory), resumed=True)
         try:
             run.resumed = resumed = _check_before_creating(directory, config, kind)
+            remove_leftovers(directory)
             if not resumed:
                 write_text(directory / CONFIG, f"# chorus {kind}\n{to_yaml(config)}")
             _record_environment(directory, config, kind)
@@ -93,7 +95,10 @@ class Run:
         return run
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null."""
+        """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null.
+
+        It is what says that a run is finished: nothing of the run is written after it.
+        """
         hashed.write_record(self.directory / RESULT, plain(result))
 
     def stored_result(self) -> dict[str, Any]:

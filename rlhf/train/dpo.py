@@ -41,7 +41,7 @@ from rlhf.train.sft import (
     tokens_per_step,
     trained_parts,
 )
-from rlhf.train.trained import Trained, close, finished, run_callbacks
+from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
 Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
 """Rewards of a run that come from elsewhere than its configuration; they may be kept in its directory."""
@@ -66,7 +66,7 @@ def run(
     """
     with Run.open(config.output_dir, config, "dpo") as job:
         if finished(job):
-            return job.stored_result()
+            return stored(job)
         basis = people = None
         if rewards is not None:
             basis, people = rewards(job.directory)

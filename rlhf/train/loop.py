@@ -1,4 +1,7 @@
-"""The host loop that every trainer shares: data order, metrics one step late, callbacks. No arithmetic, no files."""
+"""The host loop that every trainer shares: data order, metrics one step late, callbacks, and the way out on a signal.
+
+No arithmetic, no files.
+"""
 
 import math
 import time
@@ -8,6 +11,7 @@ from typing import Any, Protocol
 import jax
 
 from rewards.errors import UserError
+from rlhf.run import signals
 from rlhf.train.callbacks import Callback
 from rlhf.train.optim import TrainState
 
@@ -43,33 +47,68 @@ def run_steps(
 
     Raises:
       UserError: a metric is not finite (which, and in which step).
+      KeyboardInterrupt: a signal came; the step was finished, its metrics and a checkpoint are written.
     """
     restored = next(filter(None, (callback.restore(state) for callback in callbacks)), None)
     start = 0
     if restored is not None:
         start, state = restored
     begun: list[Callback] = []
-    try:
+    with signals.boundaries():
+        try:
+            for callback in callbacks:
+                callback.begin(start, train.steps)
+                begun.append(callback)
+            return _loop(start, state, step, batch_of, train, tokens_per_step, callbacks)
+        finally:
+            for callback in begun:
+                callback.end()
+
+
+def _loop(
+    start: int,
+    state: TrainState,
+    step: Step,
+    batch_of: Callable[[int], Any],
+    train: Length,
+    tokens_per_step: Any,
+    callbacks: Sequence[Callback],
+) -> TrainState:
+    """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
+    late: tuple[int, dict[str, jax.Array]] | None = None
+    mark = time.perf_counter()
+
+    def settle(number: int) -> None:
+        """Metrics and checkpoint of the state after step `number`, the last one finished."""
+        if late is not None:
+            _report(callbacks, late, mark, tokens_per_step)
         for callback in callbacks:
-            callback.begin(start, train.steps)
-            begun.append(callback)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-        mark = time.perf_counter()
-        for number in range(start, train.steps):
-            state, metrics = step(state, batch_of(number))
-            if pending:
-                mark = _report(callbacks, pending, mark, tokens_per_step)
-            pending = (number + 1, metrics)
-            if (number + 1) % train.checkpoint_every == 0 or number + 1 == train.steps:
-                _report(callbacks, pending, mark, tokens_per_step)
-                pending = None
-                for callback in callbacks:
-                    callback.checkpoint(number + 1, state)
-                mark = time.perf_counter()
-    finally:
-        for callback in begun:
-            callback.end()
+            callback.checkpoint(number, state)
+
+    for number in range(start, train.steps):
+        batch = batch_of(number)
+        try:
+            following, metrics = step(state, batch)
+        except KeyboardInterrupt:  # long host work inside the step was told to stop waiting
+            if signals.pending() and number > start and not _given_away(state):
+                settle(number)
+            raise
+        state = following
+        if late is not None:
+            mark = _report(callbacks, late, mark, tokens_per_step)
+        late = (number + 1, metrics)
+        ending = signals.pending()
+        if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == train.steps:
+            settle(number + 1)
+            if ending:
+                signals.leave()
+            late, mark = None, time.perf_counter()
     return state
+
+
+def _given_away(state: TrainState) -> bool:
+    """Whether a compiled step has taken the state's buffers."""
+    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _report(

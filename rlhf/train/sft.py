@@ -27,7 +27,7 @@ from rlhf.train import memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.loop import run_steps
-from rlhf.train.trained import Trained, close, finished, run_callbacks
+from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
 
 def run(
@@ -45,7 +45,7 @@ def run(
     """
     with Run.open(config.output_dir, config, "sft") as job:
         if finished(job):
-            return job.stored_result()
+            return stored(job)
         prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
         beside = run_callbacks(job, config.train, "sft", callbacks)
         trained = train(config, prefs, base or open_base(config), beside, own)

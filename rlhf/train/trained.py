@@ -12,9 +12,11 @@ from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.run.directory import RESULT, Run, read_result
+from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
+
+Diagnosis = Callable[[list[dict[str, Any]]], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +74,29 @@ def run_callbacks(
     return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
 
 
-def close(
-    job: Run, num_rows: int, diagnose: Callable[[list[dict[str, Any]]], list[Any]] | None = None
-) -> dict[str, Any]:
+def stored(job: Run, diagnose: Diagnosis | None = None) -> dict[str, Any]:
+    """`metrics.json` of a finished run; its report is written again where it is missing."""
+    if not (job.directory / REPORT).is_file():
+        _write_report(job, diagnose)
+    return job.stored_result()
+
+
+def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> dict[str, Any]:
     """Write report.html and metrics.json of a finished training run; returns the latter.
 
     Args:
       diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
     """
+    rows = _write_report(job, diagnose)
+    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
+    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
+    return read_result(job.directory)
+
+
+def _write_report(job: Run, diagnose: Diagnosis | None) -> list[dict[str, Any]]:
     from rlhf.report import write_training_report
 
     rows = read_metrics(job.directory)
     findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
     write_training_report(job.directory, rows, findings)
-    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
-    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
-    return read_result(job.directory)
+    return rows

@@ -49,7 +49,7 @@ from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
 from rlhf.train.sft import base_record, fresh_policy, open_base, trained_parts
-from rlhf.train.trained import Trained, close, finished, run_callbacks
+from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
 _LOG = logging.getLogger("chorus")
 SHOWN = (
@@ -80,7 +80,7 @@ def run(
     kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
         if finished(job):
-            return job.stored_result()
+            return stored(job, diagnose)
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
         basis, people = (None, None) if rewards is None else rewards(job.directory)
