@@ -1,6 +1,7 @@
 """Refuses what cannot fit before it is made: sizes of a run × the model, against the memory of the device.
 
-The estimates are lower bounds (what is certainly held at one time), so that nothing is refused that would have run.
+The estimates leave out what a compiler may save (scores of attention, logits), so that hardly anything is refused that
+would have run.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from rlhf.policy.packing import PackedRows
 
 GIGABYTE = 1e9
 CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+PER_LAYER = 16  # activations that the backward pass keeps of a layer, in widths, for Llama's proportions
 ADAM = 3  # a trained number and its two moments, float32 each
 
 
@@ -89,7 +91,8 @@ def check_rows(config: Any, base: policy_store.Base, data: Any, packed: PackedRo
     each = 2 if config.model.dtype == "bfloat16" else 4
     row = sum(leaf.nbytes for leaf in jax.tree.leaves(data)) / num_rows
     held = {"rows of a step": rows * config.train.accumulation_steps * row}
-    held["activations"] = rows * length * base.stages[-1] * base.config.width * each
+    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
+    held["activations"] = rows * length * base.stages[-1] * kept * each
     check(held, "train.batch_rows, train.accumulation_steps or the length of rows")
 
 

@@ -46,7 +46,7 @@ def overrides() -> Iterator[tuple[str, Make]]:
         "groups.completions=1 groups.completions=1000000000000 users.generic=1 users.extreme_sd=1e9 loss.kind=ppo "
         "tune={mode:full} optimizer.eps=1e-60 model.adapter_layers=5",
         "ppo": "rollout.top_k=99999999999 rollout.top_k=-1 rollout.prompts_per_step=1000000000000 "
-        "rollout.prompts_per_step=100000 rollout.completions=10000000 rollout.max_new_tokens=1000000000000 "
+        "rollout={prompts_per_step:100000,completions:10000,max_new_tokens:4} rollout.completions=10000000 rollout.max_new_tokens=1000000000000 "
         "rollout.max_new_tokens=100000 rollout.temperature=0 rollout.temperature=1e300 rollout.top_p=0 rollout.min_p=2 "
         "rollout.users_per_prompt=0 kl.coef=0 kl.coef=1e300 kl.horizon=5 kl.target_nats=3 kl.stop_nats=0 "
         "algorithm.minibatches=1000000000000 algorithm.minibatches=7 algorithm.epochs=0 algorithm.gae_lambda=1.5 "
@@ -169,7 +169,7 @@ def documents() -> Iterator[tuple[str, Make]]:
 def rows() -> Iterator[tuple[str, Make]]:
     """Files of rows, and standard input."""
     changes: dict[str, dict[str, Any]] = {
-        "misspelt chosen_shown": {"chosen_shwon": "chosen"}, "outcome 7": {"outcome": 7}, "outcome text": {"outcome": "1"},
+        "misspelt shown_first": {"shown_frist": "chosen"}, "outcome 7": {"outcome": 7}, "outcome text": {"outcome": "1"},
         "features nan": {"chosen_features": [float("nan"), 0, 0]}, "features 1e300": {"chosen_features": [1e300, 0, 0]},
         "features nested": {"chosen_features": [[1], [2], [3]]}, "features short": {"chosen_features": [1]},
         "features huge int": {"chosen_features": [10**400, 0, 0]}, "features bool": {"chosen_features": [True, 0, 0]},

@@ -65,7 +65,7 @@ def shipped():
         yield path, next(kind for kind in KINDS if path.stem.split("_")[0] == kind)
 
 
-@pytest.mark.parametrize(("path", "kind"), shipped(), ids=str)
+@pytest.mark.parametrize(("path", "kind"), list(shipped()), ids=str)
 def test_every_shipped_configuration_loads_also_with_every_key_written_out(path, kind, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "chorus"):
         config = load(path, [], schema_of(kind))
