@@ -158,20 +158,3 @@ class RewardBasis:
     @property
     def num_basis(self) -> int:
         return self.head.shape[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupPrior:
-    """N(mean, cov) over user coefficients in the canonical gauge: mean[K], cov[K, K]."""
-
-    mean: np.ndarray
-    cov: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class UserPosterior:
-    """Laplace posterior N(coef_mean, coef_precision^-1) of one person: [K], [K, K]."""
-
-    coef_mean: np.ndarray
-    coef_precision: np.ndarray
-    num_answers: int

@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{args.run}: needs its own rewards and a population whose mean is 0, or −w would be nobody of it"
         )
-    names, sd = list(rewards.basis.gauge.names), np.sqrt(np.diag(rewards.prior.cov))
+    names, sd = list(rewards.basis.gauge.names), rewards.prior.sd
     people, coef = numbers.people_of(names, sd, args.draws, args.seed)
     rows = test_prompts(args.data, config, policy, args.prompts)
     reference = generate.load(None, policy.record["base"])

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards.basis.belief import Belief
 from rewards.basis.store import load_reward_run
-from rewards.types import Gauge, GroupPrior, RewardBasis
+from rewards.types import Gauge, RewardBasis
 from rlhf.apps import cli
 from rlhf.run.config.load import load
 from rlhf.run.directory import Run
@@ -114,7 +115,7 @@ class World:
         gauge = Gauge("none", zero, eye, eye, np.ones(2, np.float32), 1.0, names, "")
         encoder = {"kind": "precomputed", "model": None, "layer": 0, "pool": "none", "fingerprint": ""}
         basis = RewardBasis(np.eye(3, 2, dtype=np.float32), gauge, encoder)
-        save_reward_run(self.root / "run", basis, GroupPrior(zero + 1, eye), extra={"lapse": 0.0})
+        save_reward_run(self.root / "run", basis, Belief.from_cov(zero + 1, eye), extra={"lapse": 0.0})
         return self.root / "run"
 
     def user(self, command: str, *argv: str, name: str = "ada") -> list[str]:

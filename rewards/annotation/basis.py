@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from rewards.annotation.mixture import Margins, Mixture, MixtureConfig, fit_mixture
+from rewards.basis.belief import Belief
 from rewards.basis.fit import FitConfig, FitResult, fit_basis
 from rewards.basis.readout import Readout
 from rewards.people.population import People
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 
 
 def fit_basis_mixture(
@@ -54,13 +55,13 @@ def margins(prefs: Preferences, embeddings: np.ndarray, result: FitResult) -> Ma
     return posterior_margins(prefs, phi, result.coef_mean, result.coef_precision)
 
 
-def run_margins(prefs: Preferences, phi: np.ndarray, prior: GroupPrior, people: People) -> Margins:
+def run_margins(prefs: Preferences, phi: np.ndarray, prior: Belief, people: People) -> Margins:
     """Margins of `prefs` under the people of a reward run; whoever is not among them has the prior."""
     place = {user_id: index for index, user_id in enumerate(people.user_ids)}
     known = [people.posteriors[place[user]] if user in place else None for user in prefs.user_ids]
     unknown = np.linalg.inv(np.asarray(prior.cov, np.float64))
-    coef_mean = np.stack([prior.mean if one is None else one.coef_mean for one in known])
-    precision = np.stack([unknown if one is None else one.coef_precision for one in known])
+    coef_mean = np.stack([prior.mean if one is None else one.mean for one in known])
+    precision = np.stack([unknown if one is None else one.precision for one in known])
     return posterior_margins(prefs, phi, coef_mean, precision)
 
 

@@ -24,20 +24,21 @@ distinguishes (Converse 1964; Zaller & Feldman 1992).
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
 from rewards.annotation import em
 from rewards.annotation.em import CONSTRUCTED, GENUINE, NON_ATTITUDE
-from rewards.annotation.measurements import ORDER, Measurements, measure, same_cue
+from rewards.annotation.measurements import Measurements, measure, same_cue
 from rewards.basis import joint
 from rewards.errors import UserError
+from rewards.people.acquisition import AnswerModel
 from rewards.types import Preferences
 
 SAME_CUE = 50  # questions put twice under the same cue that κ is learned from at least
@@ -66,32 +67,6 @@ class MixtureConfig:
     cue_sd: Annotated[float, pydantic.Field(gt=0)] = 2.0
     rounds: Annotated[int, pydantic.Field(ge=1)] = 20
     max_steps: Annotated[int, pydantic.Field(ge=1)] = 500
-
-
-class LikelihoodParams(NamedTuple):
-    """What one answer's probability needs; a pytree. `kappa` is a scalar for one cue, [F] for several."""
-
-    genuine: Float[ArrayLike, ""]
-    non_attitude: Float[ArrayLike, ""]
-    constructed: Float[ArrayLike, ""]
-    kappa: Float[ArrayLike, "*F"]
-    slip: Float[ArrayLike, ""] = 0.0
-
-
-def probability(
-    margin: Float[ArrayLike, "*n"], cue: Float[ArrayLike, "..."], params: LikelihoodParams
-) -> Float[Array, "*n"]:
-    """P(y) = π_G [(1−2e) σ(s) + e] + π_N/2 + π_C σ(κ·c): one answer, for margin and cue towards it. Traceable.
-
-    Args:
-      margin: s, nats.
-      cue: c, broadcasting against `margin` when κ is a scalar, else with a last axis of F kinds; 0 is no cue.
-    """
-    kappa = jnp.asarray(params.kappa)
-    push = jnp.asarray(cue) * kappa if kappa.ndim == 0 else jnp.asarray(cue) @ kappa
-    meant = (1.0 - 2.0 * params.slip) * jax.nn.sigmoid(jnp.asarray(margin)) + params.slip
-    made_up = params.constructed * jax.nn.sigmoid(push)
-    return jnp.asarray(params.genuine * meant + 0.5 * params.non_attitude + made_up)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +115,17 @@ class Mixture:
             "abstained_people": int(np.sum(self.abstain)),
         }
 
-    def likelihood_params(self, kind: str = ORDER) -> LikelihoodParams:
-        """Parameters of `probability` for one kind of cue; κ = 0 when that kind was not recorded."""
-        kappa = float(self.kappa[self.kinds.index(kind)]) if kind in self.kinds else 0.0
+    def answer_model(self, cues: Mapping[str, Float[ArrayLike, "*M"]]) -> AnswerModel:
+        """How the population answers a question once; `cues` by kind, each towards the first text.
+
+        Slips are coin flips: π_G [(1−2e) σ(s) + e] = π_G (1−2e) σ(s) + 2e π_G/2. A kind of cue that was not recorded
+        pulls nobody.
+        """
+        kappa = dict(zip(self.kinds, map(float, self.kappa), strict=True))
+        pull = sum((kappa.get(kind, 0.0) * np.asarray(cue) for kind, cue in cues.items()), np.float64(0.0))
         genuine, non_attitude, constructed = map(float, self.share)
-        return LikelihoodParams(genuine, non_attitude, constructed, kappa, self.slip)
+        flips = 2.0 * self.slip * genuine
+        return AnswerModel(genuine - flips, non_attitude + flips, constructed, pull)
 
 
 def fit_mixture(

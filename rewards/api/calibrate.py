@@ -6,12 +6,13 @@ import jax
 import numpy as np
 
 from rewards import hashed
+from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.comparison.replay import padded_rows
 from rewards.errors import UserError
 from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
-from rewards.types import Preferences, UserPosterior
+from rewards.types import Preferences
 
 FILE = "calibration.json"
 COUNTS = (1, 2, 5, 10, 20, 40)
@@ -57,9 +58,8 @@ def read(run: RewardRun) -> calibration.Calibration | None:
     return hashed.parse_record(path, "fit the rewards again", parse)
 
 
-def widened(found: calibration.Calibration | None, posterior: UserPosterior) -> np.ndarray:
+def widened(found: calibration.Calibration | None, posterior: Belief) -> np.ndarray:
     """Standard deviation along every axis, float64[K]; without a calibration Laplace's own, somewhat small."""
     if found is not None:
         posterior = found.scaled(posterior, of="margin")
-    cov = np.linalg.inv(np.asarray(posterior.coef_precision, np.float64))
-    return np.sqrt(np.diag(cov))
+    return posterior.sd

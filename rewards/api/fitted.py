@@ -13,6 +13,7 @@ from rewards.api import calibrate
 from rewards.api.encoders import Encoder
 from rewards.api.person import Person
 from rewards.api.scoring import features_of
+from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
@@ -24,7 +25,7 @@ from rewards.people.book import Book
 from rewards.people.calibration import Calibration
 from rewards.people.pool import Question, make_pool, read_pool, write_pool
 from rewards.people.population import People
-from rewards.types import GroupPrior, Preferences, Prompt, UserPosterior
+from rewards.types import Preferences, Prompt
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -50,7 +51,9 @@ class Fit:
         for own in np.split(order, np.flatnonzero(np.diff(train.user_index[order])) + 1):
             user = int(train.user_index[own[0]])
             answers = tuple(records.answer_of(train, self.phi, int(row)) for row in own)
-            posterior = UserPosterior(fitted.coef_mean[user], fitted.coef_precision[user], len(answers))
+            posterior = Belief.from_precision(
+                fitted.coef_mean[user], fitted.coef_precision[user], len(answers)
+            )
             found.append(records.UserRecord(train.user_ids[user], identity, posterior, answers))
         return found
 
@@ -120,7 +123,7 @@ class FittedRewards:
         return self.basis.basis.gauge.names
 
     @property
-    def prior(self) -> GroupPrior:
+    def prior(self) -> Belief:
         """N(mean, cov) over coefficients: what is known of somebody who has said nothing."""
         return self.basis.prior
 
@@ -147,7 +150,7 @@ class FittedRewards:
         return People(
             tuple(train.user_ids[user] for user in kept),
             tuple(
-                UserPosterior(people.coef_mean[user], people.coef_precision[user], int(counts[user]))
+                Belief.from_precision(people.coef_mean[user], people.coef_precision[user], int(counts[user]))
                 for user in kept
             ),
         )
@@ -168,7 +171,7 @@ class FittedRewards:
         person.record  # noqa: B018  refuses a name that is none, and a damaged record, at once
         return person
 
-    def deviations(self, posterior: UserPosterior) -> Float[np.ndarray, " K"]:
+    def deviations(self, posterior: Belief) -> Float[np.ndarray, " K"]:
         """Standard deviation of every coefficient, widened by the calibration where there is one."""
         return calibrate.widened(self.calibration, posterior)
 
@@ -238,8 +241,8 @@ class FittedRewards:
             directory,
             identity,
             list(people.user_ids),
-            np.stack([posterior.coef_mean for posterior in people.posteriors]),
-            np.stack([posterior.coef_precision for posterior in people.posteriors]),
+            np.stack([posterior.mean for posterior in people.posteriors]),
+            np.stack([posterior.precision for posterior in people.posteriors]),
             [posterior.num_answers for posterior in people.posteriors],
         )
 

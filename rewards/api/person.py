@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import pool as pool_module
 from rewards.people.pool import Preferred, Question
 from rewards.people.records import Answer, UserRecord
-from rewards.types import UserPosterior
 
 if TYPE_CHECKING:
     from rewards.api.fitted import FittedRewards
@@ -35,14 +35,14 @@ class Person:
         return self.rewards.book.get(self.name)
 
     @property
-    def posterior(self) -> UserPosterior:
+    def posterior(self) -> Belief:
         """Laplace posterior of the coefficients; without answers exactly the population."""
         return self.record.posterior
 
     @property
     def mean(self) -> Float[np.ndarray, " K"]:
         """Coefficients, nats a unit of φ."""
-        return np.asarray(self.posterior.coef_mean)
+        return np.asarray(self.posterior.mean)
 
     @property
     def sd(self) -> Float[np.ndarray, " K"]:
@@ -101,7 +101,7 @@ class Person:
         width = max(map(len, self.rewards.axes))
         lines = [
             f"  {axis:<{width}}  {mean[k]:+.2f} ± {sd[k]:.2f}   (population {prior.mean[k]:+.2f} ± "
-            f"{np.sqrt(prior.cov[k, k]):.2f})"
+            f"{prior.sd[k]:.2f})"
             for k, axis in enumerate(self.rewards.axes)
         ]
         return "\n".join([f"{self.name}: {_answers(len(self.answers))}", *lines])

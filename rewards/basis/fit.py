@@ -19,11 +19,12 @@ import numpy as np
 import pydantic
 
 from rewards.basis import gauge, joint, users
+from rewards.basis.belief import Belief
 from rewards.basis.prior import empirical_bayes
 from rewards.basis.readout import Readout
 from rewards.basis.reduce import Reduction, whitened_components
 from rewards.errors import UserError
-from rewards.types import GroupPrior, Preferences, RewardBasis
+from rewards.types import Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
 _LOG = logging.getLogger("chorus")
@@ -101,7 +102,7 @@ class FitResult:
     """
 
     basis: RewardBasis
-    prior: GroupPrior
+    prior: Belief
     coef_mean: np.ndarray
     coef_precision: np.ndarray
     candidates: tuple[Candidate, ...]
@@ -152,7 +153,7 @@ def fit_basis(
     )
     state, metrics = run_rounds(problem, weight, num_basis, dims, config, on_round)
     head = reduction.projection[:, :dims] @ state.directions[:dims].astype(np.float64)
-    raw_prior = GroupPrior(state.mean, state.cov)
+    raw_prior = Belief.from_cov(state.mean, state.cov)
     basis, prior, _ = gauge.canonicalise(
         head, raw_prior, reference, prompts, encoder=encoder, encoder_hash=encoder_hash
     )
@@ -334,7 +335,7 @@ def held_out_loss(
     outside = np.isin(prefs.user_index, left_out)
     brief = dataclasses.replace(config, rounds=(config.rounds + 1) // 2)
     state, _ = run_rounds(problem, weight * ~outside, num_basis, dims, brief)
-    prior = GroupPrior(state.mean, state.cov)
+    prior = Belief.from_cov(state.mean, state.cov)
     phi = problem.narrowed(dims) @ state.directions
     delta = phi[prefs.chosen] - phi[prefs.rejected]
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice, prefs.user_index))

@@ -14,16 +14,17 @@ Letters in shapes: I items, D embedding width, K basis outputs.
 
 import numpy as np
 
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout, centre, raw_outputs
 from rewards.errors import UserError
-from rewards.types import Gauge, GroupPrior, Quadratic, RewardBasis
+from rewards.types import Gauge, Quadratic, RewardBasis
 
 CENTRING = "prompt_mean"
 
 
 def canonicalise(
     head: np.ndarray,
-    prior: GroupPrior,
+    prior: Belief,
     embeddings: np.ndarray,
     item_prompt: np.ndarray,
     *,
@@ -31,7 +32,7 @@ def canonicalise(
     encoder_hash: str = "",
     quadratic: Quadratic | None = None,
     prompt_embeddings: np.ndarray | None = None,
-) -> tuple[RewardBasis, GroupPrior, np.ndarray]:
+) -> tuple[RewardBasis, Belief, np.ndarray]:
     """Bring a raw fit into the canonical gauge.
 
     Args:
@@ -62,7 +63,7 @@ def canonicalise(
     change = Readout.of(basis).change
     mean = transform_coef(change, prior.mean)
     cov = transform_cov(change, np.asarray(prior.cov, np.float64))
-    canonical = GroupPrior(mean.astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
+    canonical = Belief.from_cov(mean.astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
     return basis, canonical, change
 
 

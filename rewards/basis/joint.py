@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from rewards.basis import likelihood, users
-from rewards.types import GroupPrior
+from rewards.basis.belief import Belief
 
 NUM_NODES = 8
 _x, _w = np.polynomial.hermite_e.hermegauss(NUM_NODES)
@@ -188,7 +188,7 @@ def pooled_direction(
 ) -> np.ndarray:
     """One θ[P] for everybody: ridge logistic regression, float32. The same Newton as a person's posterior."""
     width = delta.shape[1]
-    prior = GroupPrior(np.zeros(width, np.float32), np.eye(width, dtype=np.float32) / ridge)
+    prior = Belief.from_cov(np.zeros(width, np.float32), np.eye(width, dtype=np.float32) / ridge)
     kept = weight > 0
     everybody = np.zeros(int(kept.sum()), np.int32)
     coef_mean, _ = users.posteriors(

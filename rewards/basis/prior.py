@@ -6,9 +6,6 @@ Letters in shapes: U users, K basis outputs.
 import numpy as np
 from jaxtyping import Float
 
-from rewards.errors import UserError
-from rewards.types import GroupPrior
-
 
 def empirical_bayes(
     coef_mean: Float[np.ndarray, "U K"],
@@ -36,21 +33,3 @@ def empirical_bayes(
     deviation = coef_mean - mean
     cov = (deviation * share[:, None]).T @ deviation + np.einsum("u,ukl->kl", share, coef_cov)
     return mean, (1.0 - shrinkage) * cov + shrinkage * np.diag(np.diag(cov))
-
-
-def precision(prior: GroupPrior) -> np.ndarray:
-    """Σ⁻¹ as float32[K, K], symmetric, computed in float64.
-
-    Raises:
-      UserError: Σ is not positive definite.
-    """
-    cov = np.asarray(prior.cov, np.float64)
-    try:
-        inverse = np.linalg.inv(np.linalg.cholesky(cov))
-    except np.linalg.LinAlgError:
-        smallest = float(np.linalg.eigvalsh(cov).min())
-        raise UserError(
-            f"group prior: covariance is not positive definite (smallest eigenvalue {smallest:.3g}); "
-            "refit the basis, or choose fewer outputs (num_basis)"
-        ) from None
-    return (inverse.T @ inverse).astype(np.float32)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from rewards import files, hashed
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.types import Gauge, GroupPrior, PromptPart, Quadratic, RewardBasis
+from rewards.types import Gauge, PromptPart, Quadratic, RewardBasis
 
 FORMAT = "chorus-reward-basis-1"
 FORMAT_QUADRATIC = "chorus-reward-basis-2"  # a linear basis with the quadratic part of ideal-point models
@@ -33,7 +34,7 @@ class FittedBasis:
     """A basis with its population; user records refer to `hash`; `extra` is what the fit reported."""
 
     basis: RewardBasis
-    prior: GroupPrior
+    prior: Belief
     hash: str
     extra: dict[str, Any]
 
@@ -74,7 +75,7 @@ def content_hash(tensors: dict[str, np.ndarray], record: dict[str, Any]) -> str:
 
 
 def save_reward_run(
-    directory: str | Path, basis: RewardBasis, prior: GroupPrior, *, extra: dict[str, Any] | None = None
+    directory: str | Path, basis: RewardBasis, prior: Belief, *, extra: dict[str, Any] | None = None
 ) -> str:
     """Write the run and return its hash. `extra` is JSON kept beside it, outside the hash.
 
@@ -128,7 +129,7 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     basis = basis_of(tensors, record["gauge"], record["encoder"], record.get("quadratic"))
     if basis_hash(basis) != record["basis_hash"]:
         raise UserError(f"{record_path}: basis_hash does not belong to this basis; {AGAIN}")
-    prior = GroupPrior(tensors["prior.mean"], tensors["prior.cov"])
+    prior = Belief.from_cov(tensors["prior.mean"], tensors["prior.cov"])
     return RewardRun(basis, prior, record["basis_hash"], record["extra"], directory)
 
 

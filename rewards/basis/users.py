@@ -20,9 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rewards.basis import likelihood
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.types import GroupPrior, UserPosterior
 
 BUCKETS = (16, 64, 256)
 MAX_PEOPLE = 1024  # people a call; bounds the padded arrays
@@ -102,8 +101,8 @@ def laplace(mean, prior_precision, delta, outcome, weight, lapse):
 
 
 def posterior(
-    prior: GroupPrior, delta_features: np.ndarray, outcomes: np.ndarray, *, lapse: float = 0.0
-) -> UserPosterior:
+    prior: Belief, delta_features: np.ndarray, outcomes: np.ndarray, *, lapse: float = 0.0
+) -> Belief:
     """Laplace posterior of one person.
 
     Args:
@@ -117,11 +116,11 @@ def posterior(
     delta = _checked(prior, delta_features, outcomes)
     index = np.zeros(len(delta), np.int32)
     coef_mean, coef_precision = posteriors(prior, index, delta, outcomes, num_users=1, lapse=lapse)
-    return UserPosterior(coef_mean[0], coef_precision[0], len(delta))
+    return Belief.from_precision(coef_mean[0], coef_precision[0], len(delta))
 
 
 def posteriors(
-    prior: GroupPrior,
+    prior: Belief,
     user_index: np.ndarray,
     delta_features: np.ndarray,
     outcomes: np.ndarray,
@@ -137,7 +136,7 @@ def posteriors(
     A person's result does not depend on who else is in the call.
     """
     delta = _checked(prior, delta_features, outcomes)
-    mean, prior_precision = np.asarray(prior.mean, np.float32), prior_module.precision(prior)
+    mean, prior_precision = np.asarray(prior.mean, np.float32), prior.precision
     coef_mean = np.tile(mean, (num_users, 1))
     coef_precision = np.tile(prior_precision, (num_users, 1, 1))
     counts = np.bincount(user_index, minlength=num_users)
@@ -197,7 +196,7 @@ def bucket(count: int) -> int:
     return 4 ** int(np.ceil(np.log(count) / np.log(4) - 1e-9))
 
 
-def _checked(prior: GroupPrior, delta_features: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+def _checked(prior: Belief, delta_features: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     delta, outcomes = np.asarray(delta_features, np.float32), np.asarray(outcomes)
     num_basis = len(prior.mean)
     if delta.size == 0:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from rewards.basis.belief import Belief
 from rewards.comparison import replay as evaluate
 from rewards.data.division import MAIN, Division
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.rules import GaussianRule
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 
 AGGREGATE = "aggregate"
 IGNORES = 0.002
@@ -213,7 +214,7 @@ def _chosen_questions(
     phi = fitted.features(table)  # pyright: ignore[reportAttributeAccessIssue]  a model with a rule is linear
     pool = Comparisons.of(protocol.prefs, protocol.pool)
     delta = (phi[pool.chosen] - phi[pool.rejected]) * pool.weight[..., None]
-    prior = GroupPrior(rule.mean, np.linalg.inv(np.asarray(rule.precision, np.float64)))
+    prior = Belief.from_cov(rule.mean, np.linalg.inv(np.asarray(rule.precision, np.float64)))
     index = evaluate.chosen_order(
         prior, delta, pool.outcome, pool.weight > 0, max(protocol.counts), rule.lapse
     )

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from rewards.basis import likelihood, users
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.people import questions
-from rewards.types import GroupPrior, Preferences
+from rewards.people import acquisition, questions
+from rewards.people.acquisition import AnswerModel
+from rewards.types import Preferences
 
 COUNTS = (0, 1, 2, 3, 5, 10, 20)
 SWAP_DRAWS = 20
@@ -75,7 +76,7 @@ class Swap:
 
 
 def cold_start(
-    prior: GroupPrior,
+    prior: Belief,
     prefs: Preferences,
     phi: np.ndarray,
     test_mask: np.ndarray,
@@ -110,7 +111,7 @@ def cold_start(
     steps = max(counts)
     coef, asked = _replay(
         np.asarray(prior.mean, np.float32),
-        prior_module.precision(prior),
+        prior.precision,
         replay.pool,
         replay.pool_outcome,
         replay.pool_mask,
@@ -268,7 +269,8 @@ def _replay(
             asked, coef, precision = carry
             scores = order
             if informed:
-                scores = questions.information_gain(coef, jnp.linalg.inv(precision), pool, lapse)
+                belief = Belief.from_precision(coef, precision)
+                scores = acquisition.information(belief, pool, AnswerModel.lapsing(lapse))
             allowed = mask & ~asked
             index = questions.best(scores, allowed)
             left = jnp.any(allowed)
@@ -307,7 +309,7 @@ def padded_rows(user_index: np.ndarray, mask: np.ndarray, people: np.ndarray) ->
 
 
 def chosen_order(
-    prior: GroupPrior,
+    prior: Belief,
     delta: np.ndarray,
     outcome: np.ndarray,
     present: np.ndarray,
@@ -322,7 +324,7 @@ def chosen_order(
     """
     _, index = _replay(
         np.asarray(prior.mean, np.float32),
-        prior_module.precision(prior),
+        prior.precision,
         np.asarray(delta, np.float32),
         np.asarray(outcome, np.float32),
         np.asarray(present, bool),

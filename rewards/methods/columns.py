@@ -16,7 +16,7 @@ import numpy as np
 import pydantic
 
 from rewards.basis import gauge, readout
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.basis.prior import empirical_bayes
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
@@ -24,7 +24,7 @@ from rewards.methods import training as shared
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.linear import FLOOR, LinearFitted
 from rewards.methods.rules import GaussianRule
-from rewards.types import Gauge, GroupPrior, Preferences, RewardBasis
+from rewards.types import Gauge, Preferences, RewardBasis
 
 MAX_COLUMNS = 64  # more numbers an item are an embedding, not rewards
 CONVERGED = 1e-3  # nats per standard deviation of a column
@@ -56,24 +56,28 @@ class Columns(RewardModel):
         basis = as_they_are(table, training)
         delta, outcome, padded = _by_person(training, Readout.of(basis).features(table.embeddings), weight)
         present = (padded.sum(axis=1) > 0).astype(np.float64)
-        prior = GroupPrior(np.zeros(basis.num_basis, np.float32), np.eye(basis.num_basis, dtype=np.float32))
+        prior = Belief.from_cov(
+            np.zeros(basis.num_basis, np.float32), np.eye(basis.num_basis, dtype=np.float32)
+        )
         for number in range(self.rounds):
-            rule = GaussianRule(prior.mean, prior_module.precision(prior), self.lapse)
+            rule = GaussianRule(prior.mean, prior.precision, self.lapse)
             coef, precision = rule(delta, outcome, padded)
             mean, cov = empirical_bayes(
                 np.asarray(coef, np.float64), np.linalg.inv(precision), present, self.shrinkage
             )
-            after = GroupPrior(mean.astype(np.float32), (cov + FLOOR * np.eye(len(mean))).astype(np.float32))
+            after = Belief.from_cov(
+                mean.astype(np.float32), (cov + FLOOR * np.eye(len(mean))).astype(np.float32)
+            )
             change = max(
                 float(np.abs(after.mean - prior.mean).max()),
-                float(np.abs(np.sqrt(np.diag(after.cov)) - np.sqrt(np.diag(prior.cov))).max()),
+                float(np.abs(after.sd - prior.sd).max()),
             )
             prior = after
             if on_round:
                 on_round(number, {"change": change, "taste_spread": float(np.sqrt(np.trace(prior.cov)))})
             if change < CONVERGED:
                 break
-        rule = GaussianRule(prior.mean, prior_module.precision(prior), self.lapse)
+        rule = GaussianRule(prior.mean, prior.precision, self.lapse)
         coef, precision = rule(delta, outcome, padded)
         report = {
             "num_basis": basis.num_basis,

@@ -13,7 +13,6 @@ import numpy as np
 import pydantic
 
 from rewards.basis import fit
-from rewards.basis import prior as prior_module
 from rewards.methods import training as shared
 from rewards.methods.base import RewardModel
 from rewards.methods.linear import LinearFitted
@@ -36,7 +35,7 @@ class House(fit.FitConfig, RewardModel):
             weight=weight,
             on_round=on_round,
         )
-        rule = GaussianRule(fitted.prior.mean, prior_module.precision(fitted.prior), self.lapse)
+        rule = GaussianRule(fitted.prior.mean, fitted.prior.precision, self.lapse)
         report = fitted.metrics | {
             "num_basis": fitted.basis.num_basis,
             "candidates": [dataclasses.asdict(candidate) for candidate in fitted.candidates],

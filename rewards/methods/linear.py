@@ -20,13 +20,13 @@ from jaxtyping import Float
 
 from rewards import hashed
 from rewards.basis import gauge, likelihood, store
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.methods import rules
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.training import Problem
-from rewards.types import GroupPrior, Quadratic, RewardBasis
+from rewards.types import Quadratic, RewardBasis
 
 FLOOR = 1e-4
 """Variance (nats²) added to every axis of Σ: tastes that differ by a hundredth of a nat per standard deviation
@@ -57,7 +57,7 @@ class LinearFitted(FittedModel):
 
     kind: str  # pyright: ignore[reportIncompatibleVariableOverride]  one record serves many estimators
     basis: RewardBasis
-    prior: GroupPrior
+    prior: Belief
     rule: rules.Rule
     coef_mean: np.ndarray
     coef_precision: np.ndarray
@@ -120,7 +120,7 @@ class LinearFitted(FittedModel):
             return cls(
                 kind=settings["kind"],
                 basis=basis,
-                prior=GroupPrior(tensors["prior.mean"], tensors["prior.cov"]),
+                prior=Belief.from_cov(tensors["prior.mean"], tensors["prior.cov"]),
                 rule=rules.restore(settings["rule"], {name: tensors[f"rule.{name}"] for name in rule_shapes}),
                 coef_mean=tensors["coef_mean"],
                 coef_precision=tensors["coef_precision"],
@@ -191,7 +191,7 @@ def finish_head(
     present = problem.answers > 0
     raw = np.asarray(coef, np.float64) @ shrink
     deviation = raw[present] - raw[present].mean(axis=0)
-    moments = GroupPrior(raw[present].mean(axis=0), deviation.T @ deviation / len(deviation))
+    moments = Belief.from_cov(raw[present].mean(axis=0), deviation.T @ deviation / len(deviation))
     table = problem.table
     basis, prior, change = gauge.canonicalise(
         head,
@@ -204,9 +204,9 @@ def finish_head(
         prompt_embeddings=problem.prompt_embeddings,
     )
     num_basis = basis.num_basis
-    prior = GroupPrior(prior.mean, (prior.cov + FLOOR * np.eye(num_basis)).astype(np.float32))
+    prior = Belief.from_cov(prior.mean, (prior.cov + FLOOR * np.eye(num_basis)).astype(np.float32))
     image = shrink @ np.linalg.inv(change)
-    rule = make_rule(Canonical(image, prior.mean, prior_module.precision(prior)))
+    rule = make_rule(Canonical(image, prior.mean, prior.precision))
     generic = rule(*(np.zeros((1, 1, *width), np.float32) for width in ((num_basis,), (), ())))
     coef_mean = np.where(present[:, None], raw @ np.linalg.inv(change), generic[0]).astype(np.float32)
     phi = Readout.of(basis).features(table.embeddings, table.prefs.item_prompt, problem.prompt_embeddings)

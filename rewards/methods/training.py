@@ -25,13 +25,14 @@ from jaxtyping import Array, Float
 from sklearn.cluster import KMeans
 
 from rewards.basis import likelihood, users
+from rewards.basis.belief import Belief
 from rewards.basis.fit import checked_weight
 from rewards.basis.joint import Comparisons
 from rewards.basis.reduce import Reduction, whitened_components
 from rewards.errors import UserError
 from rewards.methods.base import ItemTable, OnRound
 from rewards.methods.rules import GaussianRule
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 
 CHUNK_STEPS = 25  # steps a compiled call; between calls the callback hears of the progress
 
@@ -230,7 +231,7 @@ def person_directions(
     problem: Problem, mean: Float[np.ndarray, " P"], ridge: float, lapse: float
 ) -> Float[np.ndarray, "U P"]:
     """Everybody's own direction, MAP under N(mean, I / ridge), from their answers alone."""
-    prior = GroupPrior(np.asarray(mean, np.float32), np.eye(len(mean), dtype=np.float32) / ridge)
+    prior = Belief.from_cov(np.asarray(mean, np.float32), np.eye(len(mean), dtype=np.float32) / ridge)
     own, _ = users.posteriors(
         prior,
         problem.data.user,

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from rewards.basis.belief import Belief
 from rewards.errors import UserError, meant
 
 # The trapezoid rule on ±6 standard deviations: exponentially accurate for a smooth integrand, and evenly
@@ -57,22 +58,8 @@ class AnswerModel(NamedTuple):
         return cls(1.0 - lapse, lapse, 0.0 * lapse, 0.0 * lapse)
 
 
-class Belief(NamedTuple):
-    """What is believed about a person, and how much of it came from answers.
-
-    Attributes:
-      mean: ŵ, [K].
-      precision: H, [K, K].
-      answers: Σ_i I(ŝ_i) v_i v_iᵀ = H − Σ⁻¹, [K, K].
-    """
-
-    mean: Float[Array, " K"]
-    precision: Float[Array, "K K"]
-    answers: Float[Array, "K K"]
-
-
-Rule = Callable[[Belief, Float[Array, "M K"], AnswerModel, Key[Array, ""]], Float[Array, " M"]]
-"""Scores of every candidate, larger is better. Traceable."""
+Rule = Callable[[Belief, Float[Array, "M K"], AnswerModel, Key[Array, ""], Belief], Float[Array, " M"]]
+"""Scores of every candidate, larger is better, for a belief, candidates, model, key and the population. Traceable."""
 
 
 def probability(
@@ -97,40 +84,34 @@ def fisher_information(margin: Float[Array, "M Q"], model: AnswerModel) -> Float
     return jnp.where(product > 0, slope**2 / jnp.where(product > 0, product, 1.0), 0.0)
 
 
-def information(belief: Belief, candidates, model: AnswerModel, key=None) -> Float[Array, " M"]:
-    """Expected information about w in the answer, nats in [0, log 2]."""
-    cov = jnp.linalg.inv(belief.precision)
-    return information_gain(belief.mean, cov, candidates, model)
-
-
-def information_gain(
-    coef_mean: Float[ArrayLike, " K"],
-    coef_cov: Float[ArrayLike, "K K"],
-    candidates: Float[ArrayLike, "M K"],
-    model: AnswerModel,
+def information(
+    belief: Belief, candidates: Float[ArrayLike, "M K"], model: AnswerModel, key=None, population=None
 ) -> Float[Array, " M"]:
-    """`information` for a belief given by its covariance."""
-    mean, deviation = _margins(coef_mean, coef_cov, candidates)
+    """Expected information about w in the answer to each candidate Δφ, nats in [0, log 2]."""
+    mean, deviation = belief.margins(candidates)
     up, down = probability(mean[:, None] + deviation[:, None] * NODES, model)
     expected_entropy = _entropy(up, down) @ NODE_WEIGHTS
     return jnp.maximum(_entropy(up @ NODE_WEIGHTS, down @ NODE_WEIGHTS) - expected_entropy, 0.0)
 
 
-def d_optimal(belief: Belief, candidates, model: AnswerModel, key=None) -> Float[Array, " M"]:
+def d_optimal(
+    belief: Belief, candidates, model: AnswerModel, key=None, population=None
+) -> Float[Array, " M"]:
     """Growth of ½ log det H by the answer, with the curvature at ŵ; nats."""
-    mean, deviation = _margins(belief.mean, jnp.linalg.inv(belief.precision), candidates)
+    mean, deviation = belief.margins(candidates)
     return 0.5 * jnp.log1p(fisher_information(mean[:, None], model)[:, 0] * deviation**2)
 
 
-def pref(belief: Belief, candidates, model: AnswerModel, key=None) -> Float[Array, " M"]:
+def pref(belief: Belief, candidates, model: AnswerModel, key, population: Belief) -> Float[Array, " M"]:
     """PReF's released rule. It knows no population prior: only what the answers say counts."""
     mean = candidates @ belief.mean
     slope = jax.nn.sigmoid(mean) * jax.nn.sigmoid(-mean)
-    matrix = belief.answers + PREF_RIDGE * jnp.eye(candidates.shape[1])
+    told = belief.precision - population.precision  # Σ_i I(ŝ_i) v_i v_iᵀ
+    matrix = told + PREF_RIDGE * jnp.eye(candidates.shape[1])
     return slope**2 * jnp.sum((candidates @ jnp.linalg.inv(matrix)) * candidates, axis=1)
 
 
-def random(belief: Belief, candidates, model: AnswerModel, key) -> Float[Array, " M"]:
+def random(belief: Belief, candidates, model: AnswerModel, key, population=None) -> Float[Array, " M"]:
     """A uniformly random order: the baseline."""
     return jax.random.uniform(key, (candidates.shape[0],))
 
@@ -162,23 +143,19 @@ def observe(belief: Belief, question: Float[Array, " K"], model: AnswerModel) ->
     monotone submodular set function, so it is within 1 − 1/e of the best batch (Nemhauser et al. 1978) up to
     the curvature being taken at the present belief.
     """
-    mean, deviation = _margins(belief.mean, jnp.linalg.inv(belief.precision), question[None])
+    mean, deviation = belief.margins(question[None])
     curvature = fisher_information(mean[:, None] + deviation[:, None] * NODES, model)[0] @ NODE_WEIGHTS
     gain = curvature * question[:, None] * question[None, :]
-    return Belief(belief.mean, belief.precision + gain, belief.answers + gain)
+    return Belief.from_precision(belief.mean, belief.precision + gain)
 
 
-def predicted_accuracy(
-    coef_mean: Float[Array, " K"],
-    coef_cov: Float[Array, "K K"],
-    pairs: Float[Array, "M K"],
-) -> Float[Array, ""]:
+def predicted_accuracy(belief: Belief, pairs: Float[Array, "M K"]) -> Float[Array, ""]:
     """Expected share of `pairs` on which the better-looking text is the one the person prefers.
 
     mean over v of max(p̄, 1 − p̄), p̄ = E_s σ(s): the predicted accuracy of the belief's own predictions, and so
     the predicted win probability of a best-of-two served from it. Genuine preference is meant, without lapses.
     """
-    mean, deviation = _margins(coef_mean, coef_cov, pairs)
+    mean, deviation = belief.margins(pairs)
     p = jax.nn.sigmoid(mean[:, None] + deviation[:, None] * NODES) @ NODE_WEIGHTS
     return jnp.mean(jnp.maximum(p, 1.0 - p))
 
@@ -195,10 +172,11 @@ def accuracy_gain(
     moments: with s = w·v and C the covariance, mean + C v (E[s | y] − E s)/var s, and C − C v vᵀ C (var s −
     var[s | y])/(var s)²; the moments of s | y come from the same quadrature. Never negative beyond rounding.
     """
-    cov = jnp.linalg.inv(belief.precision)
-    mean, deviation = _margins(belief.mean, cov, question[None])
+    cov = belief.cov
+    belief = Belief.from_cov(belief.mean, cov)
+    mean, deviation = belief.margins(question[None])
     mean, deviation = mean[0], deviation[0]
-    now = predicted_accuracy(belief.mean, cov, pairs)
+    now = predicted_accuracy(belief, pairs)
     direction = cov @ question
     variance = jnp.maximum(deviation**2, 1e-20)
 
@@ -209,16 +187,10 @@ def accuracy_gain(
         second = jnp.sum(share * NODES**2) / total - first**2
         new_mean = belief.mean + direction * first * deviation / variance
         new_cov = cov - jnp.outer(direction, direction) * (1.0 - second) / variance
-        return total * predicted_accuracy(new_mean, new_cov, pairs)
+        return total * predicted_accuracy(Belief.from_cov(new_mean, new_cov), pairs)
 
     up, down = probability((mean + deviation * NODES)[None], model)
     return now, after(up[0]) + after(down[0]) - now
-
-
-def _margins(coef_mean, coef_cov, candidates) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
-    """Mean and standard deviation of w·v of every candidate."""
-    variance = jnp.sum((candidates @ coef_cov) * candidates, axis=1)
-    return candidates @ coef_mean, jnp.sqrt(jnp.maximum(variance, 0.0))
 
 
 def _entropy(p: Float[Array, "*n"], q: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from rewards import files
+from rewards.basis.belief import Belief
 from rewards.people.edits import Edit
-from rewards.types import Preferences, Prompt, UserPosterior
+from rewards.types import Preferences, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class UserRecord:
 
     user_id: str
     basis: str
-    posterior: UserPosterior
+    posterior: Belief
     answers: tuple[Answer, ...]
     edits: tuple[Edit, ...] = ()
     skipped: tuple[str, ...] = ()

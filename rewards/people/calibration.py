@@ -27,9 +27,8 @@ from jaxtyping import Array, Float, Key
 from scipy.stats import chi2
 
 from rewards.basis import likelihood, users
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.types import GroupPrior, UserPosterior
 
 LEVEL = 0.95
 PROPOSAL_SHARE = 0.3
@@ -53,7 +52,7 @@ class Calibration:
     margin: tuple[float, ...]
     level: float = LEVEL
 
-    def scaled(self, posterior: UserPosterior, *, of: str = "region") -> UserPosterior:
+    def scaled(self, posterior: Belief, *, of: str = "region") -> Belief:
         """The posterior with its covariance multiplied by c(n); `of` is "region" or "margin".
 
         Without answers the Laplace posterior is the prior, which is exact: c(0) = 1.
@@ -61,9 +60,8 @@ class Calibration:
         if posterior.num_answers == 0:
             return posterior
         scale = np.interp(posterior.num_answers, self.counts, getattr(self, of))
-        return dataclasses.replace(
-            posterior, coef_precision=np.float32(posterior.coef_precision / np.float32(scale))
-        )
+        precision = np.float32(posterior.precision / np.float32(scale))
+        return Belief.from_precision(posterior.mean, precision, posterior.num_answers)
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in ("counts", "region", "margin")} | {
@@ -88,7 +86,7 @@ class Calibration:
 
 
 def fit_scale(
-    prior: GroupPrior,
+    prior: Belief,
     delta: Float[np.ndarray, "U n K"],
     margins: Float[np.ndarray, "T K"],
     counts: tuple[int, ...],
@@ -112,13 +110,13 @@ def fit_scale(
             f"calibration: counts {counts} must be from 1 to {delta.shape[1]}, the answers of a person"
         )
     coef_key, answer_key = jax.random.split(key)
-    coef = draw_people(prior, len(delta), coef_key)
+    coef = prior.sample(coef_key, len(delta))
     answers = draw_answers(coef, delta, answer_key, lapse)
     scales = []
     for count in sorted(counts):
         weight = np.broadcast_to(np.arange(delta.shape[1]) < count, answers.shape).astype(np.float32)
         mean, precision = users.laplace(
-            np.float32(prior.mean), prior_module.precision(prior), delta, answers, weight, np.float32(lapse)
+            np.float32(prior.mean), prior.precision, delta, answers, weight, np.float32(lapse)
         )
         scales.append(scale_of(coef, np.asarray(mean), np.asarray(precision), margins, level))
     region, margin = zip(*scales, strict=True)
@@ -276,13 +274,6 @@ def reliability(
         for part in np.array_split(np.argsort(predicted, kind="stable"), bins)
         if len(part)
     ]
-
-
-def draw_people(prior: GroupPrior, count: int, key: Key[Array, ""]) -> Float[np.ndarray, "U K"]:
-    """Coefficients from the population, float32."""
-    noise = np.asarray(jax.random.normal(key, (count, len(prior.mean))))
-    root = np.linalg.cholesky(np.asarray(prior.cov, np.float64))
-    return (np.asarray(prior.mean) + noise @ root.T).astype(np.float32)
 
 
 def draw_answers(

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError, meant
-from rewards.types import GroupPrior, UserPosterior
 
 FIRM = 0.1  # s of a number, in population standard deviations of a·w: worth about a hundred answers
 SOFT = 0.4  # s of words
@@ -86,19 +85,19 @@ class Edit:
     time: str
 
 
-def apply(prior: GroupPrior, edits: tuple[Edit, ...]) -> GroupPrior:
+def apply(prior: Belief, edits: tuple[Edit, ...]) -> Belief:
     """The population as this person's starting point: N(μ′, Σ′) above. Without edits the prior itself."""
     latest = {edit.name: edit for edit in edits}.values()
     if not latest:
         return prior
-    precision = prior_module.precision(prior).astype(np.float64)
+    precision = prior.precision.astype(np.float64)
     pull = precision @ np.asarray(prior.mean, np.float64)
     for edit in latest:
         direction = np.array(edit.direction, np.float64)
         precision = precision + np.outer(direction, direction) / edit.sd**2
         pull = pull + direction * edit.value / edit.sd**2
     cov = np.linalg.inv(precision)
-    return GroupPrior((cov @ pull).astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
+    return Belief.from_cov((cov @ pull).astype(np.float32), (0.5 * (cov + cov.T)).astype(np.float32))
 
 
 def from_axis(run: RewardRun, text: str) -> Edit:
@@ -123,7 +122,7 @@ def from_axis(run: RewardRun, text: str) -> Edit:
     except ValueError:
         value = math.nan
     k = names.index(name)
-    mean, sd = float(run.prior.mean[k]), float(np.sqrt(run.prior.cov[k, k]))
+    mean, sd = float(run.prior.mean[k]), float(run.prior.sd[k])
     low, high = mean - REACH * sd, mean + REACH * sd
     if not low <= value <= high:
         raise UserError(
@@ -135,7 +134,7 @@ def from_axis(run: RewardRun, text: str) -> Edit:
     return _edit(name, text, direction, value, FIRM * sd)
 
 
-def from_words(run: RewardRun, posterior: UserPosterior, text: str) -> list[Edit]:
+def from_words(run: RewardRun, posterior: Belief, text: str) -> list[Edit]:
     """Edits from words: "shorter", "more formality", "a bit less price", joined by commas or "and".
 
     Each moves a·w from the present belief by one population standard deviation (half for "slightly", two for
@@ -188,7 +187,7 @@ def to_json(edit: Edit) -> dict[str, Any]:
 
 def _word_edit(
     run: RewardRun,
-    posterior: UserPosterior,
+    posterior: Belief,
     name: str,
     direction: np.ndarray,
     sign: float,
@@ -201,7 +200,7 @@ def _word_edit(
     if np.linalg.norm(free) < 1e-3 * np.linalg.norm(direction):
         raise UserError(f"--text {text!r}: {name!r} lies on locked axes of this run; it cannot be edited")
     sd = float(np.sqrt(free @ np.asarray(run.prior.cov, np.float64) @ free))
-    center, now = float(free @ run.prior.mean), float(free @ posterior.coef_mean)
+    center, now = float(free @ run.prior.mean), float(free @ posterior.mean)
     step = sign * STEP * sd * max((STRENGTH[word] for word in words if word in STRENGTH), default=1.0)
     value = min(max(now + step, center - REACH * sd), center + REACH * sd)
     return _edit(name, text, free, value, SOFT * sd)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from rewards import hashed
+from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
-from rewards.types import UserPosterior
 
 NAME = "population"
 AGAIN = "fit the rewards again"
@@ -24,7 +24,7 @@ class People:
     """Ids and posteriors of the people a basis was fitted on, in one order."""
 
     user_ids: tuple[str, ...]
-    posteriors: tuple[UserPosterior, ...]
+    posteriors: tuple[Belief, ...]
 
 
 def save_people(
@@ -62,5 +62,6 @@ def load_people(run: RewardRun) -> People:
     tensors, record = hashed.load(run.directory, NAME, shapes, AGAIN, whole="a population")
     people = zip(tensors["coef_mean"], tensors["coef_precision"], record["num_answers"], strict=True)
     return People(
-        tuple(record["user_ids"]), tuple(UserPosterior(mean, precision, n) for mean, precision, n in people)
+        tuple(record["user_ids"]),
+        tuple(Belief.from_precision(mean, precision, n) for mean, precision, n in people),
     )

@@ -8,29 +8,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from rewards.basis import prior as prior_module
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import acquisition
-from rewards.people.acquisition import AnswerModel, Belief
-from rewards.types import GroupPrior, UserPosterior
+from rewards.people.acquisition import AnswerModel
 
 # Scores closer than this are the same question to us: rounding must not decide between twins.
 TIE = 1e-5
 
 POOL_SIZES = (64, 256, 1024, 2048)  # then multiples of the last
 MAX_REFERENCE = 500  # pairs over which accuracy is predicted
-
-
-def information_gain(
-    coef_mean: Float[ArrayLike, " K"],
-    coef_cov: Float[ArrayLike, "K K"],
-    candidates: Float[ArrayLike, "M K"],
-    lapse: Float[ArrayLike, ""] = 0.0,
-) -> Float[Array, " M"]:
-    """Expected information about w in the answer to each candidate, nats in [0, log 2]. Traceable."""
-    return acquisition.information_gain(coef_mean, coef_cov, candidates, AnswerModel.lapsing(lapse))
 
 
 def best(scores: Float[Array, " M"], allowed: Bool[Array, " M"]) -> Array:
@@ -44,18 +33,19 @@ def best(scores: Float[Array, " M"], allowed: Bool[Array, " M"]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="rule")
-def _scores(belief, candidates, allowed, model, key, *, rule):
-    scores = acquisition.RULES[rule](belief, candidates, model, key)
+def _scores(belief, population, candidates, allowed, model, key, *, rule):
+    scores = acquisition.RULES[rule](belief, candidates, model, key, population)
     return scores, best(scores, allowed)
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "count"))
-def _batch(belief, candidates, allowed, model, key, *, rule, count):
+def _batch(belief, population, candidates, allowed, model, key, *, rule, count):
     """Greedy: choose, pretend that it was answered without knowing how, choose again; chosen[count], scores."""
 
     def pick(carry, step):
         belief, allowed = carry
-        scores = acquisition.RULES[rule](belief, candidates, model, jax.random.fold_in(key, step))
+        one_key = jax.random.fold_in(key, step)
+        scores = acquisition.RULES[rule](belief, candidates, model, one_key, population)
         index = best(scores, allowed)
         one = AnswerModel(*(jnp.broadcast_to(part, allowed.shape)[index] for part in model))
         belief = acquisition.observe(belief, candidates[index], one)
@@ -69,13 +59,13 @@ _accuracy_gain = jax.jit(acquisition.accuracy_gain)
 
 
 def choose(
-    posterior: UserPosterior,
+    posterior: Belief,
     candidates: np.ndarray,
     *,
     allowed: np.ndarray | None = None,
     lapse: float = 0.0,
     rule: str = "information",
-    prior: GroupPrior | None = None,
+    prior: Belief | None = None,
     model: AnswerModel | None = None,
     key: Key[Array, ""] | None = None,
 ) -> tuple[int, np.ndarray]:
@@ -95,19 +85,19 @@ def choose(
     candidates, allowed = _checked(candidates, allowed)
     padded, mask = _pad(candidates, allowed)
     model = _model(model, lapse, len(candidates), len(padded))
-    scores, index = _scores(_belief(posterior, prior), padded, mask, model, _key(key, rule), rule=rule)
+    scores, index = _scores(*_beliefs(posterior, prior), padded, mask, model, _key(key, rule), rule=rule)
     return int(index), np.asarray(scores)[: len(candidates)]
 
 
 def choose_batch(
-    posterior: UserPosterior,
+    posterior: Belief,
     candidates: np.ndarray,
     count: int,
     *,
     allowed: np.ndarray | None = None,
     lapse: float = 0.0,
     rule: str = "information",
-    prior: GroupPrior | None = None,
+    prior: Belief | None = None,
     model: AnswerModel | None = None,
     key: Key[Array, ""] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -127,13 +117,13 @@ def choose_batch(
     count = min(count, int(allowed.sum()))
     padded, mask = _pad(candidates, allowed)
     model = _model(model, lapse, len(candidates), len(padded))
-    belief = _belief(posterior, prior)
-    chosen, scores = _batch(belief, padded, mask, model, _key(key, rule), rule=rule, count=count)
+    beliefs = _beliefs(posterior, prior)
+    chosen, scores = _batch(*beliefs, padded, mask, model, _key(key, rule), rule=rule, count=count)
     return np.asarray(chosen), np.asarray(scores)
 
 
 def predicted_gain(
-    posterior: UserPosterior,
+    posterior: Belief,
     question: np.ndarray,
     pairs: np.ndarray,
     *,
@@ -150,7 +140,7 @@ def predicted_gain(
         pairs = pairs[np.linspace(0, len(pairs) - 1, MAX_REFERENCE).astype(int)]
     model = AnswerModel.lapsing(lapse) if model is None else model
     model = AnswerModel(*(np.float32(part) for part in model))
-    now, gain = _accuracy_gain(_belief(posterior, None), np.asarray(question, np.float32), pairs, model)
+    now, gain = _accuracy_gain(_beliefs(posterior, None)[0], np.asarray(question, np.float32), pairs, model)
     return float(now), float(gain)
 
 
@@ -161,11 +151,13 @@ def choose_random(key: Key[Array, ""], candidates: np.ndarray, *, allowed: np.nd
     return int(options[int(jax.random.randint(key, (), 0, len(options)))])
 
 
-def _belief(posterior: UserPosterior, prior: GroupPrior | None) -> Belief:
-    mean = np.asarray(posterior.coef_mean, np.float32)
-    precision = np.asarray(posterior.coef_precision, np.float32)
-    known = np.zeros_like(precision) if prior is None else precision - prior_module.precision(prior)
-    return Belief(mean, precision, known)
+def _beliefs(posterior: Belief, prior: Belief | None) -> tuple[Belief, Belief]:
+    """The person and the population, for compiled programs; without a population as if nothing had been answered."""
+    person, population = (
+        Belief.from_precision(np.asarray(belief.mean, np.float32), np.asarray(belief.precision, np.float32))
+        for belief in (posterior, posterior if prior is None else prior)
+    )
+    return person, population
 
 
 def _key(key: Key[Array, ""] | None, rule: str) -> Key[Array, ""]:

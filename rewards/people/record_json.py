@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import edits as edits_module
 from rewards.people.answers import Answer, UserRecord
 from rewards.people.edits import Edit
-from rewards.types import UserPosterior
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
@@ -27,8 +27,8 @@ def to_json(record: UserRecord) -> dict[str, Any]:
     return {
         "user_id": record.user_id,
         "basis": record.basis,
-        "coef_mean": np.asarray(record.posterior.coef_mean, np.float64).tolist(),
-        "coef_precision": np.asarray(record.posterior.coef_precision, np.float64).tolist(),
+        "coef_mean": np.asarray(record.posterior.mean, np.float64).tolist(),
+        "coef_precision": np.asarray(record.posterior.precision, np.float64).tolist(),
         "answers": [
             {
                 "prompt": answer.prompt
@@ -66,7 +66,7 @@ def parse(path: Path, value: Any) -> UserRecord:
         )
     if np.linalg.eigvalsh(precision.astype(np.float64)).min(initial=np.inf) <= 0:
         raise UserError(f"{path}: coef_precision must be positive definite; restore the record")
-    posterior = UserPosterior(mean, precision, len(answers))
+    posterior = Belief.from_precision(mean, precision, len(answers))
     edits, skipped = _parse_events(path, value)
     return UserRecord(value["user_id"], value["basis"], posterior, answers, edits, skipped)
 
@@ -143,7 +143,7 @@ def _check_keys(
 
 
 def check_widths(path: Path, record: UserRecord, num_basis: int) -> None:
-    widths = [len(record.posterior.coef_mean)] + [len(answer.delta_features) for answer in record.answers]
+    widths = [len(record.posterior.mean)] + [len(answer.delta_features) for answer in record.answers]
     widths += [len(edit.direction) for edit in record.edits]
     if set(widths) != {num_basis}:
         wrong = next(width for width in widths if width != num_basis)

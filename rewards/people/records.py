@@ -17,6 +17,7 @@ import numpy as np
 
 from rewards import files, hashed
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.people import edits as edits_module
@@ -26,7 +27,6 @@ from rewards.people.answers import answer_of as answer_of
 from rewards.people.answers import make_answer as make_answer
 from rewards.people.answers import question_key as question_key
 from rewards.people.edits import Edit
-from rewards.types import UserPosterior
 
 MAX_NAME = 80
 AGREES = 0.05  # how far a stored mean may be from the recomputed one, in the person's posterior standard deviations
@@ -160,7 +160,7 @@ def write(directory: str | Path, record: UserRecord) -> None:
         hashed.write_record(path_of(directory, record.user_id), record_json.to_json(record))
 
 
-def recompute(run: FittedBasis, record: UserRecord) -> UserPosterior:
+def recompute(run: FittedBasis, record: UserRecord) -> Belief:
     """The posterior that follows from the prior, the edits and the answers of the record."""
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcomes = np.array([answer.outcome for answer in record.answers], np.float32)
@@ -169,9 +169,9 @@ def recompute(run: FittedBasis, record: UserRecord) -> UserPosterior:
 
 def _check_posterior(path: Path, run: RewardRun, record: UserRecord) -> None:
     stored, found = record.posterior, recompute(run, record)
-    precision = np.asarray(found.coef_precision, np.float64)
-    error = np.asarray(stored.coef_mean, np.float64) - found.coef_mean
-    off = np.abs(np.asarray(stored.coef_precision, np.float64) - precision).max() / np.abs(precision).max()
+    precision = np.asarray(found.precision, np.float64)
+    error = np.asarray(stored.mean, np.float64) - found.mean
+    off = np.abs(np.asarray(stored.precision, np.float64) - precision).max() / np.abs(precision).max()
     if not (error @ precision @ error <= AGREES**2 and off <= AGREES):
         raise UserError(
             f"{path}: coef_mean and coef_precision do not follow from the answers and edits of the record; {AGAIN}"

@@ -26,8 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from rewards.basis import likelihood, users
-from rewards.basis import prior as prior_module
-from rewards.types import GroupPrior, UserPosterior
+from rewards.basis.belief import Belief
 
 LEVEL = 0.05
 SIMULATIONS = 59
@@ -58,7 +57,7 @@ class SharedAccount:
 
 
 def check(
-    prior: GroupPrior,
+    prior: Belief,
     delta_features: Float[np.ndarray, "n K"],
     outcomes: Float[np.ndarray, " n"],
     *,
@@ -83,7 +82,7 @@ def check(
     delta[:count], outcome[:count], weight[:count] = delta_features, outcomes, 1.0
     groups = np.full(size, size - 1, np.int32)
     groups[:count] = group
-    mean, precision = np.float32(prior.mean), prior_module.precision(prior)
+    mean, precision = np.float32(prior.mean), prior.precision
     gains, share, coef, first = (
         np.asarray(part)
         for part in _test(mean, precision, delta, outcome, weight, groups, np.float32(lapse), key)
@@ -114,25 +113,27 @@ def sittings(times: list[str]) -> Int[np.ndarray, " n"] | None:
 
 
 def two_posteriors(
-    prior: GroupPrior,
+    prior: Belief,
     delta_features: np.ndarray,
     outcomes: np.ndarray,
     found: SharedAccount,
     lapse: float = 0.0,
-) -> tuple[UserPosterior, UserPosterior]:
+) -> tuple[Belief, Belief]:
     """Laplace posteriors of both, each answer weighted by the probability that it is theirs."""
     delta, outcome = np.asarray(delta_features, np.float32)[None], np.asarray(outcomes, np.float32)[None]
     parts = []
     for weight in (found.first, 1 - found.first):
         mean, precision = users.laplace(
             np.float32(prior.mean),
-            prior_module.precision(prior),
+            prior.precision,
             delta,
             outcome,
             np.float32(weight)[None],
             np.float32(lapse),
         )
-        parts.append(UserPosterior(np.asarray(mean)[0], np.asarray(precision)[0], round(float(weight.sum()))))
+        parts.append(
+            Belief.from_precision(np.asarray(mean)[0], np.asarray(precision)[0], round(float(weight.sum())))
+        )
     return parts[0], parts[1]
 
 

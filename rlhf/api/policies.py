@@ -218,7 +218,7 @@ class Policy:
     def _known(rewards: FittedRewards, name: str) -> np.ndarray:
         """Coefficients of somebody who has a record: a name in tables is often a slip of the pen."""
         if rewards.run is not None:
-            return records.load(rewards.run.users, name, rewards.run).posterior.coef_mean
+            return records.load(rewards.run.users, name, rewards.run).posterior.mean
         if name not in rewards.people:
             raise UserError(f"{name!r}: nobody of this name has answered; ask fitted.person({name!r})")
         return rewards.person(name).mean

@@ -13,10 +13,10 @@ from scipy.stats import norm
 
 from rewards import jsonl
 from rewards.basis import store
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import records
 from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
-from rewards.types import UserPosterior
 
 QUESTION_KEYS = ("user_id", "prompt", "first", "second", "preferred")
 REPLIES = {"1": "first", "2": "second", "tie": "tie", "skip": "skip", "": ""}
@@ -46,27 +46,23 @@ def show_and_read(
         say(f"{reply!r} is none of 1, 2, t, s, q.")
 
 
-def learned(run: store.RewardRun, before: UserPosterior, after: UserPosterior) -> str:
+def learned(run: store.RewardRun, before: Belief, after: Belief) -> str:
     """What one answer changed: the axis that moved most, in its prior's unit, and how the person now reads on it."""
-    moved = np.abs(after.coef_mean - before.coef_mean) / np.sqrt(np.diag(run.prior.cov))
+    moved = np.abs(after.mean - before.mean) / run.prior.sd
     k = int(np.argmax(moved))
     names = run.basis.gauge.names
-    others = [
-        f"{names[j]} {before.coef_mean[j]:+.2f} → {after.coef_mean[j]:+.2f}"
-        for j in range(len(names))
-        if j != k
-    ]
+    others = [f"{names[j]} {before.mean[j]:+.2f} → {after.mean[j]:+.2f}" for j in range(len(names)) if j != k]
     text = (
-        f"Learned: {names[k]} moved most, {before.coef_mean[k]:+.2f} → {after.coef_mean[k]:+.2f}: "
+        f"Learned: {names[k]} moved most, {before.mean[k]:+.2f} → {after.mean[k]:+.2f}: "
         f"{reading(run, after, k)}."
     )
     return text + (f" Also {', '.join(others)}." if others else "")
 
 
-def reading(run: store.RewardRun, posterior: UserPosterior, k: int) -> str:
+def reading(run: store.RewardRun, posterior: Belief, k: int) -> str:
     """In plain words, on which side of the average person somebody stands on axis k, and how sure that is."""
-    sd = float(np.sqrt(np.linalg.inv(np.asarray(posterior.coef_precision, np.float64))[k, k]))
-    z = float(posterior.coef_mean[k] - run.prior.mean[k]) / sd
+    sd = float(posterior.sd[k])
+    z = float(posterior.mean[k] - run.prior.mean[k]) / sd
     sure = float(norm.cdf(abs(z)))
     side = "more" if z > 0 else "less"
     if sure < 0.6:

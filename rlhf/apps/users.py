@@ -216,7 +216,7 @@ def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
         }
     shown = describe(run, record) | {"shared_account": shared, "policy": policy}
     if gate is not None:
-        shrunk, z = gate.compose(np.asarray(record.posterior.coef_mean, np.float32))
+        shrunk, z = gate.compose(np.asarray(record.posterior.mean, np.float32))
         shown |= {"coef_effective": np.asarray(shrunk).tolist(), "z": np.asarray(z).tolist()}
     return shown
 
@@ -243,10 +243,10 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
     axes = [
         {
             "name": axis,
-            "mean": float(record.posterior.coef_mean[k]),
+            "mean": float(record.posterior.mean[k]),
             "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),
-            "prior_sd": float(np.sqrt(run.prior.cov[k, k])),
+            "prior_sd": float(run.prior.sd[k]),
         }
         for k, axis in enumerate(run.basis.gauge.names)
     ]
@@ -256,7 +256,7 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]
         "num_answers": len(record.answers),
         "num_edits": len(record.edits),
         "num_skipped": len(record.skipped),
-        "coef_mean": np.asarray(record.posterior.coef_mean, np.float64).tolist(),
+        "coef_mean": np.asarray(record.posterior.mean, np.float64).tolist(),
         "coverage": None if calibration is None else calibration.level,
         "axes": axes,
     }

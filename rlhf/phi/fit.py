@@ -139,6 +139,6 @@ def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> d
         "num_basis": fitted.basis.num_basis,
         "axes": list(fitted.basis.gauge.names),
         "prior_mean": fitted.prior.mean,
-        "prior_sd": np.sqrt(np.diag(fitted.prior.cov)),
+        "prior_sd": fitted.prior.sd,
         "axis_items": axis_items(prefs, phi),
     }

@@ -98,7 +98,7 @@ def _load(rewards: str) -> RewardRun:
 
 def _coefficients(run: RewardRun, user: str | None, given: Sequence[float] | None) -> np.ndarray:
     if user is not None:
-        return np.asarray(records.load(run.users, user, run).posterior.coef_mean)
+        return np.asarray(records.load(run.users, user, run).posterior.mean)
     if given is None:
         return np.asarray(run.prior.mean)
     coef = np.asarray(given, np.float64)

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.types import GroupPrior, UserPosterior
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
@@ -80,7 +80,7 @@ class Conditioning(NamedTuple):
     inverse_sqrt: np.ndarray
 
     @classmethod
-    def from_prior(cls, prior: GroupPrior) -> "Conditioning":
+    def from_prior(cls, prior: Belief) -> "Conditioning":
         """Symmetric square roots of Σ by eigendecomposition."""
         values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
         root = np.sqrt(np.maximum(values, 1e-12))
@@ -103,7 +103,7 @@ class Gate(NamedTuple):
     eta: Float[Array, ""] | float
 
     @classmethod
-    def of(cls, prior: GroupPrior, beta: float, eta: float) -> "Gate":
+    def of(cls, prior: Belief, beta: float, eta: float) -> "Gate":
         """The gate of a population N(μ, Σ) under the prices of a training run."""
         return cls(Conditioning.from_prior(prior), beta, eta)
 
@@ -127,7 +127,7 @@ class Gate(NamedTuple):
                     f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
                 )
         mean, cov = np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32)
-        return cls.of(GroupPrior(mean, cov), float(record["beta"]), float(record["eta"]))
+        return cls.of(Belief.from_cov(mean, cov), float(record["beta"]), float(record["eta"]))
 
     def compose(
         self, coef: Float[AnyArray, "*b k"]
@@ -204,11 +204,9 @@ class Population(NamedTuple):
     extreme_sd: np.ndarray
 
     @classmethod
-    def from_posteriors(
-        cls, prior: GroupPrior, posteriors: list[UserPosterior], extreme_sd: float
-    ) -> "Population":
-        means = np.stack([p.coef_mean for p in posteriors]) if posteriors else prior.mean[None]
-        covs = [np.linalg.inv(p.coef_precision.astype(np.float64)) for p in posteriors]
+    def from_posteriors(cls, prior: Belief, posteriors: list[Belief], extreme_sd: float) -> "Population":
+        means = np.stack([p.mean for p in posteriors]) if posteriors else prior.mean[None]
+        covs = [p.cov for p in posteriors]
         scales = (
             np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
         )

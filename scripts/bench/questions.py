@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rewards.basis.belief import Belief
 from rewards.people import acquisition, questions
-from rewards.types import GroupPrior, UserPosterior
 from scripts.bench import machine
 
 
@@ -29,13 +29,15 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     candidates = rng.standard_normal((args.pool, args.num_basis), np.float32)
-    prior = GroupPrior(np.zeros(args.num_basis, np.float32), np.eye(args.num_basis, dtype=np.float32))
+    prior = Belief.from_cov(np.zeros(args.num_basis, np.float32), np.eye(args.num_basis, dtype=np.float32))
     result: dict = {"pool": args.pool, "num_basis": args.num_basis, "repeats": args.repeats, "rules": {}}
     for rule in acquisition.RULES:
         milliseconds = []
         for repeat in range(args.repeats + 1):
             mean = rng.standard_normal(args.num_basis).astype(np.float32)
-            person = UserPosterior(mean, (1 + rng.random()) * np.eye(args.num_basis, dtype=np.float32), 5)
+            person = Belief.from_precision(
+                mean, (1 + rng.random()) * np.eye(args.num_basis, dtype=np.float32), 5
+            )
             key = jax.random.key(repeat)
             start = time.perf_counter()
             questions.choose(person, candidates, rule=rule, prior=prior, key=key)

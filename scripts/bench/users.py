@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from rewards.basis import users
-from rewards.types import GroupPrior
+from rewards.basis.belief import Belief
 from scripts.bench import machine
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "users.json")
     args = parser.parse_args()
     user, delta, outcome = make(args.people, args.answers, args.num_basis)
-    prior = GroupPrior(np.zeros(args.num_basis, np.float32), np.eye(args.num_basis, dtype=np.float32))
+    prior = Belief.from_cov(np.zeros(args.num_basis, np.float32), np.eye(args.num_basis, dtype=np.float32))
     data_mib = (user.nbytes + delta.nbytes + outcome.nbytes) / 2**20
     with threadpool_limits(1):  # threads only slow down problems this small
         before, coef = scikit_learn(delta, outcome, args.compared, args.answers)

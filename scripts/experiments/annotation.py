@@ -18,8 +18,9 @@ import numpy as np
 
 from rewards.annotation.mixture import Mixture, MixtureConfig, fit_mixture
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.files import write_text
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 from scripts.pages import write_numbers
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ class MapFit:
 
     def __init__(self, world: World):
         self.world, self.coef = world, np.zeros_like(world.coef)
-        self.prior = GroupPrior(np.zeros(FEATURES), SPREAD**2 * np.eye(FEATURES))
+        self.prior = Belief.from_cov(np.zeros(FEATURES), SPREAD**2 * np.eye(FEATURES))
 
     def __call__(self, weight: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         user, delta = self.world.prefs.user_index, self.world.delta

@@ -17,8 +17,9 @@ from scipy.stats import rankdata
 
 from rewards import files
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.people import acquisition, calibration, questions
-from rewards.people.acquisition import AnswerModel, Belief
+from rewards.people.acquisition import AnswerModel
 from scripts import pages
 
 NUM_BASIS, POOL, FRESH = 6, 500, 1000
@@ -59,19 +60,20 @@ def replay(mean, precision, pool, likes, keys, *, rule, steps):
     questions with their answers, [U, S, K] and [U, S]."""
     model = AnswerModel.lapsing(jnp.float32(0.0))
 
+    start = Belief.from_precision(mean, precision)
+
     def person(pool, likes, key):
         def ask(carry, _):
             asked, count, delta, outcome, belief = carry
             index = questions.best(
-                acquisition.RULES[rule](belief, pool, model, jax.random.fold_in(key, count)), ~asked
+                acquisition.RULES[rule](belief, pool, model, jax.random.fold_in(key, count), start), ~asked
             )
             delta, outcome = delta.at[count].set(pool[index]), outcome.at[count].set(likes[index])
             weight = (jnp.arange(steps) <= count).astype(jnp.float32)
             coef, hessian = users.newton(mean, precision, delta, outcome, weight, jnp.float32(0.0))
-            belief = Belief(coef, hessian, hessian - precision)
+            belief = Belief.from_precision(coef, hessian)
             return (asked.at[index].set(True), count + 1, delta, outcome, belief), (coef, hessian)
 
-        start = Belief(mean, precision, jnp.zeros_like(precision))
         empty = (jnp.zeros((steps, pool.shape[1])), jnp.zeros(steps))
         carry = (jnp.zeros(len(pool), bool), 0, *empty, start)
         (_, _, delta, outcome, _), (coefs, hessians) = jax.lax.scan(ask, carry, None, length=steps)

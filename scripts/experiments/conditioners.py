@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards import files
-from rewards.types import GroupPrior, UserPosterior
+from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec, Words
 from rlhf.policy.batches import PairRows, microbatches
 from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
@@ -85,9 +85,9 @@ def make_task(seed: int) -> Task:
     rows = PairRows(packed, item, pairs, ones, ones, np.full(NUM_PROMPTS, -1, np.int32))
     phi = rng.normal(size=(NUM_PROMPTS, count, 2)).astype(np.float32)
     phi -= phi.mean(axis=1, keepdims=True)
-    prior = GroupPrior(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
+    prior = Belief.from_cov(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
     opposite = [
-        UserPosterior(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
+        Belief.from_precision(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
         for s in (1.0, -1.0)
     ]
     people = prior.mean + rng.normal(size=(32, 2)) @ np.sqrt(prior.cov)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards import files
+from rewards.basis.belief import Belief
 from rewards.basis.store import load_reward_run
 from rewards.people import acquisition
 from rewards.people.acquisition import AnswerModel
@@ -30,7 +31,6 @@ from scripts.experiments import dialogue, dialogue_ppo
 from scripts.experiments import potentials as curiosity
 from scripts.experiments.dialogue import DialogueProgram, Offer, World
 from scripts.experiments.dialogue_ppo import DialogueNumbers
-from scripts.experiments.potentials import Belief
 
 LAPSE = 0.1
 LEADING = (0.05, 0.0, 0.95, 4.0)  # genuine, coin, framed, pull: 95 of 100 say yes
@@ -65,7 +65,7 @@ REWARDS = {
 def gains(offer: Offer, way: int) -> jax.Array:
     """Expected information of every pair put in one way, as the belief reckons, [B, C]."""
     model = AnswerModel(*(part[way] for part in offer.assumed))
-    return jax.vmap(acquisition.information_gain, (0, 0, 0, None))(*offer.belief, offer.questions, model)
+    return jax.vmap(acquisition.information, (0, 0, None))(offer.belief, offer.questions, model)
 
 
 def most_information(params, offer: Offer, key: jax.Array) -> jax.Array:
@@ -92,13 +92,13 @@ def make_worlds(run_dir: str, seed: int, informed: bool) -> tuple[World, World]:
     run = load_reward_run(run_dir)
     questions = files.read_json(run.directory / "questions.json")["questions"]
     delta = np.array([question["delta_features"] for question in questions], np.float32)
-    people = np.stack([posterior.coef_mean for posterior in load_people(run).posteriors])
+    people = np.stack([posterior.mean for posterior in load_people(run).posteriors])
     rng = np.random.default_rng(seed)
     delta, people = rng.permutation(delta), rng.permutation(people)
     neutral = (1.0 - LAPSE, LAPSE, 0.0, 0.0)
     actual = AnswerModel(*(jnp.asarray(pair, jnp.float32) for pair in zip(neutral, LEADING, strict=True)))
     assumed = actual if informed else AnswerModel(*(jnp.repeat(part[:1], 2) for part in actual))
-    prior = Belief(jnp.asarray(run.prior.mean, jnp.float32), jnp.asarray(run.prior.cov, jnp.float32))
+    prior = Belief.from_cov(jnp.asarray(run.prior.mean, jnp.float32), jnp.asarray(run.prior.cov, jnp.float32))
     asked = 2 * len(delta) // 3
     half = len(people) // 2
     shared = (prior, jnp.asarray(delta[:asked]), jnp.asarray(delta[asked:]))

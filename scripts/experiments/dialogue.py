@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rewards.basis.belief import Belief
 from rewards.people.acquisition import AnswerModel, probability
 from scripts.experiments import potentials as curiosity
-from scripts.experiments.potentials import Belief
 
 NUM_FEATURES = 8
 
@@ -171,7 +171,7 @@ def converse(
         asked = asked.at[row, offered[row, pair]].set(True)
         return (after, asked), (features, state, action, way, belief)
 
-    start = Belief(*(jnp.broadcast_to(part, (batch, *part.shape)) for part in world.prior))
+    start = jax.tree.map(lambda part: jnp.broadcast_to(part, (batch, *part.shape)), world.prior)
     carry = (start, jnp.zeros((batch, world.pool.shape[0]), bool))
     (last, _), (*chosen, before) = jax.lax.scan(turn, carry, jnp.arange(static.num_turns))
     beliefs = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), before, last)

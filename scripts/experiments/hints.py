@@ -31,8 +31,8 @@ import optax
 
 from rewards import files
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.people import edits
-from rewards.types import GroupPrior
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.train.hints import loss as hints
 from rlhf.train.rl import rollout as rollouts
@@ -170,7 +170,7 @@ def coefficients(seed: int, people: int = 100, size: int = 6) -> dict[str, list[
     that `users edit` makes of words: one standard deviation towards that side, held softly.
     """
     rng = np.random.default_rng([seed, 3])
-    prior = GroupPrior(np.full(size, 0.3, np.float32), np.eye(size, dtype=np.float32))
+    prior = Belief.from_cov(np.full(size, 0.3, np.float32), np.eye(size, dtype=np.float32))
     counts, out = (0, 3, 6, 12), {"ratings": [], "directives": [], "both": []}
     hits = {name: np.zeros((people, len(counts))) for name in out}
     for person in range(people):
@@ -183,12 +183,12 @@ def coefficients(seed: int, people: int = 100, size: int = 6) -> dict[str, list[
                 used = 0 if name == "directives" else step
                 belief = users.posterior(edits.apply(prior, tuple(said)), pairs[:used], answers[:used])
                 if step in counts:
-                    right = np.mean((fresh @ coef > 0) == (fresh @ belief.coef_mean > 0))
+                    right = np.mean((fresh @ coef > 0) == (fresh @ belief.mean > 0))
                     hits[name][person, counts.index(step)] = right
                 if name != "ratings":
-                    gap = coef - belief.coef_mean
+                    gap = coef - belief.mean
                     axis = int(np.argmax(np.abs(gap)))
-                    value = float(belief.coef_mean[axis] + np.sign(gap[axis]) * edits.STEP)
+                    value = float(belief.mean[axis] + np.sign(gap[axis]) * edits.STEP)
                     direction = tuple(np.eye(size)[axis].tolist())
                     said.append(edits.Edit(f"axis {axis}", "", direction, value, edits.SOFT, ""))
     return {name: hits[name].mean(axis=0).tolist() for name in out}

@@ -24,22 +24,14 @@ Sources: Ng, Harada & Russell 1999 (potential-based shaping); CURIO, arXiv:2504.
 person; rewards without the true person make policies controlling).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from rewards.basis.belief import Belief
 from rewards.people.acquisition import NODE_WEIGHTS, NODES, AnswerModel, probability
 
 SMALLEST_VARIANCE = 1e-12
-
-
-class Belief(NamedTuple):
-    """N(mean, cov) over the coefficients of one person: [K], [K, K]; leading axes for several people."""
-
-    mean: Float[Array, "*n K"]
-    cov: Float[Array, "*n K K"]
 
 
 def learn(
@@ -65,7 +57,7 @@ def learn(
     second = jnp.sum(share * (NODES - first) ** 2)
     mean = belief.mean + direction * first / deviation
     cov = belief.cov - jnp.outer(direction, direction) * (1.0 - second) / variance
-    return Belief(mean, 0.5 * (cov + cov.T))
+    return Belief.from_cov(mean, 0.5 * (cov + cov.T))
 
 
 def restrict(belief: Belief, directions: Float[Array, "D K"]) -> Belief:
@@ -73,7 +65,7 @@ def restrict(belief: Belief, directions: Float[Array, "D K"]) -> Belief:
 
     For locked and sensitive directions: give a basis of what may be learned.
     """
-    return Belief(
+    return Belief.from_cov(
         jnp.einsum("dk,...k->...d", directions, belief.mean),
         jnp.einsum("dk,...kl,el->...de", directions, belief.cov, directions),
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rewards.types import GroupPrior, UserPosterior
+from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
@@ -82,9 +82,9 @@ def one_person(coef: np.ndarray) -> Population:
 
 
 def two_opposites() -> Population:
-    prior = GroupPrior(np.zeros(K, np.float32), np.eye(K, dtype=np.float32))
+    prior = Belief.from_cov(np.zeros(K, np.float32), np.eye(K, dtype=np.float32))
     precision = 100 * np.eye(K, dtype=np.float32)
-    people = [UserPosterior(np.array([s, -s], np.float32), precision, 9) for s in (1.0, -1.0)]
+    people = [Belief.from_precision(np.array([s, -s], np.float32), precision, 9) for s in (1.0, -1.0)]
     return Population.from_posteriors(prior, people, extreme_sd=1.5)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rewards.types import GroupPrior, UserPosterior
+from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.batches import PairRows, microbatches
 from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
@@ -44,9 +44,9 @@ def make_problem():
     )
     phi = np.random.default_rng(0).normal(size=(2, 6, 2)).astype(np.float32)
     phi -= phi.mean(axis=1, keepdims=True)
-    prior = GroupPrior(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
+    prior = Belief.from_cov(np.array([0.3, 0.0], np.float32), np.diag([0.8, 0.5]).astype(np.float32))
     people = [
-        UserPosterior(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
+        Belief.from_precision(np.array([s, -s], np.float32), (25 * np.eye(2)).astype(np.float32), 9)
         for s in (1.0, -1.0)
     ]
     return policy, rows, phi, Population.from_posteriors(prior, people, extreme_sd=1.5)

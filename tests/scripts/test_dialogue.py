@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rewards.basis.belief import Belief
 from rewards.people.acquisition import AnswerModel
 from rlhf.run.record import traced
 from rlhf.train import optim
@@ -12,7 +13,6 @@ from scripts.experiments import dialogue, dialogue_ppo
 from scripts.experiments import potentials as curiosity
 from scripts.experiments.dialogue import DialogueProgram, World
 from scripts.experiments.dialogue_ppo import DialogueNumbers
-from scripts.experiments.potentials import Belief
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 K = 3
@@ -24,7 +24,7 @@ def make_world(pool, *, informed: bool = True) -> World:
     assumed = actual if informed else AnswerModel(*jnp.asarray(ways[[0, 0]].T))
     rng = np.random.default_rng(0)
     people, pairs = (rng.normal(size=(n, K)).astype(np.float32) for n in (40, 30))
-    prior = Belief(jnp.zeros(K), jnp.eye(K))
+    prior = Belief.from_cov(jnp.zeros(K), jnp.eye(K))
     return World(prior, jnp.asarray(pool), jnp.asarray(pairs), jnp.asarray(people), actual, assumed)
 
 
@@ -51,7 +51,7 @@ def test_no_pair_is_asked_twice_and_beliefs_follow_the_questions():
     once = float(
         jnp.sqrt(
             curiosity.learn(
-                Belief(jnp.zeros(K), jnp.eye(K)), pool[0], 1.0, AnswerModel(0.9, 0.1, 0.0, 0.0)
+                Belief.from_cov(jnp.zeros(K), jnp.eye(K)), pool[0], 1.0, AnswerModel(0.9, 0.1, 0.0, 0.0)
             ).cov[0, 0]
         )
     )

@@ -9,15 +9,14 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.people.acquisition import AnswerModel
-from rewards.types import GroupPrior
 from scripts.experiments import potentials as curiosity
-from scripts.experiments.potentials import Belief
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MEAN = np.array([0.3, -0.2], np.float32)
 COV = np.array([[1.0, 0.4], [0.4, 0.7]], np.float32)
-BELIEF = Belief(jnp.asarray(MEAN), jnp.asarray(COV))
+BELIEF = Belief.from_cov(jnp.asarray(MEAN), jnp.asarray(COV))
 QUESTION = np.array([1.5, -1.0], np.float32)
 PLAIN, LEADING = AnswerModel(0.9, 0.1, 0.0, 0.0), AnswerModel(0.05, 0.0, 0.95, 4.0)
 
@@ -49,15 +48,15 @@ def test_many_genuine_answers_agree_with_the_laplace_posterior():
     belief = BELIEF
     for question, answer in zip(questions, answers, strict=True):
         belief = curiosity.learn(belief, question, answer, AnswerModel(1.0, 0.0, 0.0, 0.0))
-    laplace = users.posterior(GroupPrior(MEAN, COV), questions, answers)
-    sd = np.sqrt(np.diag(np.linalg.inv(laplace.coef_precision)))
-    assert np.all(np.abs(belief.mean - laplace.coef_mean) < 0.35 * sd)
+    laplace = users.posterior(Belief.from_cov(MEAN, COV), questions, answers)
+    sd = np.sqrt(np.diag(np.linalg.inv(laplace.precision)))
+    assert np.all(np.abs(belief.mean - laplace.mean) < 0.35 * sd)
     np.testing.assert_allclose(np.sqrt(np.diag(belief.cov)), sd, rtol=0.15)
 
 
 def test_log_accuracy_and_restriction_equal_scipy():
     coef = np.array([[0.5, 1.0], [-1.0, 0.2]], np.float32)
-    wide = Belief(jnp.tile(BELIEF.mean, (2, 1)), jnp.tile(BELIEF.cov, (2, 1, 1)))
+    wide = Belief.from_cov(jnp.tile(BELIEF.mean, (2, 1)), jnp.tile(BELIEF.cov, (2, 1, 1)))
     np.testing.assert_allclose(
         curiosity.log_accuracy(wide, coef), multivariate_normal(MEAN, COV).logpdf(coef), rtol=1e-5
     )
@@ -69,7 +68,7 @@ def test_log_accuracy_and_restriction_equal_scipy():
 
 def test_a_question_off_the_allowed_directions_is_worth_nothing():
     """Coefficients that are independent: learning about the second pays nothing where only the first may be learned."""
-    belief = Belief(jnp.zeros(2), jnp.eye(2))
+    belief = Belief.from_cov(jnp.zeros(2), jnp.eye(2))
     after = curiosity.learn(belief, jnp.asarray([0.0, 2.0]), 1.0, PLAIN)
     allowed, coef = jnp.asarray([[1.0, 0.0]]), jnp.asarray([0.4])
     before, later = (curiosity.log_accuracy(curiosity.restrict(b, allowed), coef) for b in (belief, after))
@@ -85,7 +84,7 @@ def test_expected_regret_equals_simulation_and_shrinks_with_what_is_known():
     chosen = draws * ((MEAN @ pairs.T) > 0)
     simulated = np.mean(chosen - np.maximum(draws, 0.0))
     np.testing.assert_allclose(curiosity.expected_regret(BELIEF, pairs), simulated, rtol=0.02)
-    surer = curiosity.expected_regret(Belief(BELIEF.mean, 0.25 * BELIEF.cov), pairs)
+    surer = curiosity.expected_regret(Belief.from_cov(BELIEF.mean, 0.25 * BELIEF.cov), pairs)
     assert float(curiosity.expected_regret(BELIEF, pairs)) < float(surer) < 0.0
 
 

@@ -29,11 +29,11 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
+from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.people import edits
 from rewards.people.edits import Edit
-from rewards.types import UserPosterior
 
 HintClass = Literal["safety", "stance", "fact", "bounded", "style", "content", "other"]
 ORDER: tuple[HintClass, ...] = ("safety", "stance", "fact", "bounded", "style", "content")
@@ -80,7 +80,7 @@ def decide(
     text: str,
     *,
     run: RewardRun | None = None,
-    posterior: UserPosterior | None = None,
+    posterior: Belief | None = None,
     verified: bool = False,
     moderate: Callable[[str], bool] | None = None,
 ) -> Decision:
@@ -118,9 +118,7 @@ def decide(
     return Decision(text, kind, phrase, distil, found, reason)
 
 
-def _statements(
-    text: str, run: RewardRun | None, posterior: UserPosterior | None
-) -> tuple[tuple[Edit, ...], bool]:
+def _statements(text: str, run: RewardRun | None, posterior: Belief | None) -> tuple[tuple[Edit, ...], bool]:
     """Edits that the words make, and whether they are refused for a lock."""
     if run is None or posterior is None:
         return (), False

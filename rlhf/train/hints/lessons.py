@@ -152,7 +152,7 @@ def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
         completions[place, : len(row.completion)] = row.completion
     people, taught = load_people(run), {row.user_id for row in teaching}
     others = [
-        belief.coef_mean
+        belief.mean
         for user_id, belief in zip(people.user_ids, people.posteriors, strict=True)
         if user_id not in taught
     ]

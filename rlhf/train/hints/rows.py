@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rewards import hashed, jsonl
+from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.data import schema, sources
 from rewards.data.schema import RowError, show
@@ -20,7 +21,7 @@ from rewards.errors import UserError, meant
 from rewards.files import sha256_json
 from rewards.people import edits, records
 from rewards.people.population import load_people
-from rewards.types import Prompt, UserPosterior
+from rewards.types import Prompt
 from rlhf.policy.store import Base
 from rlhf.train.hints import gate as hint_gate
 
@@ -43,7 +44,7 @@ class Row(NamedTuple):
     prompt: list[int]
     hinted: list[int]
     completion: list[int]
-    belief: UserPosterior
+    belief: Belief
 
 
 def read(path: str, run: RewardRun, base: Base, rollout: Any) -> list[Row]:
@@ -76,7 +77,7 @@ def read(path: str, run: RewardRun, base: Base, rollout: Any) -> list[Row]:
 
 
 def _parse(
-    number: int, record: Any, run: RewardRun, beliefs: dict[str, UserPosterior], base: Base, rollout: Any
+    number: int, record: Any, run: RewardRun, beliefs: dict[str, Belief], base: Base, rollout: Any
 ) -> Row:
     if not isinstance(record, Mapping):
         raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
@@ -137,7 +138,7 @@ def _hinted(prompt: Prompt, hint: str, base: Base) -> Prompt:
     return (*prompt, ("user", hint))
 
 
-def _belief(run: RewardRun, beliefs: dict[str, UserPosterior], user_id: str) -> UserPosterior:
+def _belief(run: RewardRun, beliefs: dict[str, Belief], user_id: str) -> Belief:
     """What the person's record says, which may be newer; else what the fit said of a training person."""
     if records.exists(run.users, user_id):
         return records.load(run.users, user_id, run).posterior
@@ -151,7 +152,7 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
     """The line of hints.jsonl: what the gate decides; and nothing is taught to somebody at z = 0, where nothing can be."""
     decision = hint_gate.decide(row.hint, run=run, posterior=row.belief, verified=row.verified)
     distil, reason = decision.distil, decision.reason
-    if distil and np.abs(z_of(row.belief.coef_mean)).max() < NEAR_ZERO:
+    if distil and np.abs(z_of(row.belief.mean)).max() < NEAR_ZERO:
         said = f"; {len(decision.edits)} statement(s) about the coefficients" if decision.edits else ""
         distil = False
         reason = (
@@ -159,7 +160,7 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
         )
     # When this was computed says nothing of when the person spoke.
     stated = [edits.to_json(edit) | {"time": None} for edit in decision.edits]
-    coef = np.asarray(row.belief.coef_mean, np.float64).tolist()
+    coef = np.asarray(row.belief.mean, np.float64).tolist()
     said = (row.number, row.user_id, row.hint, decision.kind, decision.phrase)
     return dict(zip(LINE, (*said, distil, stated, reason, coef, row.sha256), strict=True))
 

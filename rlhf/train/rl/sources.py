@@ -15,6 +15,7 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.basis import store
+from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
@@ -22,7 +23,7 @@ from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import People, load_people
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
@@ -206,7 +207,9 @@ def build_run(
         "sd": spread.tolist(),
     }
     basis = column_basis(names, mean, spread, settings, settings["fingerprint"])
-    prior = GroupPrior(np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32))))
+    prior = Belief.from_cov(
+        np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
+    )
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
     rows = zip(samples.item_prompt, samples.item_text, strict=True)

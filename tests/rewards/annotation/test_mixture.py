@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from rewards.annotation.measurements import measure, same_cue
+from rewards.annotation.measurements import ORDER, measure, same_cue
 from rewards.annotation.mixture import (
     GENUINE,
-    LikelihoodParams,
     Mixture,
     MixtureConfig,
     fit_mixture,
     genuine_by_topic,
-    probability,
 )
 from rewards.errors import UserError
+from rewards.people.acquisition import probability
 from scripts.experiments import annotation as experiment
 
 BASE = (0.6, 0.25, 0.15)
@@ -63,19 +62,32 @@ def test_one_answer_is_the_robust_loss():
     found = fit_mixture(world.prefs, margins, MixtureConfig(concentration=1e9))
     assert found.slip == 0.0
     cue = np.where(np.array(world.prefs.columns["shown_first"]) == "chosen", 1.0, -1.0)
-    params = found.likelihood_params()
-    loss = -np.log(np.asarray(probability(margins, cue, params), np.float64))
+    up, _ = probability(np.float32(margins)[:, None], found.answer_model({ORDER: cue}))
+    loss = -np.log(np.asarray(up, np.float64)[:, 0])
     assert found.loss_nats == pytest.approx(loss.mean(), abs=2e-3)
     by_hand = found.share[0] * expit(margins) + found.share[1] / 2 + found.share[2] * expit(2.0 * cue)
     np.testing.assert_allclose(np.exp(-loss), by_hand, rtol=2e-5)
 
 
 def test_probability_sums_to_one_over_the_two_answers_with_several_cues():
-    params = LikelihoodParams(0.5, 0.2, 0.3, np.array([1.5, -0.7]), 0.1)
-    margin, cue = np.array([0.3, -2.0, 40.0]), np.array([[1.0, 1.0], [-1.0, 0.0], [0.0, 1.0]])
-    total = probability(margin, cue, params) + probability(-margin, -cue, params)
-    np.testing.assert_allclose(total, 1.0, atol=1e-6)
-    p = probability(margin, cue, params)[2]
+    world = experiment.simulate(1, experiment.Design(BASE, questions=60), people=10)
+    found = dataclasses.replace(
+        fit_mixture(world.prefs, true_margins(world), MixtureConfig(max_steps=1)),
+        share=np.array([0.5, 0.2, 0.3]),
+        kappa=np.array([1.5, -0.7]),
+        kinds=("order", "frame"),
+        slip=0.1,
+    )
+    margin, order, frame = (
+        np.float32([[0.3], [-2.0], [40.0]]),
+        np.array([1.0, -1.0, 0.0]),
+        np.array([1.0, 0.0, 1.0]),
+    )
+    there, other = probability(margin, found.answer_model({"order": order, "frame": frame}))
+    back, _ = probability(-margin, found.answer_model({"order": -order, "frame": -frame}))
+    np.testing.assert_allclose(there + back, 1.0, atol=1e-6)
+    np.testing.assert_allclose(other, back, atol=1e-6)
+    p = there[2, 0]
     assert p == pytest.approx(0.5 * 0.9 + 0.1 + 0.3 * expit(-0.7), abs=1e-5)
 
 
@@ -164,7 +176,7 @@ def test_without_a_cue_nothing_is_constructed():
     world = experiment.simulate(8, experiment.Design(BASE, questions=20, recorded=False), people=5)
     found = fit_mixture(world.prefs, true_margins(world))
     assert found.kinds == () and found.share[2] == 0.0
-    assert found.share.sum() == pytest.approx(1.0) and found.likelihood_params().kappa == 0.0
+    assert found.share.sum() == pytest.approx(1.0) and found.answer_model({ORDER: 1.0}).pull == 0.0
     assert isinstance(found, Mixture) and np.isfinite(found.responsibility).all()
 
 

@@ -9,10 +9,10 @@ import pytest
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.annotation.mixture import MixtureConfig
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.basis.fit import FitConfig, fit_basis
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
-from rewards.types import GroupPrior
 from tests.rewards.planted import last, planted
 
 ENCODER = {"kind": "precomputed"}
@@ -44,7 +44,7 @@ def test_weight_one_is_no_weight_and_weight_zero_is_no_row():
 def test_weight_two_is_the_row_twice():
     rng = np.random.default_rng(0)
     delta, outcome = rng.normal(size=(12, 3)), rng.random(12)
-    prior = GroupPrior(np.zeros(3), np.eye(3))
+    prior = Belief.from_cov(np.zeros(3), np.eye(3))
     weight = np.where(np.arange(12) % 2, 2.0, 1.0)
     index = np.zeros(12, int)
     twice = np.repeat(np.arange(12), weight.astype(int))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from rewards.basis import gauge, users
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.people import questions
-from rewards.types import GroupPrior
 
 
 def raw_fit(seed, num_prompts=3):
@@ -16,14 +16,14 @@ def raw_fit(seed, num_prompts=3):
     item_prompt = np.repeat(np.arange(num_prompts), 60 // num_prompts)
     embeddings += 3 * rng.normal(size=(num_prompts, 20)).astype(np.float32)[item_prompt]
     factor = rng.normal(size=(4, 4))
-    prior = GroupPrior(rng.normal(size=4), factor @ factor.T + 0.3 * np.eye(4))
+    prior = Belief.from_cov(rng.normal(size=4), factor @ factor.T + 0.3 * np.eye(4))
     return rng, embeddings, item_prompt, rng.normal(size=(20, 4)), prior
 
 
 def changed(head, prior, change):
     """The same model in other coordinates: φ → Aφ, w → A⁻ᵀw."""
     inverse = np.linalg.inv(change)
-    return head @ change.T, GroupPrior(inverse.T @ prior.mean, inverse.T @ prior.cov @ inverse)
+    return head @ change.T, Belief.from_cov(inverse.T @ prior.mean, inverse.T @ prior.cov @ inverse)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,7 +41,7 @@ def test_any_invertible_change_of_basis_changes_nothing(seed):
         delta = phi[first] - phi[second]
         posterior = users.posterior(canonical, delta[:8], outcome)
         index, gains = questions.choose(posterior, delta[8:])
-        seen.append((phi, canonical, delta @ posterior.coef_mean, index, gains))
+        seen.append((phi, canonical, delta @ posterior.mean, index, gains))
     (phi, canonical, margin, index, gains), other = seen
     np.testing.assert_allclose(phi, other[0], atol=1e-4)
     np.testing.assert_allclose(canonical.mean, other[1].mean, atol=1e-4)

@@ -6,15 +6,15 @@ import safetensors.numpy
 
 from rewards import files, hashed
 from rewards.basis import gauge, store
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
-from rewards.types import GroupPrior
 
 
 def make_run(seed=0):
     rng = np.random.default_rng(seed)
     embeddings, factor = rng.normal(size=(40, 12)).astype(np.float32), rng.normal(size=(3, 3))
-    prior = GroupPrior(rng.normal(size=3), factor @ factor.T + np.eye(3))
+    prior = Belief.from_cov(rng.normal(size=3), factor @ factor.T + np.eye(3))
     basis, prior, _ = gauge.canonicalise(
         rng.normal(size=(12, 3)), prior, embeddings, np.zeros(40, int), encoder={"kind": "lm", "layer": 15}
     )

@@ -5,26 +5,25 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from rewards.basis import users
-from rewards.basis.prior import precision
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
-from rewards.types import GroupPrior
 
 
 def make_prior(rng, size, mean=True):
     factor = rng.normal(size=(size, size)) / size + 0.6 * np.eye(size)
     center = 0.7 * rng.normal(size=size) if mean else np.zeros(size)
-    return GroupPrior(center.astype(np.float32), (factor @ factor.T).astype(np.float32))
+    return Belief.from_cov(center.astype(np.float32), (factor @ factor.T).astype(np.float32))
 
 
 def test_no_answers_is_exactly_the_prior():
     prior = make_prior(np.random.default_rng(0), 4)
     posterior = users.posterior(prior, np.zeros((0, 4)), np.zeros(0))
-    np.testing.assert_array_equal(posterior.coef_mean, prior.mean)
-    np.testing.assert_array_equal(posterior.coef_precision, precision(prior))
+    np.testing.assert_array_equal(posterior.mean, prior.mean)
+    np.testing.assert_array_equal(posterior.precision, prior.precision)
     assert posterior.num_answers == 0
     mean, precisions = users.posteriors(prior, np.array([1]), np.ones((1, 4)), np.ones(1), num_users=2)
     np.testing.assert_array_equal(mean[0], prior.mean)
-    np.testing.assert_array_equal(precisions[0], precision(prior))
+    np.testing.assert_array_equal(precisions[0], prior.precision)
 
 
 def test_map_equals_scikit_learn_on_whitened_features():
@@ -35,10 +34,10 @@ def test_map_equals_scikit_learn_on_whitened_features():
     model = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10, max_iter=1000)
     model.fit(delta @ root, outcome)
     posterior = users.posterior(prior, delta, outcome)
-    np.testing.assert_allclose(posterior.coef_mean, root @ model.coef_[0], atol=2e-4)
-    p = expit(delta @ posterior.coef_mean)
+    np.testing.assert_allclose(posterior.mean, root @ model.coef_[0], atol=2e-4)
+    p = expit(delta @ posterior.mean)
     hessian = np.linalg.inv(prior.cov) + (delta * (p * (1 - p))[:, None]).T @ delta
-    np.testing.assert_allclose(posterior.coef_precision, hessian, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(posterior.precision, hessian, rtol=1e-3, atol=1e-3)
 
 
 def test_map_with_prior_mean_ties_and_lapse_equals_a_general_optimiser():
@@ -56,14 +55,14 @@ def test_map_with_prior_mean_ties_and_lapse_equals_a_general_optimiser():
 
     best = minimize(objective, prior.mean.astype(np.float64), method="BFGS", options={"gtol": 1e-8})
     posterior = users.posterior(prior, delta, outcome, lapse=lapse)
-    np.testing.assert_allclose(posterior.coef_mean, best.x, atol=1e-3)
+    np.testing.assert_allclose(posterior.mean, best.x, atol=1e-3)
 
 
 def test_separable_answers_with_a_vague_prior_converge():
     # Undamped Newton overshoots here: all answers agree and the prior hardly holds.
     delta = np.linspace(1, 30, 40)[:, None].astype(np.float32)
-    prior = GroupPrior(np.zeros(1, np.float32), np.full((1, 1), 1e4, np.float32))
-    coef = users.posterior(prior, delta, np.ones(40)).coef_mean[0]
+    prior = Belief.from_cov(np.zeros(1, np.float32), np.full((1, 1), 1e4, np.float32))
+    coef = users.posterior(prior, delta, np.ones(40)).mean[0]
     stationary = coef / 1e4 - np.sum(delta[:, 0].astype(np.float64) * expit(-delta[:, 0] * float(coef)))
     assert 1 < coef < 20 and abs(stationary) < 1e-4
 
@@ -71,8 +70,8 @@ def test_separable_answers_with_a_vague_prior_converge():
 @pytest.mark.parametrize("start", [4.0, -6.0, 8.0, -8.0, 10.0])
 def test_a_start_far_from_the_optimum_needs_damping(start):
     """Where answers that contradict the prior's mean have flat slopes, a full Newton step flies past everything."""
-    prior = GroupPrior(np.full(1, start, np.float32), np.full((1, 1), 1e6, np.float32))
-    found = users.posterior(prior, np.ones((2, 1), np.float32), np.array([1.0, 0.0])).coef_mean[0]
+    prior = Belief.from_cov(np.full(1, start, np.float32), np.full((1, 1), 1e6, np.float32))
+    found = users.posterior(prior, np.ones((2, 1), np.float32), np.array([1.0, 0.0])).mean[0]
     assert abs(found) < 1e-2
 
 
@@ -85,8 +84,8 @@ def test_result_does_not_depend_on_padding_order_or_company():
     mean, precisions = users.posteriors(prior, index, delta, outcome, num_users=5)
     for user in range(5):
         alone = users.posterior(prior, delta[index == user], outcome[index == user])
-        np.testing.assert_allclose(mean[user], alone.coef_mean, atol=2e-5)
-        np.testing.assert_allclose(precisions[user], alone.coef_precision, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(mean[user], alone.mean, atol=2e-5)
+        np.testing.assert_allclose(precisions[user], alone.precision, rtol=1e-4, atol=1e-4)
 
 
 def test_ten_new_people_compile_nothing():
@@ -120,8 +119,8 @@ def test_thousands_of_people_equal_each_alone():
     mean, precisions = users.posteriors(prior, index, delta, outcome, num_users=people)
     for user in (0, users.MAX_PEOPLE - 1, users.MAX_PEOPLE, people - 1):
         alone = users.posterior(prior, delta[index == user], outcome[index == user])
-        np.testing.assert_allclose(mean[user], alone.coef_mean, atol=2e-5)
-        np.testing.assert_allclose(precisions[user], alone.coef_precision, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(mean[user], alone.mean, atol=2e-5)
+        np.testing.assert_allclose(precisions[user], alone.precision, rtol=1e-4, atol=1e-4)
 
 
 def test_large_and_small_systems_are_solved_alike():

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from rewards.basis.belief import Belief
 from rewards.basis.fit import FitConfig, fit_basis, fit_pooled
 from rewards.basis.readout import Readout
 from rewards.comparison import replay as evaluate
 from rewards.errors import UserError
-from rewards.types import GroupPrior, Preferences
+from rewards.types import Preferences
 from tests.rewards.planted import last, planted
 
 COUNTS = (0, 2, 5, 10, 20, 25)  # the same everywhere: one compiled replay a method
@@ -22,7 +23,7 @@ def world(seed=0, **sizes):
         seed, **({"width": 8, "num_basis": 3, "num_users": 30, "pairs": 30, "num_items": 80} | sizes)
     )
     phi = made.prefs.item_features @ made.directions
-    prior = GroupPrior(made.coef.mean(axis=0).astype(np.float32), np.cov(made.coef.T).astype(np.float32))
+    prior = Belief.from_cov(made.coef.mean(axis=0).astype(np.float32), np.cov(made.coef.T).astype(np.float32))
     return made.prefs, phi.astype(np.float32), prior, last(made.prefs, 10)
 
 
@@ -91,7 +92,7 @@ def test_swap_equals_the_mean_over_all_other_people():
 
 def test_identical_coefficients_are_not_changed_by_a_swap():
     prefs, phi, prior, test = world(5)
-    certain = GroupPrior(prior.mean, 1e-8 * np.eye(3, dtype=np.float32))
+    certain = Belief.from_cov(prior.mean, 1e-8 * np.eye(3, dtype=np.float32))
     result = evaluate.cold_start(certain, prefs, phi, test, key=jax.random.key(0), counts=COUNTS)
     swap = evaluate.swap(result, prefs, phi, test, key=jax.random.key(1))
     assert swap.flip_rate.mean == 0 and abs(swap.difference.mean) < 1e-12

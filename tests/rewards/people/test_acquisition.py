@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, xlogy
 
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import acquisition, questions
-from rewards.people.acquisition import AnswerModel, Belief
-from rewards.types import GroupPrior, UserPosterior
+from rewards.people.acquisition import AnswerModel
 
 
 def entropy(p):
@@ -22,7 +22,7 @@ def world(seed, size=4, count=6):
 
 
 def posterior_of(mean, cov):
-    return UserPosterior(np.float32(mean), np.float32(np.linalg.inv(cov)), 0)
+    return Belief.from_precision(np.float32(mean), np.float32(np.linalg.inv(cov)), 0)
 
 
 def test_mixture_gain_equals_monte_carlo():
@@ -80,18 +80,24 @@ def test_only_rules_that_are_tensors_survive_a_change_of_gauge():
     change = rng.normal(size=(4, 4)) * np.array([5.0, 1.0, 0.2, 0.05])  # φ′ = A φ, w′ = A⁻ᵀ w
     inverse = np.linalg.inv(change)
     information = (asked * 0.2).T @ asked
-    belief = Belief(mean, np.linalg.inv(cov) + information, information)
-    moved = Belief(
-        *(
-            np.float32(x)
-            for x in (inverse.T @ mean, change @ belief[1] @ change.T, change @ belief[2] @ change.T)
-        )
-    )
-    belief = Belief(*map(np.float32, belief))
+    prior_precision = np.linalg.inv(cov)
+
+    def beliefs(mean, change):
+        """The person and the population."""
+        matrices = (prior_precision + information, prior_precision)
+        return [
+            Belief.from_precision(np.float32(mean), np.float32(change @ matrix @ change.T))
+            for matrix in matrices
+        ]
+
+    belief, population = beliefs(mean, np.eye(4))
+    moved, moved_population = beliefs(inverse.T @ mean, change)
     for name, same in {"information": True, "d-optimal": True, "pref": False}.items():
         rule = acquisition.RULES[name]
-        here = np.asarray(rule(belief, np.float32(candidates), AnswerModel(), None))
-        there = np.asarray(rule(moved, np.float32(candidates @ change.T), AnswerModel(), None))
+        here = np.asarray(rule(belief, np.float32(candidates), AnswerModel(), None, population))
+        there = np.asarray(
+            rule(moved, np.float32(candidates @ change.T), AnswerModel(), None, moved_population)
+        )
         worst = np.max(np.abs(there - here)) / np.max(np.abs(here))
         assert (worst < 1e-2) == same, (name, worst)
         assert (np.argmax(here) == np.argmax(there)) or not same
@@ -161,9 +167,9 @@ def test_predicted_gain_falls_as_answers_come():
 
 def test_pref_needs_what_the_answers_told_and_random_a_key():
     _, mean, cov, candidates = world(6, count=200)
-    prior = GroupPrior(np.float32(mean), np.float32(cov))
+    prior = Belief.from_cov(np.float32(mean), np.float32(cov))
     told = 30 * np.outer(candidates[0], candidates[0])
-    posterior = UserPosterior(np.float32(mean), np.float32(np.linalg.inv(cov) + told), 3)
+    posterior = Belief.from_precision(np.float32(mean), np.float32(np.linalg.inv(cov) + told), 3)
     _, scores = questions.choose(posterior, candidates, rule="pref", prior=prior)
     matrix = told + 1e-3 * np.eye(4)
     slope = expit(candidates @ mean) * expit(-candidates @ mean)

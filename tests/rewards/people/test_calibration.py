@@ -4,14 +4,13 @@ import pytest
 from scipy.special import expit, log_expit
 
 from rewards.basis import users
-from rewards.basis.prior import precision
+from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import calibration
 from rewards.people.calibration import Calibration
-from rewards.types import GroupPrior, UserPosterior
 
 SIZE, ANSWERS = 4, 10
-PRIOR = GroupPrior(np.full(SIZE, 0.6, np.float32), np.eye(SIZE, dtype=np.float32))
+PRIOR = Belief.from_cov(np.full(SIZE, 0.6, np.float32), np.eye(SIZE, dtype=np.float32))
 
 
 def answered(seed, people):
@@ -24,7 +23,7 @@ def answered(seed, people):
 
 
 def laplace(delta, likes):
-    result = users.laplace(PRIOR.mean, precision(PRIOR), delta, likes, np.ones_like(likes), np.float32(0))
+    result = users.laplace(PRIOR.mean, PRIOR.precision, delta, likes, np.ones_like(likes), np.float32(0))
     return tuple(map(np.asarray, result))
 
 
@@ -37,8 +36,8 @@ def test_scaled_posterior_covers_what_it_says():
     _, other, _, _ = answered(1, 3000)
     fitted = calibration.fit_scale(PRIOR, other, margins, (5, ANSWERS), key=jax.random.key(0))
     for of in ("region", "margin"):
-        one = UserPosterior(mean[0], hessian[0], ANSWERS)
-        ratio = hessian[0, 0, 0] / fitted.scaled(one, of=of).coef_precision[0, 0]
+        one = Belief.from_precision(mean[0], hessian[0], ANSWERS)
+        ratio = hessian[0, 0, 0] / fitted.scaled(one, of=of).precision[0, 0]
         covered = calibration.coverage(coef, mean, hessian / ratio, margins)[of]
         assert 0.93 <= covered <= 0.97
         assert ratio == pytest.approx(getattr(fitted, of)[1], rel=1e-5) and ratio > 1.1
@@ -56,21 +55,21 @@ def test_pairs_without_a_difference_change_no_scale():
 
 def test_without_answers_nothing_is_scaled():
     calibrated = Calibration((5, 20), (1.5, 1.2), (1.3, 1.1))
-    prior = UserPosterior(PRIOR.mean, precision(PRIOR), 0)
-    np.testing.assert_array_equal(calibrated.scaled(prior).coef_precision, precision(PRIOR))
-    between = calibrated.scaled(UserPosterior(PRIOR.mean, precision(PRIOR), 10))
-    np.testing.assert_allclose(between.coef_precision, precision(PRIOR) / 1.4, rtol=1e-6)
+    prior = Belief.from_precision(PRIOR.mean, PRIOR.precision, 0)
+    np.testing.assert_array_equal(calibrated.scaled(prior).precision, PRIOR.precision)
+    between = calibrated.scaled(Belief.from_precision(PRIOR.mean, PRIOR.precision, 10))
+    np.testing.assert_allclose(between.precision, PRIOR.precision / 1.4, rtol=1e-6)
 
 
 def test_sampler_agrees_with_integration_on_a_grid():
     rng = np.random.default_rng(2)
-    prior = GroupPrior(np.float32([0.5, -0.2]), np.float32([[1.0, 0.3], [0.3, 2.0]]))
+    prior = Belief.from_cov(np.float32([0.5, -0.2]), np.float32([[1.0, 0.3], [0.3, 2.0]]))
     delta = np.float32(2 * rng.normal(size=(1, 8, 2)))
     likes = np.ones((1, 8), np.float32)  # all one way: a skewed posterior
     delta *= np.sign(delta @ np.float32([1.0, 0.5]))[..., None]
     samples = calibration.sample(
         prior.mean,
-        precision(prior),
+        prior.precision,
         delta,
         likes,
         np.ones_like(likes),
@@ -90,7 +89,7 @@ def test_sampler_agrees_with_integration_on_a_grid():
     drawn = np.asarray(samples)[0]
     np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.1)
     np.testing.assert_allclose(np.cov(drawn.T), cov, atol=0.15)
-    mode = users.posterior(prior, delta[0], likes[0]).coef_mean
+    mode = users.posterior(prior, delta[0], likes[0]).mean
     assert np.max(np.abs(mode - mean)) > 0.2  # which is why Laplace needs calibration
 
 
@@ -99,7 +98,7 @@ def test_sampler_covers():
     coef, delta, likes, margins = answered(3, 300)
     samples = calibration.sample(
         PRIOR.mean,
-        precision(PRIOR),
+        PRIOR.precision,
         delta,
         likes,
         np.ones_like(likes),

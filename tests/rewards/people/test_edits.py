@@ -5,10 +5,10 @@ import pytest
 
 from rewards import hashed
 from rewards.basis import gauge, store, users
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.people import edits, records
-from rewards.types import GroupPrior
 
 INPUTS = ["length_words", "price", "jargon", "warmth"]
 
@@ -16,7 +16,7 @@ INPUTS = ["length_words", "price", "jargon", "warmth"]
 @pytest.fixture
 def run(tmp_path):
     rng = np.random.default_rng(0)
-    prior = GroupPrior(rng.normal(size=3), np.diag([1.0, 0.5, 2.0]))
+    prior = Belief.from_cov(rng.normal(size=3), np.diag([1.0, 0.5, 2.0]))
     embeddings = rng.normal(size=(40, 4)).astype(np.float32)
     encoder = {"kind": "columns", "names": INPUTS}
     basis, prior, _ = gauge.canonicalise(
@@ -33,16 +33,16 @@ def words(run, text, name="ada"):
 def test_a_number_moves_its_axis_there_and_answers_still_count(tmp_path, run):
     record = records.add(tmp_path, run, "ada", edits=[edits.from_axis(run, "taste 1=+0.9")])
     k = run.basis.gauge.names.index("taste 1")
-    assert record.posterior.coef_mean[k] == pytest.approx(0.9, abs=0.02)
-    sd = np.sqrt(np.linalg.inv(record.posterior.coef_precision)[k, k])
+    assert record.posterior.mean[k] == pytest.approx(0.9, abs=0.02)
+    sd = np.sqrt(np.linalg.inv(record.posterior.precision)[k, k])
     assert sd == pytest.approx(0.1 * np.sqrt(run.prior.cov[k, k]), rel=0.02)
     delta = np.eye(3)[0] * 3
     answers = [records.make_answer("?", f"a{i}", f"b{i}", 1, delta) for i in range(5)]
     after = records.append(tmp_path, run, "ada", answers)
-    assert after.posterior.coef_mean[0] > record.posterior.coef_mean[0] + 0.1
+    assert after.posterior.mean[0] > record.posterior.mean[0] + 0.1
     assert records.load(tmp_path, "ada", run).edits == record.edits
     again = records.recompute(run, records.load(tmp_path, "ada", run))
-    np.testing.assert_allclose(again.coef_mean, after.posterior.coef_mean, atol=1e-6)
+    np.testing.assert_allclose(again.mean, after.posterior.mean, atol=1e-6)
 
 
 def test_edit_is_bayes_rule_and_the_last_of_a_name_counts(run):
@@ -64,7 +64,7 @@ def test_words_move_the_reward_of_what_they_name(tmp_path, run):
     items = np.eye(4, dtype=np.float32)
     slope = Readout.of(run.basis).features(np.concatenate([items, np.zeros((1, 4), np.float32)]))
     change = slope[:4] - slope[4]  # what one unit more of each number does to φ
-    before, after = change @ run.prior.mean, change @ record.posterior.coef_mean
+    before, after = change @ run.prior.mean, change @ record.posterior.mean
     assert after[0] < before[0] - 0.1 and after[1] < before[1] - 0.05
     more, less = words(run, "more warmth")[0], words(run, "less warmth")[0]
     assert more.value > less.value and more.name == less.name == "warmth"
@@ -146,4 +146,4 @@ def test_damaged_edit_is_named(tmp_path, run):
 def test_an_empty_record_with_an_edit_follows_from_it_alone(run):
     record = dataclasses.replace(records.new_record(run, "x"), edits=(edits.from_axis(run, "taste 1=0.5"),))
     expected = users.posterior(edits.apply(run.prior, record.edits), np.zeros((0, 3)), np.zeros(0))
-    np.testing.assert_array_equal(records.recompute(run, record).coef_mean, expected.coef_mean)
+    np.testing.assert_array_equal(records.recompute(run, record).mean, expected.mean)

@@ -5,10 +5,11 @@ from scipy.special import expit, xlogy
 from sklearn.metrics import roc_auc_score
 
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.comparison import replay as evaluate
 from rewards.errors import UserError
-from rewards.people import questions
-from rewards.types import GroupPrior, Preferences, UserPosterior
+from rewards.people import acquisition, questions
+from rewards.types import Preferences
 
 
 def entropy(p):
@@ -24,13 +25,14 @@ def test_quadrature_equals_monte_carlo_over_all_coefficients(lapse):
     coef = rng.multivariate_normal(mean, cov, size=400_000)
     p = lapse / 2 + (1 - lapse) * expit(coef @ candidates.T)
     expected = entropy(p.mean(axis=0)) - entropy(p).mean(axis=0)
-    gains = questions.information_gain(*map(np.float32, (mean, cov, candidates)), lapse)
+    belief = Belief.from_cov(np.float32(mean), np.float32(cov))
+    gains = acquisition.information(belief, np.float32(candidates), acquisition.AnswerModel.lapsing(lapse))
     np.testing.assert_allclose(gains, expected, atol=3e-3)
     assert expected.max() > 0.1
 
 
 def test_choice_is_the_largest_allowed_gain():
-    posterior = UserPosterior(np.zeros(2, np.float32), np.diag([1.0, 100.0]).astype(np.float32), 0)
+    posterior = Belief.from_precision(np.zeros(2, np.float32), np.diag([1.0, 100.0]).astype(np.float32), 0)
     candidates = np.array([[0, 2.0], [1, 0], [2, 0], [2, 0]])
     index, gains = questions.choose(posterior, candidates)
     assert index == 2 and gains[2] > gains[1] > gains[0] > 0
@@ -70,7 +72,14 @@ def cold_start_world(seed, num_users=60, pool=300, test=300):
         source="world",
     )
     mask = np.tile(np.arange(count) >= pool, num_users)
-    return prefs, phi, mask, GroupPrior(mean.astype(np.float32), np.eye(6, dtype=np.float32)), delta, likes
+    return (
+        prefs,
+        phi,
+        mask,
+        Belief.from_cov(mean.astype(np.float32), np.eye(6, dtype=np.float32)),
+        delta,
+        likes,
+    )
 
 
 def test_cold_start_information_gain_beats_random_questions():
@@ -108,4 +117,4 @@ def test_replay_equals_asking_one_by_one():
             asked.append(index)
             posterior = users.posterior(prior, delta[asked], np.ones(len(asked)))
         np.testing.assert_array_equal(result.questions[user], pool[asked])
-        np.testing.assert_allclose(result.coef[4][user], posterior.coef_mean, atol=1e-4)
+        np.testing.assert_allclose(result.coef[4][user], posterior.mean, atol=1e-4)

@@ -37,8 +37,8 @@ def test_answers_append_and_the_posterior_follows_from_them(tmp_path, run):
     assert json.loads(before)["answers"] == json.loads((tmp_path / "anna.json").read_text())["answers"][:3]
     delta = np.array([answer.delta_features for answer in given])
     expected = users.posterior(run.prior, delta, np.array([answer.outcome for answer in given]))
-    np.testing.assert_allclose(record.posterior.coef_mean, expected.coef_mean, atol=1e-6)
-    np.testing.assert_allclose(records.recompute(run, record).coef_precision, record.posterior.coef_precision)
+    np.testing.assert_allclose(record.posterior.mean, expected.mean, atol=1e-6)
+    np.testing.assert_allclose(records.recompute(run, record).precision, record.posterior.precision)
     written = json.loads((tmp_path / "anna.json").read_text())
     assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers", "sha256"}
     assert written["basis"] == run.hash and np.shape(written["coef_precision"]) == (3, 3)
@@ -73,7 +73,7 @@ def test_fifty_updates_with_overlapping_rows_at_once_count_every_answer_once(tmp
     assert sum(added) == len(record.answers) == 20
     assert sorted(answer.chosen for answer in record.answers) == sorted(a.chosen for a in answers(20))
     whole = records.append(tmp_path / "other", run, "anna", answers(20))
-    np.testing.assert_allclose(record.posterior.coef_mean, whole.posterior.coef_mean, rtol=1e-4)
+    np.testing.assert_allclose(record.posterior.mean, whole.posterior.mean, rtol=1e-4)
 
 
 def said(chosen="a", rejected="b", outcome=1.0, time=None):
@@ -129,7 +129,7 @@ def test_a_posterior_that_contradicts_its_answers_is_refused(tmp_path, run):
 
 def test_somebody_new_is_the_prior_and_is_not_written(tmp_path, run):
     record = records.new_record(run, "anna")
-    np.testing.assert_array_equal(record.posterior.coef_mean, run.prior.mean)
+    np.testing.assert_array_equal(record.posterior.mean, run.prior.mean)
     assert not records.exists(tmp_path, "anna")
 
 

@@ -4,11 +4,11 @@ import pytest
 from scipy.special import expit
 
 from rewards.basis import users
+from rewards.basis.belief import Belief
 from rewards.people import shared_accounts
-from rewards.types import GroupPrior
 
 SIZE = 3
-PRIOR = GroupPrior(np.full(SIZE, 0.5, np.float32), 2 * np.eye(SIZE, dtype=np.float32))
+PRIOR = Belief.from_cov(np.full(SIZE, 0.5, np.float32), 2 * np.eye(SIZE, dtype=np.float32))
 
 
 def account(rng, coefs, share, sittings=15, length=8, ties=0):
@@ -31,10 +31,10 @@ def test_two_people_are_told_apart():
     assert found.coef[0, 1] > 1 and found.coef[1, 1] < -1  # the first gives more answers
     assert np.mean((found.first < 0.5) == who) > 0.9
     first, second = shared_accounts.two_posteriors(PRIOR, delta, outcome, found)
-    assert first.coef_mean[1] > 1 and second.coef_mean[1] < -1
+    assert first.mean[1] > 1 and second.mean[1] < -1
     assert first.num_answers + second.num_answers == pytest.approx(120, abs=1)
     alone = users.posterior(PRIOR, delta, outcome)
-    assert abs(alone.coef_mean[1]) < 1  # what one Gaussian makes of them
+    assert abs(alone.mean[1]) < 1  # what one Gaussian makes of them
 
 
 def test_single_people_are_left_alone():

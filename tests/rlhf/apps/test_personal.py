@@ -113,7 +113,7 @@ def test_one_z_for_a_person_everywhere(world, capsys, tmp_path):
     """Show, generate, export, evaluation and the formula by hand agree, where the rail pulls everybody to the mean."""
     policy, run = policy_store.load_policy(world / "policy"), store.load_reward_run(world / "rewards")
     person = records.list_records(run.users)[0][0]
-    coef = records.load(run.users, person, run).posterior.coef_mean.astype(np.float64)
+    coef = records.load(run.users, person, run).posterior.mean.astype(np.float64)
     values, vectors = np.linalg.eigh(run.prior.cov.astype(np.float64))
     whitened = (coef - run.prior.mean) @ (vectors / np.sqrt(values)) @ vectors.T
     wanted = whitened / 1.25  # (w_eff − μ) = β/(β+η) (w − μ), β = 1, η = 0.25
@@ -228,7 +228,7 @@ def test_a_remembered_person_has_the_coefficients_that_were_served(world):
             )
         )
         assert {(answer.chosen, answer.rejected) for answer in record.answers} <= own
-        np.testing.assert_allclose(record.posterior.coef_mean, people.coef[index], atol=2e-3)
+        np.testing.assert_allclose(record.posterior.mean, people.coef[index], atol=2e-3)
 
 
 def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(world):

@@ -90,7 +90,7 @@ def test_training_records_follow_from_their_answers(run):
         record = records.load(run / "run" / "users", user_id, loaded)
         assert count == 24
         np.testing.assert_allclose(
-            records.recompute(loaded, record).coef_mean, record.posterior.coef_mean, rtol=1e-3, atol=1e-3
+            records.recompute(loaded, record).mean, record.posterior.mean, rtol=1e-3, atol=1e-3
         )
 
 
@@ -120,7 +120,7 @@ def test_update_equals_the_posterior_of_the_file(run, capsys):
     gauge = loaded.basis.gauge
     matrix = np.diag(gauge.signs) @ gauge.rotation @ gauge.whitening * gauge.scale
     expected = users.posterior(loaded.prior, raw @ loaded.basis.head @ matrix.T, np.ones(len(rows)))
-    np.testing.assert_allclose(result["coef_mean"], expected.coef_mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result["coef_mean"], expected.mean, rtol=1e-3, atol=1e-4)
     assert result["num_answers"] == result["added"] == 12
     shown = result_of(capsys, "users", "show", "ada", "--rewards", run / "run")
     assert shown["coef_mean"] == result["coef_mean"]

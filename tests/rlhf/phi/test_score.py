@@ -8,12 +8,12 @@ import pytest
 
 from rewards import methods as models
 from rewards.basis import gauge, store
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.methods.base import ItemTable
 from rewards.methods.columns import Columns
 from rewards.methods.store import save_model
 from rewards.people import records
-from rewards.types import GroupPrior
 from rlhf.apps import cli
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
@@ -29,7 +29,7 @@ def items():
 def stored_run(folder, width, encoder):
     """A run of two outputs over embeddings of `width`, in the canonical gauge, made without a fit."""
     rng = np.random.default_rng(1)
-    prior = GroupPrior(np.array([1.5, -0.4]), np.array([[0.5, 0.1], [0.1, 0.7]]))
+    prior = Belief.from_cov(np.array([1.5, -0.4]), np.array([[0.5, 0.1], [0.1, 0.7]]))
     reference = rng.normal(size=(NUM_ITEMS, width))
     basis, prior, _ = gauge.canonicalise(
         rng.normal(size=(width, 2)), prior, reference, np.zeros(NUM_ITEMS, np.int32), encoder=encoder

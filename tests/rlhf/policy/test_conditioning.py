@@ -9,18 +9,18 @@ import pytest
 from scipy.optimize import minimize
 
 from rewards.basis import gauge
+from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
-from rewards.types import GroupPrior, UserPosterior
 from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, UsersMixConfig, sample_coef
 
 K = 3
 
 
-def make_prior(seed: int = 0) -> GroupPrior:
+def make_prior(seed: int = 0) -> Belief:
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(K, K))
-    return GroupPrior(
+    return Belief.from_cov(
         rng.normal(size=K).astype(np.float32), (factor @ factor.T + 0.3 * np.eye(K)).astype(np.float32)
     )
 
@@ -45,7 +45,7 @@ def test_the_rail_is_shrinkage_of_coefficients():
         return -value, -p * (terms - p @ terms)
 
     found = minimize(negative_objective, np.zeros(12), jac=True, method="BFGS", options={"gtol": 1e-12})
-    gate = Gate.of(GroupPrior(mean.astype(np.float32), np.eye(K, dtype=np.float32)), beta, eta)
+    gate = Gate.of(Belief.from_cov(mean.astype(np.float32), np.eye(K, dtype=np.float32)), beta, eta)
     shrunk = gate.compose(coef.astype(np.float32))[0].astype(np.float64)
     np.testing.assert_allclose(
         np.exp(log_softmax(found.x)), np.exp(log_softmax(ref + phi @ shrunk / beta)), atol=1e-6
@@ -55,7 +55,7 @@ def test_the_rail_is_shrinkage_of_coefficients():
 
 def test_no_rail_keeps_the_coefficients_and_an_endless_one_gives_the_mean():
     coef, mean = np.array([[1.0, -2.0, 3.0]], np.float32), np.array([0.5, 0.5, 0.5], np.float32)
-    prior = GroupPrior(mean, np.eye(K, dtype=np.float32))
+    prior = Belief.from_cov(mean, np.eye(K, dtype=np.float32))
     np.testing.assert_array_equal(Gate.of(prior, 0.3, 0.0).compose(coef)[0], coef)
     np.testing.assert_allclose(Gate.of(prior, 0.3, 1e9).compose(coef)[0], mean[None], rtol=1e-6)
 
@@ -92,7 +92,7 @@ def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
     prior = make_prior()
     precision = np.stack([np.diag([4.0, 9.0, 16.0]), make_prior(5).cov]).astype(np.float32)
     means = np.array([[5.0, 0.0, 0.0], [-5.0, 1.0, 2.0]], np.float32)
-    people = [UserPosterior(m, h, 3) for m, h in zip(means, precision, strict=True)]
+    people = [Belief.from_precision(m, h, 3) for m, h in zip(means, precision, strict=True)]
     population = Population.from_posteriors(prior, people, extreme_sd=2.5)
     num = 20_000
     shares = UserShares(num, num, num, 5)
@@ -129,7 +129,7 @@ def test_a_change_of_basis_changes_no_answer():
         phi = Readout.of(basis).features(embeddings, item_prompt)
         return np.asarray(z), w @ phi.T
 
-    moved = GroupPrior(gauge.transform_coef(change, prior.mean), gauge.transform_cov(change, prior.cov))
+    moved = Belief.from_cov(gauge.transform_coef(change, prior.mean), gauge.transform_cov(change, prior.cov))
     # raw′ = A raw, so head′ = head Aᵀ.
     z, scores = answers(head, prior, coef)
     z_moved, scores_moved = answers(head @ change.T, moved, gauge.transform_coef(change, coef))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rewards.types import GroupPrior, UserPosterior
+from rewards.basis.belief import Belief
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows, microbatches
 from rlhf.policy.conditioning import Population, RailConfig
@@ -66,6 +66,9 @@ def make_population(seed: int = 0, *, spread: bool = True) -> Population:
     rng = np.random.default_rng(seed)
     taste = np.array([1.0, -0.5]) + 0.3 * rng.normal(size=2)
     precision = np.eye(K) * (4.0 if spread else 1e12)
-    people = [UserPosterior((s * taste).astype(np.float32), precision.astype(np.float32), 5) for s in (1, -1)]
-    prior = GroupPrior(np.array([0.2, -0.1], np.float32), np.array([[1.0, 0.3], [0.3, 0.5]], np.float32))
+    people = [
+        Belief.from_precision((s * taste).astype(np.float32), precision.astype(np.float32), 5)
+        for s in (1, -1)
+    ]
+    prior = Belief.from_cov(np.array([0.2, -0.1], np.float32), np.array([[1.0, 0.3], [0.3, 0.5]], np.float32))
     return Population.from_posteriors(prior, people, extreme_sd=2.0)

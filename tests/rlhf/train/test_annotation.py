@@ -10,8 +10,8 @@ import pydantic
 import pytest
 
 from rewards.annotation.basis import run_margins
+from rewards.basis.belief import Belief
 from rewards.people.population import People
-from rewards.types import GroupPrior, UserPosterior
 from rlhf.apps import cli
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import pair_rows
@@ -60,13 +60,13 @@ def test_the_loss_is_weighted_cross_entropy_with_soft_labels():
 def test_margins_of_a_reward_run_fall_back_to_the_prior():
     prefs = make_prefs()
     phi = np.random.default_rng(1).normal(size=(5, 2))
-    prior = GroupPrior(np.array([1.0, -1.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
-    bob = UserPosterior(np.array([0.5, 2.0]), np.array([[4.0, 1.0], [1.0, 3.0]]), 7)
+    prior = Belief.from_cov(np.array([1.0, -1.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
+    bob = Belief.from_precision(np.array([0.5, 2.0]), np.array([[4.0, 1.0], [1.0, 3.0]]), 7)
     mean, var = run_margins(prefs, phi, prior, People(("bob",), (bob,)))
     ann, other = phi[0] - phi[1], phi[3] - phi[4]
     assert mean[0] == pytest.approx(ann @ prior.mean) and var[0] == pytest.approx(ann @ prior.cov @ ann)
-    assert mean[4] == pytest.approx(other @ bob.coef_mean)
-    assert var[4] == pytest.approx(other @ np.linalg.solve(bob.coef_precision, other))
+    assert mean[4] == pytest.approx(other @ bob.mean)
+    assert var[4] == pytest.approx(other @ np.linalg.solve(bob.precision, other))
 
 
 @pytest.mark.parametrize(

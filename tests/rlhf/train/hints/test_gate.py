@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.people import edits, records
-from rewards.types import Gauge, GroupPrior, RewardBasis, UserPosterior
+from rewards.types import Gauge, RewardBasis
 from rlhf.train.hints import gate as hint_gate
 
 EXAMPLES = {
@@ -49,16 +50,16 @@ def test_a_hint_as_long_as_a_prompt_is_not_a_hint():
     assert hint_gate.classify("shorter " * 60)[0] == "other"
 
 
-def make_run(**extra) -> tuple[RewardRun, UserPosterior]:
+def make_run(**extra) -> tuple[RewardRun, Belief]:
     names = ("aggregate", "length", "warmth", "price")
     eye = np.eye(4, dtype=np.float32)
     zero, one = np.zeros(4, np.float32), np.ones(4, np.float32)
     basis = RewardBasis(eye, Gauge("none", zero, eye, eye, one, 1.0, names, "x"), {"kind": "columns"})
-    prior = GroupPrior(
+    prior = Belief.from_cov(
         np.array([1.0, 0.2, -0.1, 0.0], np.float32), np.diag([1.0, 0.5, 2.0, 1.0]).astype(np.float32)
     )
     run = RewardRun(basis, prior, "hash", extra, Path("run"))
-    return run, UserPosterior(prior.mean, np.linalg.inv(prior.cov), 0)
+    return run, Belief.from_precision(prior.mean, np.linalg.inv(prior.cov), 0)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_the_record_recomputed_with_the_statements_is_the_edited_prior():
     decision = hint_gate.decide("shorter", run=run, posterior=posterior)
     record = dataclasses.replace(records.new_record(run, "anna"), edits=decision.edits)
     found = records.recompute(run, record)
-    np.testing.assert_allclose(found.coef_mean, edits.apply(run.prior, decision.edits).mean, atol=1e-5)
+    np.testing.assert_allclose(found.mean, edits.apply(run.prior, decision.edits).mean, atol=1e-5)
 
 
 def test_a_locked_direction_is_reached_by_no_door():

@@ -188,7 +188,7 @@ def test_a_hint_moves_its_person_towards_the_hinted_policy_and_nobody_in_particu
     run = load_reward_run(policy.record["rewards"])
     empty = jax.tree.map(jnp.zeros_like, (policy.params.lora, policy.params.conditioner))
     before = policy.params._replace(lora=empty[0], conditioner=empty[1])
-    z = policy_store.coefficients_to_z(policy, records.load(run.users, "ada", run).posterior.coef_mean)
+    z = policy_store.coefficients_to_z(policy, records.load(run.users, "ada", run).posterior.mean)
     for row in WORLD_ROWS[:2]:
         teacher = plain_logits(policy, before, row, None, hinted=True)
         start = kl(teacher, plain_logits(policy, before, row, z))
@@ -219,7 +219,7 @@ def test_every_row_is_decided_and_the_file_says_why(world, hosted):
     assert lines[2]["phrase"] == "i'm right" and "refused as stance" in lines[2]["reason"]
     assert "z is 0" in lines[6]["reason"]
     run = load_reward_run(world / "function")
-    np.testing.assert_allclose(lines[0]["coef"], records.load(run.users, "ada", run).posterior.coef_mean)
+    np.testing.assert_allclose(lines[0]["coef"], records.load(run.users, "ada", run).posterior.mean)
 
 
 def test_the_terminal_names_the_command_of_a_statement_and_training_edits_nobody(world, capsys):
@@ -361,7 +361,7 @@ def test_rows_depend_on_seed_and_iteration_alone_and_hold_people_who_teach_nothi
     run = load_reward_run(world / "fitted")
     from rewards.people.population import load_people
 
-    means = np.array([belief.coef_mean for belief in load_people(run).posteriors])
+    means = np.array([belief.mean for belief in load_people(run).posteriors])
     halves = (means - 1.0) / 2.0  # μ = 1, Σ = I, β = η
     np.testing.assert_allclose(found.others, halves[2:], atol=1e-5)
     np.testing.assert_allclose(found.student.z, halves[[0, 1, 0]], atol=1e-5)

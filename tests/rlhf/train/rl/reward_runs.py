@@ -3,9 +3,10 @@
 import numpy as np
 
 from rewards.basis import gauge
+from rewards.basis.belief import Belief
 from rewards.basis.store import load_reward_run, save_reward_run
 from rewards.people.population import save_people
-from rewards.types import Gauge, GroupPrior, RewardBasis
+from rewards.types import Gauge, RewardBasis
 from rlhf.phi import encoder
 
 PEOPLE = 6
@@ -28,7 +29,7 @@ def make_run(base, directory, *, layer=-1, pool="mean", quadratic=None, num_basi
     settings = encoder.encoder_settings("lm", str(base.name), layer, pool, base.fingerprint)
     head = rng.normal(size=(width, num_basis)).astype(np.float32)
     basis = RewardBasis(head, record, settings, quadratic)
-    prior = GroupPrior(np.ones(num_basis, np.float32), np.eye(num_basis, dtype=np.float32))
+    prior = Belief.from_cov(np.ones(num_basis, np.float32), np.eye(num_basis, dtype=np.float32))
     identity = save_reward_run(directory, basis, prior)
     mean = prior.mean + rng.normal(size=(PEOPLE, num_basis))
     precision = np.tile(4.0 * np.eye(num_basis), (PEOPLE, 1, 1))
