@@ -35,11 +35,12 @@ class ConditionerConfig:
     rank: int = Field(
         default=4,
         ge=1,
+        le=1_024,
         description="Rank r of each axis's direction: ΔW = Σ_k z_k B_k A_k with A_k, B_k of this rank "
         "(low_rank, logit_heads).",
     )
     slots: int = Field(
-        default=8, ge=1, description="Extra attention slots in every adapted layer (prefix only)."
+        default=8, ge=1, le=4_096, description="Extra attention slots in every adapted layer (prefix only)."
     )
     shift: bool = Field(
         default=True,

@@ -29,10 +29,11 @@ class HostConfig:
     timeout_seconds: float = Field(
         default=600.0,
         gt=0,
+        le=1e6,
         description="Longest time one column may take for the completions of an iteration.",
     )
     retries: int = Field(
-        default=0, ge=0, description="Further tries after a column failed, with growing pauses."
+        default=0, ge=0, le=100, description="Further tries after a column failed, with growing pauses."
     )
 
 

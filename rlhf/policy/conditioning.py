@@ -12,6 +12,7 @@ Shapes: B rows, K basis outputs, U users.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.models.layout import AnyArray
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 
@@ -35,6 +37,7 @@ class RailConfig:
     eta: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight η of KL(π‖π_agg): coefficients shrink to (βw + ημ)/(β+η); 0 means no rail.",
     )
 
@@ -52,8 +55,15 @@ class UsersMixConfig:
     )
     generic: float = Field(default=0.1, ge=0, le=1, description="Share at μ itself, the aggregate user.")
     extreme_sd: float = Field(
-        default=2.0, gt=0, description="Distance of the extremes from μ, in prior standard deviations."
+        default=2.0,
+        gt=0,
+        le=1e3,
+        description="Distance of the extremes from μ, in prior standard deviations.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.extremes == 0:
+            yield Unread(["extreme_sd"], "extremes", "users.extremes 0")
 
     @model_validator(mode="after")
     def _shares(self):

@@ -30,7 +30,7 @@ from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import optim
+from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.loop import run_steps
@@ -125,6 +125,7 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
     data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    memory.check_rows(config, base, data, rows.packed)
     drawn_from = population(config, rewards, people)
     state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
     params = params._replace(**state.params)

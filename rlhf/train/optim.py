@@ -20,21 +20,26 @@ class OptimizerConfig:
     """AdamW with warm-up and clipping by the global norm."""
 
     learning_rate: float = Field(
-        gt=0, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
+        gt=0, le=1e3, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine",
         description="Course after warm-up: constant, or linear/cosine to zero at the last step.",
     )
     warmup_steps: Count = Field(
-        default=0, ge=0, description="Optimiser steps of linear warm-up from zero; 0 means none."
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Optimiser steps of linear warm-up from zero; 0 means none.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay; 0 means none.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1e3, description="Decoupled weight decay; 0 means none."
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="Gradients with a larger global norm are scaled down to it."
+        default=1.0, gt=0, le=1e12, description="Gradients with a larger global norm are scaled down to it."
     )
 
 

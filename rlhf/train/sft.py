@@ -24,7 +24,7 @@ from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import optim
+from rlhf.train import memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig, SFTConfig
@@ -81,6 +81,8 @@ def train(
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    data = sft.SFTBatch(rows, hidden)
+    memory.check_rows(config, base, data, rows.packed)
     settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
@@ -92,7 +94,7 @@ def train(
     state = run_steps(
         state,
         step,
-        batches(config, sft.SFTBatch(rows, hidden), len(rows.weight)),
+        batches(config, data, len(rows.weight)),
         config.train,
         tokens_per_step=tokens_per_step(config, rows.packed),
         callbacks=callbacks,
@@ -128,6 +130,7 @@ def fresh_policy(
 ) -> tuple[nnx.GraphDef, PolicyParams, jax.Array]:
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
+    memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     lora, conditioner = init_adapters(graphdef, shapes, init_key)
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key

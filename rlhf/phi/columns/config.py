@@ -45,6 +45,8 @@ class ColumnConfig:
     )
     gate: float | None = Field(
         default=None,
+        ge=-1e30,
+        le=1e30,
         description="A number makes the column a gate instead of a reward: completions with a value below it are "
         "not accepted. Null: a reward.",
     )
@@ -79,6 +81,7 @@ class ColumnConfig:
     opponents: int = Field(
         default=4,
         ge=1,
+        le=1_000,
         description="Completions of its prompt that each one is compared with, in both orders (judge only).",
     )
     min_consistency: float = Field(
@@ -90,17 +93,24 @@ class ColumnConfig:
     )
     parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time (judge only).")
     timeout_seconds: float = Field(
-        default=120.0, gt=0, description="Longest wait for the server's next bytes (judge only)."
+        default=120.0, gt=0, le=1e6, description="Longest wait for the server's next bytes (judge only)."
     )
     retries: int = Field(
-        default=3, ge=0, description="Further tries after a time-out, a 429 or a 5xx answer (judge only)."
+        default=3,
+        ge=0,
+        le=100,
+        description="Further tries after a time-out, a 429 or a 5xx answer (judge only).",
     )
     max_tokens: int = Field(
-        default=1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Longest reasoning with its verdict, in tokens (judge only).",
     )
     limit_seconds: float = Field(
         default=LIMIT_SECONDS,
         gt=0,
+        le=1e6,
         description="Longest time one call of the function may take; training has host.timeout_seconds as well "
         "(function only).",
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards import hashed
+from rewards.data.schema import ROLES
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Preferences, Prompt
@@ -40,6 +41,8 @@ Verdict: A
 Verdict: B
 Verdict: tie"""
 _VERDICT = re.compile(r"Verdict: (A|B|tie)")
+_TAG = re.compile(r"<\s*/?\s*(prompt|completion)", re.IGNORECASE)
+_HEADED, _ESCAPED = re.compile(rf"^(?=\[({'|'.join(ROLES)})\])", re.MULTILINE | re.IGNORECASE), r"\\"
 MAX_UNREADABLE = 0.05
 
 
@@ -179,12 +182,19 @@ def _spread(prefs: Preferences, scores: np.ndarray) -> np.ndarray:
 
 
 def request(question: str, prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
-    """The messages sent for one pair in one order."""
-    text = prompt if isinstance(prompt, str) else "\n".join(f"[{role}] {content}" for role, content in prompt)
-    material = (
-        f"<prompt>\n{text}\n</prompt>\n<completion_a>\n{first}\n</completion_a>\n"
-        f"<completion_b>\n{second}\n</completion_b>"
-    )
+    """The messages sent for one pair in one order.
+
+    Whoever writes a text cannot end its tags: where a text holds one, all tags carry a hash of the texts, which no text
+    can hold of itself; and a line that looks like the beginning of another message is escaped.
+    """
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        text = "\n".join(f"[{role}] {_HEADED.sub(_ESCAPED, content)}" for role, content in prompt)
+    texts = {"prompt": text, "completion_a": first, "completion_b": second}
+    forged = any(_TAG.search(held) for held in texts.values())
+    mark = f"-{sha256_json(list(texts.values()))[:16]}" if forged else ""
+    material = "\n".join(f"<{name}{mark}>\n{held}\n</{name}{mark}>" for name, held in texts.items())
     return [
         {"role": "system", "content": INSTRUCTIONS.format(question=question)},
         {"role": "user", "content": material},

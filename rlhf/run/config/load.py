@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from rewards.errors import UserError, nearest
 from rewards.files import JSONObject
 from rewards.paths import expanded
 from rewards.shown import without_credentials
+from rlhf.run.config import unread
 from rlhf.run.config.document import Key, dump, parse, parse_value
 
 if typing.TYPE_CHECKING:
@@ -22,6 +24,12 @@ if typing.TYPE_CHECKING:
 T = TypeVar("T")
 _COMMAND_LINE = "command line"
 _MAX_LISTED = 3
+LARGEST = (
+    1e30  # of a configuration's numbers: float32 holds it, and its products with other such numbers of use
+)
+SMALLEST = (
+    1.1754943508222875e-38  # the least that float32 holds in full; below it a positive number may become 0
+)
 _MAX_DEPTH = 20  # names in the key of an override
 
 
@@ -206,13 +214,16 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
       schema_class: the record of a kind of run (`describe.schema_of`).
     Raises:
       UserError: an unknown, missing, mistyped or out-of-range key, with its path, place (file and line, or
-        command line), value and the nearest right key; several are listed in one line.
+        command line), value and the nearest right key; or a key that the choices made never read; several are listed in
+        one line.
     """
     path = Path(path)
     values, sources = _read(path)
     for override in overrides:
         _apply_override(values, override, sources, schema_class)
-    return build(values, schema_class, path.name, sources)
+    config = build(values, schema_class, path.name, sources)
+    unread.check(config, sources, _COMMAND_LINE)
+    return config
 
 
 def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str] | None = None) -> T:
@@ -235,13 +246,43 @@ def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str],
     values = {key: _at_home(value) for key, value in values.items()}
     try:
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
-        return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
+        config = TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
     except TypeError:
         _raise(
             [f"[{default}]: holds a value that is no text, number, list or section; remove YAML tags (!!...)"]
         )
     except ValidationError as error:
         _raise(_complaints(error, values, schema_class, sources, default))
+    if lines := [
+        f"{'.'.join(path)} [{_source(path, sources, default)}]: {problem} (got {_shown(value)})"
+        for path, value in _numbers(values)
+        if (problem := _out_of_range(value))
+    ]:
+        _raise(lines)
+    return config
+
+
+def _numbers(values: Any, path: Key = ()) -> Iterator[tuple[Key, int | float]]:
+    """Every number with the key that holds it, those of lists and of tables whose keys the user chooses included."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _numbers(value, (*path, str(name)))
+    elif isinstance(values, list):
+        for place, value in enumerate(values):
+            yield from _numbers(value, (*path, str(place)) if isinstance(value, dict) else path)
+    elif isinstance(values, (int, float)) and not isinstance(values, bool):
+        yield path, values
+
+
+def _out_of_range(value: int | float) -> str | None:
+    """Why no key can hold this number: compiled code counts with 32 bits, in which it would be infinite, zero or another."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if abs(value) > LARGEST:
+        return f"too large a number; none here goes beyond {LARGEST:g}"
+    if 0 < abs(value) < SMALLEST:
+        return f"too close to 0; write 0 or at least {SMALLEST:g}"
+    return None
 
 
 def _at_home(values: object) -> object:

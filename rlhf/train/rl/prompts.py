@@ -20,6 +20,7 @@ from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.rollout import Prompts
+from rlhf.train.rl.size import check_sampling
 
 _LOG = logging.getLogger("chorus")
 
@@ -83,8 +84,8 @@ def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | Non
     """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
-      UserError: a prompt is too long (row and length) and data.too_long is error; none is left; or prompt and completion
-        do not fit into the model's context.
+      UserError: a prompt is too long (row and length) and data.too_long is error; none is left; prompt and completion do
+        not fit into the model's context; or an iteration does not fit into memory.
     """
     rows = read_prompts(config.data.path, config.data.split) if rows is None else rows
     encoded = [base.tokenizer.encode_prompt(prompt) for prompt in rows.prompts]
@@ -116,6 +117,7 @@ def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | Non
             f"{rows.source} row {rows.row[longest]}: prompt of {len(encoded[longest])} tokens and rollout.max_new_tokens "
             f"{new} exceed the model's context of {room}; lower one of them or rollout.max_prompt_tokens"
         )
+    check_sampling(config, base, len(encoded[longest]))
     tokens, starts = left_pad(encoded)
     return PromptSet(rows, tokens, starts, int(np.sum(~fits)))
 

@@ -30,26 +30,33 @@ Algorithm = PPOAlgorithmConfig | GRPOAlgorithmConfig
 class RolloutConfig:
     """What one iteration samples: prompts × people × completions rows."""
 
-    prompts_per_step: int = Field(default=8, ge=1, description="Prompts in an iteration.")
+    prompts_per_step: int = Field(default=8, ge=1, le=100_000, description="Prompts in an iteration.")
     users_per_prompt: int = Field(
-        default=1, ge=1, description="People drawn for each prompt; each gets completions of their own."
+        default=1,
+        ge=1,
+        le=10_000,
+        description="People drawn for each prompt; each gets completions of their own.",
     )
     completions: int = Field(
         default=4,
         ge=1,
+        le=10_000,
         description="Completions of one prompt for one person: the group that is centred together.",
     )
     max_prompt_tokens: int = Field(
-        default=512, ge=1, description="Longest prompt, in tokens; see data.too_long."
+        default=512, ge=1, le=1_000_000, description="Longest prompt, in tokens; see data.too_long."
     )
-    max_new_tokens: int = Field(ge=1, description="Longest completion, in tokens.")
+    max_new_tokens: int = Field(ge=1, le=1_000_000, description="Longest completion, in tokens.")
     temperature: float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         description="Sampling temperature; log-probs are those of the untempered policy, so other values than 1 "
         "bias the gradient.",
     )
-    top_k: int = Field(default=0, ge=0, description="Sample from the k likeliest tokens; 0 means all.")
+    top_k: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Sample from the k likeliest tokens; 0 means all."
+    )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this mass; 1 means all."
     )
