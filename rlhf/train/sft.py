@@ -21,6 +21,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows, microbatches, sft_rows
 from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
+from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import optim
@@ -47,8 +48,10 @@ def run(
         if finished(job):
             return stored(job)
         prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
+        base = base or open_base(config)
+        inputs.check(job, read_by(config, base, prefs))
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base or open_base(config), beside, own)
+        trained = train(config, prefs, base, beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -111,6 +114,14 @@ def read_examples(source: Source, split: str = "train") -> Preferences:
     return read_preferences(table, people=False)
 
 
+def read_by(config: Any, base: policy_store.Base, table: Any) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model."""
+    return {
+        "data.path": {str(config.data.path): inputs.content(table)},
+        "model.name": {"weights": base.fingerprint, **base.files},
+    }
+
+
 def open_base(config: Any) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
@@ -149,6 +160,7 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
         "kind": kind,
         "base": None if base.name == policy_store.IN_MEMORY else str(place),
         "base_fingerprint": base.fingerprint,
+        "base_files": dict(base.files),
         "adapter_layers": config.model.adapter_layers,
         "dtype": config.model.dtype,
         "seed": config.seed,

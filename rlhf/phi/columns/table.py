@@ -148,13 +148,18 @@ def open_columns(settings: dict[str, Any], *, gates: bool) -> list[tuple[dict[st
         if own["gate"] is not None and not gates:
             continue
         column = make(own)
-        if column.identity() != entry["identity"]:
+        if entry["identity"] != column.identity() and entry["identity"] not in _former(column):
             raise UserError(
                 f"column {own['name']!r}: {_subject(own)} is not what the rewards were fitted with (sha256 "
                 "differs); restore it or fit again"
             )
         opened.append((entry, column))
     return opened
+
+
+def _former(column: Column) -> tuple[str, ...]:
+    """Identities that the same column had in older versions."""
+    return getattr(column, "former_identities", tuple)()
 
 
 def combine(parts: Sequence[tuple[dict[str, Any], Measured]]) -> Table:

@@ -43,6 +43,11 @@ def save(directory: Path, spec: dict[str, Any], critic: Critic, purpose: dict[st
     return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
+def identity(directory: str | Path) -> str:
+    """Hash of a run's critic, whose record holds that of its tensors."""
+    return hashed.record_identity(Path(directory) / FOLDER / RECORD)
+
+
 def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose: dict[str, Any]) -> Critic:
     """Read the critic of a run.
 
