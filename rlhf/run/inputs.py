@@ -36,15 +36,19 @@ class Change(NamedTuple):
         return f"{self.what} changed (sha256 {_short(self.then)} then, {_short(self.now)} now)"
 
 
-def check(job: Run, found: Inputs) -> None:
+def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
     """Record what a run reads, or compare it with what an earlier session of it read.
 
+    Args:
+      begun: whether something in the run depends on it; by default, whether there is a checkpoint.
     Raises:
       UserError: a resumed run finds something else; the line names what.
     """
     path = job.directory / INPUTS
     stored: dict[str, dict[str, str]] = {}
-    if job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE")):
+    if begun is None:
+        begun = any((job.directory / "checkpoints").glob("*/COMPLETE"))
+    if job.resumed and begun:
         if path.is_file():
             stored = hashed.read_record(path, AGAIN)["inputs"]
         else:

@@ -26,7 +26,6 @@ from rewards.types import GroupPrior, Preferences
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
-from rlhf.phi.columns.functions import parts_of
 from rlhf.phi.columns.jit import only_jit
 from rlhf.phi.reward import HostConfig, Reward
 from rlhf.policy import store as policy_store
@@ -151,16 +150,8 @@ def _with_model(config: RLConfig) -> list[ColumnConfig]:
 
 
 def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:
-    """What the columns of a configuration are made of: sources of functions, weights of classifiers, settings of judges."""
-    found: dict[str, dict[str, str]] = {}
-    for column in _with_model(config):
-        settings = table.plain(column)
-        if settings["kind"] in ("function", "jit"):
-            own = parts_of(settings["function"])
-        else:
-            own = {settings["kind"]: table.make(settings).identity()}
-        found[f"column {column.name!r}"] = own
-    return found
+    """What the columns of a configuration are made of, for `rlhf.run.inputs`."""
+    return table.made_of(_with_model(config))
 
 
 def refuse_unreliable(

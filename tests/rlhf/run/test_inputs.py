@@ -180,6 +180,37 @@ def test_a_resumed_run_refuses_what_has_changed(here, capsys, kind, file, change
         assert command(kind, f"run-{kind}") == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("pairs.jsonl", ("item 3", "item 30"), "data.path: pairs.jsonl changed"),
+        ("model/model.safetensors", (), "model.name: weights changed"),
+        ("model/chat_template.jinja", (None, "!"), "model.name: chat_template.jinja changed"),
+    ],
+)
+def test_a_finished_fit_refuses_what_changed(here, capsys, file, change, said):
+    edit(here / file, *change)
+    for words in (["rewards", "fit"], ["rewards", "evaluate"]):
+        assert cli.main([*words, "rewards.yaml", "output_dir=rewards"]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["rlhf.report.write_rewards_report", "rlhf.run.directory.Run.write_result"])
+def test_a_fit_that_is_killed_between_its_last_files_is_not_finished(here, monkeypatch, place):
+    def killed(*arguments, **keywords):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, killed)
+        with pytest.raises(Killed):
+            command("rewards", "again")
+    assert not (here / "again" / "metrics.json").exists()
+    assert command("rewards", "again") == 0
+    (here / "again" / "report.html").unlink()
+    assert command("rewards", "again") == 0
+    assert (here / "again" / "report.html").is_file()
+
+
 def test_a_run_from_before_is_recorded_now_and_said_once(here, capsys):
     (here / "run-sft" / directory.INPUTS).unlink()
     assert command("sft", "run-sft") == 0
