@@ -68,24 +68,12 @@ def test_separable_answers_with_a_vague_prior_converge():
     assert 1 < coef < 20 and abs(stationary) < 1e-4
 
 
-@pytest.mark.parametrize("sd", [1.0, 5.0, 20.0, 100.0, 1000.0])
-@pytest.mark.parametrize("length", [1.0, 10.0])
-def test_near_separable_answers_reach_the_optimum(sd, length):
-    """One contrary answer among many: the full Newton step overshoots by far, and only damping arrives."""
-    delta = length * np.array([[1.0, 0.2], [0.8, -0.1], [1.2, 0.4], [0.9, 0.0], [3.0, 1.0], [0.05, 0.02]])
-    outcome, prior = (
-        np.array([1, 1, 1, 1, 1, 0.0]),
-        GroupPrior(np.zeros(2, np.float32), np.float32(sd**2 * np.eye(2))),
-    )
-
-    def objective(coef):
-        margin = delta @ coef
-        loss = np.sum(np.logaddexp(0, -margin) * outcome + np.logaddexp(0, margin) * (1 - outcome))
-        return loss + 0.5 * coef @ coef / sd**2
-
-    best = minimize(objective, np.zeros(2), method="BFGS", options={"gtol": 1e-10})
-    found = users.posterior(prior, delta.astype(np.float32), outcome).coef_mean.astype(float)
-    assert objective(found) < best.fun + 1e-4 * (1 + abs(best.fun))
+@pytest.mark.parametrize("start", [4.0, -6.0, 8.0, -8.0, 10.0])
+def test_a_start_far_from_the_optimum_needs_damping(start):
+    """Where answers that contradict the prior's mean have flat slopes, a full Newton step flies past everything."""
+    prior = GroupPrior(np.full(1, start, np.float32), np.full((1, 1), 1e6, np.float32))
+    found = users.posterior(prior, np.ones((2, 1), np.float32), np.array([1.0, 0.0])).coef_mean[0]
+    assert abs(found) < 1e-2
 
 
 def test_result_does_not_depend_on_padding_order_or_company():
