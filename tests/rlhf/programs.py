@@ -38,7 +38,9 @@ class Program:
                 own = self.parts.setdefault(head[1], [])
             elif found := _LINE.match(line):
                 name, shape, kind, rest = found.groups()
-                shapes = [tuple(map(int, s.split(","))) if s else () for s in re.findall(r"\[([\d,]*)\]", shape)]
+                shapes = [
+                    tuple(map(int, s.split(","))) if s else () for s in re.findall(r"\[([\d,]*)\]", shape)
+                ]
                 own.append(Instruction(name, kind, shapes, rest))
 
     def written(self) -> Iterator[Instruction]:
