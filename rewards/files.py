@@ -15,6 +15,9 @@ from filelock import FileLock
 from rewards.errors import UserError
 from rewards.paths import expanded
 
+# An object read from JSON or to be written as JSON: what it holds is checked where it is read.
+JSONObject = dict[str, Any]
+
 
 def cache_dir() -> Path:
     """Folder for downloaded models, data and embeddings: $CHORUS_CACHE, else ~/.cache/chorus."""

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the schemas in rlhf/run/config/schema.py:  python scripts/config_page.py"""
+"""Write docs/configuration.md from the records themselves:  python scripts/config_page.py"""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from rlhf.run.config.document import dump
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-<!-- Written by scripts/config_page.py from rlhf/run/config/schema.py; change it there. -->
+<!-- Written by scripts/config_page.py from the records (`rlhf.run.config.describe.KINDS`); change it there. -->
 
 A run is one YAML file and any number of `key.sub=value` overrides:
 

@@ -24,12 +24,14 @@ import results_people
 
 from rewards.files import write_text
 from rlhf.evaluation import policy as evaluate
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.evaluate import evaluate_rewards
 from rlhf.phi.methods import model_names
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
 from rlhf.train import dpo, sft
+from rlhf.train.config import DPOConfig, SFTConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

@@ -16,10 +16,10 @@ import pages
 
 from rewards.data.leak import leak_check
 from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.evaluate import compare_models, compared_models
 from rlhf.phi.methods import item_table, model_names
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import RewardsConfig
 from rlhf.run.directory import plain
 
 ROOT = Path(__file__).parents[1]

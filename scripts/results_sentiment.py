@@ -37,13 +37,14 @@ from rewards.files import write_text
 from rewards.types import Preferences
 from rlhf.apps.generate import load as load_model
 from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import PPOConfig
-from rlhf.run.config.schema import RewardsConfig, SFTConfig
 from rlhf.run.metrics import read_metrics
 from rlhf.train import sft
+from rlhf.train.config import SFTConfig
 from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.config import PPOConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "sentiment"

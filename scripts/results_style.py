@@ -34,8 +34,8 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.generation import Completion, complete, logprobs_of
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import GRPOConfig
 from rlhf.run.metrics import read_metrics
+from rlhf.train.rl.config import GRPOConfig
 from rlhf.train.rl.prompts import read_prompts
 
 STORE = Path(__file__).parents[1] / "docs" / "results" / "style.json"

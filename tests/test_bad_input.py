@@ -21,9 +21,9 @@ from rewards.basis.store import load_reward_run
 from rewards.types import Gauge, GroupPrior, RewardBasis
 from rlhf.apps import cli
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import SFTConfig
 from rlhf.run.directory import Run
 from rlhf.train.checkpoint import Checkpointer
+from rlhf.train.config import SFTConfig
 from tests.rlhf.tiny import write_model
 
 

@@ -20,17 +20,19 @@ from rewards.data.read import read_preferences
 from rewards.people import records
 from rewards.types import Preferences
 from rlhf.evaluation import policy as evaluate
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.models import fetch
 from rlhf.phi import encoder
 from rlhf.phi import fit as rewards_job
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.evaluate import evaluate_rewards
 from rlhf.policy import store as policy_store
 from rlhf.policy.generation import complete
 from rlhf.report import console_table
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import DPOConfig, EvaluateConfig, RewardsConfig, SFTConfig
 from rlhf.run.config.shipped import shipped
 from rlhf.train import dpo, sft
+from rlhf.train.config import DPOConfig, SFTConfig
 
 QUESTION = "Which electricity supplier should I pick?"
 COUNTS = (0, 3, 5, 10)

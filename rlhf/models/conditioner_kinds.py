@@ -6,19 +6,60 @@ V vocabulary, W words' tokens.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field, model_validator
 
 from rewards.errors import UserError
 from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec, merged_kernel
 from rlhf.models.config import ModelConfig
+from rlhf.run.record import record
 
 Tree = dict[Any, Any]
 MAX_INNER = 64
 """K·r above which the low-rank conditioner costs more than about 15 % of the layers' work."""
+
+
+@record
+class ConditionerConfig:
+    """How coefficients act on the policy."""
+
+    kind: Literal["low_rank", "film", "prefix", "logit_heads", "text"] = Field(
+        default="low_rank",
+        description="How coefficients act: a low-rank change of every linear map, scale and shift of normed inputs, "
+        "extra attention slots, heads that add to the logits, or words in front of the prompt.",
+    )
+    rank: int = Field(
+        default=4,
+        ge=1,
+        description="Rank r of each axis's direction: ΔW = Σ_k z_k B_k A_k with A_k, B_k of this rank "
+        "(low_rank, logit_heads).",
+    )
+    slots: int = Field(
+        default=8, ge=1, description="Extra attention slots in every adapted layer (prefix only)."
+    )
+    shift: bool = Field(
+        default=True,
+        description="Shift normed inputs as well as scale them; without, one person's policy can be exported "
+        "(film only).",
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self):
+        for key, kinds in (
+            ("rank", ("low_rank", "logit_heads")),
+            ("slots", ("prefix",)),
+            ("shift", ("film",)),
+        ):
+            default = type(self).__dataclass_fields__[key].default.default
+            if getattr(self, key) != default and self.kind not in kinds:
+                raise ValueError(
+                    f"{key} is for kind {' and '.join(kinds)}, not {self.kind}; remove it or change kind"
+                )
+        return self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,27 +1,127 @@
 """Advantages of vector rewards: estimate on every channel, scalarise once, centre, scale.
 
-Channels are the K basis outputs and, last, the per-token KL. A person's weights are (w_1, …, w_K, −β), so the price of
-KL does not change with the person. GAE is linear in rewards and values: the vector goes through one scan and
-w·A(vector) = A(w·vector) exactly.
+Channels are the K basis outputs, the per-token KL and the missing stop token. A person's weights are
+(w_1, …, w_K, −β, −penalty), so the price of KL does not change with the person. GAE is linear in rewards and values: the
+vector goes through one scan and w·A(vector) = A(w·vector) exactly.
 
 Dividing by a group's standard deviation erases how strong a taste is when the KL is a term of the loss, outside the
 division: the fixed point is π_ref·exp(u/(β σ(u))), the same for u and 4u. A KL inside the returns is divided along with u, so the
 fixed point stays π_ref·exp(u/β), at the price of steps that do not shrink near it. The default centres by group and divides
 by one global running scale; the rest are options.
 
-Shapes: B rows (B = P·G, the G completions of one (prompt, person) stand together), T tokens, C = K+1 channels.
+Shapes: B rows (B = P·G, the G completions of one (prompt, person) stand together), T tokens, C = K+2 channels.
 Sources: Schulman et al. 2016 (GAE); Ahmadian et al. 2024 (RLOO); Shao et al. 2024 (GRPO); Liu et al. 2025 (Dr.GRPO);
 Hu 2025 (REINFORCE++); GDPO, arXiv 2601.05242.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
+
+from rlhf.objectives.surrogate import Aggregation
+from rlhf.run.record import record
 
 EPSILON = 1e-4  # added to standard deviations, as GRPO and GDPO do
+EXTRA_CHANNELS = 2  # the KL, and the missing stop token
+
+
+@record
+class AlgorithmConfig:
+    """What PPO and the critic-free estimators share."""
+
+    epochs: int = Field(default=1, ge=1, description="Passes over the rows of an iteration.")
+    minibatches: int = Field(
+        default=1,
+        ge=1,
+        description="Parts of a pass, one optimiser step each; must divide the rows of an iteration.",
+    )
+    clip_low: float = Field(
+        default=0.2, gt=0, description="ε below: the ratio π/π_old counts from 1 − clip_low on."
+    )
+    clip_high: float = Field(
+        default=0.2,
+        gt=0,
+        description="ε above: the ratio π/π_old counts up to 1 + clip_high; DAPO takes 0.28.",
+    )
+    entropy_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the entropy bonus in the loss, per nat a token; 0 means none.",
+    )
+    missing_eos_penalty: float = Field(
+        default=0.0,
+        ge=0,
+        description="Subtracted from the reward of a completion that did not end by itself; 0 means none.",
+    )
+    scaling: Literal["running", "batch", "none"] = Field(
+        default="running",
+        description="What advantages are divided by: one running scale for the whole run; batch, the batch's own "
+        "(whitening); or nothing. grpo, reinforce++ and gdpo have their own and are never divided again.",
+    )
+    scale_decay: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Share of the running scale that an iteration keeps (running only).",
+    )
+
+
+@record
+class GRPOAlgorithmConfig(AlgorithmConfig):
+    """Estimators without a critic (`CRITIC_FREE`)."""
+
+    kind: Literal["centred", "rloo", "grpo", "reinforce++", "gdpo"] = Field(
+        default="centred",
+        description="Estimator of the advantage. centred, rloo and reinforce++ keep the strength of a taste; grpo "
+        "and gdpo divide by a deviation of the group, which erases it where kl.place is loss.",
+    )
+    aggregation: Aggregation = Field(
+        default="constant",
+        description="How token losses become one: mean over tokens (DAPO), over tokens and then completions (GRPO), "
+        "or sum over max_new_tokens (Dr.GRPO; no preference for a length).",
+    )
+    relabel: int = Field(
+        default=0,
+        ge=0,
+        description="Further people for whom every group of completions is learned from once more, with truncated "
+        "importance weights (centred and rloo with kl.place reward); 0 means none.",
+    )
+    relabel_limit: float = Field(
+        default=1.0,
+        gt=0,
+        description="Largest importance weight π(y|x, other)/π(y|x, own) of a relabelled completion.",
+    )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether `scaling` applies; the other estimators standardise by themselves."""
+        return self.kind in ("centred", "rloo")
+
+
+@record
+class PPOAlgorithmConfig(AlgorithmConfig):
+    """Generalised advantages of a vector critic."""
+
+    aggregation: Aggregation = Field(
+        default="token", description="How token losses become one: see train grpo."
+    )
+    discount: float = Field(default=1.0, gt=0, le=1, description="γ, discount a token.")
+    gae_lambda: float = Field(
+        default=0.95, ge=0, le=1, description="λ of generalised advantages: 1 is Monte Carlo, 0 one step."
+    )
+    centre: bool = Field(
+        default=True,
+        description="Subtract the mean advantage of the (prompt, person) group; needs two completions or more.",
+    )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether `scaling` applies."""
+        return True
 
 
 def generalised_advantages(
@@ -56,9 +156,19 @@ def generalised_advantages(
     return advantages, advantages + values
 
 
-def channel_weights(user_coef: Float[Array, "B K"], kl_coef: Float[Array, ""] | float) -> Float[Array, "B C"]:
-    """(w, −β): what turns channels into one number, the same everywhere."""
-    return jnp.concatenate([user_coef, jnp.full_like(user_coef[:, :1], -kl_coef)], axis=1)
+def num_channels(num_basis: int) -> int:
+    """C for K basis outputs: they, the KL and the missing stop token."""
+    return num_basis + EXTRA_CHANNELS
+
+
+def channel_weights(
+    user_coef: Float[Array, "B K"],
+    kl_coef: Float[Array, ""] | float,
+    missing_eos_penalty: Float[Array, ""] | float,
+) -> Float[Array, "B C"]:
+    """(w, −β, −penalty): what turns channels into one number, the same everywhere."""
+    prices = [jnp.full_like(user_coef[:, :1], -price) for price in (kl_coef, missing_eos_penalty)]
+    return jnp.concatenate([user_coef, *prices], axis=1)
 
 
 def scalarise(channels: Float[Array, "B ... C"], weights: Float[Array, "B C"]) -> Float[Array, "B ..."]:

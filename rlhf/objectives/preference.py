@@ -4,9 +4,54 @@ Nothing here averages over a batch or knows a model. β is `dpo_beta`, h = β·(
 implicit reward, Δ chosen − rejected, all in nats.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from pydantic import Field
+
+from rlhf.run.record import record
+
+
+@record
+class PreferenceLossConfig:
+    """Which member of the DPO family, and its numbers."""
+
+    kind: Literal["soft", "regression", "observed", "dpo", "ipo", "cdpo", "simpo"] = Field(
+        default="soft",
+        description="soft: target σ(w·Δφ); regression: (h − w·Δφ)²; observed: the person's own label; "
+        "dpo, ipo, cdpo, simpo: one policy for all, without users.",
+    )
+    dpo_beta: float = Field(
+        default=0.1, gt=0, description="Temperature β: h = β · (log-ratio margin against the reference)."
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Assumed share of flipped labels (observed, cdpo); 0 means none.",
+    )
+    annotation: Literal["none", "mixture"] = Field(
+        default="none",
+        description="mixture: people's own labels count by how genuine they look (order, frame, repeats), with soft "
+        "labels; needs `rewards`. Not for soft and regression, whose targets come from the coefficients.",
+    )
+    simpo_gamma: float = Field(default=0.5, ge=0, description="Target margin γ in reward units (simpo only).")
+    length_normalise: bool = Field(
+        default=False, description="Divide log-probs by the completion's length; simpo always does."
+    )
+    nll_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of a supervised term on the row's completions, which keeps probability from "
+        "draining out of both sides of a pair; 0 means none, 1 is usual.",
+    )
+
+    @property
+    def personal(self) -> bool:
+        """Whether it needs the coefficients of people."""
+        return self.kind in ("soft", "regression", "observed")
 
 
 def soft_label(h: Float[Array, "*n"], target_margin: Float[Array, "*n"]) -> Float[Array, "*n"]:

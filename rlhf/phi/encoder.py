@@ -20,11 +20,11 @@ from rewards.errors import UserError
 from rewards.files import atomic_path, cache_dir, sha256_json
 from rewards.types import Preferences, RewardBasis
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.hidden import pooled_states
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
-from rlhf.run.config.columns import ColumnConfig
 
 
 def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.linear import LinearFitted
 from rewards.types import Preferences
 from rlhf.phi import encoder
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.fit import close, divided, embedded, stored_model
 from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_names, training_answers
 from rlhf.run.config.load import load, to_dict
-from rlhf.run.config.schema import RewardsConfig
 from rlhf.run.directory import CONFIG, RESULT, Run
 
 _LOG = logging.getLogger("chorus")

@@ -18,11 +18,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from pydantic import Field, model_validator
 
 from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
+from rlhf.run.record import record
 
 AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
+
+
+@record
+class RailConfig:
+    """The aggregate-prior rail."""
+
+    eta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight η of KL(π‖π_agg): coefficients shrink to (βw + ημ)/(β+η); 0 means no rail.",
+    )
+
+
+@record
+class UsersMixConfig:
+    """Whose coefficients a training row gets. The four shares sum to 1."""
+
+    posterior: float = Field(
+        default=0.5, ge=0, le=1, description="Share drawn from the posteriors of training people."
+    )
+    prior: float = Field(default=0.3, ge=0, le=1, description="Share drawn from the prior N(μ, Σ).")
+    extremes: float = Field(
+        default=0.1, ge=0, le=1, description="Share at μ ± extreme_sd standard deviations along one axis."
+    )
+    generic: float = Field(default=0.1, ge=0, le=1, description="Share at μ itself, the aggregate user.")
+    extreme_sd: float = Field(
+        default=2.0, gt=0, description="Distance of the extremes from μ, in prior standard deviations."
+    )
+
+    @model_validator(mode="after")
+    def _shares(self):
+        total = self.posterior + self.prior + self.extremes + self.generic
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"posterior + prior + extremes + generic must be 1, not {total:g}")
+        return self
 
 
 class Conditioning(NamedTuple):
@@ -130,13 +167,13 @@ class UserShares:
     generic: int
 
     @classmethod
-    def of(cls, batch: int, posterior: float, prior: float, extremes: float, generic: float) -> "UserShares":
+    def of(cls, batch: int, users: UsersMixConfig) -> "UserShares":
         """Split `batch` rows by largest remainder; a positive generic share gets at least one row."""
-        wanted = np.array([posterior, prior, extremes, generic]) * batch
+        wanted = np.array([users.posterior, users.prior, users.extremes, users.generic]) * batch
         counts = np.floor(wanted).astype(int)
         for index in np.argsort(-(wanted - counts), kind="stable")[: batch - counts.sum()]:
             counts[index] += 1
-        if generic > 0 and counts[3] == 0 and batch > 1:
+        if users.generic > 0 and counts[3] == 0 and batch > 1:
             counts[int(np.argmax(counts[:3]))] -= 1
             counts[3] = 1
         return cls(*(int(count) for count in counts))

@@ -28,6 +28,7 @@ from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run.directory import Run
+from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
 from rlhf.train import loop as train
 from rlhf.train import optim
@@ -50,7 +51,7 @@ def run(config: Any) -> dict[str, Any]:
     with Run.open(config.output_dir, config, "dpo") as job:
         if finished(job):
             return job.stored_result()
-        personal = config.loss.kind in dpo.PERSONAL
+        personal = config.loss.personal
         rewards = load_reward_run(config.rewards) if personal else None
         people = load_people(rewards) if rewards else None
         prefs = read_preferences(config.data.path, config.data.split)
@@ -65,7 +66,7 @@ def run(config: Any) -> dict[str, Any]:
         graphdef, params, run_key = fresh_policy(config, base, spec)
         hidden = None if full else cached_hidden(graphdef, params, rows.packed)
         reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
-        data = dpo.Batch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+        data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
         drawn_from = population(config, rewards, people)
         state = _train(config, job, graphdef, params, data, drawn_from, run_key, full)
         params = params._replace(**state.params)
@@ -182,33 +183,31 @@ def _train(
     job: Run,
     graphdef: Any,
     params: PolicyParams,
-    data: dpo.Batch,
+    data: dpo.DPOBatch,
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
 ) -> optim.TrainState:
-    settings = config.train
-    hyper = optim.Hyper.from_config(config.optimizer, settings.steps)
-    users = config.users
-    shares = UserShares.of(settings.batch_rows, users.posterior, users.prior, users.extremes, users.generic)
-    static = dpo.Static(
+    settings = traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=config.train.steps
+        )
+    )
+    program = dpo.DPOProgram(
         graphdef=graphdef,
-        schedule=optim.Schedule(config.optimizer.schedule),
-        kind=config.loss.kind,
-        length_normalise=config.loss.length_normalise,
+        shares=UserShares.of(config.train.batch_rows, config.users) if drawn_from else None,
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
-        shares=shares if drawn_from else None,
         dtype=config.model.dtype,
     )
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
-    state = optim.init_state(trained, hyper, key)
+    state = optim.init_state(trained, settings.optimizer, key)
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),
         population=drawn_from,
-        hyper=(hyper, dpo.LossHyper.from_config(config.loss, config.rail)),
-        static=static,
+        settings=settings,
+        program=program,
     )
     return train.run_steps(
         job,

@@ -24,15 +24,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rlhf.objectives import preference as losses
+from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows
-from rlhf.policy.conditioning import Gate, Population, UserShares, coef_of_users, sample_coef
+from rlhf.policy.conditioning import Gate, Population, RailConfig, UserShares, coef_of_users, sample_coef
 from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
+from rlhf.run.record import Count, record
 from rlhf.train import optim
 
-PERSONAL = ("soft", "regression", "observed")
 
-
-class Batch(NamedTuple):
+class DPOBatch(NamedTuple):
     """One optimiser step's data; every leaf starts with [A, B].
 
     Attributes:
@@ -48,60 +48,57 @@ class Batch(NamedTuple):
     hidden: jax.Array | None
 
 
-class LossHyper(NamedTuple):
-    """Float32 scalars; see the loss functions. `eta` is the rail's weight."""
+@record
+class DPOSettings:
+    """The sections of a run that compiled code reads, as they stand in its configuration; `traced` before they go there.
 
-    dpo_beta: jax.Array
-    label_smoothing: jax.Array
-    simpo_gamma: jax.Array
-    nll_coef: jax.Array
-    eta: jax.Array
+    Attributes:
+      num_steps: optimiser steps of the run.
+    """
 
-    @classmethod
-    def from_config(cls, loss: Any, rail: Any) -> "LossHyper":
-        values = (loss.dpo_beta, loss.label_smoothing, loss.simpo_gamma, loss.nll_coef, rail.eta)
-        return cls(*(jnp.float32(value) for value in values))
+    loss: PreferenceLossConfig = PreferenceLossConfig()
+    rail: RailConfig = RailConfig()
+    optimizer: optim.OptimizerConfig
+    num_steps: Count
 
 
 @dataclasses.dataclass(frozen=True)
-class Static:
-    """What fixes the program: a change here compiles again, a change anywhere else does not.
+class DPOProgram:
+    """What fixes the compiled program besides the settings; static.
 
-    `dtype` is what trained base weights are computed in (`policy.merge`). `extra` is a further term of the loss,
-    (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
+    Attributes:
+      shares: how many rows are drawn for whom; None without people.
+      with_nll, with_rail: whether these terms are computed; their weights are numbers.
+      dtype: what trained base weights are computed in (`policy.merge`).
+      extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
     """
 
     graphdef: nnx.GraphDef
-    schedule: optim.Schedule
-    kind: str
-    length_normalise: bool
-    with_nll: bool
-    with_rail: bool
-    shares: UserShares | None
+    shares: UserShares | None = None
+    with_nll: bool = False
+    with_rail: bool = False
     dtype: str = "float32"
     extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
 
-    @property
-    def personal(self) -> bool:
-        return self.kind in PERSONAL
 
-
-def row_coef(static: Static, population: Population, users: jax.Array, key: jax.Array) -> jax.Array:
+def row_coef(
+    kind: str, shares: UserShares, population: Population, users: jax.Array, key: jax.Array
+) -> jax.Array:
     """Coefficients of the rows of one micro-batch, [B, K].
 
     Observed labels need their own person's; the last `shares.generic` rows still belong to nobody (w = μ), so the
     aggregate policy is trained in every batch.
     """
-    if static.kind != "observed":
-        return sample_coef(key, population, static.shares)
+    if kind != "observed":
+        return sample_coef(key, population, shares)
     coef = coef_of_users(key, population, users)
-    generic = jnp.arange(users.shape[0]) >= users.shape[0] - static.shares.generic
+    generic = jnp.arange(users.shape[0]) >= users.shape[0] - shares.generic
     return jnp.where(generic[:, None], population.conditioning.mean, coef)
 
 
 def pair_losses(
-    static: Static,
-    hyper: LossHyper,
+    loss_config: PreferenceLossConfig,
+    rail: RailConfig,
     rows: PairRows,
     logprobs: jax.Array,
     reference: jax.Array,
@@ -119,27 +116,29 @@ def pair_losses(
         first, second = (jnp.take_along_axis(values, rows.pairs[..., side], axis=1) for side in (0, 1))
         return first - second
 
-    beta = hyper.dpo_beta + (hyper.eta if static.kind == "observed" and static.with_rail else 0.0)
+    kind = loss_config.kind
+    beta = loss_config.dpo_beta + (rail.eta if kind == "observed" else 0.0)
     margin = difference(logprobs - reference)
     h = beta * margin
     weight = rows.pair_weight / jnp.maximum(jnp.sum(rows.pair_weight, axis=1, keepdims=True), 1e-9)
-    if static.kind in ("soft", "regression"):
+    if kind in ("soft", "regression"):
+        assert target is not None, "the coefficients say what is wanted"
         goal = difference(target)
-        loss = losses.soft_label(h, goal) if static.kind == "soft" else losses.regression(h, goal)
+        loss = losses.soft_label(h, goal) if kind == "soft" else losses.regression(h, goal)
         agree = jnp.sign(h) * jnp.sign(goal)
         h = h * jnp.sign(goal)
     else:
-        smoothing = hyper.label_smoothing if static.kind in ("observed", "cdpo") else 0.0
+        smoothing = loss_config.label_smoothing if kind in ("observed", "cdpo") else 0.0
 
         def one_way(margin: jax.Array) -> jax.Array:
-            if static.kind == "ipo":
+            if kind == "ipo":
                 return losses.ipo(margin, beta)
-            if static.kind == "simpo":
-                return losses.simpo(margin, beta, hyper.simpo_gamma)
+            if kind == "simpo":
+                return losses.simpo(margin, beta, loss_config.simpo_gamma)
             return losses.dpo(beta * margin, smoothing)
 
         # A tie (outcome 0.5) counts half in either direction.
-        margin = difference(logprobs) if static.kind == "simpo" else margin
+        margin = difference(logprobs) if kind == "simpo" else margin
         h = beta * margin
         loss = rows.outcome * one_way(margin) + (1.0 - rows.outcome) * one_way(-margin)
         agree = jnp.sign(h) * jnp.sign(rows.outcome - 0.5)
@@ -155,9 +154,7 @@ def pair_losses(
     return diagnostics["train/loss/pair"], diagnostics
 
 
-def supervised_target(
-    static: Static, rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None
-) -> jax.Array:
+def supervised_target(rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None) -> jax.Array:
     """Distribution p[B, C] that the supervised term pulls a row's completions towards.
 
     soft, regression: softmax_c(log π_ref + target/β), the optimum restricted to the row. Others: the share of the
@@ -180,31 +177,43 @@ def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -
     return q, jnp.sum(jnp.where(valid, q * (log_q - log_ref), 0.0), axis=1, where=valid)
 
 
-def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHyper, key, static: Static):
+def _loss(
+    trained: dict[str, Any],
+    frozen: PolicyParams,
+    batch: DPOBatch,
+    population: Population | None,
+    key: jax.Array,
+    settings: DPOSettings,
+    program: DPOProgram,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of one micro-batch and its metrics."""
-    params = merge(frozen, trained, static.dtype)
+    loss_config, rail = settings.loss, settings.rail
+    params = merge(frozen, trained, program.dtype)
     rows = batch.rows
     valid = rows.item >= 0
     coef = z = target = None
-    if static.personal:
-        coef = row_coef(static, population, rows.user, key)
-        coef, z = Gate(population.conditioning, hyper.dpo_beta, hyper.eta).compose(coef)
+    if loss_config.personal:
+        assert population is not None and program.shares is not None, "people, and how many rows are whose"
+        coef = row_coef(loss_config.kind, program.shares, population, rows.user, key)
+        coef, z = Gate(population.conditioning, loss_config.dpo_beta, rail.eta).compose(coef)
         target = jnp.einsum("bk,bck->bc", coef, batch.basis_rewards)
-    token, entropy = token_logprobs(static.graphdef, params, rows.packed, z, batch.hidden)
+    token, entropy = token_logprobs(program.graphdef, params, rows.packed, z, batch.hidden)
     summed = completion_sums(token, rows.packed)
     length = jnp.maximum(jnp.sum(rows.packed.member, axis=2), 1).astype(jnp.float32)
     reference = batch.ref_logprobs
-    if static.kind == "observed" and static.with_rail:
-        generic, _ = token_logprobs(static.graphdef, params, rows.packed, None, batch.hidden)
+    if loss_config.kind == "observed" and program.with_rail:
+        generic, _ = token_logprobs(program.graphdef, params, rows.packed, None, batch.hidden)
         generic = jax.lax.stop_gradient(completion_sums(generic, rows.packed))
-        reference = (hyper.dpo_beta * reference + hyper.eta * generic) / (hyper.dpo_beta + hyper.eta)
-    scale = 1.0 / length if static.length_normalise or static.kind == "simpo" else 1.0
-    loss, metrics = pair_losses(static, hyper, rows, summed * scale, reference * scale, target)
-    scores = target / hyper.dpo_beta if static.kind in ("soft", "regression") else None
-    wanted = supervised_target(static, rows, batch.ref_logprobs, scores)
+        reference = (loss_config.dpo_beta * reference + rail.eta * generic) / (
+            loss_config.dpo_beta + rail.eta
+        )
+    scale = 1.0 / length if loss_config.length_normalise or loss_config.kind == "simpo" else 1.0
+    loss, metrics = pair_losses(loss_config, rail, rows, summed * scale, reference * scale, target)
+    scores = target / loss_config.dpo_beta if loss_config.kind in ("soft", "regression") else None
+    wanted = supervised_target(rows, batch.ref_logprobs, scores)
     supervised = -jnp.sum(wanted * jnp.where(valid, summed, 0.0), axis=1)
-    if static.with_nll:
-        loss = loss + hyper.nll_coef * supervised
+    if program.with_nll:
+        loss = loss + loss_config.nll_coef * supervised
     used = valid.astype(jnp.float32)
     q, kl = jax.lax.stop_gradient(within_row(summed, batch.ref_logprobs, valid))
     log_ratio = jnp.where(valid, summed - batch.ref_logprobs, 0.0)
@@ -225,28 +234,27 @@ def _loss(trained, frozen: PolicyParams, batch: Batch, population, hyper: LossHy
     return metrics["train/loss/total"], metrics
 
 
-@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def step(
     state: optim.TrainState,
-    batch: Batch,
+    batch: DPOBatch,
     frozen: PolicyParams,
     population: Population | None,
-    hyper: tuple[optim.Hyper, LossHyper],
+    settings: DPOSettings,
     *,
-    static: Static,
+    program: DPOProgram,
     extra: Any = None,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
     """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated.
 
-    `extra` holds rows of `static.extra`, whose term joins the loss once a step; None for none.
+    `settings` are `traced`. `extra` holds rows of `program.extra`, whose term joins the loss once a step; None for none.
     """
-    optim_hyper, loss_hyper = hyper
     key = jax.random.fold_in(state.key, state.step)
 
     def accumulate(grads, inputs):
         micro, micro_key = inputs
         gradient = jax.value_and_grad(_loss, has_aux=True)
-        (_, metrics), new = gradient(state.params, frozen, micro, population, loss_hyper, micro_key, static)
+        (_, metrics), new = gradient(state.params, frozen, micro, population, micro_key, settings, program)
         return jax.tree.map(jnp.add, grads, new), metrics
 
     num_micro = batch.ref_logprobs.shape[0]
@@ -254,13 +262,13 @@ def step(
     grads, metrics = jax.lax.scan(accumulate, zeros, (batch, jax.random.split(key, num_micro)))
     grads = jax.tree.map(lambda g: g / num_micro, grads)
     metrics = jax.tree.map(jnp.mean, metrics)
-    further = static.extra
+    further = program.extra
     if further is not None and extra is not None:
         term = jax.value_and_grad(
-            lambda trained: further(merge(frozen, trained, static.dtype), extra), has_aux=True
+            lambda trained: further(merge(frozen, trained, program.dtype), extra), has_aux=True
         )
         (value, more), own = term(state.params)
         grads = jax.tree.map(jnp.add, grads, own)
         metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
-    state, norms = optim.apply_gradients(state, grads, optim_hyper, static.schedule)
+    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
     return state, metrics | norms

@@ -1,49 +1,40 @@
 """The optimiser every trainer shares: AdamW with clipping by global norm, schedule inside the compiled step.
 
-Numbers that a sweep varies (`Hyper`) are arrays, so another learning rate compiles nothing; what changes the program
-(kind of schedule) is static.
+Its numbers are arrays in compiled code (`run.record.traced`), so another learning rate compiles nothing; the kind of
+schedule is static. `num_steps` counts the optimiser steps of the run, at whose end the schedule ends.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from pydantic import Field
+
+from rlhf.run.record import Count, record
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Static part: `kind` is constant, linear or cosine (to zero at the last step), after a linear warm-up."""
+@record
+class OptimizerConfig:
+    """AdamW with warm-up and clipping by the global norm."""
 
-    kind: str
-
-
-class Hyper(NamedTuple):
-    """Float32 scalars of the optimiser; `num_steps` and `warmup_steps` count optimiser steps."""
-
-    learning_rate: jax.Array
-    warmup_steps: jax.Array
-    num_steps: jax.Array
-    weight_decay: jax.Array
-    beta1: jax.Array
-    beta2: jax.Array
-    eps: jax.Array
-    max_grad_norm: jax.Array
-
-    @classmethod
-    def from_config(cls, optimizer: Any, num_steps: int) -> "Hyper":
-        values = (
-            optimizer.learning_rate,
-            optimizer.warmup_steps,
-            num_steps,
-            optimizer.weight_decay,
-            optimizer.beta1,
-            optimizer.beta2,
-            optimizer.eps,
-            optimizer.max_grad_norm,
-        )
-        return cls(*(jnp.float32(value) for value in values))
+    learning_rate: float = Field(
+        gt=0, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine",
+        description="Course after warm-up: constant, or linear/cosine to zero at the last step.",
+    )
+    warmup_steps: Count = Field(
+        default=0, ge=0, description="Optimiser steps of linear warm-up from zero; 0 means none."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay; 0 means none.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Gradients with a larger global norm are scaled down to it."
+    )
 
 
 class TrainState(NamedTuple):
@@ -55,41 +46,40 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-def learning_rate(step: jax.Array, hyper: Hyper, schedule: Schedule) -> jax.Array:
+def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array) -> jax.Array:
     """Learning rate of step 0, 1, …: up linearly over `warmup_steps`, then constant, linear or cosine to 0."""
     step = step.astype(jnp.float32)
-    warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(hyper.warmup_steps, 1.0))
-    span = jnp.maximum(hyper.num_steps - hyper.warmup_steps, 1.0)
-    done = jnp.clip((step - hyper.warmup_steps) / span, 0.0, 1.0)
-    if schedule.kind == "constant":
+    warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(optimizer.warmup_steps, 1.0))
+    span = jnp.maximum(num_steps - optimizer.warmup_steps, 1.0)
+    done = jnp.clip((step - optimizer.warmup_steps) / span, 0.0, 1.0)
+    if optimizer.schedule == "constant":
         decay = jnp.ones_like(done)
-    elif schedule.kind == "linear":
+    elif optimizer.schedule == "linear":
         decay = 1.0 - done
-    elif schedule.kind == "cosine":
-        decay = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
     else:
-        raise ValueError(f"unknown schedule {schedule.kind!r}")
-    return hyper.learning_rate * warm * decay
+        decay = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    return optimizer.learning_rate * warm * decay
 
 
-def _transform(hyper: Hyper) -> optax.GradientTransformation:
+def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(
-        optax.clip_by_global_norm(hyper.max_grad_norm),
-        optax.scale_by_adam(hyper.beta1, hyper.beta2, hyper.eps),
-        optax.add_decayed_weights(hyper.weight_decay),
+        optax.clip_by_global_norm(optimizer.max_grad_norm),
+        optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps),
+        optax.add_decayed_weights(optimizer.weight_decay),
     )
 
 
-def init_state(params: Any, hyper: Hyper, key: jax.Array) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, _transform(hyper).init(params), key)
+def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array) -> TrainState:
+    """State of step 0."""
+    return TrainState(jnp.zeros((), jnp.int32), params, _transform(optimizer).init(params), key)
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, hyper: Hyper, schedule: Schedule
+    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One AdamW step; returns the new state and the norms worth watching."""
-    updates, opt_state = _transform(hyper).update(grads, state.opt_state, state.params)
-    rate = learning_rate(state.step, hyper, schedule)
+    updates, opt_state = _transform(optimizer).update(grads, state.opt_state, state.params)
+    rate = learning_rate(state.step, optimizer, num_steps)
     updates = jax.tree.map(lambda u, p: (-rate * u).astype(p.dtype), updates, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {

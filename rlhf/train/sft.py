@@ -19,6 +19,7 @@ from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
 from rlhf.run.directory import RESULT, Run
 from rlhf.run.metrics import read_metrics
+from rlhf.run.record import traced
 from rlhf.train import loop as train
 from rlhf.train import optim
 from rlhf.train import sft_step as sft
@@ -54,19 +55,19 @@ def _train(
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
-    hyper = optim.Hyper.from_config(config.optimizer, config.train.steps)
-    state = optim.init_state(trained_parts(params, full), hyper, run_key)
+    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key)
     step = functools.partial(
         sft.step,
         frozen=frozen_parts(params, full),
-        hyper=hyper,
-        static=sft.Static(graphdef, optim.Schedule(config.optimizer.schedule), config.model.dtype),
+        settings=settings,
+        program=sft.SFTProgram(graphdef, config.model.dtype),
     )
     state = train.run_steps(
         job,
         state,
         step,
-        batches(config, sft.Batch(rows, hidden), len(rows.weight)),
+        batches(config, sft.SFTBatch(rows, hidden), len(rows.weight)),
         config,
         tokens_per_step=tokens_per_step(config, rows.packed),
         title="sft",
@@ -140,7 +141,7 @@ def tokens_per_step(config: Any, packed: PackedRows) -> int:
 
 
 def batches(config: Any, data: Any, num_rows: int) -> Callable[[int], Any]:
-    """Step number → its rows of `data` (a `Batch` of the whole data set), cut into micro-batches."""
+    """Step number → its rows of `data` (an `SFTBatch` or `DPOBatch` of the whole data set), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
 
     def batch_of(step: int) -> Any:

@@ -18,49 +18,64 @@ from flax import nnx
 
 from rlhf.policy.batches import SFTRows
 from rlhf.policy.logprobs import PolicyParams, merge, token_logprobs
+from rlhf.run.record import Count, record
 from rlhf.train import optim
 
 
-class Batch(NamedTuple):
+class SFTBatch(NamedTuple):
     """rows: leaves [A, B, ...]; hidden: activations under the trained layers, or None."""
 
     rows: SFTRows
     hidden: jax.Array | None
 
 
+@record
+class SFTSettings:
+    """The sections of a run that compiled code reads; `traced` before they go there. num_steps: optimiser steps of the run."""
+
+    optimizer: optim.OptimizerConfig
+    num_steps: Count
+
+
 @dataclasses.dataclass(frozen=True)
-class Static:
-    """What fixes the program; `dtype` is what trained base weights are computed in (`policy.merge`)."""
+class SFTProgram:
+    """What fixes the program besides the settings; `dtype` is what trained base weights are computed in (`policy.merge`)."""
 
     graphdef: nnx.GraphDef
-    schedule: optim.Schedule
     dtype: str = "float32"
 
 
-def _loss(trained: dict[str, Any], frozen: PolicyParams, batch: Batch, total: jax.Array, static: Static):
+def _loss(
+    trained: dict[str, Any], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """This micro-batch's share of the batch loss, and metrics that add up over micro-batches."""
     rows = batch.rows
-    params = merge(frozen, trained, static.dtype)
-    logprobs, entropy = token_logprobs(static.graphdef, params, rows.packed, None, batch.hidden)
+    params = merge(frozen, trained, program.dtype)
+    logprobs, entropy = token_logprobs(program.graphdef, params, rows.packed, None, batch.hidden)
     weight = jnp.einsum("bc,bcn->bn", rows.weight, rows.packed.member.astype(jnp.float32))
     loss = -jnp.sum(weight * logprobs) / total
     return loss, {"train/loss/total": loss, "train/token_entropy_nats": jnp.mean(entropy)}
 
 
-@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def step(
-    state: optim.TrainState, batch: Batch, frozen: PolicyParams, hyper: optim.Hyper, *, static: Static
+    state: optim.TrainState,
+    batch: SFTBatch,
+    frozen: PolicyParams,
+    settings: SFTSettings,
+    *,
+    program: SFTProgram,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
     """One optimiser step over A micro-batches; the state's buffers are donated."""
     total = jnp.sum(batch.rows.weight[..., None] * batch.rows.packed.member)
 
     def accumulate(grads, micro):
         gradient = jax.value_and_grad(_loss, has_aux=True)
-        (_, metrics), new = gradient(state.params, frozen, micro, total, static)
+        (_, metrics), new = gradient(state.params, frozen, micro, total, program)
         return jax.tree.map(jnp.add, grads, new), metrics
 
     grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), batch)
-    state, norms = optim.apply_gradients(state, grads, hyper, static.schedule)
+    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
     metrics = {
         "train/loss/total": jnp.sum(metrics["train/loss/total"]),
         "train/token_entropy_nats": jnp.mean(metrics["train/token_entropy_nats"]),

@@ -10,15 +10,18 @@ import numpy as np
 from flax import nnx
 
 from rlhf.models.adapters import AdapterSpec
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
+from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy import sampling, scoring
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import init_adapters, structure
-from rlhf.train import optim
+from rlhf.run.record import traced
+from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl import update as updates
-from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.critic import CriticConfig, init_critic
 from rlhf.train.rl.rollout import Prompts, Rollout
-from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.rl.settings import RLProgram, RLSettings, RolloutConfig
 from rlhf.train.sft import trained_parts
 from scripts.bench.rl_common import Side, Stopwatch, reward
 
@@ -38,27 +41,31 @@ class Trainer:
         lora, conditioner = init_adapters(graphdef, shapes, jax.random.key(0))
         self.frozen = params._replace(lora=lora, conditioner=conditioner)
         ppo = task["algorithm"] == "ppo"
-        critic = CriticSpec(1, False, separate=task.get("critic") == "separate") if ppo else None
-        self.static = Static(
-            graphdef,
-            structure(self.base.config, self.base.stages, None, DTYPE, False)[0],
-            optim.Schedule("constant"),
-            algorithm=task["algorithm"],
-            group_size=task["group_size"],
-            max_new_tokens=task["new_tokens"],
-            kl_in="reward" if ppo else "loss",
-            kl_estimator="k1" if ppo else "k3",
-            aggregation="token" if ppo else "sequence",
+        critic = None
+        if ppo:
+            critic = CriticConfig(backbone="separate" if task.get("critic") == "separate" else "shared")
+        settings = RLSettings(
+            algorithm=PPOAlgorithmConfig()
+            if ppo
+            else GRPOAlgorithmConfig(kind=task["algorithm"], aggregation="sequence"),
             critic=critic,
+            rollout=RolloutConfig(completions=task["group_size"], max_new_tokens=task["new_tokens"]),
+            kl=KLConfig(coef=task["beta"])
+            if ppo
+            else KLConfig(coef=task["beta"], place="loss", estimator="k3"),
+            optimizer=OptimizerConfig(learning_rate=task["learning_rate"], schedule="constant"),
+            num_steps=1,
         )
+        reference = structure(self.base.config, self.base.stages, None, DTYPE, False)[0]
+        self.program, self.settings = RLProgram(graphdef, reference), traced(settings)
         trained = trained_parts(self.frozen, full=False)
         if critic is not None:
-            trained["critic"] = init_critic(critic, self.frozen, self.base.config.width, jax.random.key(1))
-        adam = (task["learning_rate"], 0, 1, 0.0, 0.9, 0.999, 1e-8, 1.0)
-        self.hyper = jax.device_put((optim.Hyper(*map(np.float32, adam)), Hyper.of(beta=task["beta"])))
-        self.state = updates.init_state(trained, self.hyper[0], jax.random.key(2), task["beta"])
+            trained["critic"] = init_critic(
+                critic, self.frozen, self.base.config.width, jax.random.key(1), num_basis=1, personal=False
+            )
+        self.state = updates.init_state(trained, self.settings, jax.random.key(2))
         self.rows, self.group_size = task["num_prompts"] * task["group_size"], task["group_size"]
-        self.settings = jax.device_put(sampling.SamplingSettings.of(self.rows))
+        self.sampling = jax.device_put(sampling.SamplingSettings.of(self.rows))
         self.stop, self.weights = jax.device_put((np.array([NEVER], np.int32), np.ones(1, np.float32)))
 
     def prompts(self, texts: list[str]) -> Prompts:
@@ -70,15 +77,15 @@ class Trainer:
     def prompt_logprob(self, text: str) -> float:
         """Mean log-prob of a prompt's tokens after the first, nats: the same number on every side, or models differ."""
         tokens = jax.numpy.array([self.base.tokenizer.encode_completion(text)[:-1]])
-        decoder, later = nnx.merge(self.static.graphdef, *self.frozen), tokens.shape[1] - 1
+        decoder, later = nnx.merge(self.program.graphdef, *self.frozen), tokens.shape[1] - 1
         states = scoring.completion_states(
             decoder, scoring.rows_of(tokens, jax.numpy.zeros(1, int), None, later)
         )
         return float(scoring.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
 
     def draw(self, prompts: Prompts) -> Rollout:
-        arguments = (prompts, self.weights, self.frozen, self.settings, self.stop, self.hyper)
-        return updates.draw(self.state, *arguments, static=self.static)
+        arguments = (prompts, self.weights, self.frozen, self.sampling, self.stop, self.settings)
+        return updates.draw(self.state, *arguments, program=self.program)
 
     def iterate(self, texts: list[str], watch: Stopwatch) -> dict[str, int]:
         """One iteration; shapes of what was sampled."""
@@ -89,7 +96,7 @@ class Trainer:
         rewards = jax.device_put(np.array([[reward(text)] for text in texts], np.float32))
         watch.mark("rollout")
         self.state, metrics = updates.update(
-            self.state, rollout, rewards, self.frozen, self.hyper, static=self.static
+            self.state, rollout, rewards, self.frozen, self.settings, program=self.program
         )
         jax.block_until_ready((self.state.params, metrics))
         lengths = {"prompt_tokens": prompts.tokens.shape[1], "completion_tokens": int(mask.sum(axis=1).max())}
@@ -102,23 +109,23 @@ class Trainer:
         trained = dict(self.state.params)
         critic = trained.pop("critic", None)
         params, keys = self.frozen._replace(**trained), jax.random.split(jax.random.key(3), self.rows)
-        score = jax.jit(rollouts.score, static_argnums=0)
+        score = jax.jit(rollouts.score, static_argnums=1)
         reference = jax.jit(rollouts.reference_logprobs, static_argnums=0)
         lower = jax.jit(scoring.with_lower_states, static_argnums=0)
         rows, plain = rollout.rows, rollout.rows._replace(prompt_hidden=None, hidden=None)
 
         def generate():
             return sampling.generate(
-                params, *prompts, None, keys, self.settings, self.stop,
-                graphdef=self.static.graphdef, max_new_tokens=self.static.max_new_tokens, filtered=False,
+                params, *prompts, None, keys, self.sampling, self.stop,
+                graphdef=self.program.graphdef, max_new_tokens=self.settings.rollout.max_new_tokens, filtered=False,
                 group_size=self.group_size,
             )  # fmt: skip
 
         parts = {
             "generation": generate,
-            "lower_layers": lambda: lower(self.static.graphdef, params, plain),
-            "logprobs_and_values": lambda: score(self.static, params, critic, rows),
-            "reference": lambda: reference(self.static, params, rows),
+            "lower_layers": lambda: lower(self.program.graphdef, params, plain),
+            "logprobs_and_values": lambda: score(self.settings, self.program, params, critic, rows),
+            "reference": lambda: reference(self.program, params, rows),
         }
         if rows.hidden is None:
             del parts["lower_layers"]

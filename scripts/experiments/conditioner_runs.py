@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.evaluation import policy as evaluate_job
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import KINDS, Cost
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import GRPOConfig
-from rlhf.run.config.schema import DPOConfig, EvaluateConfig
 from rlhf.run.metrics import read_metrics
 from rlhf.train import dpo
+from rlhf.train.config import DPOConfig
 from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.config import GRPOConfig
 
 # Coefficients as text are read in every layer, so text cannot do with adapters in the top layers alone.
 TEXT = ("conditioner.kind=text", "conditioner.rank=4", "model.adapter_layers=null", "model.remat=true")

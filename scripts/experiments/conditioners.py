@@ -33,7 +33,7 @@ from rewards import files
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec, Words
 from rlhf.policy.batches import PairRows, microbatches
-from rlhf.policy.conditioning import Gate, Population, UserShares
+from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
 from rlhf.policy.logprobs import all_logprobs, init_adapters
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
@@ -62,6 +62,8 @@ ARMS = {
     "text": (AdapterSpec(**LORA, kind="text", words=WORDS), False),
     "nobody addressed": (AdapterSpec(lora_rank=4, lora_alpha=4.0), False),
 }
+MIX = UsersMixConfig(posterior=0.4, prior=0.3, extremes=0.1, generic=0.2)
+ONE = UsersMixConfig(posterior=0.0, prior=0.0, extremes=0.9, generic=0.1)  # for an arm with one direction
 
 
 class Task(NamedTuple):
@@ -99,20 +101,19 @@ def train(task: Task, spec: AdapterSpec, single: bool, rate: float, seed: int):
     lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(seed))
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, task.rows.packed, None)
-    shares = UserShares.of(BATCH, *((0.0, 0.0, 0.9, 0.1) if single else (0.4, 0.3, 0.1, 0.2)))
-    static = dpo.Static(
-        policy.graphdef, optim.Schedule("cosine"), "soft", False, True, False, shares, "float32"
-    )
-    hyper = steps.make_hyper(learning_rate=rate, num_steps=STEPS, weight_decay=0.0)
+    shares = UserShares.of(BATCH, ONE if single else MIX)
+    optimizer = {"learning_rate": rate, "schedule": "cosine", "weight_decay": 0.0}
+    settings = steps.make_settings("soft", optimizer=optimizer, num_steps=STEPS, dpo_beta=BETA, nll_coef=0.1)
+    program = dpo.DPOProgram(policy.graphdef, shares, with_nll=True)
     trained = {"lora": lora} | ({"conditioner": conditioner} if jax.tree.leaves(conditioner) else {})
     frozen = jax.tree.map(jnp.array, params)
-    state = optim.init_state(trained, hyper, jax.random.key(seed + 1))
-    batch = dpo.Batch(
+    state = optim.init_state(trained, settings.optimizer, jax.random.key(seed + 1))
+    batch = dpo.DPOBatch(
         *microbatches((task.rows, reference, task.phi, None), np.resize(np.arange(NUM_PROMPTS), BATCH), 1)
     )
-    loss, totals, times = steps.loss_hyper(dpo_beta=BETA, nll_coef=0.1), [], []
+    totals, times = [], []
     for step in range(STEPS):
-        state, metrics = dpo.step(state, batch, frozen, task.population, (hyper, loss), static=static)
+        state, metrics = dpo.step(state, batch, frozen, task.population, settings, program=program)
         totals.append(metrics["train/loss/total"])
         if step % TIMED == TIMED - 1:
             jax.block_until_ready(state)

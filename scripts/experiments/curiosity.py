@@ -23,12 +23,13 @@ from rewards.basis.store import load_reward_run
 from rewards.people import acquisition
 from rewards.people.acquisition import AnswerModel
 from rewards.people.population import load_people
+from rlhf.run.record import traced
 from rlhf.train import optim
 from scripts import pages
 from scripts.experiments import dialogue, dialogue_ppo
 from scripts.experiments import potentials as curiosity
-from scripts.experiments.dialogue import Offer, Static, World
-from scripts.experiments.dialogue_ppo import Hyper
+from scripts.experiments.dialogue import DialogueProgram, Offer, World
+from scripts.experiments.dialogue_ppo import DialogueNumbers
 from scripts.experiments.potentials import Belief
 
 LAPSE = 0.1
@@ -109,7 +110,7 @@ def make_worlds(run_dir: str, seed: int, informed: bool) -> tuple[World, World]:
 
 def judge(params, world: World, seed: int, chooser) -> dict[str, float]:
     """A policy on people it has not learned from."""
-    static = Static(JUDGED, TURNS, OFFERED, None, False)
+    static = DialogueProgram(JUDGED, TURNS, OFFERED, None, False)
     talks = dialogue.converse(params, world, jax.random.key(10_000 + seed), static=static, chooser=chooser)
     return {name: float(value) for name, value in dialogue.summary(talks).items()}
 
@@ -119,17 +120,16 @@ def train(
 ) -> tuple[dict[str, float], list[float]]:
     """PPO on one reward: how it ends on the other half of the people, and regret along the way."""
     potential, closed, curious, outcome = REWARDS[reward]
-    static = Static(DIALOGUES, TURNS, OFFERED, potential, closed)
+    static = DialogueProgram(DIALOGUES, TURNS, OFFERED, potential, closed)
     params = dialogue_ppo.init_params(jax.random.key(seed), world.pool.shape[1])
-    values = (LEARNING_RATE, 0.0, iterations, 0.0, 0.9, 0.99, 1e-6, 1.0)
-    rates = optim.Hyper(*map(jnp.float32, values))
-    hyper = (rates, Hyper.of(curious=curious, outcome=outcome))
+    rates = traced(
+        optim.OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", beta2=0.99, eps=1e-6)
+    )
+    hyper = (rates, DialogueNumbers.of(curious=curious, outcome=outcome))
     state = optim.init_state(params, rates, jax.random.key(100 + seed))
     rows = []
     for _ in range(iterations):
-        state, metrics = dialogue_ppo.iterate(
-            state, world, hyper, static=static, schedule=optim.Schedule("constant")
-        )
+        state, metrics = dialogue_ppo.iterate(state, world, hyper, static=static)
         rows.append(metrics)
     curve = [float(row["regret"]) for row in rows]
     return judge(state.params, judged, seed, dialogue.sampled_action), curve

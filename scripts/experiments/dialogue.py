@@ -84,7 +84,7 @@ class Dialogues(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Static:
+class DialogueProgram:
     """What fixes the program.
 
     Attributes:
@@ -141,7 +141,7 @@ def state_size(num_basis: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("static", "chooser"))
 def converse(
-    params: Any, world: World, key: jax.Array, *, static: Static, chooser: Chooser = sampled_action
+    params: Any, world: World, key: jax.Array, *, static: DialogueProgram, chooser: Chooser = sampled_action
 ) -> Dialogues:
     """B dialogues of N turns with people drawn from `world.people`.
 

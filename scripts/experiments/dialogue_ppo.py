@@ -18,8 +18,8 @@ from rlhf.train import optim
 from scripts.experiments import potentials as curiosity
 from scripts.experiments.dialogue import (
     NUM_FEATURES,
+    DialogueProgram,
     Dialogues,
-    Static,
     World,
     action_logits,
     converse,
@@ -30,7 +30,7 @@ from scripts.experiments.dialogue import (
 VALUE_COEF = 0.5
 
 
-class Hyper(NamedTuple):
+class DialogueNumbers(NamedTuple):
     """Float32 scalars: γ, λ, clip range, entropy bonus, and the weights of the two channels, curiosity and outcome."""
 
     discount: jax.Array
@@ -42,7 +42,7 @@ class Hyper(NamedTuple):
     @classmethod
     def of(
         cls, *, curious: float, outcome: float, discount: float = 1.0, entropy_coef: float = 0.01
-    ) -> "Hyper":
+    ) -> "DialogueNumbers":
         gamma, gae_lambda, clip, entropy = map(jnp.float32, (discount, 0.95, 0.2, entropy_coef))
         return cls(gamma, gae_lambda, clip, entropy, jnp.asarray([curious, outcome], jnp.float32))
 
@@ -60,7 +60,7 @@ def init_params(key: jax.Array, num_basis: int, width: int = 32) -> dict[str, ja
     }
 
 
-def reward_channels(dialogues: Dialogues, hyper: Hyper, static: Static) -> jax.Array:
+def reward_channels(dialogues: Dialogues, hyper: DialogueNumbers, static: DialogueProgram) -> jax.Array:
     """float32[B, N, 2]: the curiosity of every turn, and the outcome (−regret) at the last."""
     curious = curiosity.turn_rewards(
         dialogues.potentials, hyper.discount, static.num_turns, closed=static.closed
@@ -92,7 +92,7 @@ def _taken(
     return jnp.take_along_axis(logprobs, action[..., None], axis=-1)[..., 0], spread
 
 
-def _loss(params: dict[str, jax.Array], rows: _Rows, hyper: Hyper) -> jax.Array:
+def _loss(params: dict[str, jax.Array], rows: _Rows, hyper: DialogueNumbers) -> jax.Array:
     mask = jnp.ones(rows.action.shape, bool)
     logprobs, spread = _taken(params, rows.features, rows.action)
     surrogate, _ = objectives.clipped_surrogate(
@@ -103,20 +103,19 @@ def _loss(params: dict[str, jax.Array], rows: _Rows, hyper: Hyper) -> jax.Array:
     return objectives.aggregate(parts, mask, "token")
 
 
-@functools.partial(jax.jit, static_argnames=("static", "schedule"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
 def iterate(
     state: optim.TrainState,
     world: World,
-    hyper: tuple[optim.Hyper, Hyper],
+    hyper: tuple[optim.OptimizerConfig, DialogueNumbers],
     *,
-    static: Static,
-    schedule: optim.Schedule,
+    static: DialogueProgram,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
     """One iteration of PPO in one program: dialogues, GAE of both channels, epochs of clipped updates.
 
     `state.step` counts iterations; its key is never consumed, iteration n uses fold_in(key, n).
     """
-    rates, own = hyper
+    rates, own = hyper  # of the optimiser, whose schedule is constant, and of this page
     talk_key, order_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     talks = converse(state.params, world, talk_key, static=static)
     mask = jnp.ones(talks.action.shape, bool)
@@ -131,7 +130,7 @@ def iterate(
     def step(inner, order):
         part = jax.tree.map(lambda leaf: leaf[order], rows)
         grads = jax.grad(_loss)(inner.params, part, own)
-        return optim.apply_gradients(inner, grads, rates, schedule)[0], None
+        return optim.apply_gradients(inner, grads, rates, jnp.ones(()))[0], None
 
     keys = jax.random.split(order_key, static.epochs)
     orders = jax.vmap(lambda key: jax.random.permutation(key, static.num_dialogues))(keys)

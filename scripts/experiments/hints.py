@@ -36,7 +36,6 @@ from rewards.types import GroupPrior
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.train.hints import loss as hints
 from rlhf.train.rl import rollout as rollouts
-from rlhf.train.rl.settings import Hyper
 from rlhf.train.rl.update import init_state, update
 from scripts import pages
 from scripts.experiments.hints_page import markdown, plot
@@ -48,7 +47,7 @@ from scripts.experiments.hints_world import (
     World,
     draw,
     judge,
-    make_hyper,
+    make_settings,
     make_world,
     student_reading,
     teacher_reading,
@@ -91,12 +90,12 @@ ISOLATION = {
 def learn(world: World, arm: Arm, rate: float, seed: int, iterations: int) -> tuple[dict, dict]:
     """A's interactions under one arm: the trained parts, and the share of short completions by iteration."""
     term = dataclasses.replace(world.term, moves=arm.moves, kind=arm.kind)
-    static = dataclasses.replace(world.static, extra=term)
+    program = dataclasses.replace(world.program, extra=term)
     rng, key = np.random.default_rng([seed, 1]), jax.random.key(1000 + seed)
     z, others = rng.normal(size=K).astype(np.float32), rng.normal(size=(16, K)).astype(np.float32)
     start = {"lora": world.frozen.lora, "conditioner": world.frozen.conditioner}
-    hyper = (make_hyper(rate, iterations), Hyper.of())
-    state = init_state(jax.tree.map(jnp.copy, start), hyper[0], jax.random.key(2000 + seed), 0.0)
+    settings = make_settings(rate, iterations)
+    state = init_state(jax.tree.map(jnp.copy, start), settings, jax.random.key(2000 + seed))
     first = draw(world, start, np.zeros(K), jax.random.fold_in(key, 10**6), JUDGED)  # everybody's, before
     short, words, average = [], [], start
     for step in range(iterations):
@@ -122,7 +121,7 @@ def learn(world: World, arm: Arm, rate: float, seed: int, iterations: int) -> tu
             before = world.frozen._replace(**start)
             rows = hints.anchor_rows(before, reading, first.mask[pick], ANCHOR, key_step, term=term)
             extra = hints.join([extra, rows])
-        state, _ = update(state, rollout, rewards, world.frozen, hyper, static=static, extra=extra)
+        state, _ = update(state, rollout, rewards, world.frozen, settings, program=program, extra=extra)
     return state.params, {"short": short, "words": words, "z": z, "others": others, "first": first}
 
 

@@ -15,14 +15,18 @@ from flax import nnx
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
+from rlhf.objectives.advantages import GRPOAlgorithmConfig
+from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy import scoring
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings
+from rlhf.run.record import traced
 from rlhf.train import optim
 from rlhf.train.hints import loss as hints
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.rollout import Prompts
-from rlhf.train.rl.settings import Static
+from rlhf.train.rl.settings import RLProgram, RLSettings, RolloutConfig
+from rlhf.train.sft_step import SFTSettings
 
 VOCABULARY, BEGIN, STOP, TOPICS, SHORTER, WORDS = 32, 1, 2, (3, 4, 5, 6), 7, 10
 T, K, ROWS, GROUP, JUDGED = 12, 4, 8, 4, 64
@@ -45,7 +49,7 @@ class World(NamedTuple):
     """A model that knows the language, and the program's fixed parts."""
 
     frozen: PolicyParams
-    static: Static
+    program: RLProgram
     term: hints.HintTerm
 
 
@@ -72,8 +76,8 @@ def sentences(
     return tokens, starts, mask
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "schedule"))
-def _teach_language(state, batch, hyper, *, graphdef, schedule):
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _teach_language(state, batch, settings: SFTSettings, *, graphdef):
     tokens, starts, mask = batch
 
     def loss(base):
@@ -83,11 +87,24 @@ def _teach_language(state, batch, hyper, *, graphdef, schedule):
         return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask)
 
     value, grads = jax.value_and_grad(loss)(state.params)
-    return optim.apply_gradients(state, grads, hyper, schedule)[0], value
+    return optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)[0], value
 
 
-def make_hyper(rate: float, steps: int) -> optim.Hyper:
-    return optim.Hyper(*map(jnp.float32, (rate, 0.0, steps, 0.0, 0.9, 0.99, 1e-6, 1.0)))
+def make_optimizer(rate: float, schedule: str) -> optim.OptimizerConfig:
+    return optim.OptimizerConfig(learning_rate=rate, schedule=schedule, beta2=0.99, eps=1e-6)
+
+
+def make_settings(rate: float = 0.01, steps: int = 1) -> RLSettings:
+    """No price on KL (`KLConfig.coef` has to be above 0), and a mean over tokens."""
+    return traced(
+        RLSettings(
+            algorithm=GRPOAlgorithmConfig(aggregation="token"),
+            rollout=RolloutConfig(completions=GROUP, max_new_tokens=T),
+            kl=KLConfig(coef=1e-9),
+            optimizer=make_optimizer(rate, "constant"),
+            num_steps=steps,
+        )
+    )
 
 
 def make_world(seed: int, share: float, steps: int = 600) -> tuple[World, float]:
@@ -97,20 +114,19 @@ def make_world(seed: int, share: float, steps: int = 600) -> tuple[World, float]
     bare = structure(config, stages, None, "float32", False)[0]
     decoder = Decoder(config, stages=stages, spec=None, dtype=jnp.float32, remat=False, rngs=nnx.Rngs(seed))
     base = nnx.split(decoder, nnx.Param)[1]
-    rng, hyper = np.random.default_rng(seed), make_hyper(0.005, steps)
-    state = optim.init_state(base, hyper, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    settings = traced(SFTSettings(optimizer=make_optimizer(0.005, "cosine"), num_steps=steps))
+    state = optim.init_state(base, settings.optimizer, jax.random.key(seed))
     losses = []
     for _ in range(steps):
-        state, loss = _teach_language(
-            state, sentences(rng, 64, share), hyper, graphdef=bare, schedule=optim.Schedule("cosine")
-        )
+        state, loss = _teach_language(state, sentences(rng, 64, share), settings, graphdef=bare)
         losses.append(loss)
     spec = AdapterSpec(4, 4.0, K, 4)
     graphdef, shapes = structure(config, stages, spec, "float32", False)
     adapters = init_adapters(graphdef, shapes, jax.random.key(seed))
     term = hints.HintTerm(graphdef, T)
-    static = Static(graphdef, bare, optim.Schedule("constant"), "centred", GROUP, T, extra=term)
-    return World(PolicyParams(state.params, *adapters), static, term), float(np.mean(losses[-50:]))
+    program = RLProgram(graphdef, bare, extra=term)
+    return World(PolicyParams(state.params, *adapters), program, term), float(np.mean(losses[-50:]))
 
 
 def draw(world: World, trained: dict, z: np.ndarray, key: jax.Array, rows: int) -> rollouts.Rollout:
@@ -128,7 +144,8 @@ def draw(world: World, trained: dict, z: np.ndarray, key: jax.Array, rows: int) 
         key,
         SamplingSettings.of(rows),
         jnp.asarray([STOP]),
-        static=world.static,
+        make_settings(),
+        program=world.program,
     )
 
 

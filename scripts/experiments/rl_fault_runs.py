@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf.policy.conditioning import UserShares
+from rlhf.policy.conditioning import UserShares, UsersMixConfig
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.update import State, draw, iterate, update
+from rlhf.train.rl.update import RLState, draw, iterate, update
 from tests.rlhf import tiny
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl.setup import Task, make_task
@@ -52,22 +52,27 @@ class Fault:
     stale: int = 0
 
 
-CRITIC: dict[str, Any] = {"critic": {}}
+CRITIC: dict[str, Any] = {"critic": {"coef": 1.0}}
+UNTRAINED: dict[str, Any] = {"critic": {"coef": 1e-12}}  # far below AdamW's eps
 PERSONAL = CRITIC | {"people": steps.make_population()}
-EVERYBODY_AVERAGE = UserShares.of(GROUPS, 0.0, 0.0, 0.0, 1.0)
+EVERYBODY_AVERAGE = UserShares.of(GROUPS, UsersMixConfig(posterior=0, prior=0, extremes=0, generic=1))
+FREE = {"kl": {"coef": 1e-9}}
+# A key that is said here and is not what users get (`critic.coef`, `algorithm.scale_decay`) is what the detectors were
+# measured with.
+ALGORITHM = {"epochs": 2, "minibatches": 2, "scale_decay": 0.99}
 
 
 def rate(factor: float) -> dict[str, Any]:
     return {"optimizer": {"learning_rate": factor * LEARNING_RATE}}
 
 
-def hyper(**changes: float) -> dict[str, Any]:
-    return {"hyper": changes}
+def algorithm(**changes: Any) -> dict[str, Any]:
+    return {"algorithm": ALGORITHM | changes}
 
 
 FAULTS: dict[str, Fault] = {
     "healthy": Fault("", "PPO with a critic, nothing changed", (), CRITIC),
-    "healthy_centred": Fault("", "no critic, centred advantages", (), {"aggregation": "constant"}),
+    "healthy_centred": Fault("", "no critic, centred advantages", (), algorithm(aggregation="constant")),
     "healthy_personal": Fault("", "PPO, two opposite people, one policy", (), PERSONAL),
     "nan_reward": Fault(
         "not_finite", "a reward that is not a number", ("reward",), CRITIC, {"constant": math.nan}
@@ -99,7 +104,7 @@ FAULTS: dict[str, Fault] = {
         "negative_kl",
         "temperature 0.3, entropy bonus 0.3, β = 1, a weak reward",
         ("kl_ref_nats", "token_entropy_nats", "reward"),
-        CRITIC | hyper(entropy_coef=0.3) | {"kl_coef": 1.0},
+        CRITIC | algorithm(entropy_coef=0.3) | {"kl": {"coef": 1.0}},
         {"words": 0.3},
         temperature=0.3,
     ),
@@ -107,26 +112,26 @@ FAULTS: dict[str, Fault] = {
         "exploding_kl",
         "β = 0 and learning rate × 5",
         ("kl_ref_nats", "reward", "token_entropy_nats"),
-        CRITIC | rate(5) | {"kl_coef": 0.0},
+        CRITIC | rate(5) | FREE,
     ),
     "certainty": Fault(
         "entropy_collapse",
         "one word alone is paid; grpo (advantages divided by the group's deviation), β = 0, learning rate × 5",
         ("token_entropy_nats", "zero_variance_share", "reward"),
-        rate(5) | {"kl_coef": 0.0, "algorithm": "grpo", "aggregation": "sequence"},
+        rate(5) | FREE | algorithm(kind="grpo", aggregation="sequence"),
         {"words": 0.0, "one": 4.0},
     ),
     "entropy_bonus": Fault(
         "entropy_rise",
         "entropy bonus 0.5",
         ("token_entropy_nats", "reward", "kl_ref_nats"),
-        CRITIC | hyper(entropy_coef=0.5),
+        CRITIC | algorithm(entropy_coef=0.5),
     ),
     "random_reward": Fault(
         "no_progress",
         "the reward is noise; β = 0, learning rate × 5",
         ("reward", "kl_ref_nats", "explained_variance/0"),
-        CRITIC | rate(5) | {"kl_coef": 0.0},
+        CRITIC | rate(5) | FREE,
         {"words": 0.0, "noise": 1.0},
     ),
     "pays_length": Fault(
@@ -152,34 +157,34 @@ FAULTS: dict[str, Fault] = {
     ),
     "no_value_loss": Fault(
         "dead_critic",
-        "value_coef 0: the critic is not trained",
+        "critic.coef 1e-12: the critic is not trained",
         ("explained_variance/0", "explained_variance/1", "loss/value"),
-        CRITIC | hyper(value_coef=0.0),
+        UNTRAINED,
     ),
     "tight_clip": Fault(
         "narrow_clip",
         "clip 0.01, 8 epochs",
         ("clip_share", "approx_kl_nats", "reward"),
-        CRITIC | hyper(clip_low=0.01, clip_high=0.01) | {"epochs": 8},
+        CRITIC | algorithm(clip_low=0.01, clip_high=0.01, epochs=8),
     ),
     "many_epochs": Fault(
         "large_updates",
         "8 epochs on each rollout, no clip",
         ("ratio_max", "approx_kl_nats", "reward"),
-        CRITIC | hyper(clip_low=100.0, clip_high=100.0) | {"epochs": 8},
+        CRITIC | algorithm(clip_low=100.0, clip_high=100.0, epochs=8),
     ),
     "outliers": Fault(
         "gradient_spikes",
         "eight completions in a thousand earn 100 more; the critic is not trained",
         ("grad_norm", "advantage_sd", "reward"),
-        CRITIC | hyper(value_coef=0.0),
+        UNTRAINED,
         {"outliers": 100.0},
     ),
     "target_out_of_reach": Fault(
         "kl_coef_runaway",
         "controller target with 0.01 nats a completion",
         ("kl_coef", "kl_ref_nats", "reward"),
-        CRITIC | hyper(kl_target=0.01) | {"kl_controller": "target"},
+        CRITIC | {"kl": {"coef": KL_COEF, "target_nats": 0.01, "controller": "target"}},
     ),
     "everybody_average": Fault(
         "impersonal",
@@ -195,15 +200,15 @@ FAULTS: dict[str, Fault] = {
     ),
     "early_stop": Fault(
         "early_stops",
-        "stop_kl 0.0002 nats a token",
+        "kl.stop_nats 0.0002 a token",
         ("stopped_share", "approx_kl_nats", "reward"),
-        CRITIC | hyper(stop_kl=0.0002),
+        CRITIC | {"kl": {"coef": KL_COEF, "stop_nats": 0.0002}},
     ),
     "fading_reward": Fault(
         "faded_advantages",
         "no critic; the reward loses a tenth with every iteration; β = 0, learning rate × 0.3",
         ("advantage_sd", "advantage_scale", "reward"),
-        rate(0.3) | {"kl_coef": 0.0, "aggregation": "constant"},
+        rate(0.3) | FREE | algorithm(aggregation="constant"),
         fading=0.9,
     ),
 }
@@ -243,16 +248,15 @@ def make(fault: Fault, seed: int, base: Any) -> Task:
         "group_size": GROUP_SIZE,
         "max_new_tokens": LENGTH,
         "base": base,
-        "kl_coef": KL_COEF,
+        "kl": {"coef": KL_COEF},
         "optimizer": {"learning_rate": LEARNING_RATE},
-        "epochs": 2,
-        "minibatches": 2,
+        "algorithm": ALGORITHM,
         "seed": seed,
     }
     task = make_task(**(arguments | fault.setup))
-    settings = type(task.settings).of(task.prompts.tokens.shape[0], fault.temperature)
+    sampling = type(task.sampling).of(task.prompts.tokens.shape[0], fault.temperature)
     stop = jnp.asarray(fault.stop, jnp.int32)
-    return task._replace(stop=stop, settings=jax.tree.map(jnp.asarray, settings))
+    return task._replace(stop=stop, sampling=jax.tree.map(jnp.asarray, sampling))
 
 
 def train(fault: Fault, seed: int, base: Any, iterations: int = ITERATIONS) -> list[dict[str, Any]]:
@@ -266,10 +270,10 @@ def train(fault: Fault, seed: int, base: Any, iterations: int = ITERATIONS) -> l
             old = [*old, jax.tree.map(jnp.copy, state.params)][-fault.stale - 1 :]
             rollout = stale_rollout(task, state, old[0])
             earned = reward(arrays, rollout)
-            state, metrics = update(state, rollout, earned, task.frozen, task.hyper, static=task.static)
+            state, metrics = update(state, rollout, earned, task.frozen, task.settings, program=task.program)
         else:
-            first, rest = (task.prompts, task.people, task.frozen), (task.settings, task.stop, task.hyper)
-            state, metrics, *_ = iterate(state, *first, arrays, *rest, static=task.static, reward=reward)
+            first, rest = (task.prompts, task.people, task.frozen), (task.sampling, task.stop, task.settings)
+            state, metrics, *_ = iterate(state, *first, arrays, *rest, program=task.program, reward=reward)
         arrays["words"] = arrays["words"] * fault.fading
         rows.append(metrics)
     return [
@@ -279,20 +283,22 @@ def train(fault: Fault, seed: int, base: Any, iterations: int = ITERATIONS) -> l
     ]
 
 
-def stale_rollout(task: Task, state: State, old: dict[str, Any]) -> Rollout:
+def stale_rollout(task: Task, state: RLState, old: dict[str, Any]) -> Rollout:
     """A rollout sampled with `old` parameters and scored with the present ones."""
-    rollout = draw(state._replace(params=old), *task.arguments(), static=task.static)
+    rollout = draw(state._replace(params=old), *task.arguments(), program=task.program)
     trained = dict(state.params)
     critic = trained.pop("critic", None)
-    logprobs, _, values = _score(task.static, task.frozen._replace(**trained), critic, rollout)
+    logprobs, _, values = _score(
+        task.settings, task.program, task.frozen._replace(**trained), critic, rollout
+    )
     mask = rollout.mask
     return rollout._replace(
         logprobs=jnp.where(mask, logprobs, 0.0), values=jnp.where(mask[..., None], values, 0.0)
     )
 
 
-def _scores(static: Any, params: Any, critic: Any, rollout: Rollout) -> Any:
-    return rollouts.score(static, params, critic, rollout.rows)
+def _scores(settings: Any, program: Any, params: Any, critic: Any, rollout: Rollout) -> Any:
+    return rollouts.score(settings, program, params, critic, rollout.rows)
 
 
-_score = jax.jit(_scores, static_argnums=0)
+_score = jax.jit(_scores, static_argnums=1)

@@ -34,16 +34,16 @@ def experiment(seeds: int, iterations: int) -> dict[str, Any]:
         "strength": {},
     }
     every = max(1, iterations // 20)
-    for algorithm, kl_in in ARMS:
+    for algorithm, place in ARMS:
         for name, probe in PROBES.items():
             result["probes"].setdefault(name, {})[algorithm] = [
-                _kept(train(probe, algorithm, seed, iterations, kl_in=kl_in, every=every))
+                _kept(train(probe, algorithm, seed, iterations, place=place, every=every))
                 for seed in range(seeds)
             ]
-    for algorithm, kl_in in STRENGTH_ARMS:
-        result["strength"][f"{algorithm}, KL in the {kl_in}"] = {
+    for algorithm, place in STRENGTH_ARMS:
+        result["strength"][f"{algorithm}, KL in the {place}"] = {
             str(factor): [
-                _kept(train(intensity(factor), algorithm, seed, iterations, kl_in=kl_in))
+                _kept(train(intensity(factor), algorithm, seed, iterations, place=place))
                 for seed in range(seeds)
             ]
             for factor in INTENSITIES

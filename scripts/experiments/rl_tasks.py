@@ -15,18 +15,22 @@ from flax import nnx
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
+from rlhf.objectives.kl_control import KLConfig
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, UsersMixConfig
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings, left_pad
-from rlhf.train import optim
-from rlhf.train.rl.critic import init_critic
+from rlhf.run.record import traced
+from rlhf.train.optim import OptimizerConfig
+from rlhf.train.rl.critic import CriticConfig, init_critic
 from rlhf.train.rl.rollout import Prompts, Rollout
-from rlhf.train.rl.settings import CriticSpec, Hyper, Static
-from rlhf.train.rl.update import State, init_state, iterate
+from rlhf.train.rl.settings import RLProgram, RLSettings, RolloutConfig
+from rlhf.train.rl.update import init_state, iterate
 
 VOCABULARY, STOP, LIKED, OTHER, K = 16, 2, 5, 7, 2
 PROMPTS = ((1, 9), (1, 10))
 GROUPS, GROUP_SIZE, BETA = 8, 8, 0.25
+MIX = UsersMixConfig(posterior=0.4, prior=0.4, extremes=0.0, generic=0.2)
 MODEL = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -183,22 +187,18 @@ def judge(probe: Probe, graphdef, params: PolicyParams, start: PolicyParams) -> 
 
 
 def settings(
-    algorithm: str, kl_in: str, graphdef: Any, reference: Any, *, groups: int = GROUPS, relabel: int = 0
-) -> Static:
-    return Static(
-        graphdef,
-        reference,
-        optim.Schedule("linear"),
-        algorithm,
-        GROUP_SIZE,
-        max_new_tokens=2,
-        epochs=2,
-        minibatches=2,
-        kl_in=kl_in,
-        kl_estimator="k2" if kl_in == "loss" else "k1",
-        critic=CriticSpec(K, sees_person=True, hidden=32) if algorithm == "ppo" else None,
-        shares=UserShares.of(groups, 0.4, 0.4, 0.0, 0.2),
-        relabel=relabel,
+    kind: str, place: str, beta: float, iterations: int, *, relabel: int = 0, relabel_limit: float = 1.0
+) -> RLSettings:
+    """What a user gets who says nothing, but for the shape of the task, its short training and a fast small critic."""
+    ppo, passes = kind == "ppo", {"epochs": 2, "minibatches": 2}
+    own = {"kind": kind, "relabel": relabel, "relabel_limit": relabel_limit}
+    return RLSettings(
+        algorithm=PPOAlgorithmConfig(**passes) if ppo else GRPOAlgorithmConfig(**passes, **own),
+        critic=CriticConfig(backbone="shared", hidden=32, rate=3.0) if ppo else None,
+        rollout=RolloutConfig(completions=GROUP_SIZE, max_new_tokens=2),
+        kl=KLConfig(coef=beta, place=place, estimator="k2" if place == "loss" else "k1"),
+        optimizer=OptimizerConfig(learning_rate=0.01, schedule="linear", beta2=0.99, eps=1e-6),
+        num_steps=4 * iterations,
     )
 
 
@@ -208,7 +208,7 @@ def train(
     seed: int,
     iterations: int,
     *,
-    kl_in: str = "reward",
+    place: str = "reward",
     every: int = 0,
     groups: int = GROUPS,
     relabel: int = 0,
@@ -216,26 +216,26 @@ def train(
 ) -> dict[str, Any]:
     """Train and judge; `every` > 0 adds a curve, judged every so many iterations; `relabel` as in `rl.relabel`."""
     graphdef, reference, start = model(seed)
-    static = settings(algorithm, kl_in, graphdef, reference, groups=groups, relabel=relabel)
-    values = (0.01, 0, iterations * static.epochs * static.minibatches, 0.0, 0.9, 0.99, 1e-6, 1.0)
-    rates = optim.Hyper(*(jnp.float32(value) for value in values))
+    own = settings(algorithm, place, probe.beta, iterations, relabel=relabel, relabel_limit=relabel_limit)
+    program, own = RLProgram(graphdef, reference, UserShares.of(groups, MIX)), traced(own)
     parts = {"lora": start.lora, "conditioner": start.conditioner}
-    if static.critic:
-        parts["critic"] = init_critic(static.critic, start, MODEL["hidden_size"], jax.random.key(seed + 100))
-    state: State = init_state(jax.tree.map(jnp.copy, parts), rates, jax.random.key(seed), probe.beta)
+    if own.critic:
+        key, width = jax.random.key(seed + 100), MODEL["hidden_size"]
+        parts["critic"] = init_critic(own.critic, start, width, key, num_basis=K, personal=True)
+    state = init_state(jax.tree.map(jnp.copy, parts), own, jax.random.key(seed))
     rows = np.repeat(np.resize(np.arange(len(PROMPTS)), groups), GROUP_SIZE)
     prompts = Prompts(*left_pad([PROMPTS[row] for row in rows], multiple=1))
     fixed = jax.tree.map(
         jnp.asarray, (prompts, probe.people, start, probe[:2], SamplingSettings.of(len(rows)))
     )
-    own = Hyper.of(beta=probe.beta, scale_decay=0.9, critic_rate=3.0, relabel_limit=relabel_limit)
-    stop, hyper = jnp.array([STOP]), (rates, own)
     curve, metrics = [], {}
     for number in range(iterations):
         if every and number % every == 0:
             policy = start._replace(**{name: state.params[name] for name in ("lora", "conditioner")})
             curve.append([number, judge(probe, graphdef, policy, start)["kl_to_optimum"]])
-        state, metrics, _, _ = iterate(state, *fixed, stop, hyper, static=static, reward=table_reward)
+        state, metrics, _, _ = iterate(
+            state, *fixed, jnp.array([STOP]), own, program=program, reward=table_reward
+        )
     policy = start._replace(**{name: state.params[name] for name in ("lora", "conditioner")})
     final = judge(probe, graphdef, policy, start)
     if every:

@@ -14,7 +14,7 @@ import pytest
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.batches import PairRows, microbatches
-from rlhf.policy.conditioning import Gate, Population, UserShares
+from rlhf.policy.conditioning import Gate, Population, UserShares, UsersMixConfig
 from rlhf.policy.logprobs import all_logprobs, init_adapters
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
@@ -57,21 +57,18 @@ def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
     lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(0))
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, rows.packed, None)
-    static = steps.make_static(
-        policy,
-        kind,
-        shares=UserShares.of(BATCH, 0.4, 0.3, 0.1, 0.2),
-        with_nll=nll_coef > 0,
-        with_rail=eta > 0,
+    mix = UsersMixConfig(posterior=0.4, prior=0.3, extremes=0.1, generic=0.2)
+    program = dpo.DPOProgram(policy.graphdef, UserShares.of(BATCH, mix), nll_coef > 0, eta > 0)
+    optimizer = {"learning_rate": 0.01, "schedule": "cosine", "weight_decay": 0.0}
+    settings = steps.make_settings(
+        kind, optimizer=optimizer, num_steps=STEPS, eta=eta, dpo_beta=BETA, nll_coef=nll_coef
     )
-    hyper = steps.make_hyper(learning_rate=0.01, num_steps=STEPS, weight_decay=0.0)
-    static = dpo.Static(**{**vars(static), "schedule": optim.Schedule("cosine")})
-    state = optim.init_state({"lora": lora, "conditioner": conditioner}, hyper, jax.random.key(1))
-    loss = steps.loss_hyper(dpo_beta=BETA, eta=eta, nll_coef=nll_coef)
-    batch = dpo.Batch(*microbatches((rows, reference, phi, None), np.resize(np.arange(2), BATCH), 1))
+    trained = {"lora": lora, "conditioner": conditioner}
+    state = optim.init_state(trained, settings.optimizer, jax.random.key(1))
+    batch = dpo.DPOBatch(*microbatches((rows, reference, phi, None), np.resize(np.arange(2), BATCH), 1))
     frozen = jax.tree.map(jnp.array, params)  # the state's own buffers are donated
     for _ in range(STEPS):
-        state, metrics = dpo.step(state, batch, frozen, population, (hyper, loss), static=static)
+        state, metrics = dpo.step(state, batch, frozen, population, settings, program=program)
     params = params._replace(**state.params)
 
     def logprobs(coef: np.ndarray, prompt: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def test_ppo_with_a_critic_of_channels_reaches_it_as_well():
 def test_dividing_by_the_groups_deviation_erases_the_strength_of_a_taste(algorithm, kept):
     """‖w‖ × 1/4, 1, 4 with the KL in the loss: three policies under centring, one under GRPO's scaling."""
     moved = [
-        rl_tasks.train(rl_tasks.intensity(f), algorithm, 0, ITERATIONS, kl_in="loss")["kl_to_reference"]
+        rl_tasks.train(rl_tasks.intensity(f), algorithm, 0, ITERATIONS, place="loss")["kl_to_reference"]
         for f in rl_tasks.INTENSITIES
     ]
     if kept:

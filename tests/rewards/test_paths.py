@@ -10,7 +10,7 @@ from rewards.errors import UserError
 from rewards.files import cache_dir
 from rlhf.apps.cli import parse
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import SFTConfig
+from rlhf.train.config import SFTConfig
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from rewards.people.acquisition import AnswerModel
+from rlhf.run.record import traced
 from rlhf.train import optim
 from scripts.experiments import dialogue, dialogue_ppo
 from scripts.experiments import potentials as curiosity
-from scripts.experiments.dialogue import Static, World
-from scripts.experiments.dialogue_ppo import Hyper
+from scripts.experiments.dialogue import DialogueProgram, World
+from scripts.experiments.dialogue_ppo import DialogueNumbers
 from scripts.experiments.potentials import Belief
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -42,7 +43,7 @@ def leading(params, offer, key):
 def test_no_pair_is_asked_twice_and_beliefs_follow_the_questions():
     """Four pairs, one axis each (the fourth says nothing): after t turns as many axes are known as pairs of them asked."""
     pool = np.concatenate([2.0 * np.eye(K), np.zeros((1, K))]).astype(np.float32)
-    static = Static(50, 4, 1, None, False)
+    static = DialogueProgram(50, 4, 1, None, False)
     talks = dialogue.converse({}, make_world(pool), jax.random.key(0), static=static, chooser=neutral)
     known = np.sum(np.asarray(talks.state)[:, :, :K] < 0.999, axis=2)
     assert np.all(np.diff(known, axis=1) <= 1) and np.all(known[:, 3] >= 2)
@@ -60,7 +61,7 @@ def test_no_pair_is_asked_twice_and_beliefs_follow_the_questions():
 
 def test_leading_makes_a_naive_belief_sure_and_wrong_and_an_informed_one_unmoved():
     pool = np.random.default_rng(1).normal(size=(40, K)).astype(np.float32) * 1.5
-    static = Static(400, 10, 4, None, False)
+    static = DialogueProgram(400, 10, 4, None, False)
     found = {}
     for informed in (False, True):
         for chooser in (neutral, leading):
@@ -80,10 +81,12 @@ def test_leading_makes_a_naive_belief_sure_and_wrong_and_an_informed_one_unmoved
 @pytest.mark.parametrize("closed", [False, True])
 def test_channels_telescope_and_the_outcome_comes_last(closed):
     pool = np.random.default_rng(1).normal(size=(12, K)).astype(np.float32)
-    static = Static(20, 5, 3, log_accuracy, closed)
+    static = DialogueProgram(20, 5, 3, log_accuracy, closed)
     params = dialogue_ppo.init_params(jax.random.key(0), K)
     talks = dialogue.converse(params, make_world(pool), jax.random.key(3), static=static)
-    channels = np.asarray(dialogue_ppo.reward_channels(talks, Hyper.of(curious=1.0, outcome=1.0), static))
+    channels = np.asarray(
+        dialogue_ppo.reward_channels(talks, DialogueNumbers.of(curious=1.0, outcome=1.0), static)
+    )
     np.testing.assert_allclose(talks.potentials, talks.log_accuracy, atol=1e-5)
     end = 0.0 if closed else talks.potentials[:, -1]
     np.testing.assert_allclose(channels[..., 0].sum(axis=1), end - talks.potentials[:, 0], atol=1e-4)
@@ -96,16 +99,14 @@ def test_ppo_learns_to_ask_what_tells_and_never_compiles_twice():
     rng = np.random.default_rng(4)
     pool = rng.normal(size=(40, K)).astype(np.float32) * np.where(np.arange(40) < 20, 2.0, 0.05)[:, None]
     world = make_world(pool.astype(np.float32))
-    static = Static(64, 6, 4, log_accuracy, False)
-    rates = optim.Hyper(*map(jnp.float32, (0.03, 0.0, 100, 0.0, 0.9, 0.99, 1e-6, 1.0)))
+    static = DialogueProgram(64, 6, 4, log_accuracy, False)
+    rates = traced(optim.OptimizerConfig(learning_rate=0.03, schedule="constant", beta2=0.99, eps=1e-6))
     state = optim.init_state(dialogue_ppo.init_params(jax.random.key(0), K), rates, jax.random.key(1))
     gains = []
     before = dialogue_ppo.iterate._cache_size()
     for step in range(40):
-        hyper = (rates, Hyper.of(curious=1.0, outcome=0.0, entropy_coef=0.01 if step else 0.02))
-        state, metrics = dialogue_ppo.iterate(
-            state, world, hyper, static=static, schedule=optim.Schedule("constant")
-        )
+        hyper = (rates, DialogueNumbers.of(curious=1.0, outcome=0.0, entropy_coef=0.01 if step else 0.02))
+        state, metrics = dialogue_ppo.iterate(state, world, hyper, static=static)
         gains.append((float(metrics["log_accuracy_gain"]), float(metrics["leading_share"])))
     assert dialogue_ppo.iterate._cache_size() == before + 1
     start, end = np.mean(gains[:5], axis=0), np.mean(gains[-10:], axis=0)

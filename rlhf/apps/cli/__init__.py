@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rewards import jsonl
 from rewards.errors import UserError
@@ -46,7 +46,7 @@ _OK, _BUG, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that name the nearest right word."""
 
-    def __init__(self, **options: Any):
+    def __init__(self, **options):
         options.setdefault("allow_abbrev", False)  # `--out` must not silently mean --output
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options)

@@ -4,15 +4,16 @@ import argparse
 import importlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
-Run = Callable[[argparse.Namespace], dict[str, Any] | None]
-Show = Callable[[dict[str, Any]], None]
+Subparsers = argparse._SubParsersAction  # what `add_subparsers` returns has no public name
+Run = Callable[[argparse.Namespace], JSONObject | None]
+Show = Callable[[JSONObject], None]
 
 
-def add_group(subparsers: Any, name: str, help: str) -> Any:
+def add_group(subparsers: Subparsers, name: str, help: str) -> Subparsers:
     """A command that has subcommands of its own; alone it prints its help."""
     parser = subparsers.add_parser(name, help=help, description=help)
 
@@ -24,8 +25,8 @@ def add_group(subparsers: Any, name: str, help: str) -> Any:
 
 
 def add_command(
-    subparsers: Any, name: str, help: str, example: str, run: Run, show: Show | None = None
-) -> Any:
+    subparsers: Subparsers, name: str, help: str, example: str, run: Run, show: Show | None = None
+) -> argparse.ArgumentParser:
     """A subcommand with --help, an example and --json."""
     parser = subparsers.add_parser(name, help=help, description=help, epilog=f"example:\n  {example}")
     parser.add_argument(
@@ -36,11 +37,18 @@ def add_command(
 
 
 def add_job(
-    subparsers: Any, name: str, help: str, example: str, *, kind: str, job: str, show: Show | None = None
+    subparsers: Subparsers,
+    name: str,
+    help: str,
+    example: str,
+    *,
+    kind: str,
+    job: str,
+    show: Show | None = None,
 ) -> None:
     """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function"."""
 
-    def run(args: argparse.Namespace) -> dict[str, Any]:
+    def run(args: argparse.Namespace) -> JSONObject:
         from rlhf.run.config.describe import schema_of
         from rlhf.run.config.load import load
 
@@ -63,7 +71,7 @@ def check_range(option: str, value: float, low: float, high: float | None) -> No
         )
 
 
-def add_seed(parser: Any, help: str) -> None:
+def add_seed(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help=f"{help} (default 0)")
 
 
@@ -74,11 +82,11 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def show_path(result: dict[str, Any]) -> None:
+def show_path(result: JSONObject) -> None:
     print(result["path"])
 
 
-def show_values(result: dict[str, Any], prefix: str = "") -> None:
+def show_values(result: JSONObject, prefix: str = "") -> None:
     """Print nested results as `name  value` lines; what is long or nested in lists is left to --json."""
     for name, value in result.items():
         if isinstance(value, dict):
@@ -90,5 +98,5 @@ def show_values(result: dict[str, Any], prefix: str = "") -> None:
             print(f"{prefix}{name}  {_short(value)}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

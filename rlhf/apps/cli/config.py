@@ -3,12 +3,12 @@
 import argparse
 import dataclasses
 import textwrap
-from typing import Any
 
-from rlhf.apps.cli.common import add_command, add_group
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_group
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "config", "reference of configuration keys")
     parser = add_command(
         group,
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JSONObject:
     from rlhf.run.config.describe import describe, schema_of
 
     return {
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: JSONObject) -> None:
     from rlhf.run.config.document import dump
 
     for entry in result["keys"]:

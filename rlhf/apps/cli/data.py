@@ -1,14 +1,22 @@
 """chorus data check|audit|plan|fetch."""
 
 import argparse
-from typing import Any
 
-from rlhf.apps.cli.common import add_command, add_group, add_seed, check_range, show_path, show_values
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import (
+    Subparsers,
+    add_command,
+    add_group,
+    add_seed,
+    check_range,
+    show_path,
+    show_values,
+)
 
 SETS = ("electricity", "train-trips")
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "data", "check or audit a preference file, plan one, or fetch a public one")
     check = add_command(
         group,
@@ -57,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     fetch.add_argument("--output", metavar="FILE", help="where to write it (default: the cache folder)")
 
 
-def _add_source(parser: Any) -> None:
+def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="FILE", help=".jsonl[.gz], .parquet, - (standard input), hf:NAME, tfds:NAME"
     )
@@ -69,7 +77,7 @@ def _add_source(parser: Any) -> None:
     )
 
 
-def run_audit(args: argparse.Namespace) -> dict[str, Any]:
+def run_audit(args: argparse.Namespace) -> JSONObject:
     from rewards.annotation.audit import audit
     from rewards.data.read import read_preferences
 
@@ -79,7 +87,7 @@ def run_audit(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show_audit(result: dict[str, Any]) -> None:
+def show_audit(result: JSONObject) -> None:
     from rewards.annotation.audit_text import table
 
     for line in table(result):
@@ -89,14 +97,14 @@ def show_audit(result: dict[str, Any]) -> None:
         print(f"to do: {line}")
 
 
-def run_plan(args: argparse.Namespace) -> dict[str, Any]:
+def run_plan(args: argparse.Namespace) -> JSONObject:
     from rewards.annotation.planner import plan
 
     check_range("--labels", args.labels, 32, None)
     return plan(args.labels, num_basis=args.num_basis, dims=args.dims, spread=args.spread, raters=args.raters)
 
 
-def show_plan(result: dict[str, Any]) -> None:
+def show_plan(result: JSONObject) -> None:
     print(f"{'raters':>8} {'pairs each':>11} {'accuracy lost':>14}")
     for row in result["table"]:
         mark = "  <-" if row["raters"] == result["raters"] else ""
@@ -112,7 +120,7 @@ def show_plan(result: dict[str, Any]) -> None:
         )
 
 
-def run_check(args: argparse.Namespace) -> dict[str, Any]:
+def run_check(args: argparse.Namespace) -> JSONObject:
     from rewards.data.check import describe
     from rewards.data.leak import leak_check
     from rewards.data.read import read_preferences
@@ -121,7 +129,7 @@ def run_check(args: argparse.Namespace) -> dict[str, Any]:
     return {"path": args.path, **describe(prefs), "leak": leak_check(prefs, args.seed)}
 
 
-def show_check(result: dict[str, Any]) -> None:
+def show_check(result: JSONObject) -> None:
     notes = result.pop("notes", [])
     leak = result.pop("leak")
     show_values(result)
@@ -132,7 +140,7 @@ def show_check(result: dict[str, Any]) -> None:
     )
 
 
-def run_fetch(args: argparse.Namespace) -> dict[str, Any]:
+def run_fetch(args: argparse.Namespace) -> JSONObject:
     from rewards.data.stated_choice import fetch
 
     return {"path": str(fetch(args.name, args.output))}

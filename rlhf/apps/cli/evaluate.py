@@ -1,11 +1,9 @@
 """chorus evaluate."""
 
-from typing import Any
-
-from rlhf.apps.cli.common import add_job
+from rlhf.apps.cli.common import Subparsers, add_job
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     add_job(
         subparsers,
         "evaluate",

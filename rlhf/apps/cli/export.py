@@ -1,13 +1,13 @@
 """chorus export."""
 
 import argparse
-from typing import Any
 
 from rewards.errors import UserError
-from rlhf.apps.cli.common import add_command, show_path
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, show_path
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "export",
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients whose policy is merged")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JSONObject:
     coefficients = parse_coefficients(args.coefficients)
     from rlhf.apps.export import export
 

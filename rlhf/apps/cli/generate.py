@@ -1,14 +1,14 @@
 """chorus generate."""
 
 import argparse
-from typing import Any
 
 from rewards.errors import UserError
-from rlhf.apps.cli.common import add_command, add_seed, check_range
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_seed, check_range
 from rlhf.apps.cli.export import parse_coefficients
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "generate",
@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     add_seed(parser, "seed of sampling")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JSONObject:
     if args.model is not None and (args.user is not None or args.coefficients is not None):
         raise UserError("--user and --coefficients need a policy; use --policy RUN instead of --model")
     check_range("--max-new-tokens", args.max_new_tokens, 1, None)
@@ -91,5 +91,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: JSONObject) -> None:
     print("\n".join(result["completions"]))

@@ -1,12 +1,12 @@
 """chorus models fetch."""
 
 import argparse
-from typing import Any
 
-from rlhf.apps.cli.common import add_command, add_group, show_path
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_group, show_path
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "models", "fetch a language model")
     fetch = add_command(
         group,
@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     fetch.add_argument("--output", metavar="DIR", help="where to put it (default: the cache folder)")
 
 
-def run_fetch(args: argparse.Namespace) -> dict[str, Any]:
+def run_fetch(args: argparse.Namespace) -> JSONObject:
     from rlhf.models.fetch import fetch
 
     return {"path": str(fetch(args.name, args.output))}

@@ -1,12 +1,12 @@
 """chorus quickstart."""
 
 import argparse
-from typing import Any
 
-from rlhf.apps.cli.common import add_command, add_seed
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_seed
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "quickstart",
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     add_seed(parser, "seed of everything random")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps.quickstart import run as quickstart
 
     return quickstart(args.output_dir, seed=args.seed)

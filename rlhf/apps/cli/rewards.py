@@ -1,13 +1,13 @@
 """chorus rewards fit|evaluate|score."""
 
 import argparse
-from typing import Any
 
-from rlhf.apps.cli.common import add_command, add_group, add_job, show_values
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_group, add_job, show_values
 from rlhf.apps.cli.export import parse_coefficients
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "rewards", "fit and test a basis of rewards with people's coefficients")
     add_job(
         group,
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     _add_score(group)
 
 
-def _show_evaluation(result: dict[str, Any]) -> None:
+def _show_evaluation(result: JSONObject) -> None:
     """The replay's figures, then the table of models and its sentence; metrics.json holds everything."""
     from rlhf.report import comparison_table, console_table, rewards_verdict
 
@@ -43,7 +43,7 @@ def _show_evaluation(result: dict[str, Any]) -> None:
     print(rewards_verdict(result).text)
 
 
-def _add_score(group: Any) -> None:
+def _add_score(group: Subparsers) -> None:
     parser = add_command(
         group,
         "score",
@@ -69,7 +69,7 @@ def _add_score(group: Any) -> None:
     who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients instead of a person")
 
 
-def run_score(args: argparse.Namespace) -> dict[str, Any]:
+def run_score(args: argparse.Namespace) -> JSONObject:
     coefficients = parse_coefficients(args.coefficients)
     from rlhf.phi.score import score
 

@@ -1,11 +1,9 @@
 """chorus train sft|dpo|ppo|grpo."""
 
-from typing import Any
-
-from rlhf.apps.cli.common import add_group, add_job
+from rlhf.apps.cli.common import Subparsers, add_group, add_job
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "train", "train a policy; the same command again resumes")
     add_job(
         group,

@@ -1,14 +1,14 @@
 """chorus users ask|update|edit|show|list|forget."""
 
 import argparse
-from typing import Any
 
 from rewards import jsonl
 from rewards.errors import UserError
-from rlhf.apps.cli.common import add_command, add_group, check_range
+from rewards.files import JSONObject
+from rlhf.apps.cli.common import Subparsers, add_command, add_group, check_range
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     group = add_group(subparsers, "users", "what a reward run knows about a person")
     ask = add_command(
         group,
@@ -107,16 +107,16 @@ def add_parser(subparsers: Any) -> None:
     _add_person(forget)
 
 
-def _add_rewards(parser: Any) -> None:
+def _add_rewards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rewards", metavar="RUN", required=True, help="reward run (chorus rewards fit)")
 
 
-def _add_person(parser: Any) -> None:
+def _add_person(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="id of the person")
     _add_rewards(parser)
 
 
-def run_ask(args: argparse.Namespace) -> dict[str, Any]:
+def run_ask(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     check_range("--max-questions", args.max_questions, 1, None)
@@ -138,13 +138,13 @@ def run_ask(args: argparse.Namespace) -> dict[str, Any]:
     return users.ask_terminal(args.rewards, args.name, args.max_questions, asking)
 
 
-def run_update(args: argparse.Namespace) -> dict[str, Any]:
+def run_update(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     return users.update(args.rewards, args.name, args.answers)
 
 
-def run_edit(args: argparse.Namespace) -> dict[str, Any]:
+def run_edit(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     if not args.axis and args.text is None:
@@ -152,25 +152,25 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     return users.edit(args.rewards, args.name, args.axis, args.text)
 
 
-def run_show(args: argparse.Namespace) -> dict[str, Any]:
+def run_show(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     return users.show(args.rewards, args.name, args.policy)
 
 
-def run_list(args: argparse.Namespace) -> dict[str, Any]:
+def run_list(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     return users.everybody(args.rewards)
 
 
-def run_forget(args: argparse.Namespace) -> dict[str, Any]:
+def run_forget(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
     return users.forget(args.rewards, args.name)
 
 
-def show_asked(result: dict[str, Any]) -> None:
+def show_asked(result: JSONObject) -> None:
     """The person, or the questionnaire: where it is, or its lines."""
     if "questions" not in result:
         show_user(result)
@@ -181,7 +181,7 @@ def show_asked(result: dict[str, Any]) -> None:
             print(jsonl.line(row), end="")
 
 
-def show_person(result: dict[str, Any]) -> None:
+def show_person(result: JSONObject) -> None:
     """The person, and whether they seem to be two."""
     show_user(result)
     if "z" in result:
@@ -197,7 +197,7 @@ def show_person(result: dict[str, Any]) -> None:
         )
 
 
-def show_user(result: dict[str, Any]) -> None:
+def show_user(result: JSONObject) -> None:
     """The table of axes: mean and standard deviation beside those of the population."""
     edited = f", {result['num_edits']} edits" if result["num_edits"] else ""
     print(f"{result['user_id']}: {result['num_answers']} answers{edited}, basis {result['basis'][:12]}")
@@ -209,6 +209,6 @@ def show_user(result: dict[str, Any]) -> None:
         )
 
 
-def show_list(result: dict[str, Any]) -> None:
+def show_list(result: JSONObject) -> None:
     for user in result["users"]:
         print(f"{user['user_id']}  {user['num_answers']} answers")

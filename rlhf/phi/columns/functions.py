@@ -25,8 +25,8 @@ from rewards.errors import UserError
 from rewards.files import sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.phi.columns import user_code
+from rlhf.phi.columns.config import LIMIT_SECONDS
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
-from rlhf.run.config.columns import LIMIT_SECONDS
 
 GIVEN = ("prompts", "completions")
 IMPORT_SECONDS = 600.0

@@ -19,13 +19,13 @@ from rewards.files import sha256_json
 from rewards.methods.columns import check_spread, moments
 from rewards.types import Preferences
 from rlhf.phi.columns.classifier import ClassifierColumn
+from rlhf.phi.columns.config import KEYS, ColumnConfig, plain
 from rlhf.phi.columns.functions import FunctionColumn
 from rlhf.phi.columns.items import Column, Measured
 from rlhf.phi.columns.jit import JitColumn
 from rlhf.phi.columns.judge import JudgeColumn
 from rlhf.phi.columns.reference import ReferenceColumn
 from rlhf.phi.columns.votes import VotesColumn
-from rlhf.run.config.columns import KEYS, ColumnConfig, plain
 
 KINDS: dict[str, type] = {
     "function": FunctionColumn,
@@ -57,7 +57,7 @@ class Table:
 
 
 def make(settings: dict[str, Any]) -> Column:
-    """The column of `rlhf.run.config.columns.plain` settings."""
+    """The column of `rlhf.phi.columns.config.plain` settings."""
     kind = settings["kind"]
     fields = {"function": "spec"} if kind in ("function", "jit") else {}
     own = {fields.get(key, key): settings[key] for key in KEYS[kind] if key in settings}

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from rewards.errors import UserError
 from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
 
+# By name: this room lies under those that hold the records.
 KINDS = {
-    "rewards": "schema:RewardsConfig",
-    "sft": "schema:SFTConfig",
-    "dpo": "schema:DPOConfig",
-    "ppo": "rl:PPOConfig",
-    "grpo": "rl:GRPOConfig",
-    "evaluate": "schema:EvaluateConfig",
+    "rewards": "rlhf.phi.config:RewardsConfig",
+    "sft": "rlhf.train.config:SFTConfig",
+    "dpo": "rlhf.train.config:DPOConfig",
+    "ppo": "rlhf.train.rl.config:PPOConfig",
+    "grpo": "rlhf.train.rl.config:GRPOConfig",
+    "evaluate": "rlhf.evaluation.config:EvaluateConfig",
 }
 
 
@@ -26,7 +27,7 @@ def schema_of(kind: str) -> type:
     if kind not in KINDS:
         raise UserError(f"{kind}: no such kind of configuration; known: {', '.join(KINDS)}")
     module, _, record = KINDS[kind].partition(":")
-    return getattr(importlib.import_module(f"rlhf.run.config.{module}"), record)
+    return getattr(importlib.import_module(module), record)
 
 
 @dataclasses.dataclass(frozen=True)

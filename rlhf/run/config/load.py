@@ -202,7 +202,7 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     Args:
       path: YAML file.
       overrides: `key.sub=value`, values in YAML, applied in order after the file.
-      schema_class: one of the records in `rlhf.run.config.schema`.
+      schema_class: the record of a kind of run (`describe.schema_of`).
     Raises:
       UserError: an unknown, missing, mistyped or out-of-range key, with its path, place (file and line, or
         command line), value and the nearest right key; several are listed in one line.

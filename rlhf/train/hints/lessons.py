@@ -26,11 +26,12 @@ from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.store import Base
-from rlhf.run.config.rl_hints import HintsConfig
 from rlhf.run.directory import Run
 from rlhf.train.hints import loss as hints
 from rlhf.train.hints import rows as rl_hint_rows
+from rlhf.train.hints.config import HintsConfig
 from rlhf.train.hints.loss import HintRows, HintTerm, Reading, TargetSpec
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.sources import Source
 
 FILE = "hints.jsonl"
@@ -68,7 +69,7 @@ class Lessons:
         return self.taught + self.config.anchor_rows, self.student.tokens.shape[1]
 
     def term(self, graphdef: Any) -> HintTerm:
-        """The term for a policy of this structure, as `Static.extra` takes it."""
+        """The term for a policy of this structure, as `RLProgram.extra` takes it."""
         return HintTerm(graphdef, self.mask.shape[1], TargetSpec(self.top))
 
     def rows(self, number: int, params: PolicyParams, term: HintTerm) -> HintRows:
@@ -111,7 +112,7 @@ def _rows(params: PolicyParams, own: Any, held: Any, coef: jax.Array, *, term: H
     return hints.join(parts)
 
 
-def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
+def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
     """Read and judge the hints of a run, and say on stderr what becomes of them; writes nothing.
 
     Raises:
@@ -119,7 +120,7 @@ def prepare(config: Any, job: Run, base: Base, source: Source) -> Lessons:
         other than those that a run in progress started with.
     """
     run, wanted, vocab = source.run, config.hints, base.config.vocab_size
-    assert run is not None, "check_hints"
+    assert run is not None and wanted is not None, "hints need a reward run"
     if wanted.top is not None and wanted.top > vocab:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"

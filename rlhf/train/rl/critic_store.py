@@ -1,6 +1,5 @@
 """The critic of a finished PPO run: `critic/critic.safetensors` and `critic/critic.json`, written and read strictly."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from rewards.basis.store import read_tensors
 from rewards.errors import UserError
 from rewards.files import atomic_path, read_json, sha256_file, write_json
 from rlhf.policy.store import Base
-from rlhf.train.rl.critic import Critic
-from rlhf.train.rl.settings import CriticSpec
+from rlhf.train.rl.critic import Critic, CriticConfig
 
 FOLDER, TENSORS, RECORD = "critic", "critic.safetensors", "critic.json"
+YOUNGER = {"from_rewards": False}  # what a spec means that was stored before it had these
 
 
 def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
@@ -28,22 +27,35 @@ def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> 
     return {"base": base.fingerprint, "outputs": list(names)} | ({"rewards": rewards} if rewards else {})
 
 
-def save(directory: Path, spec: CriticSpec, critic: Critic, purpose: dict[str, Any]) -> str:
+def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> dict[str, Any]:
+    """What has to agree for one critic's tensors to be another's; arguments as of `critic.init_critic`."""
+    return {
+        "num_basis": num_basis,
+        "sees_person": personal,
+        "hidden": config.hidden,
+        "separate": config.separate,
+        "stop_gradient": config.stop_gradient,
+        "from_rewards": config.from_rewards,
+    }
+
+
+def save(directory: Path, spec: dict[str, Any], critic: Critic, purpose: dict[str, Any]) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
     path = directory / FOLDER / TENSORS
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(critic).items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary)
     digest = sha256_file(path)
-    record = {"format": 1, "spec": dataclasses.asdict(spec), "made_for": purpose, "tensors_sha256": digest}
+    record = {"format": 1, "spec": spec, "made_for": purpose, "tensors_sha256": digest}
     write_json(directory / FOLDER / RECORD, record)
     return digest
 
 
-def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dict[str, Any]) -> Critic:
+def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose: dict[str, Any]) -> Critic:
     """Read the critic of a run.
 
     Args:
+      spec: of this run (`spec_of`).
       template: a critic of the same kind (`rlhf.train.rl.critic.init_critic`), whose names, shapes and types are expected.
       purpose: what this run needs a critic for (`made_for`).
     Raises:
@@ -55,10 +67,8 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
             f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
         )
     record = read_json(record_path)
-    if _completed(record.get("spec")) != dataclasses.asdict(spec):
-        raise UserError(
-            f"{record_path}: spec: {record.get('spec')} is another critic than {dataclasses.asdict(spec)}"
-        )
+    if YOUNGER | (record.get("spec") or {}) != spec:
+        raise UserError(f"{record_path}: spec: {record.get('spec')} is another critic than {spec}")
     for name, wanted in purpose.items():
         found = (record.get("made_for") or {}).get(name)
         if found != wanted:
@@ -71,13 +81,6 @@ def load(directory: str | Path, spec: CriticSpec, template: Critic, purpose: dic
     tensors = read_tensors(path, expected, "this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
-
-
-def _completed(spec: Any) -> dict[str, Any]:
-    """A stored spec with the defaults of fields that are younger than it."""
-    fields = dataclasses.fields(CriticSpec)
-    defaults = {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
-    return defaults | (spec if isinstance(spec, dict) else {})
 
 
 def _named(critic: Critic) -> dict[str, Any]:

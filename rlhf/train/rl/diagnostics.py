@@ -10,18 +10,18 @@ from rlhf.objectives import advantages as adv
 from rlhf.objectives import surrogate as objectives
 from rlhf.train.rl.estimate import Estimate
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.settings import Hyper, Static
+from rlhf.train.rl.settings import RLSettings
 
 Metrics = dict[str, jax.Array]
 
 
-def batch_metrics(rollout: Rollout, found: Estimate, hyper: Hyper, static: Static) -> Metrics:
+def batch_metrics(rollout: Rollout, found: Estimate, settings: RLSettings) -> Metrics:
     """What the batch looked like before it was learnt from."""
-    mask = rollout.mask
+    mask, group_size = rollout.mask, settings.rollout.completions
     num_basis = rollout.coef.shape[1]
     outputs = found.channels[..., :num_basis].sum(axis=1)
     reward = jnp.sum(outputs * rollout.coef, axis=1)
-    spread = adv.group_std(reward, static.group_size) if static.group_size > 1 else jnp.ones_like(reward)
+    spread = adv.group_std(reward, group_size) if group_size > 1 else jnp.ones_like(reward)
     log_ratio = objectives.kl_estimate(rollout.logprobs, rollout.ref_logprobs, mask, "k1")
     metrics = {
         "train/reward": reward.mean(),
@@ -33,7 +33,7 @@ def batch_metrics(rollout: Rollout, found: Estimate, hyper: Hyper, static: Stati
         "train/advantage_sd": _masked_sd(found.unscaled, mask),
         "train/advantage_scale": found.divisor,
         "train/completion_tokens": mask.sum(axis=1).mean(),
-        "train/reward_length_correlation": _group_correlation(reward, mask.sum(axis=1), static.group_size),
+        "train/reward_length_correlation": _group_correlation(reward, mask.sum(axis=1), group_size),
         "train/eos_share": rollout.ended.astype(jnp.float32).mean(),
         "train/sampler_gap_nats": jnp.max(
             jnp.where(mask, jnp.abs(rollout.sampler_logprobs - rollout.logprobs), 0.0)
@@ -43,9 +43,10 @@ def batch_metrics(rollout: Rollout, found: Estimate, hyper: Hyper, static: Stati
         metrics["train/z_norm"] = jnp.linalg.norm(rollout.z, axis=1).mean()
     for k in range(num_basis):
         metrics |= {f"train/reward/{k}": outputs[:, k].mean(), f"train/reward_sd/{k}": outputs[:, k].std()}
-    if static.critic is not None:
+    if isinstance(settings.algorithm, adv.PPOAlgorithmConfig):
         # Against what happened, not against λ-returns: those contain the values themselves.
-        _, actual = adv.generalised_advantages(found.channels, rollout.values, mask, hyper.discount, 1.0)
+        discount = settings.algorithm.discount
+        _, actual = adv.generalised_advantages(found.channels, rollout.values, mask, discount, 1.0)
         explained = objectives.explained_variance(rollout.values, actual, mask)
         names = (*map(str, range(num_basis)), "kl", "no_stop")
         metrics |= {f"train/explained_variance/{name}": explained[c] for c, name in enumerate(names)}

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 
 from rlhf.objectives import advantages as adv
 from rlhf.objectives import surrogate as objectives
+from rlhf.objectives.advantages import PPOAlgorithmConfig
+from rlhf.objectives.kl_control import KLConfig
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.settings import Hyper, Static
-
-# Of these the running scale is divided out; the other estimators standardise by themselves.
-SCALED = ("ppo", "centred", "rloo")
+from rlhf.train.rl.settings import RLSettings
 
 
 class Estimate(NamedTuple):
@@ -49,7 +48,7 @@ def at_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
     return last.reshape(*last.shape, *(1,) * (values.ndim - 1)) * values[:, None]
 
 
-def reward_channels(rollout: Rollout, rewards: jax.Array, static: Static) -> jax.Array:
+def reward_channels(rollout: Rollout, rewards: jax.Array, kl: KLConfig) -> jax.Array:
     """Channels float32[B, T, C] from rewards float32[B, K] (at the last token) or float32[B, T, K] (token by token).
 
     Raises:
@@ -62,18 +61,12 @@ def reward_channels(rollout: Rollout, rewards: jax.Array, static: Static) -> jax
         raise ValueError(f"rewards have shape {rewards.shape}, expected {expected[0]} or {expected[1]}")
     rewards = rewards.astype(jnp.float32)
     outputs = at_last_token(rewards, rollout.mask) if rewards.ndim == 2 else rewards
-    kl = jnp.zeros(rollout.mask.shape)
-    if static.kl_in == "reward":
-        kl = objectives.kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.mask, static.kl_estimator)
+    price = jnp.zeros(rollout.mask.shape)
+    if kl.place == "reward":
+        price = objectives.kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.estimator)
     unfinished = at_last_token(1.0 - rollout.ended.astype(jnp.float32), rollout.mask)
-    channels = jnp.concatenate([outputs, kl[..., None], unfinished[..., None]], axis=-1)
+    channels = jnp.concatenate([outputs, price[..., None], unfinished[..., None]], axis=-1)
     return jnp.where(rollout.mask[..., None], channels, 0.0)
-
-
-def channel_weights(coef: jax.Array, kl_coef: jax.Array, missing_eos_penalty: jax.Array) -> jax.Array:
-    """(w, −β, −penalty), float32[B, C]."""
-    weights = adv.channel_weights(coef, kl_coef)
-    return jnp.concatenate([weights, jnp.full_like(weights[:, :1], -missing_eos_penalty)], axis=1)
 
 
 def estimate(
@@ -81,34 +74,34 @@ def estimate(
     rewards: jax.Array,
     kl_coef: jax.Array,
     scale: adv.RunningScale,
-    hyper: Hyper,
-    static: Static,
+    settings: RLSettings,
 ) -> Estimate:
     """Advantages of all tokens: vector GAE with a critic, one number a completion without.
 
     ppo: GAE of every channel → scalarise → centre by group → scale. Others: returns summed over tokens → estimator →
-    the same number at every token → scale (`SCALED` ones only).
+    the same number at every token → scale (where the estimator does not standardise).
     """
-    mask = rollout.mask
-    channels = reward_channels(rollout, rewards, static)
-    weights = channel_weights(rollout.coef, kl_coef, hyper.missing_eos_penalty)
-    if static.algorithm == "ppo":
-        vector, returns = adv.generalised_advantages(
-            channels, rollout.values, mask, hyper.discount, hyper.gae_lambda
-        )
-        total = jnp.where(mask, adv.scalarise(vector, weights), 0.0)
-        total = adv.centre_tokens(total, mask, static.group_size) if static.centre else total
-    else:
-        per_row = adv.CRITIC_FREE[static.algorithm](channels.sum(axis=1), weights, static.group_size)
-        total, returns = jnp.where(mask, per_row[:, None], 0.0), jnp.zeros_like(channels)
-    scale = scale.update(total, mask, hyper.scale_decay)
-    divisor, scaled = jnp.ones(()), total
-    if static.algorithm in SCALED and static.scaling == "running":
-        divisor = scale.value
-        scaled = total / divisor
-    elif static.algorithm in SCALED and static.scaling == "batch":
-        scaled = adv.masked_whiten(total, mask)
+    mask, algorithm, group_size = rollout.mask, settings.algorithm, settings.rollout.completions
+    channels = reward_channels(rollout, rewards, settings.kl)
+    weights = adv.channel_weights(rollout.coef, kl_coef, algorithm.missing_eos_penalty)
     # R_i − mean(R) holds R_i itself, which shrinks its gradient to (G − 1)/G of the objective's: a KL outside it would
     # be overpriced by as much. RLOO has no such factor; the estimators that standardise have no scale to keep.
-    share = 1.0 - 1.0 / static.group_size if static.algorithm == "centred" else 1.0
+    share = 1.0
+    if isinstance(algorithm, PPOAlgorithmConfig):
+        vector, returns = adv.generalised_advantages(
+            channels, rollout.values, mask, algorithm.discount, algorithm.gae_lambda
+        )
+        total = jnp.where(mask, adv.scalarise(vector, weights), 0.0)
+        total = adv.centre_tokens(total, mask, group_size) if algorithm.centre else total
+    else:
+        per_row = adv.CRITIC_FREE[algorithm.kind](channels.sum(axis=1), weights, group_size)
+        total, returns = jnp.where(mask, per_row[:, None], 0.0), jnp.zeros_like(channels)
+        share = 1.0 - 1.0 / group_size if algorithm.kind == "centred" else 1.0
+    scale = scale.update(total, mask, algorithm.scale_decay)
+    divisor, scaled = jnp.ones(()), total
+    if algorithm.scaled and algorithm.scaling == "running":
+        divisor = scale.value
+        scaled = total / divisor
+    elif algorithm.scaled and algorithm.scaling == "batch":
+        scaled = adv.masked_whiten(total, mask)
     return Estimate(scaled, total, returns, channels, scale, divisor, share / divisor)

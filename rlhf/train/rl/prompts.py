@@ -16,6 +16,7 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.rollout import Prompts
 
 _LOG = logging.getLogger("chorus")
@@ -75,7 +76,7 @@ def _parse(record: Any) -> tuple[Prompt, bool]:
     return schema.parse_prompt(record.get("prompt")), False
 
 
-def prompt_set(config: Any, base: policy_store.Base) -> PromptSet:
+def prompt_set(config: RLConfig, base: policy_store.Base) -> PromptSet:
     """The prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
@@ -116,7 +117,7 @@ def prompt_set(config: Any, base: policy_store.Base) -> PromptSet:
     return PromptSet(rows, tokens, starts, int(np.sum(~fits)))
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     """One iteration: its number, the prompt of each of its B rows, and their tokens on the device."""
 
     number: int
@@ -124,10 +125,10 @@ class Batch(NamedTuple):
     prompts: Prompts
 
 
-def batch_of(config: Any, prompts: PromptSet, number: int) -> Batch:
+def batch_of(config: RLConfig, prompts: PromptSet, number: int) -> PromptBatch:
     """Prompts of iteration `number`, a function of (seed, number) alone; every row of a group stands together."""
     rollout = config.rollout
     index = batch_rows(config.seed, number, len(prompts.starts), rollout.prompts_per_step)
     index = np.repeat(index, rollout.users_per_prompt * rollout.completions)
     tokens, starts = jax.device_put((prompts.tokens[index], prompts.starts[index]))
-    return Batch(number, index, Prompts(tokens, starts))
+    return PromptBatch(number, index, Prompts(tokens, starts))

@@ -16,11 +16,11 @@ Shapes: see `rlhf.train.rl.settings`; R people a group besides the one it was sa
 import jax
 import jax.numpy as jnp
 
-from rlhf.objectives.advantages import scalarise
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, channel_weights, scalarise
 from rlhf.train.rl import rollout as rollouts
-from rlhf.train.rl.estimate import channel_weights, reward_channels
+from rlhf.train.rl.estimate import reward_channels
 from rlhf.train.rl.rollout import People, Rollout
-from rlhf.train.rl.settings import Hyper, Static
+from rlhf.train.rl.settings import RLProgram, RLSettings
 
 KEY_NUMBER = 2**32 - 1  # of the people drawn here, among the keys of an iteration
 
@@ -30,8 +30,8 @@ def for_others(
     params: rollouts.PolicyParams,
     people: People,
     key: jax.Array,
-    hyper: Hyper,
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
 ) -> Rollout:
     """The rollout R times over, each group for another person drawn like any other; log-probs are theirs.
 
@@ -39,17 +39,18 @@ def for_others(
       params: the policy as it was when it sampled.
       key: of the iteration.
     """
-    rows, batch, times = rollout.rows, rollout.mask.shape[0], static.relabel
+    rows, batch, times = rollout.rows, rollout.mask.shape[0], _algorithm(settings).relabel
+    group_size = settings.rollout.completions
     assert rows is not None and rollout.z is not None, "relabelling needs the people of a rollout"
     keys = jax.random.split(jax.random.fold_in(key, KEY_NUMBER), times)
-    drawn = [rollouts.people_rows(each, people, static, batch, hyper) for each in keys]
+    drawn = [rollouts.people_rows(each, people, batch, settings, program) for each in keys]
     coef = jnp.concatenate([coef for coef, _ in drawn])
     z = jnp.concatenate([z for _, z in drawn])
     again = jax.tree.map(lambda part: jnp.concatenate([part] * times), rollout._replace(rows=None))
     rows = jax.tree.map(lambda part: jnp.concatenate([part] * times), rows)
-    group = jnp.arange(times * batch) // static.group_size
-    rows = rows._replace(group=group, z=z[:: static.group_size])
-    logprobs, _, _ = rollouts.score(static, params, None, rows)
+    group = jnp.arange(times * batch) // group_size
+    rows = rows._replace(group=group, z=z[::group_size])
+    logprobs, _, _ = rollouts.score(settings, program, params, None, rows)
     return again._replace(rows=rows, coef=coef, z=z, logprobs=jnp.where(again.mask, logprobs, 0.0))
 
 
@@ -64,19 +65,24 @@ def advantages(
     rewards: jax.Array,
     weight: jax.Array,
     kl_coef: jax.Array,
-    hyper: Hyper,
-    static: Static,
+    settings: RLSettings,
 ) -> jax.Array:
     """A[R·B], before the scale; rewards float32[R·B, K] or [R·B, T, K] are those of the same completions."""
-    channels = reward_channels(others, rewards, static).sum(axis=1)
-    weights = channel_weights(others.coef, kl_coef, hyper.missing_eos_penalty)
-    total = scalarise(channels, weights).reshape(-1, static.group_size)
+    algorithm, group_size = _algorithm(settings), settings.rollout.completions
+    channels = reward_channels(others, rewards, settings.kl).sum(axis=1)
+    weights = channel_weights(others.coef, kl_coef, algorithm.missing_eos_penalty)
+    total = scalarise(channels, weights).reshape(-1, group_size)
     weight = weight.reshape(total.shape)
     mean = jnp.sum(weight * total, axis=1, keepdims=True) / jnp.maximum(
         weight.sum(axis=1, keepdims=True), 1e-12
     )
-    share = static.group_size / (static.group_size - 1) if static.algorithm == "rloo" else 1.0
+    share = group_size / (group_size - 1) if algorithm.kind == "rloo" else 1.0
     return (share * weight * (total - mean)).reshape(-1)
+
+
+def _algorithm(settings: RLSettings) -> GRPOAlgorithmConfig:
+    assert isinstance(settings.algorithm, GRPOAlgorithmConfig), "relabelling weighs completions, not tokens"
+    return settings.algorithm
 
 
 def effective_share(weight: jax.Array) -> jax.Array:

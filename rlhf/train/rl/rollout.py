@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlhf.objectives.advantages import EXTRA_CHANNELS, num_channels
 from rlhf.policy import logprobs as policy
-from rlhf.policy import sampling, scoring
+from rlhf.policy import scoring
 from rlhf.policy.conditioning import Gate, Population, UserShares, sample_coef
 from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.sampling import SamplingSettings, generate
 from rlhf.train.rl import critic as critics
-from rlhf.train.rl.settings import EXTRA_CHANNELS, Hyper, Static, num_channels
+from rlhf.train.rl.settings import RLProgram, RLSettings
 
 People = Population | jax.Array  # whose coefficients are drawn, or fixed weights [K] without people
 
@@ -98,32 +100,35 @@ def user_rows(
 
 
 def people_rows(
-    key: jax.Array, people: People, static: Static, batch: int, hyper: Hyper
+    key: jax.Array, people: People, batch: int, settings: RLSettings, program: RLProgram
 ) -> tuple[jax.Array, jax.Array | None]:
     """`user_rows` of a population; fixed weights [K] for every row, and no z, where there is none."""
     if isinstance(people, Population):
-        return user_rows(key, people, static.shares, static.group_size, hyper.beta, hyper.eta)
+        assert program.shares is not None, "a population needs shares"
+        beta, eta = settings.kl.coef, settings.rail.eta
+        return user_rows(key, people, program.shares, settings.rollout.completions, beta, eta)
     return jnp.broadcast_to(people, (batch, people.shape[0])), None
 
 
 def score(
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
     params: PolicyParams,
     critic: critics.Critic | None,
     rows: scoring.Rows,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Log-probs [B, T], entropies [B, T] and values [B, T, C] (None without a critic) of completions, differentiable."""
-    decoder = nnx.merge(static.graphdef, *params)
+    decoder = nnx.merge(program.graphdef, *params)
     z = None if rows.z is None else rows.z[rows.group]
     states = scoring.completion_states(decoder, rows)
     logprobs, entropy = scoring.token_scores(decoder, states, rows.tokens, z)
-    if critic is None or static.critic is None:
+    if critic is None or settings.critic is None:
         return logprobs, entropy, None
-    own = critics.backbone(static.critic, critic, params)
+    own = critics.backbone(settings.critic, critic, params)
     if own is not None:
-        decoder = nnx.merge(static.graphdef, *own)
+        decoder = nnx.merge(program.graphdef, *own)
         states = scoring.completion_states(decoder, rows)
-    return logprobs, entropy, critics.channel_values(static.critic, critic, decoder, states, z)
+    return logprobs, entropy, critics.channel_values(settings.critic, critic, decoder, states, z)
 
 
 def valued_from(rollout: Rollout, phi: jax.Array) -> Rollout:
@@ -133,15 +138,15 @@ def valued_from(rollout: Rollout, phi: jax.Array) -> Rollout:
     return rollout._replace(values=rollout.values + start, value_start=start)
 
 
-def reference_logprobs(static: Static, frozen: PolicyParams, rows: scoring.Rows) -> jax.Array:
+def reference_logprobs(program: RLProgram, frozen: PolicyParams, rows: scoring.Rows) -> jax.Array:
     """log π_ref of the completion tokens, [B, T]: the frozen base, no adapters, nobody addressed."""
     empty = nnx.State({})
-    decoder = nnx.merge(static.reference, frozen.base, empty, empty)
+    decoder = nnx.merge(program.reference, frozen.base, empty, empty)
     states = scoring.completion_states(decoder, rows._replace(z=None))
     return scoring.token_scores(decoder, states, rows.tokens, None)[0]
 
 
-@functools.partial(jax.jit, static_argnames="static")
+@functools.partial(jax.jit, static_argnames="program")
 def rollout(
     frozen: PolicyParams,
     trained: dict[str, Any],
@@ -149,10 +154,11 @@ def rollout(
     coef: jax.Array,
     z: jax.Array | None,
     key: jax.Array,
-    settings: sampling.SamplingSettings,
+    sampling: SamplingSettings,
     stop: jax.Array,
+    settings: RLSettings,
     *,
-    static: Static,
+    program: RLProgram,
 ) -> Rollout:
     """Sample a completion for each row and score it.
 
@@ -165,27 +171,28 @@ def rollout(
     """
     trained = dict(trained)
     critic = trained.pop("critic", None)
-    params = policy.merge(frozen, trained, static.dtype)
+    params = policy.merge(frozen, trained, program.dtype)
     batch = prompts.tokens.shape[0]
-    samples = sampling.generate(
+    num_slots, group_size = settings.rollout.max_new_tokens, settings.rollout.completions
+    samples = generate(
         params,
         prompts.tokens,
         prompts.starts,
         z,
         jax.random.split(key, batch),
-        settings,
+        sampling,
         stop,
-        graphdef=static.graphdef,
-        max_new_tokens=static.max_new_tokens,
-        filtered=static.filtered,
-        group_size=static.group_size,
+        graphdef=program.graphdef,
+        max_new_tokens=num_slots,
+        filtered=program.filtered,
+        group_size=group_size,
     )
     tokens, mask = jnp.concatenate([prompts.tokens, samples.tokens], axis=1), samples.mask
-    rows = scoring.rows_of(tokens, prompts.starts, z, static.max_new_tokens, static.group_size)
+    rows = scoring.rows_of(tokens, prompts.starts, z, num_slots, group_size)
     if "base" not in trained:  # else training changes the lower stage too, and nothing could be kept
-        rows = scoring.with_lower_states(static.graphdef, params, rows)
-    logprobs, _, values = score(static, params, critic, rows)
-    reference = reference_logprobs(static, frozen, rows)
+        rows = scoring.with_lower_states(program.graphdef, params, rows)
+    logprobs, _, values = score(settings, program, params, critic, rows)
+    reference = reference_logprobs(program, frozen, rows)
     if values is None:
         values = jnp.zeros((*mask.shape, num_channels(coef.shape[1])))
     is_stop = jnp.any(samples.tokens[..., None] == stop, axis=-1)

@@ -15,7 +15,8 @@ from rewards import jsonl
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.reward import PromptRows
 from rlhf.run.directory import plain
-from rlhf.train.rl.prompts import Batch
+from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.prompts import PromptBatch
 from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.sources import Source
 
@@ -26,7 +27,7 @@ class Samples:
     """Writes entries; a resumed run leaves the file an uninterrupted one leaves."""
 
     def __init__(
-        self, directory: Path, tokenizer: Tokenizer, source: Source, prompts: PromptRows, config: Any
+        self, directory: Path, tokenizer: Tokenizer, source: Source, prompts: PromptRows, config: RLConfig
     ):
         self._path, self._tokenizer, self._source, self._prompts = (
             directory / FILE,
@@ -37,7 +38,7 @@ class Samples:
         self._every, self._count = config.train.samples_every, config.train.sample_rows
         self._group, self._opened = config.rollout.completions, False
 
-    def take(self, batch: Batch, rollout: Rollout, rewards: Any) -> None:
+    def take(self, batch: PromptBatch, rollout: Rollout, rewards: Any) -> None:
         """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
         step = batch.number + 1
         if not self._opened:
@@ -53,7 +54,9 @@ class Samples:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write("".join(lines))
 
-    def _line(self, step: int, batch: Batch, rows: Rollout, phi: np.ndarray, place: int, row: int) -> str:
+    def _line(
+        self, step: int, batch: PromptBatch, rows: Rollout, phi: np.ndarray, place: int, row: int
+    ) -> str:
         own = phi[place].sum(axis=0) if phi.ndim == 3 else phi[place]
         ids = rows.tokens[place, -rows.mask.shape[1] :][rows.mask[place]].tolist()
         ended = bool(rows.ended[place])

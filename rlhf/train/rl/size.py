@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rlhf.policy import store as policy_store
 from rlhf.policy.scoring import LOGITS_BYTES
+from rlhf.train.rl.config import GRPOConfig, PPOConfig
 
 _LOG = logging.getLogger("chorus")
 
@@ -18,7 +19,11 @@ PER_LAYER = (
 
 
 def estimate(
-    config: Any, base: policy_store.Base, state: Any, prompt_slots: int, hinted: tuple[int, int] = (0, 0)
+    config: PPOConfig | GRPOConfig,
+    base: policy_store.Base,
+    state: Any,
+    prompt_slots: int,
+    hinted: tuple[int, int] = (0, 0),
 ) -> dict[str, float]:
     """Gigabytes by use: weights, training state, sampling (cache, layers apart), update (activations and logits).
 
@@ -44,8 +49,8 @@ def estimate(
         return rows * length * layers * kept * bytes_each + logits
 
     # Values that start from the rewards: states, their running sum, mean and product, of all rows at once.
-    ppo = getattr(config, "critic", None)
-    begun = 4 * 4 * rows * config.rollout.max_new_tokens * model.width if ppo and ppo.from_rewards else 0
+    begins = isinstance(config, PPOConfig) and config.critic.from_rewards
+    begun = 4 * 4 * rows * config.rollout.max_new_tokens * model.width if begins else 0
     return {
         "weights": _nbytes(base.tree) / GIGABYTE,
         "training state": _nbytes(state) / GIGABYTE,
@@ -55,7 +60,11 @@ def estimate(
 
 
 def memory_line(
-    config: Any, base: policy_store.Base, state: Any, prompt_slots: int, hinted: tuple[int, int] = (0, 0)
+    config: PPOConfig | GRPOConfig,
+    base: policy_store.Base,
+    state: Any,
+    prompt_slots: int,
+    hinted: tuple[int, int] = (0, 0),
 ) -> None:
     """Say on stderr what to expect, so that a run too large can be stopped before it fails."""
     parts = estimate(config, base, state, prompt_slots, hinted)

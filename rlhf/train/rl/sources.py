@@ -25,12 +25,12 @@ from rewards.people.population import load_people
 from rewards.types import GroupPrior, Preferences
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.jit import only_jit
 from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
-from rlhf.run.config.columns import ColumnConfig
 from rlhf.run.directory import Run
 from rlhf.train.rl.prompts import PromptSet
 
@@ -98,10 +98,9 @@ def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_h
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
     groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
     users = config.users
-    # Without people who answered, their share goes to the prior, of which they would have been drawn.
-    known = users.posterior if people else 0.0
-    prior = users.prior if people else users.prior + users.posterior
-    shares = UserShares.of(groups, known, prior, users.extremes, users.generic)
+    if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
+        users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
+    shares = UserShares.of(groups, users)
     return Source(names, run, drawn_from, shares, _reward_of(run, base, limits))
 
 

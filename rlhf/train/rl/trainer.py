@@ -4,7 +4,6 @@ A step: prompts by number, people by the run's key, completions, rewards, advant
 step is one program; otherwise the completions are decoded and rewarded between its two halves.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from rewards.errors import UserError
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
-from rlhf.run.config.rl import PPOConfig
 from rlhf.run.directory import Run
+from rlhf.run.record import traced
 from rlhf.train import loop as train
-from rlhf.train import optim
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import adapter_spec
 from rlhf.train.hints import lessons as rl_hints
@@ -37,9 +35,10 @@ from rlhf.train.rl import (
     sources as rl_rewards,
 )
 from rlhf.train.rl import update as updates
-from rlhf.train.rl.critic import init_critic
+from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
+from rlhf.train.rl.critic import Critic, init_critic
 from rlhf.train.rl.prompts import PromptSet
-from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
@@ -55,7 +54,7 @@ SHOWN = (
 )
 
 
-def run(config: Any) -> dict[str, Any]:
+def run(config: PPOConfig | GRPOConfig) -> dict[str, Any]:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
     kind = "ppo" if isinstance(config, PPOConfig) else "grpo"
     with Run.open(config.output_dir, config, kind) as job:
@@ -69,9 +68,7 @@ def run(config: Any) -> dict[str, Any]:
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         spec = adapter_spec(config, source.run, base)
         graphdef, params, run_key = fresh_policy(config, base, spec)
-        trainer = Trainer(
-            config, kind, base, graphdef, params, run_key, source, prompts, job.directory, lessons
-        )
+        trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, job.directory, lessons)
         hinted = (0, 0) if lessons is None else lessons.size
         memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
         if lessons is not None:
@@ -90,9 +87,9 @@ def run(config: Any) -> dict[str, Any]:
         trained = dict(state.params)
         critic = trained.pop("critic", None)
         record = base_record(config, base, kind) | _record(config, source, float(state.kl_coef))
-        if critic is not None:
+        if isinstance(config, PPOConfig):
             purpose = _purpose(config, base, source)
-            record["critic"] = rl_critic.save(job.directory, trainer.static.critic, critic, purpose)
+            record["critic"] = rl_critic.save(job.directory, trainer.critic_spec, critic, purpose)
         full = config.tune.mode == "full"
         policy_store.save_policy(job.directory, params._replace(**trained), spec, record, full=full)
         return close(job, len(prompts.starts), diagnose)
@@ -103,8 +100,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: Any,
-        kind: str,
+        config: PPOConfig | GRPOConfig,
         base: policy_store.Base,
         graphdef: Any,
         params: PolicyParams,
@@ -115,24 +111,23 @@ class Trainer:
         lessons: Lessons | None = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
-        self.static = static_of(config, kind, base, graphdef, source)
-        if lessons is not None:
-            self.static = dataclasses.replace(self.static, extra=lessons.term(graphdef))
-        updates_in_all = config.train.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self.hyper = (optim.Hyper.from_config(config.optimizer, updates_in_all), hyper_of(config))
+        self.settings = traced(config.settings)
+        self.program = RLProgram(
+            graphdef=graphdef,
+            reference=structure(base.config, base.stages, None, config.model.dtype, config.model.remat)[0],
+            shares=source.shares,
+            filtered=config.rollout.filtered,
+            dtype=config.model.dtype,
+            extra=None if lessons is None else lessons.term(graphdef),
+        )
         full = config.tune.mode == "full"
         trained = trained_parts(params, full, conditioned=source.run is not None)
         # The state is donated: what is trained must share no buffer with what stays, π_ref above all.
         trained = jax.tree.map(jnp.copy, trained)
         self.frozen = params
-        if self.static.critic is not None:
-            critic_key = jax.random.fold_in(key, 2**32 - 1)  # no iteration has this number
-            critic = init_critic(self.static.critic, params, base.config.width, critic_key)
-            if config.critic.start is not None:
-                purpose = _purpose(config, base, source)
-                critic = rl_critic.load(config.critic.start, self.static.critic, critic, purpose)
-            trained["critic"] = critic
-        self.state = updates.init_state(trained, self.hyper[0], key, config.kl.coef)
+        if isinstance(config, PPOConfig):
+            trained["critic"], self.critic_spec = _critic(config, base, params, source, key)
+        self.state = updates.init_state(trained, self.settings, key)
         rollout = config.rollout
         sampling = SamplingSettings.of(
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
@@ -141,21 +136,23 @@ class Trainer:
         self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
         self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
 
-    def step(self, state: updates.State, batch: rl_data.Batch) -> tuple[updates.State, dict[str, jax.Array]]:
+    def step(
+        self, state: updates.RLState, batch: rl_data.PromptBatch
+    ) -> tuple[updates.RLState, dict[str, jax.Array]]:
         """One iteration; the state is donated."""
         shared = (batch.prompts, self.people, self.frozen)
-        rest = (self.sampling, self.stop, self.hyper)
+        rest = (self.sampling, self.stop, self.settings)
         # The teacher is the policy of the run's start, also in a session that goes on.
-        extra = (
-            None if self.lessons is None else self.lessons.rows(batch.number, self.frozen, self.static.extra)
-        )
+        extra = None
+        if self.lessons is not None:
+            extra = self.lessons.rows(batch.number, self.frozen, self.program.extra)
         reward = self.source.reward
         if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
-                state, *shared, reward.arrays, *rest, static=self.static, reward=reward.kernel, extra=extra
+                state, *shared, reward.arrays, *rest, program=self.program, reward=reward.kernel, extra=extra
             )
         else:
-            rollout = updates.draw(state, *shared, *rest, static=self.static)
+            rollout = updates.draw(state, *shared, *rest, program=self.program)
             given = reward(rollout, self.prompts.rows.take(batch.index))
             rewards = jax.device_put(given)
             state, metrics = updates.update(
@@ -163,8 +160,8 @@ class Trainer:
                 rollout,
                 rewards,
                 self.frozen,
-                self.hyper,
-                static=self.static,
+                self.settings,
+                program=self.program,
                 extra=extra,
                 people=self.people,
             )
@@ -183,81 +180,32 @@ def named(metrics: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, ja
     return {renamed(metric): value for metric, value in metrics.items()}
 
 
-def static_of(config: Any, kind: str, base: policy_store.Base, graphdef: Any, source: Source) -> Static:
-    """The compiled program of a configuration."""
-    algorithm, rollout = config.algorithm, config.rollout
-    plain, _ = structure(base.config, base.stages, None, config.model.dtype, config.model.remat)
-    critic = None
-    if kind == "ppo":
-        if config.critic.from_rewards and not source.reward.can.beginnings:
-            raise UserError(
-                "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
-                "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
-            )
-        critic = CriticSpec(
-            num_basis=len(source.names),
-            sees_person=source.run is not None,
-            hidden=config.critic.hidden,
-            separate=config.critic.backbone == "separate",
-            stop_gradient=config.critic.stop_gradient,
-            from_rewards=config.critic.from_rewards,
+def _critic(
+    config: PPOConfig, base: policy_store.Base, params: PolicyParams, source: Source, key: jax.Array
+) -> tuple[Critic, dict[str, Any]]:
+    """A fresh critic, or that of `critic.start`; and what it is, for its record."""
+    if config.critic.from_rewards and not source.reward.can.beginnings:
+        raise UserError(
+            "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
+            "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
         )
-    return Static(
-        graphdef=graphdef,
-        reference=plain,
-        schedule=optim.Schedule(config.optimizer.schedule),
-        algorithm="ppo" if kind == "ppo" else algorithm.kind,
-        group_size=rollout.completions,
-        max_new_tokens=rollout.max_new_tokens,
-        epochs=algorithm.epochs,
-        minibatches=algorithm.minibatches,
-        aggregation=algorithm.aggregation,
-        kl_in=config.kl.place,
-        kl_estimator=config.kl.estimator,
-        kl_controller=config.kl.controller,
-        centre=algorithm.centre if kind == "ppo" else True,
-        scaling=algorithm.scaling,
-        critic=critic,
-        shares=source.shares,
-        filtered=bool(rollout.top_k or rollout.top_p < 1.0 or rollout.min_p > 0.0),
-        dtype=config.model.dtype,
-        relabel=0 if kind == "ppo" else algorithm.relabel,
+    num_basis, personal = len(source.names), source.run is not None
+    spec = rl_critic.spec_of(config.critic, num_basis, personal)
+    key = jax.random.fold_in(key, 2**32 - 1)  # no iteration has this number
+    critic = init_critic(
+        config.critic, params, base.config.width, key, num_basis=num_basis, personal=personal
     )
+    if config.critic.start is not None:
+        critic = rl_critic.load(config.critic.start, spec, critic, _purpose(config, base, source))
+    return critic, spec
 
 
-def _purpose(config: Any, base: policy_store.Base, source: Source) -> dict[str, Any]:
-    return rl_critic.made_for(base, source.names, source.run.hash if config.critic.from_rewards else None)
+def _purpose(config: PPOConfig, base: policy_store.Base, source: Source) -> dict[str, Any]:
+    rewards = source.run.hash if config.critic.from_rewards and source.run is not None else None
+    return rl_critic.made_for(base, source.names, rewards)
 
 
-def hyper_of(config: Any) -> Hyper:
-    """Everything a sweep varies, as arrays."""
-    algorithm, kl = config.algorithm, config.kl
-    shared = {
-        "clip_low": algorithm.clip_low,
-        "clip_high": algorithm.clip_high,
-        "entropy_coef": algorithm.entropy_coef,
-        "kl_target": kl.target_nats,
-        "kl_horizon": kl.horizon,
-        "stop_kl": float("inf") if kl.stop_nats is None else kl.stop_nats,
-        "missing_eos_penalty": algorithm.missing_eos_penalty,
-        "scale_decay": algorithm.scale_decay,
-        "beta": kl.coef,
-        "eta": config.rail.eta,
-    }
-    if not isinstance(config, PPOConfig):
-        return Hyper.of(**shared, relabel_limit=algorithm.relabel_limit)
-    critic = config.critic
-    return Hyper.of(
-        **shared,
-        value_clip=float("inf") if critic.value_clip is None else critic.value_clip,
-        value_coef=critic.coef,
-        critic_rate=critic.rate,
-        discount=algorithm.discount,
-        gae_lambda=algorithm.gae_lambda,
-    )
-
-
-def _record(config: Any, source: Source, kl_coef: float) -> dict[str, Any]:
+def _record(config: RLConfig, source: Source, kl_coef: float) -> dict[str, Any]:
     """What a policy must remember: the price of KL it ended with, and the population it was trained for.
 
     η moves along with β, so that ρ = η/(β+η), by which coefficients were shrunk in training, stays what it was.

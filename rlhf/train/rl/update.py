@@ -1,8 +1,8 @@
 """The learning half of an iteration: epochs × minibatches of clipped policy gradients in one compiled scan.
 
-    L = surrogate(A) + c_V · mean_c L_V,c − c_H · H   (+ β · KL in the advantages' units when `kl_in` is "loss")
+    L = surrogate(A) + c_V · mean_c L_V,c − c_H · H   (+ β · KL in the advantages' units where `kl.place` is loss)
 
-Advantages are computed once; permutations of whole rows make the minibatches. Once KL(old‖new) exceeds `stop_kl` an
+Advantages are computed once; permutations of whole rows make the minibatches. Once KL(old‖new) exceeds `kl.stop_nats` an
 iteration makes no further updates. `draw` + host rewards + `update`, or `iterate` when the reward is compiled.
 
 Shapes: see `rlhf.train.rl.settings`.
@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from rlhf.objectives import surrogate as objectives
-from rlhf.objectives.advantages import RunningScale
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, RunningScale
 from rlhf.objectives.kl_control import next_kl_coef
 from rlhf.phi.reward import Kernel
 from rlhf.policy import logprobs as policy
-from rlhf.policy import sampling
 from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.sampling import SamplingSettings
 from rlhf.policy.scoring import Rows
 from rlhf.train import optim
 from rlhf.train.rl import relabel
@@ -28,10 +28,10 @@ from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.diagnostics import Metrics, batch_metrics
 from rlhf.train.rl.estimate import Estimate, estimate
 from rlhf.train.rl.rollout import People, Prompts, Rollout
-from rlhf.train.rl.settings import Hyper, Static
+from rlhf.train.rl.settings import RLProgram, RLSettings
 
 
-class State(NamedTuple):
+class RLState(NamedTuple):
     """What the next iteration needs; donated.
 
     Attributes:
@@ -50,16 +50,16 @@ class State(NamedTuple):
     scale: RunningScale
 
 
-def init_state(params: dict[str, Any], hyper: optim.Hyper, key: jax.Array, kl_coef: float) -> State:
+def init_state(params: dict[str, Any], settings: RLSettings, key: jax.Array) -> RLState:
     """State of iteration 0, all of it typed arrays (a Python number would compile a second time)."""
-    start = optim.init_state(params, hyper, key)
-    return State(
+    start = optim.init_state(params, settings.optimizer, key)
+    return RLState(
         start.step,
         start.params,
         start.opt_state,
         start.key,
         jnp.zeros((), jnp.int32),
-        jnp.asarray(kl_coef, jnp.float32),
+        jnp.array(settings.kl.coef, jnp.float32),  # a copy: the state is donated, the settings stay
         RunningScale.start(),
     )
 
@@ -78,41 +78,43 @@ def loss_of(
     frozen: PolicyParams,
     batch: Minibatch,
     kl_price: jax.Array,
-    hyper: Hyper,
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
     extra: Any = None,
 ) -> tuple[jax.Array, Metrics]:
     """Loss of one minibatch, and its diagnostics as scalars.
 
     Args:
       kl_price: β in the units of the advantages, so that it keeps its meaning in the loss.
-      extra: rows of `static.extra`, which adds to the loss; None for none.
+      extra: rows of `program.extra`, which adds to the loss; None for none.
     """
-    old, mask = batch.rollout, batch.rollout.mask
+    old, mask, algorithm = batch.rollout, batch.rollout.mask, settings.algorithm
     trained = dict(trained)
     critic = trained.pop("critic", None)
-    params = policy.merge(frozen, trained, static.dtype)
-    logprobs, entropy, values = rollouts.score(static, params, critic, batch.rows)
+    params = policy.merge(frozen, trained, program.dtype)
+    logprobs, entropy, values = rollouts.score(settings, program, params, critic, batch.rows)
 
     def over_tokens(values: jax.Array) -> jax.Array:
-        return objectives.aggregate(values, mask, static.aggregation, static.max_new_tokens)
+        return objectives.aggregate(values, mask, algorithm.aggregation, settings.rollout.max_new_tokens)
 
     surrogate, diagnostics = objectives.clipped_surrogate(
-        logprobs, old.logprobs, batch.advantages, mask, hyper.clip_low, hyper.clip_high
+        logprobs, old.logprobs, batch.advantages, mask, algorithm.clip_low, algorithm.clip_high
     )
     policy_loss, entropy = over_tokens(surrogate), objectives.aggregate(entropy, mask, "token")
     value_loss = kl_loss = jnp.zeros(())
-    if values is not None:
+    value_coef = 0.0
+    if values is not None and settings.critic is not None:
+        value_coef = settings.critic.coef
         values = values if old.value_start is None else values + old.value_start
-        of_channels = objectives.value_loss(values, old.values, batch.returns, hyper.value_clip)
+        of_channels = objectives.value_loss(values, old.values, batch.returns, settings.critic.value_clip)
         value_loss = objectives.aggregate(of_channels.mean(axis=-1), mask, "token")
-    if static.kl_in == "loss":
-        kl_loss = over_tokens(objectives.kl_estimate(logprobs, old.ref_logprobs, mask, static.kl_estimator))
-    total = policy_loss + hyper.value_coef * value_loss - hyper.entropy_coef * entropy + kl_price * kl_loss
+    if settings.kl.place == "loss":
+        kl_loss = over_tokens(objectives.kl_estimate(logprobs, old.ref_logprobs, mask, settings.kl.estimator))
+    total = policy_loss + value_coef * value_loss - algorithm.entropy_coef * entropy + kl_price * kl_loss
     moved = objectives.kl_estimate(old.logprobs, logprobs, mask, "k3")
     more: Metrics = {}
-    if static.extra is not None and extra is not None:
-        term, more = static.extra(params, extra)
+    if program.extra is not None and extra is not None:
+        term, more = program.extra(params, extra)
         total = total + term
     return total, more | {
         "train/loss/total": total,
@@ -131,25 +133,23 @@ def _optimise(
     batch: Minibatch,
     frozen: PolicyParams,
     kl_price: jax.Array,
-    hyper: tuple[optim.Hyper, Hyper],
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
     extra: Any,
 ) -> tuple[optim.TrainState, jax.Array, Metrics]:
     """One optimiser step, or none when the policy is already too far: state, whether it stopped, metrics."""
-    optim_hyper, own = hyper
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    (_, metrics), grads = gradient(state.params, frozen, batch, kl_price, own, static, extra)
-    new, norms = optim.apply_gradients(state, grads, optim_hyper, static.schedule)
-    if (
-        "critic" in state.params
-    ):  # AdamW's step is linear in the rate, so the critic's own rate may be applied after
+    (_, metrics), grads = gradient(state.params, frozen, batch, kl_price, settings, program, extra)
+    new, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
+    if settings.critic is not None:
+        # AdamW's step is linear in the rate, so the critic's own rate may be applied after. Not `optax.partition`: it
+        # rounds elsewhere, p + rate·u, and its state has another tree, which no checkpoint of a run in progress fits.
+        rate = settings.critic.rate
         faster = jax.tree.map(
-            lambda old, moved: old + own.critic_rate * (moved - old),
-            state.params["critic"],
-            new.params["critic"],
+            lambda old, moved: old + rate * (moved - old), state.params["critic"], new.params["critic"]
         )
         new = new._replace(params={**new.params, "critic": faster})
-    stop = metrics["train/approx_kl_nats"] > own.stop_kl
+    stop = metrics["train/approx_kl_nats"] > settings.kl.stop_nats
     kept = jax.tree.map(
         lambda old, moved: jnp.where(stop, old, moved), (state.params, state.opt_state), new[1:3]
     )
@@ -162,22 +162,26 @@ def _epochs(
     frozen: PolicyParams,
     kl_price: jax.Array,
     key: jax.Array,
-    hyper: tuple[optim.Hyper, Hyper],
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
     extra: Any,
 ) -> tuple[optim.TrainState, Metrics]:
     """All epochs and minibatches; metrics are means over the optimiser steps that were made (ratio_max: the largest)."""
-    batch = whole.advantages.shape[0]
-    if batch % static.minibatches:
-        raise ValueError(f"{static.minibatches} minibatches do not divide {batch} rows")
-    orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, static.epochs))
-    orders = orders.reshape(static.epochs * static.minibatches, batch // static.minibatches)
+    batch, epochs, minibatches = (
+        whole.advantages.shape[0],
+        settings.algorithm.epochs,
+        settings.algorithm.minibatches,
+    )
+    if batch % minibatches:
+        raise ValueError(f"{minibatches} minibatches do not divide {batch} rows")
+    orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, epochs))
+    orders = orders.reshape(epochs * minibatches, batch // minibatches)
 
     def work(carry, order):
         state, _ = carry
         picked = jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=()))
         part = picked._replace(rows=whole.rows.take(order))
-        state, stop, metrics = _optimise(state, part, frozen, kl_price, hyper, static, extra)
+        state, stop, metrics = _optimise(state, part, frozen, kl_price, settings, program, extra)
         return (state, stop), metrics | {"made": jnp.ones(()), "applied": 1.0 - stop}
 
     shapes = jax.eval_shape(work, (state, jnp.zeros((), bool)), orders[0])[1]
@@ -198,43 +202,39 @@ def _epochs(
 
 
 def _update(
-    state: State,
+    state: RLState,
     rollout: Rollout,
     rewards: jax.Array,
     frozen: PolicyParams,
-    hyper: tuple[optim.Hyper, Hyper],
-    static: Static,
+    settings: RLSettings,
+    program: RLProgram,
     extra: Any = None,
     people: People | None = None,
-) -> tuple[State, Metrics]:
-    own = hyper[1]
+) -> tuple[RLState, Metrics]:
+    algorithm, critic = settings.algorithm, settings.critic
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
-    found: Estimate = estimate(rollout, rewards, state.kl_coef, state.scale, own, static)
-    metrics = batch_metrics(rollout, found, own, static)
+    found: Estimate = estimate(rollout, rewards, state.kl_coef, state.scale, settings)
+    metrics = batch_metrics(rollout, found, settings)
     rows = rollout.rows
     assert rows is not None, "a rollout is learned from once"
-    if static.critic is not None and static.critic.from_rewards and rollout.value_start is None:
+    if critic is not None and critic.from_rewards and rollout.value_start is None:
         raise ValueError(
             "critic.from_rewards: give a rollout whose values start from rewards (rollout.valued_from)"
         )
     whole = Minibatch(rollout._replace(rows=None), rows, found.advantages, found.returns)
-    if static.relabel:
+    if isinstance(algorithm, GRPOAlgorithmConfig) and algorithm.relabel:
         if people is None:
             raise ValueError("relabel draws other people: give the population")
-        others, more = _relabelled(state, rollout, rewards, frozen, people, found, own, static)
+        others, more = _relabelled(
+            state, rollout, rewards, frozen, people, found, algorithm, settings, program
+        )
         whole, metrics = _joined(whole, others), metrics | more
     start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
     kl_price = state.kl_coef * found.kl_factor
-    trained, steps = _epochs(start, whole, frozen, kl_price, shuffle, hyper, static, extra)
-    kl_coef = next_kl_coef(
-        static.kl_controller,
-        state.kl_coef,
-        metrics["train/kl_ref_nats"],
-        own.kl_target,
-        completions=rollout.mask.shape[0],
-        horizon=own.kl_horizon,
-    )
-    new = State(
+    trained, steps = _epochs(start, whole, frozen, kl_price, shuffle, settings, program, extra)
+    kl_nats = metrics["train/kl_ref_nats"]
+    kl_coef = next_kl_coef(settings.kl, state.kl_coef, kl_nats, completions=rollout.mask.shape[0])
+    new = RLState(
         trained.step,
         trained.params,
         trained.opt_state,
@@ -247,27 +247,27 @@ def _update(
 
 
 def _relabelled(
-    state: State,
+    state: RLState,
     rollout: Rollout,
     rewards: jax.Array,
     frozen: PolicyParams,
     people: People,
     found: Estimate,
-    hyper: Hyper,
-    static: Static,
+    algorithm: GRPOAlgorithmConfig,
+    settings: RLSettings,
+    program: RLProgram,
 ) -> tuple[Minibatch, Metrics]:
     """The rollout as if it had been for other people, in the units of `found`."""
     trained = {name: part for name, part in state.params.items() if name != "critic"}
-    params = policy.merge(frozen, trained, static.dtype)
+    params = policy.merge(frozen, trained, program.dtype)
     key = jax.random.fold_in(state.key, state.iteration)
-    others = relabel.for_others(rollout, params, people, key, hyper, static)
-    weight = relabel.importance(rollout, others, hyper.relabel_limit)
-    rewards = jnp.concatenate([rewards] * static.relabel)
-    gains = relabel.advantages(others, rewards, weight, state.kl_coef, hyper, static) / found.divisor
+    others = relabel.for_others(rollout, params, people, key, settings, program)
+    weight = relabel.importance(rollout, others, algorithm.relabel_limit)
+    rewards = jnp.concatenate([rewards] * algorithm.relabel)
+    gains = relabel.advantages(others, rewards, weight, state.kl_coef, settings) / found.divisor
     gains = jnp.where(others.mask, gains[:, None], 0.0)
-    returns = jnp.concatenate(
-        [jnp.zeros_like(found.returns)] * static.relabel
-    )  # nobody reads them: no critic
+    nothing = jnp.zeros_like(found.returns)  # nobody reads them: no critic
+    returns = jnp.concatenate([nothing] * algorithm.relabel)
     metrics = {
         "train/relabel_weight": weight.mean(),
         "train/relabel_effective_share": relabel.effective_share(weight),
@@ -282,64 +282,64 @@ def _joined(first: Minibatch, second: Minibatch) -> Minibatch:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, moved)
 
 
-@functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def update(
-    state: State,
+    state: RLState,
     rollout: Rollout,
     rewards: jax.Array,
     frozen: PolicyParams,
-    hyper: tuple[optim.Hyper, Hyper],
+    settings: RLSettings,
     *,
-    static: Static,
+    program: RLProgram,
     extra: Any = None,
     people: People | None = None,
-) -> tuple[State, Metrics]:
+) -> tuple[RLState, Metrics]:
     """All optimiser steps of one iteration on a rollout whose rewards are known; the state's buffers are donated.
 
     Args:
       rewards: float32[B, K] at the last token, or float32[B, T, K] token by token.
-      frozen: the base, π_ref. hyper: of the optimiser, and of this package.
-      extra: rows that `static.extra` turns into a further term of the loss, at every optimiser step (`rl.hints`).
-      people: whom `static.relabel` draws from; else of no use.
+      frozen: the base, π_ref. settings: `traced`.
+      extra: rows that `program.extra` turns into a further term of the loss, at every optimiser step (`rl.hints`).
+      people: whom `algorithm.relabel` draws from; else of no use.
     """
-    return _update(state, rollout, rewards, frozen, hyper, static, extra, people)
+    return _update(state, rollout, rewards, frozen, settings, program, extra, people)
 
 
-@functools.partial(jax.jit, static_argnames="static")
+@functools.partial(jax.jit, static_argnames="program")
 def draw(
-    state: State,
+    state: RLState,
     prompts: Prompts,
     people: People,
     frozen: PolicyParams,
-    settings: sampling.SamplingSettings,
+    sampling: SamplingSettings,
     stop: jax.Array,
-    hyper: tuple[optim.Hyper, Hyper],
+    settings: RLSettings,
     *,
-    static: Static,
+    program: RLProgram,
 ) -> Rollout:
     """The first half of iteration `state.iteration`: its people and its rollout, from the state's own keys."""
     keys = rollouts.iteration_keys(state.key, state.iteration)
-    coef, z = rollouts.people_rows(keys.users, people, static, prompts.tokens.shape[0], hyper[1])
+    coef, z = rollouts.people_rows(keys.users, people, prompts.tokens.shape[0], settings, program)
     return rollouts.rollout(
-        frozen, state.params, prompts, coef, z, keys.sample, settings, stop, static=static
+        frozen, state.params, prompts, coef, z, keys.sample, sampling, stop, settings, program=program
     )
 
 
-@functools.partial(jax.jit, static_argnames=("static", "reward"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("program", "reward"), donate_argnames="state")
 def iterate(
-    state: State,
+    state: RLState,
     prompts: Prompts,
     people: People,
     frozen: PolicyParams,
     reward_arrays: Any,
-    settings: sampling.SamplingSettings,
+    sampling: SamplingSettings,
     stop: jax.Array,
-    hyper: tuple[optim.Hyper, Hyper],
+    settings: RLSettings,
     *,
-    static: Static,
+    program: RLProgram,
     reward: Kernel,
     extra: Any = None,
-) -> tuple[State, Metrics, Rollout, jax.Array]:
+) -> tuple[RLState, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
 
     Args:
@@ -347,10 +347,10 @@ def iterate(
     Returns:
       state, metrics, the rollout without its activations, and its rewards (on the device, for whoever wants a sample).
     """
-    rollout = draw(state, prompts, people, frozen, settings, stop, hyper, static=static)
+    rollout = draw(state, prompts, people, frozen, sampling, stop, settings, program=program)
     rewards = reward(reward_arrays, rollout)
-    if static.critic is not None and static.critic.from_rewards:
+    if settings.critic is not None and settings.critic.from_rewards:
         assert reward.reads_beginnings, "other rewards say nothing of half a completion"
         rollout = rollouts.valued_from(rollout, reward.beginnings(reward_arrays, rollout))
-    state, metrics = _update(state, rollout, rewards, frozen, hyper, static, extra, people)
+    state, metrics = _update(state, rollout, rewards, frozen, settings, program, extra, people)
     return state, metrics, rollout._replace(rows=None), rewards

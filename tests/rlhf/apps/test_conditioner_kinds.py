@@ -9,7 +9,7 @@ import yaml
 from rlhf.apps import cli
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import DPOConfig
+from rlhf.train.config import DPOConfig
 from tests.rlhf.tiny import write_model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

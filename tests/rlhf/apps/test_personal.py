@@ -19,10 +19,10 @@ from rewards.people import records
 from rlhf.apps import cli
 from rlhf.apps.generate import person_z
 from rlhf.evaluation import policy as evaluation
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import EvaluateConfig
 from tests.rlhf.tiny import write_model
 
 NUM_ITEMS = 10
@@ -199,10 +199,10 @@ def test_a_remembered_person_has_the_coefficients_that_were_served(world):
     from rewards.people import records
     from rlhf.apps import quickstart
     from rlhf.evaluation import policy as evaluate
+    from rlhf.evaluation.config import EvaluateConfig
     from rlhf.phi import encoder
     from rlhf.policy import store as policy_store
     from rlhf.run.config.load import load
-    from rlhf.run.config.schema import EvaluateConfig
 
     config = load(world / "evaluation.yaml", [], EvaluateConfig)
     prefs, rewards = read_preferences(config.data.path), load_reward_run(config.rewards)

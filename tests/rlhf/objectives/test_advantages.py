@@ -77,8 +77,8 @@ def test_padding_changes_nothing(rollout):
 
 def test_vector_gae_then_weights_is_scalar_gae(rollout):
     rewards, values, mask = rollout
-    weights = adv.channel_weights(jnp.asarray(RNG.normal(size=(B, K)), jnp.float32), 0.05)
-    np.testing.assert_allclose(weights[:, -1], -0.05)
+    weights = adv.channel_weights(jnp.asarray(RNG.normal(size=(B, K - 1)), jnp.float32), 0.05, 0.4)
+    np.testing.assert_allclose(weights[:, -2:], [[-0.05, -0.4]] * B)
     vector, _ = adv.generalised_advantages(rewards, values, mask, 1.0, 0.95)
     one = [np.asarray(adv.scalarise(jnp.asarray(x), weights))[..., None] for x in (rewards, values)]
     scalar, _ = adv.generalised_advantages(*one, mask, 1.0, 0.95)

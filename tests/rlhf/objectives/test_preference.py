@@ -19,9 +19,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf.objectives import preference as losses
 from rlhf.policy.batches import PairRows
+from rlhf.policy.conditioning import RailConfig
 from rlhf.policy.packing import Sequences, pack
-from rlhf.train import optim
-from rlhf.train.dpo_step import LossHyper, Static, pair_losses
+from rlhf.train.dpo_step import pair_losses
 
 BETA, EPS, GAMMA = 0.3, 0.15, 0.7
 LENGTHS = np.array([[4, 2], [1, 5], [3, 3], [6, 1]])  # completion tokens: chosen, rejected
@@ -107,10 +107,9 @@ def trl_loss(kind: str, policy: torch.Tensor, reference: torch.Tensor) -> torch.
 def our_loss(kind: str, policy: jax.Array, reference: jax.Array) -> jax.Array:
     """What the training step computes from summed log-probs, through `pair_losses`."""
     scale = 1.0 / jnp.asarray(LENGTHS, jnp.float32) if kind in ("ipo", "simpo") else jnp.ones(LENGTHS.shape)
-    hyper = LossHyper(*(jnp.float32(value) for value in (BETA, EPS, GAMMA, 0.0, 0.0)))
-    static = Static(None, optim.Schedule("constant"), kind, kind == "ipo", False, False, None)
+    config = losses.PreferenceLossConfig(kind=kind, dpo_beta=BETA, label_smoothing=EPS, simpo_gamma=GAMMA)
     rows = make_rows(np.ones((len(LENGTHS), 1)))
-    loss, _ = pair_losses(static, hyper, rows, policy * scale, reference * scale, None)
+    loss, _ = pair_losses(config, RailConfig(), rows, policy * scale, reference * scale, None)
     return jnp.sum(loss)
 
 
@@ -193,13 +192,13 @@ def test_extreme_margins_stay_finite():
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "cdpo", "simpo"])
 def test_a_tie_is_half_of_either_answer(kind):
-    static = Static(None, optim.Schedule("constant"), kind, False, False, False, None)
-    hyper = LossHyper(*(jnp.float32(value) for value in (BETA, EPS, GAMMA, 0.0, 0.0)))
+    config = losses.PreferenceLossConfig(kind=kind, dpo_beta=BETA, label_smoothing=EPS, simpo_gamma=GAMMA)
     policy, reference = (jnp.asarray(values) for values in log_probs(2))
 
     def loss(outcome, flip=False):
         a, b = (policy[:, ::-1], reference[:, ::-1]) if flip else (policy, reference)
-        return pair_losses(static, hyper, make_rows(np.full((len(LENGTHS), 1), outcome)), a, b, None)[0]
+        rows = make_rows(np.full((len(LENGTHS), 1), outcome))
+        return pair_losses(config, RailConfig(), rows, a, b, None)[0]
 
     np.testing.assert_allclose(loss(0.5), 0.5 * (loss(1.0) + loss(1.0, flip=True)), rtol=1e-5)
     np.testing.assert_allclose(loss(0.5), loss(0.5, flip=True), rtol=1e-5)  # nobody was preferred
@@ -211,10 +210,9 @@ def test_pair_weights_average_within_a_row_and_padding_counts_nothing():
     rows = rows._replace(
         pairs=pairs, pair_weight=np.array([[3.0, 1.0, 0.0]], np.float32), outcome=np.ones((1, 3), np.float32)
     )
-    static = Static(None, optim.Schedule("constant"), "dpo", False, False, False, None)
-    hyper = LossHyper(*(jnp.float32(value) for value in (BETA, 0.0, 0.0, 0.0, 0.0)))
+    config = losses.PreferenceLossConfig(kind="dpo", dpo_beta=BETA)
     values = jnp.array([[-1.0, -4.0, -2.0]])
-    loss, diagnostics = pair_losses(static, hyper, rows, values, jnp.zeros((1, 3)), None)
+    loss, diagnostics = pair_losses(config, RailConfig(), rows, values, jnp.zeros((1, 3)), None)
     wanted = (3 * np.log1p(np.exp(-BETA * 3.0)) + np.log1p(np.exp(BETA * 2.0))) / 4
     np.testing.assert_allclose(loss, [wanted], rtol=1e-5)
     np.testing.assert_allclose(diagnostics["train/accuracy"], [0.75])

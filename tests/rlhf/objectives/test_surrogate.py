@@ -10,7 +10,7 @@ import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rlhf.objectives import surrogate as obj
-from rlhf.objectives.kl_control import next_kl_coef
+from rlhf.objectives.kl_control import KLConfig, next_kl_coef
 
 B, T = 5, 6
 
@@ -154,12 +154,16 @@ def test_explained_variance():
 
 def test_kl_controllers_push_towards_the_target():
     beta = jnp.float32(0.1)
-    common = {"completions": 64, "horizon": 1000.0}
-    assert next_kl_coef("fixed", beta, jnp.float32(9.0), 1.0, **common) == beta
+
+    def following(controller, kl_nats):
+        kl = KLConfig(coef=0.1, controller=controller, target_nats=1.0, horizon=1000.0)
+        return next_kl_coef(kl, beta, jnp.float32(kl_nats), completions=64)
+
+    assert following("fixed", 9.0) == beta
     for kind in ("adaptive", "target"):
-        assert next_kl_coef(kind, beta, jnp.float32(2.0), 1.0, **common) > beta
-        assert next_kl_coef(kind, beta, jnp.float32(0.5), 1.0, **common) < beta
-        assert next_kl_coef(kind, beta, jnp.float32(-5.0), 1.0, **common) > 0
+        assert following(kind, 2.0) > beta
+        assert following(kind, 0.5) < beta
+        assert following(kind, -5.0) > 0
     # Ziegler et al.: error clipped at 0.2, times n/horizon.
-    got = next_kl_coef("adaptive", beta, jnp.float32(9.0), 1.0, **common)
+    got = following("adaptive", 9.0)
     np.testing.assert_allclose(got, 0.1 * (1 + 0.2 * 64 / 1000), rtol=1e-6)

@@ -10,8 +10,8 @@ import yaml
 from rewards.errors import UserError
 from rlhf.apps import cli
 from rlhf.phi import methods as reward_models
+from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import RewardsConfig
 from tests.rlhf.apps.test_rewards_users import answers_of, write_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -14,6 +14,7 @@ from rewards.methods.columns import column_basis
 from rewards.types import PromptPart, Quadratic
 from rlhf.phi import encoder, on_device
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.table import as_they_are
 from rlhf.phi.on_host import EncoderFeatures, HostReward, texts_of
 from rlhf.phi.pooling import pooled_texts
@@ -21,7 +22,6 @@ from rlhf.phi.reward import Can, PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
 from rlhf.policy.scoring import rows_of, with_lower_states
-from rlhf.run.config.columns import ColumnConfig
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run

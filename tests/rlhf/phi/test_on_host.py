@@ -10,10 +10,10 @@ import pytest
 from rewards.errors import UserError
 from rewards.methods.columns import column_basis
 from rlhf.phi import on_host
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.table import as_they_are
 from rlhf.phi.on_host import ColumnFeatures, HostReward, Limits, side_by_side
 from rlhf.phi.reward import PromptRows
-from rlhf.run.config.columns import ColumnConfig
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import ToyTokenizer
 

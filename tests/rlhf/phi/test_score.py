@@ -16,7 +16,7 @@ from rewards.people import records
 from rewards.types import GroupPrior
 from rlhf.apps import cli
 from rlhf.phi.columns import table
-from rlhf.run.config.columns import ColumnConfig
+from rlhf.phi.columns.config import ColumnConfig
 from tests.rlhf.phi.columns.rows import preferences, write_rows
 
 NUM_ITEMS, WIDTH = 20, 3

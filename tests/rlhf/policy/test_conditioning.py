@@ -12,7 +12,7 @@ from rewards.basis import gauge
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.types import GroupPrior, UserPosterior
-from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, sample_coef
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, UsersMixConfig, sample_coef
 
 K = 3
 
@@ -79,7 +79,8 @@ def test_z_whitens_the_population_and_is_zero_at_its_mean():
     "shares", [(0.5, 0.3, 0.1, 0.1), (0.98, 0.0, 0.0, 0.02), (0.25, 0.25, 0.25, 0.25), (0.0, 0.0, 0.0, 1.0)]
 )
 def test_shares_add_up_and_someone_is_generic(batch, shares):
-    counts = UserShares.of(batch, *shares)
+    names = ("posterior", "prior", "extremes", "generic")
+    counts = UserShares.of(batch, UsersMixConfig(**dict(zip(names, shares, strict=True))))
     split = np.array([counts.posterior, counts.prior, counts.extremes, counts.generic])
     assert split.sum() == batch and (split >= 0).all()
     assert counts.generic >= 1 or batch == 1

@@ -10,10 +10,11 @@ import pytest
 
 from rewards.errors import UserError
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import OptimizerConfig, SFTConfig
 from rlhf.run.directory import Run, plain
 from rlhf.run.metrics import MetricWriter, read_metrics
 from rlhf.run.progress import ProgressLine, watched
+from rlhf.train.config import SFTConfig
+from rlhf.train.optim import OptimizerConfig
 
 
 def make_config(output_dir, **changes):
@@ -113,7 +114,7 @@ def test_two_processes_in_one_directory_and_the_lock_of_a_dead_one(tmp_path):
     run.close()
     code = (
         "import sys, time\nfrom rlhf.run.directory import Run\nfrom rlhf.run.config.load import load\n"
-        "from rlhf.run.config.schema import SFTConfig\n"
+        "from rlhf.train.config import SFTConfig\n"
         "Run.open(sys.argv[1], load(sys.argv[1] + '/config.yaml', [], SFTConfig), 'sft')\n"
         "print('open', flush=True)\ntime.sleep(100)\n"
     )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rewards.errors import UserError
 from rlhf.run.config.document import dump, parse, parse_value
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import SFTConfig
 from rlhf.run.directory import Run
+from rlhf.train.config import SFTConfig
 
 SFT = "seed: 1\noutput_dir: out\ndata: {path: d}\nmodel: {name: m}\ntrain: {steps: 3}\noptimizer: {learning_rate: 1e-4}\n"
 LEFTOVERS = [  # what YAML 1.1 read as something else

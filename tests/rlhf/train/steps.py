@@ -1,43 +1,39 @@
 """Small batches for the tests of training steps."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from rewards.types import GroupPrior, UserPosterior
+from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows, microbatches
-from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.conditioning import Population, RailConfig
 from rlhf.policy.logprobs import all_logprobs
 from rlhf.policy.packing import Sequences, pack
+from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import optim
+from rlhf.train.optim import OptimizerConfig
 
 NUM_ROWS, NUM_COMPLETIONS, K = 4, 3, 2
 PROMPTS = [(1, 5 + r, 6) for r in range(NUM_ROWS)]
 COMPLETIONS = [((8, 9, 10 + r, 2), (8, 2), (r + 3, 20, 21, 22, 2)) for r in range(NUM_ROWS)]
 
 
-def make_hyper(**changes) -> optim.Hyper:
-    values = dict(
-        learning_rate=0.01,
-        warmup_steps=0,
-        num_steps=100,
-        weight_decay=0.1,
-        beta1=0.9,
-        beta2=0.99,
-        eps=1e-6,
-        max_grad_norm=1.0,
+def make_optimizer(**changes) -> OptimizerConfig:
+    values = dict(learning_rate=0.01, schedule="constant", weight_decay=0.1, beta2=0.99, eps=1e-6)
+    return OptimizerConfig(**(values | changes))
+
+
+def make_settings(
+    kind: str, *, optimizer: dict | None = None, num_steps: int = 100, eta: float = 0.0, **loss
+) -> dpo.DPOSettings:
+    """Of a DPO step; `loss` are other keys of the loss than its kind."""
+    return traced(
+        dpo.DPOSettings(
+            loss=PreferenceLossConfig(**(dict(kind=kind, dpo_beta=0.3) | loss)),
+            rail=RailConfig(eta=eta),
+            optimizer=make_optimizer(**(optimizer or {})),
+            num_steps=num_steps,
+        )
     )
-    return optim.Hyper(**{name: jnp.float32(value) for name, value in (values | changes).items()})
-
-
-def loss_hyper(**changes) -> dpo.LossHyper:
-    values = dict(dpo_beta=0.3, label_smoothing=0.0, simpo_gamma=0.5, nll_coef=0.0, eta=0.0) | changes
-    return dpo.LossHyper(**{name: jnp.float32(value) for name, value in values.items()})
-
-
-def make_static(policy, kind: str, *, shares: UserShares | None = None, **changes) -> dpo.Static:
-    fields = dict(length_normalise=False, with_nll=False, with_rail=False) | changes
-    return dpo.Static(policy.graphdef, optim.Schedule("constant"), kind, shares=shares, **fields)
 
 
 def make_rows() -> PairRows:
@@ -53,7 +49,7 @@ def make_rows() -> PairRows:
     return PairRows(packed, item, pairs, weight, outcome, np.array([0, 1, 0, 1], np.int32))
 
 
-def make_batch(policy, *, num_basis: int = K, accumulation: int = 1, seed: int = 0) -> dpo.Batch:
+def make_batch(policy, *, num_basis: int = K, accumulation: int = 1, seed: int = 0) -> dpo.DPOBatch:
     """`make_rows` with a reference a little off the policy, split into micro-batches."""
     rows, rng = make_rows(), np.random.default_rng(seed)
     valid = rows.item >= 0
@@ -62,7 +58,7 @@ def make_batch(policy, *, num_basis: int = K, accumulation: int = 1, seed: int =
     basis = np.where(valid[:, :, None], rng.normal(size=(*valid.shape, num_basis)), 0.0).astype(np.float32)
 
     arrays = (rows, reference, basis, None)
-    return dpo.Batch(*microbatches(arrays, np.arange(NUM_ROWS), accumulation))
+    return dpo.DPOBatch(*microbatches(arrays, np.arange(NUM_ROWS), accumulation))
 
 
 def make_population(seed: int = 0, *, spread: bool = True) -> Population:

@@ -13,10 +13,11 @@ from rewards.annotation.basis import run_margins
 from rewards.people.population import People
 from rewards.types import GroupPrior, UserPosterior
 from rlhf.apps import cli
+from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import pair_rows
-from rlhf.run.config.parts import LossConfig, RailConfig
-from rlhf.run.config.schema import DPOConfig
+from rlhf.policy.conditioning import RailConfig
 from rlhf.train import dpo_step as dpo
+from rlhf.train.config import DPOConfig
 from tests.rlhf import tiny
 from tests.rlhf.policy.test_batches import make_prefs
 
@@ -46,9 +47,8 @@ def test_the_loss_is_weighted_cross_entropy_with_soft_labels():
     rows = jax.tree.map(jnp.asarray, weighted_rows(2))
     rng = np.random.default_rng(0)
     logprobs, reference = (rng.normal(size=rows.item.shape).astype(np.float32) for _ in range(2))
-    static = dpo.Static(None, None, "dpo", False, False, False, None)
-    hyper = dpo.LossHyper.from_config(LossConfig(kind="dpo", dpo_beta=0.7), RailConfig())
-    loss, _ = dpo.pair_losses(static, hyper, rows, logprobs, reference, None)
+    loss_config = PreferenceLossConfig(kind="dpo", dpo_beta=0.7)
+    loss, _ = dpo.pair_losses(loss_config, RailConfig(), rows, logprobs, reference, None)
     for r in range(4):
         first, second = rows.pairs[r, 0]
         h = 0.7 * ((logprobs - reference)[r, first] - (logprobs - reference)[r, second])

@@ -36,14 +36,13 @@ def copy(tree):
     return jax.tree.map(jnp.array, tree)
 
 
-def run(policy, batch, static, *, loss=None, population=None, hyper=None, seed=0, state=None):
-    hyper = hyper or steps.make_hyper()
+def run(policy, batch, settings, *, population=None, seed=0, state=None, **changes):
+    """One step; `changes` are fields of the program."""
+    program = dpo.DPOProgram(policy.graphdef, **changes)
     trained = {"lora": policy.params.lora}
-    trained |= {"conditioner": policy.params.conditioner} if static.personal else {}
-    state = state or optim.init_state(copy(trained), hyper, jax.random.key(seed))
-    return dpo.step(
-        state, batch, policy.params, population, (hyper, loss or steps.loss_hyper()), static=static
-    )
+    trained |= {"conditioner": policy.params.conditioner} if settings.loss.personal else {}
+    state = state or optim.init_state(copy(trained), settings.optimizer, jax.random.key(seed))
+    return dpo.step(state, batch, policy.params, population, settings, program=program)
 
 
 def own_logprobs(policy, z=None):
@@ -68,7 +67,7 @@ def margins(values):
 
 
 def test_a_plain_step_equals_optax_by_hand(plain):
-    batch, hyper = steps.make_batch(plain, num_basis=0), steps.make_hyper()
+    batch, settings = steps.make_batch(plain, num_basis=0), steps.make_settings("dpo")
     reference, outcome = batch.ref_logprobs[0], batch.rows.outcome[0]
     logprobs = own_logprobs(plain)
 
@@ -80,13 +79,12 @@ def test_a_plain_step_equals_optax_by_hand(plain):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, 0.9, 0.99, 1e-6, weight_decay=0.1))
     lora = plain.params.lora
     tx_state, value_and_grad = tx.init(lora), jax.jit(jax.value_and_grad(loss))
-    static = steps.make_static(plain, "dpo")
-    state = optim.init_state({"lora": copy(lora)}, hyper, jax.random.key(0))
+    state = optim.init_state({"lora": copy(lora)}, settings.optimizer, jax.random.key(0))
     for _ in range(3):
         wanted, grads = value_and_grad(lora)
         updates, tx_state = tx.update(grads, tx_state, lora)
         lora = optax.apply_updates(lora, updates)
-        state, metrics = run(plain, batch, static, hyper=hyper, state=state)
+        state, metrics = run(plain, batch, settings, state=state)
         np.testing.assert_allclose(metrics["train/loss/total"], wanted, rtol=1e-5)
         np.testing.assert_allclose(metrics["train/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     for mine, theirs in zip(jax.tree.leaves(state.params["lora"]), jax.tree.leaves(lora), strict=True):
@@ -102,9 +100,8 @@ def test_a_plain_step_equals_optax_by_hand(plain):
 def test_accumulated_gradients_are_those_of_the_whole_batch(plain):
     results = []
     for accumulation in (1, 2):
-        static = steps.make_static(plain, "ipo", with_nll=True)
         batch = steps.make_batch(plain, num_basis=0, accumulation=accumulation)
-        results.append(run(plain, batch, static, loss=steps.loss_hyper(nll_coef=0.3)))
+        results.append(run(plain, batch, steps.make_settings("ipo", nll_coef=0.3), with_nll=True))
     (whole, metrics), *parts = results
     for state, part_metrics in parts:
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
@@ -114,9 +111,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(plain):
 
 
 def test_the_old_state_is_given_up(plain):
-    state = optim.init_state({"lora": copy(plain.params.lora)}, steps.make_hyper(), jax.random.key(0))
+    settings = steps.make_settings("dpo")
+    state = optim.init_state({"lora": copy(plain.params.lora)}, settings.optimizer, jax.random.key(0))
     leaves = jax.tree.leaves((state.params, state.opt_state))
-    run(plain, steps.make_batch(plain, num_basis=0), steps.make_static(plain, "dpo"), state=state)
+    run(plain, steps.make_batch(plain, num_basis=0), settings, state=state)
     assert all(leaf.is_deleted() for leaf in leaves if leaf.ndim)
 
 
@@ -126,13 +124,14 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
     population = steps.make_population(spread=False)
     mean = population.conditioning.mean
     batch = steps.make_batch(personal)
-    static = steps.make_static(personal, kind, shares=UserShares(0, 0, 0, 4), with_rail=True)
+    shares = UserShares(0, 0, 0, 4)
     if kind == "observed":
-        static = steps.make_static(personal, kind, shares=UserShares(3, 0, 0, 1), with_rail=True)
+        shares = UserShares(3, 0, 0, 1)
         coef = np.concatenate([population.user_mean[[0, 1, 0]], mean[None]])
     else:
         coef = np.tile(mean, (4, 1))
-    _, metrics = run(personal, batch, static, loss=steps.loss_hyper(eta=ETA), population=population)
+    settings = steps.make_settings(kind, eta=ETA)
+    _, metrics = run(personal, batch, settings, population=population, shares=shares, with_rail=True)
 
     shrunk = (BETA * coef + ETA * mean) / (BETA + ETA)
     z = (shrunk - mean) @ population.conditioning.inverse_sqrt
@@ -164,8 +163,8 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
 def test_the_stop_gradient_of_the_mixture_reference(personal):
     """π_agg in the reference teaches nothing: the gradient is that with a constant in its place."""
     population, batch = steps.make_population(spread=False), steps.make_batch(personal)
-    static = steps.make_static(personal, "observed", shares=UserShares(0, 0, 0, 4), with_rail=True)
-    _, metrics = run(personal, batch, static, loss=steps.loss_hyper(eta=ETA), population=population)
+    settings, shares = steps.make_settings("observed", eta=ETA), UserShares(0, 0, 0, 4)
+    _, metrics = run(personal, batch, settings, population=population, shares=shares, with_rail=True)
     aggregate = own_logprobs(personal)(personal.params)
     mixture = (BETA * batch.ref_logprobs[0, :, :3] + ETA * aggregate) / (BETA + ETA)
     outcome, logprobs = batch.rows.outcome[0], own_logprobs(personal)
@@ -185,12 +184,13 @@ def test_the_stop_gradient_of_the_mixture_reference(personal):
 @pytest.mark.parametrize("kind", ["soft", "dpo"])
 def test_accuracy_counts_ties_half(plain, kind):
     """A policy that has not moved is a coin; then pair (0, 1) of weight 2 is right, (2, 1) of weight 1 wrong."""
-    rows, static, hyper = steps.make_rows(), steps.make_static(plain, kind), steps.loss_hyper()
+    rows, settings = steps.make_rows(), steps.make_settings(kind)
     reference = jnp.zeros(rows.item.shape)
     target = jnp.tile(jnp.array([2.0, 1.0, 3.0, 0.0]), (steps.NUM_ROWS, 1))
 
     def accuracy(logprobs, target=target):
-        return dpo.pair_losses(static, hyper, rows, logprobs, reference, target)[1]["train/accuracy"]
+        found = dpo.pair_losses(settings.loss, settings.rail, rows, logprobs, reference, target)
+        return found[1]["train/accuracy"]
 
     np.testing.assert_allclose(accuracy(reference), 0.5)
     moved = reference + jnp.array([0.3, 0.2, 0.1, 0.0])
@@ -204,11 +204,9 @@ def test_accuracy_counts_ties_half(plain, kind):
 
 def test_observed_rows_get_their_own_person_and_the_last_rows_nobody():
     population = steps.make_population()
-    static = dpo.Static(
-        None, optim.Schedule("constant"), "observed", False, False, False, UserShares(3000, 0, 0, 1000)
-    )
+    shares = UserShares(3000, 0, 0, 1000)
     users = jnp.tile(jnp.array([0, 1]), 2000)
-    coef = np.asarray(dpo.row_coef(static, population, users, jax.random.key(0)))
+    coef = np.asarray(dpo.row_coef("observed", shares, population, users, jax.random.key(0)))
     np.testing.assert_array_equal(coef[3000:], np.tile(population.conditioning.mean, (1000, 1)))
     for user in (0, 1):
         own = coef[:3000][np.asarray(users[:3000]) == user]
@@ -218,38 +216,44 @@ def test_observed_rows_get_their_own_person_and_the_last_rows_nobody():
 
 def test_the_supervised_target():
     rows = jax.tree.map(lambda a: a, steps.make_rows())
-    static = dpo.Static(None, optim.Schedule("constant"), "soft", False, True, False, None)
     reference = np.where(rows.item >= 0, np.random.default_rng(0).normal(size=rows.item.shape), 0.0)
     scores = np.random.default_rng(1).normal(size=rows.item.shape)
-    target = dpo.supervised_target(static, rows, jnp.asarray(reference), jnp.asarray(scores))
+    target = dpo.supervised_target(rows, jnp.asarray(reference), jnp.asarray(scores))
     weights = np.exp(reference + scores) * (rows.item >= 0)
     np.testing.assert_allclose(target, weights / weights.sum(axis=1, keepdims=True), rtol=1e-5)
-    wins = dpo.supervised_target(static, rows, jnp.asarray(reference), None)
+    wins = dpo.supervised_target(rows, jnp.asarray(reference), None)
     np.testing.assert_allclose(wins[0], [2 / 3, 0, 1 / 3, 0], rtol=1e-6)
     np.testing.assert_allclose(wins[1], [2 / 3, 1 / 6, 1 / 6, 0], rtol=1e-6)  # the tie is shared
 
 
 def test_ten_people_and_settings_compile_nothing(personal):
-    static = steps.make_static(personal, "soft", shares=UserShares(1, 1, 1, 1), with_nll=True, with_rail=True)
     rows = steps.make_rows().packed
     tokens, starts = left_pad(steps.PROMPTS)
     stop = np.array([2], np.int32)
 
     def everything(number: int):
         batch = steps.make_batch(personal, seed=number)
-        loss = steps.loss_hyper(dpo_beta=0.1 + 0.01 * number, eta=0.05 * number, nll_coef=0.1 * number)
+        settings = steps.make_settings(
+            "soft",
+            optimizer={"learning_rate": 0.001 * number, "warmup_steps": number},
+            num_steps=100 + number,
+            eta=0.05 * number,
+            dpo_beta=0.1 + 0.01 * number,
+            nll_coef=0.1 * number,
+        )
         run(
             personal,
             batch,
-            static,
-            loss=loss,
-            hyper=steps.make_hyper(learning_rate=0.001 * number, warmup_steps=number),
+            settings,
             population=steps.make_population(number),
             seed=number,
+            shares=UserShares(1, 1, 1, 1),
+            with_nll=True,
+            with_rail=True,
         )
         z = np.random.default_rng(number).normal(size=(4, steps.K)).astype(np.float32)
         sequence_logprobs(personal.graphdef, personal.params, rows, z)
-        settings = SamplingSettings.of(4, temperature=0.1 * number)
+        sampling = SamplingSettings.of(4, temperature=0.1 * number)
         keys = row_keys(number, np.arange(4) + number)
         generate(
             personal.params,
@@ -257,7 +261,7 @@ def test_ten_people_and_settings_compile_nothing(personal):
             starts,
             z,
             keys,
-            settings,
+            sampling,
             stop,
             graphdef=personal.graphdef,
             max_new_tokens=3,
@@ -283,10 +287,10 @@ def test_a_rebuilt_policy_compiles_nothing():
 
 def test_bfloat16_weights_train():
     policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype="bfloat16"), PLAIN)
-    batch, static, losses = steps.make_batch(policy, num_basis=0), steps.make_static(policy, "dpo"), []
-    state = optim.init_state({"lora": copy(policy.params.lora)}, steps.make_hyper(), jax.random.key(0))
+    batch, settings, losses = steps.make_batch(policy, num_basis=0), steps.make_settings("dpo"), []
+    state = optim.init_state({"lora": copy(policy.params.lora)}, settings.optimizer, jax.random.key(0))
     for _ in range(15):
-        state, metrics = run(policy, batch, static, state=state)
+        state, metrics = run(policy, batch, settings, state=state)
         losses.append(float(metrics["train/loss/total"]))
     assert np.isfinite(losses).all() and losses[-1] < 0.7 * losses[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {

@@ -6,20 +6,19 @@ import numpy as np
 import optax
 import pytest
 
+from rlhf.run.record import traced
 from rlhf.train import optim
 from tests.rlhf.train import steps
 
 
-def make_hyper(warmup_steps: int = 4) -> optim.Hyper:
-    return steps.make_hyper(
-        learning_rate=0.1,
-        warmup_steps=warmup_steps,
-        num_steps=20,
-        weight_decay=0.05,
-        beta1=0.8,
-        beta2=0.95,
-        max_grad_norm=0.7,
+def make_optimizer(schedule: str, warmup_steps: int = 4) -> optim.OptimizerConfig:
+    changes = dict(weight_decay=0.05, beta1=0.8, beta2=0.95, max_grad_norm=0.7)
+    return traced(
+        steps.make_optimizer(learning_rate=0.1, schedule=schedule, warmup_steps=warmup_steps, **changes)
     )
+
+
+NUM_STEPS = jnp.float32(20)
 
 
 def optax_schedule(kind: str):
@@ -34,7 +33,7 @@ def optax_schedule(kind: str):
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 def test_twenty_steps_equal_optax(kind):
-    hyper = make_hyper()
+    optimizer = make_optimizer(kind)
     rng = np.random.default_rng(0)
     params = {
         "a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
@@ -46,15 +45,15 @@ def test_twenty_steps_equal_optax(kind):
         optax.adamw(optax_schedule(kind), b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.05),
     )
     reference_state = reference.init(params)
-    state = optim.init_state(params, hyper, jax.random.key(0))
-    step = jax.jit(optim.apply_gradients, static_argnames="schedule")
+    state = optim.init_state(params, optimizer, jax.random.key(0))
+    step = jax.jit(optim.apply_gradients)
     compiled = None
     for number in range(20):
         # Some gradients are clipped, some are not.
         grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.2, jnp.float32), params)
         updates, reference_state = reference.update(grads, reference_state, wanted)
         wanted = optax.apply_updates(wanted, updates)
-        state, metrics = step(state, grads, hyper, schedule=optim.Schedule(kind))
+        state, metrics = step(state, grads, optimizer, NUM_STEPS)
         compiled = compiled or step._cache_size()
         np.testing.assert_allclose(metrics["train/learning_rate"], optax_schedule(kind)(number), rtol=1e-5)
         flat = np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
@@ -67,10 +66,10 @@ def test_twenty_steps_equal_optax(kind):
 
 
 def test_no_warm_up_starts_at_the_full_rate():
-    rate = optim.learning_rate(jnp.int32(0), make_hyper(warmup_steps=0), optim.Schedule("cosine"))
+    rate = optim.learning_rate(jnp.int32(0), make_optimizer("cosine", warmup_steps=0), NUM_STEPS)
     np.testing.assert_allclose(rate, 0.1, rtol=1e-6)
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="cosin"):
-        optim.learning_rate(jnp.int32(0), make_hyper(), optim.Schedule("cosin"))
+        make_optimizer("cosin")

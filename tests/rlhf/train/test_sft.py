@@ -8,6 +8,7 @@ import pytest
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.batches import SFTRows, microbatches
 from rlhf.policy.packing import Sequences, fill_rows, pack
+from rlhf.run.record import traced
 from rlhf.train import optim
 from rlhf.train import sft_step as sft
 from rlhf.train.sft import trained_parts
@@ -29,7 +30,7 @@ def policy():
     return tiny.make_policy(tiny.make_base(tiny.make_config()), AdapterSpec(2, 2.0))
 
 
-def make_batch(row_length: int, accumulation: int) -> sft.Batch:
+def make_batch(row_length: int, accumulation: int) -> sft.SFTBatch:
     """All examples, rows of at most `row_length`, padded with empty rows to a multiple of `accumulation`."""
     rows = fill_rows(EXAMPLES, row_length)
     packed = pack(rows)
@@ -39,18 +40,22 @@ def make_batch(row_length: int, accumulation: int) -> sft.Batch:
     index = np.resize(np.arange(len(rows)), -(-len(rows) // accumulation) * accumulation)
     weight = np.where((np.arange(len(index)) < len(rows))[:, None], weight[index], 0.0)
     rows = SFTRows(packed.take(index), weight)
-    return sft.Batch(*microbatches((rows, None), np.arange(len(index)), accumulation))
+    return sft.SFTBatch(*microbatches((rows, None), np.arange(len(index)), accumulation))
+
+
+def make_settings(**optimizer) -> sft.SFTSettings:
+    return traced(sft.SFTSettings(optimizer=steps.make_optimizer(**optimizer), num_steps=100))
 
 
 def run(policy, batch, part="lora"):
-    hyper = steps.make_hyper()
+    settings = make_settings()
     frozen = policy.params._replace(base=None) if part == "base" else policy.params
     state = optim.init_state(
-        {part: jax.tree.map(jnp.array, getattr(policy.params, part))}, hyper, jax.random.key(0)
+        {part: jax.tree.map(jnp.array, getattr(policy.params, part))}, settings.optimizer, jax.random.key(0)
     )
     leaves = jax.tree.leaves(state.params)
-    static = sft.Static(policy.graphdef, optim.Schedule("constant"))
-    state, metrics = sft.step(state, batch, frozen, hyper, static=static)
+    program = sft.SFTProgram(policy.graphdef)
+    state, metrics = sft.step(state, batch, frozen, settings, program=program)
     assert all(leaf.is_deleted() for leaf in leaves)
     return state, metrics
 
@@ -90,13 +95,13 @@ def test_bfloat16_full_training_follows_float32():
     losses = {}
     for dtype in ("float32", "bfloat16"):
         policy = tiny.make_policy(tiny.make_base(tiny.make_config(), dtype=dtype), None)
-        hyper = steps.make_hyper(learning_rate=2e-4, weight_decay=0.0)
+        settings = make_settings(learning_rate=2e-4, weight_decay=0.0)
         trained = trained_parts(policy.params, full=True)
-        state = optim.init_state(jax.tree.map(jnp.array, trained), hyper, jax.random.key(0))
-        static = sft.Static(policy.graphdef, optim.Schedule("constant"), dtype)
+        state = optim.init_state(jax.tree.map(jnp.array, trained), settings.optimizer, jax.random.key(0))
+        program = sft.SFTProgram(policy.graphdef, dtype)
         batch, frozen = make_batch(64, 1), policy.params._replace(base=None)
         for _ in range(100):
-            state, metrics = sft.step(state, batch, frozen, hyper, static=static)
+            state, metrics = sft.step(state, batch, frozen, settings, program=program)
         losses[dtype] = float(metrics["train/loss/total"])
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
     assert losses["float32"] < 2.5  # from 4.1

@@ -8,8 +8,8 @@ import pytest
 
 from rewards.errors import UserError
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig, plain
 from rlhf.phi.columns.functions import FunctionColumn, call, load_function
-from rlhf.run.config.columns import ColumnConfig, plain
 from tests.rlhf.phi.columns.rows import pair, preferences
 
 HEAD = '"""Rewards."""\nimport asyncio\n'

@@ -12,9 +12,9 @@ import pytest
 from rewards.errors import UserError
 from rewards.files import cache_dir
 from rlhf.phi.columns.judge import JudgeColumn, bradley_terry, choose_pairs, parse
+from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.address import may_send
 from rlhf.run.config.load import load
-from rlhf.run.config.schema import RewardsConfig
 from tests.rlhf.phi.columns.rows import completions
 
 SECRET = "sk-test-0123456789"

@@ -6,7 +6,7 @@ import pytest
 from rewards.errors import UserError
 from rlhf.phi import encoder
 from rlhf.phi.columns import table
-from rlhf.run.config.columns import ColumnConfig, plain
+from rlhf.phi.columns.config import ColumnConfig, plain
 from tests.rlhf.phi.columns.rows import completions, write_rows
 
 CODE = '''"""Rewards."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.run.config.rl import GRPOConfig, PPOConfig
 from rlhf.train.diagnosis.detectors import DETECTORS, diagnose
 from rlhf.train.diagnosis.findings import KINDS
+from rlhf.train.rl.config import GRPOConfig, PPOConfig
 from scripts.pages import read_numbers
 
 ROOT = Path(__file__).parents[4]

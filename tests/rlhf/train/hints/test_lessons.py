@@ -19,11 +19,11 @@ from rlhf.apps import cli
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import GRPOConfig
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
 from rlhf.train.rl import update as updates
+from rlhf.train.rl.config import GRPOConfig
 from rlhf.train.sft import fresh_policy
 from tests.rlhf import tiny
 from tests.rlhf.train.rl.reward_runs import PEOPLE, make_run

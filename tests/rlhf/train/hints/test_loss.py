@@ -290,10 +290,12 @@ def test_few_slots_at_a_time_give_the_same(monkeypatch):
 
 
 def test_the_term_joins_the_loss_of_an_update_and_moves_the_policy_where_rewards_say_nothing():
-    task = setup.make_task(prompts=[[1, 4], [1, 9, 5]], people=steps.make_population(), groups=2, epochs=2)
-    term = hints.HintTerm(task.static.graphdef, task.static.max_new_tokens)
-    static = dataclasses.replace(task.static, extra=term)
-    rollout = updates.draw(task.state, *task.arguments(), static=task.static)
+    task = setup.make_task(
+        prompts=[[1, 4], [1, 9, 5]], people=steps.make_population(), groups=2, algorithm={"epochs": 2}
+    )
+    term = hints.HintTerm(task.program.graphdef, task.settings.rollout.max_new_tokens)
+    program = dataclasses.replace(task.program, extra=term)
+    rollout = updates.draw(task.state, *task.arguments(), program=task.program)
     reading = hints.Reading(rollout.tokens, rollout.starts, rollout.z)
     hint = jnp.full((len(rollout.starts), 1), 30)
     width = rollout.tokens.shape[1] - term.num_slots
@@ -305,8 +307,8 @@ def test_the_term_joins_the_loss_of_an_update_and_moves_the_policy_where_rewards
     )
     nothing = jnp.zeros(rollout.coef.shape)
     before = float(loss_and_gradient(term, params, rows)[0][0])
-    arguments = (rollout, nothing, task.frozen, (task.hyper[0], task.hyper[1]))
-    state, metrics = updates.update(task.state, *arguments, static=static, extra=rows)
+    arguments = (rollout, nothing, task.frozen, task.settings)
+    state, metrics = updates.update(task.state, *arguments, program=program, extra=rows)
     after = float(loss_and_gradient(term, task.frozen._replace(**state.params), rows)[0][0])
     assert 0 < after < before
     parts = metrics["train/loss/policy"] + metrics["train/loss/hint"]
@@ -330,15 +332,14 @@ def test_the_term_joins_the_loss_of_dpo_once_a_step():
     value = float(loss_and_gradient(term, policy.params, rows)[0][0])
     batch = steps.make_batch(policy, accumulation=2)
     shares = dpo.UserShares(1, 1, 0, 0)
-    static = dataclasses.replace(steps.make_static(policy, "soft", shares=shares), extra=term)
-    hyper = (steps.make_hyper(), steps.loss_hyper())
+    program, settings = dpo.DPOProgram(policy.graphdef, shares, extra=term), steps.make_settings("soft")
     results = []
     for extra in (None, rows):
         parts = jnp_copy({"lora": policy.params.lora, "conditioner": policy.params.conditioner})
-        state = optim.init_state(parts, hyper[0], jax.random.key(5))
+        state = optim.init_state(parts, settings.optimizer, jax.random.key(5))
         frozen = policy.params
         results.append(
-            dpo.step(state, batch, frozen, steps.make_population(), hyper, static=static, extra=extra)
+            dpo.step(state, batch, frozen, steps.make_population(), settings, program=program, extra=extra)
         )
     (plain, without), (both, with_hint) = results
     np.testing.assert_allclose(with_hint["train/loss/total"] - without["train/loss/total"], value, atol=1e-5)

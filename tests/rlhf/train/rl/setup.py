@@ -8,43 +8,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf.models.adapters import AdapterSpec
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig, num_channels
+from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy import scoring
-from rlhf.policy.conditioning import UserShares
+from rlhf.policy.conditioning import UserShares, UsersMixConfig
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings, left_pad
-from rlhf.train import optim
-from rlhf.train.rl.critic import init_critic
+from rlhf.run.record import traced
+from rlhf.train.rl.critic import CriticConfig, init_critic
 from rlhf.train.rl.rollout import People, Prompts, Rollout, iteration_keys, people_rows, score
-from rlhf.train.rl.settings import CriticSpec, Hyper, Static, num_channels
-from rlhf.train.rl.update import State, init_state
+from rlhf.train.rl.settings import RLProgram, RLSettings, RolloutConfig
+from rlhf.train.rl.update import RLState, init_state
 from tests.rlhf import tiny
 from tests.rlhf.train import steps
 
 STOP = (2,)
+MIX = UsersMixConfig(posterior=0.5, prior=0.25, extremes=0.0, generic=0.25)
 
 
 class Task(NamedTuple):
     """Everything but the reward that `iterate` needs."""
 
-    state: State
+    state: RLState
     prompts: Prompts
     people: People
     frozen: PolicyParams
-    settings: SamplingSettings
+    sampling: SamplingSettings
     stop: jax.Array
-    hyper: tuple[optim.Hyper, Hyper]
-    static: Static
+    settings: RLSettings
+    program: RLProgram
 
     def arguments(self) -> tuple:
         """Of `draw`, but the state."""
-        return self.prompts, self.people, self.frozen, self.settings, self.stop, self.hyper
+        return self.prompts, self.people, self.frozen, self.sampling, self.stop, self.settings
 
 
-@functools.partial(jax.jit, static_argnames="static")
-def _scored(params, critic, tokens, starts, z, *, static: Static):
-    rows = scoring.rows_of(tokens, starts, z, static.max_new_tokens, static.group_size)
-    rows = scoring.with_lower_states(static.graphdef, params, rows)
-    logprobs, _, values = score(static, params, critic, rows)
+@functools.partial(jax.jit, static_argnames="program")
+def _scored(params, critic, tokens, starts, z, settings: RLSettings, *, program: RLProgram):
+    rollout = settings.rollout
+    rows = scoring.rows_of(tokens, starts, z, rollout.max_new_tokens, rollout.completions)
+    rows = scoring.with_lower_states(program.graphdef, params, rows)
+    logprobs, _, values = score(settings, program, params, critic, rows)
     return logprobs, values, rows
 
 
@@ -53,17 +57,19 @@ def made_up_rollout(task: Task, seed: int = 0) -> Rollout:
 
     Cheaper than sampling: the decode loop need not be compiled.
     """
-    rng, static = np.random.default_rng(seed), task.static
-    batch, num_slots = len(task.prompts.starts), static.max_new_tokens
+    rng, settings = np.random.default_rng(seed), task.settings
+    batch, num_slots = len(task.prompts.starts), settings.rollout.max_new_tokens
     keys = iteration_keys(task.state.key, task.state.iteration)
-    coef, z = people_rows(keys.users, task.people, static, batch, task.hyper[1])
+    coef, z = people_rows(keys.users, task.people, batch, settings, task.program)
     mask = np.arange(num_slots) < rng.permutation(np.arange(batch) % num_slots + 1)[:, None]
     new = np.where(mask, rng.integers(3, 30, mask.shape), 0).astype(np.int32)
     tokens = jnp.concatenate([task.prompts.tokens, new], axis=1)
     trained = dict(task.state.params)
     critic = trained.pop("critic", None)
     params = task.frozen._replace(**trained)
-    logprobs, values, rows = _scored(params, critic, tokens, task.prompts.starts, z, static=static)
+    logprobs, values, rows = _scored(
+        params, critic, tokens, task.prompts.starts, z, settings, program=task.program
+    )
     near = logprobs + 0.2 * rng.normal(size=mask.shape)
     values = np.zeros((*mask.shape, num_channels(coef.shape[1]))) if values is None else values
     logprobs, near, values = (
@@ -98,12 +104,12 @@ def make_task(
     trained: str = "adapters",
     scale: float = 0.0,
     base: Any = None,
+    algorithm: dict | None = None,
     critic: dict | None = None,
-    kl_coef: float = 0.1,
+    kl: dict | None = None,
     optimizer: dict | None = None,
-    hyper: dict | None = None,
+    shares: UserShares | None = None,
     seed: int = 0,
-    **changes,
 ) -> Task:
     """`prompts` are repeated to fill `groups` groups of `group_size` rows.
 
@@ -111,8 +117,8 @@ def make_task(
       people: a population, or fixed weights [K].
       spec: adapters; default LoRA, and a conditioner where there are people.
       scale: standard deviation of random adapters (0: as before training).
-      critic: fields of CriticSpec, for ppo.
-      optimizer, hyper, changes: of `steps.make_hyper`, `Hyper.of` and `Static`.
+      algorithm: of PPO where there is a critic, else of the estimators without one.
+      algorithm, critic, kl, optimizer: keys of these sections; shares: by default half of them from posteriors.
     """
     personal = isinstance(people, tuple)
     num_basis = people.user_mean.shape[1] if personal else len(people)
@@ -129,30 +135,30 @@ def make_task(
     parts: dict[str, Any] = {"lora": params.lora} if trained == "adapters" else {"base": params.base}
     if personal:
         parts["conditioner"] = params.conditioner
-    critic_spec = None
-    if critic is not None:
-        critic_spec = CriticSpec(num_basis, personal, **{"hidden": 16, **critic})
-        parts["critic"] = init_critic(critic_spec, params, base.config.width, jax.random.key(seed + 7))
-    shares = UserShares.of(groups, 0.5, 0.25, 0.0, 0.25) if personal else None
-    static = Static(
-        policy.graphdef,
-        reference,
-        optim.Schedule("constant"),
-        group_size=group_size,
-        max_new_tokens=max_new_tokens,
-        critic=critic_spec,
-        **{"algorithm": "ppo" if critic is not None else "centred", "shares": shares, **changes},
+    values = None if critic is None else CriticConfig(**({"hidden": 16, "backbone": "shared"} | critic))
+    own = GRPOAlgorithmConfig if critic is None else PPOAlgorithmConfig
+    settings = RLSettings(
+        algorithm=own(**({"aggregation": "token"} | (algorithm or {}))),
+        critic=values,
+        rollout=RolloutConfig(completions=group_size, max_new_tokens=max_new_tokens),
+        kl=KLConfig(**({"coef": 0.1} | (kl or {}))),
+        optimizer=steps.make_optimizer(**({"weight_decay": 0.0} | (optimizer or {}))),
+        num_steps=100,
     )
-    rates = steps.make_hyper(**({"weight_decay": 0.0} | (optimizer or {})))
+    if values is not None:
+        key, width = jax.random.key(seed + 7), base.config.width
+        parts["critic"] = init_critic(values, params, width, key, num_basis=num_basis, personal=personal)
+    if personal and shares is None:
+        shares = UserShares.of(groups, MIX)
     rows = np.repeat(np.resize(np.arange(len(prompts)), groups), group_size)
     tokens, starts = left_pad([prompts[row] for row in rows], multiple=4)
     arrays = (
-        init_state(jax.tree.map(jnp.array, parts), rates, jax.random.key(seed + 11), kl_coef),
+        init_state(jax.tree.map(jnp.array, parts), traced(settings), jax.random.key(seed + 11)),
         Prompts(tokens, starts),
         people if personal else np.asarray(people, np.float32),
         jax.tree.map(jnp.array, params),
         SamplingSettings.of(len(rows)),
         np.array(STOP, np.int32),
-        (rates, Hyper.of(**(hyper or {}))),
+        traced(settings),
     )
-    return Task(*jax.tree.map(jnp.asarray, arrays), static)
+    return Task(*jax.tree.map(jnp.asarray, arrays), RLProgram(policy.graphdef, reference, shares))

@@ -36,7 +36,7 @@ def test_an_iteration_samples_scores_and_moves_the_same_policy(kind):
         adapter_layers=None if kind == "text" else 2,
         scale=0.3,
     )
-    prompts, people, frozen, settings, stop, hyper = task.arguments()
+    prompts, people, frozen, sampling, stop, settings = task.arguments()
     before = jax.tree.map(np.asarray, task.state.params)
     state, metrics, rollout, _ = iterate(
         task.state,
@@ -44,10 +44,10 @@ def test_an_iteration_samples_scores_and_moves_the_same_policy(kind):
         people,
         frozen,
         None,
-        settings,
+        sampling,
         stop,
-        hyper,
-        static=task.static,
+        settings,
+        program=task.program,
         reward=own_letter,
     )
     mask = np.asarray(rollout.mask)

@@ -9,7 +9,6 @@ from rlhf.policy import scoring
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.train.rl import critic as critics
 from rlhf.train.rl import rollout as rollouts
-from rlhf.train.rl.settings import CriticSpec
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
@@ -30,14 +29,14 @@ def value_gradients(**critic):
     head = parts["critic"]["w2"]
     tokens = jnp.concatenate([task.prompts.tokens, jnp.full((4, 3), 6)], axis=1)
     rows = scoring.rows_of(tokens, task.prompts.starts, jnp.ones((4, 2)), 3, group_size=2)
-    rows = scoring.with_lower_states(task.static.graphdef, task.frozen, rows)
+    rows = scoring.with_lower_states(task.program.graphdef, task.frozen, rows)
 
     @jax.jit
     def values(parts, z):
         parts = dict(parts)
         own = parts.pop("critic")
         params = task.frozen._replace(**parts)
-        return rollouts.score(task.static, params, own, rows._replace(z=z))[2]
+        return rollouts.score(task.settings, task.program, params, own, rows._replace(z=z))[2]
 
     z = jnp.ones((2, 2))
     fresh = values(parts, z)
@@ -56,7 +55,7 @@ def size(tree) -> float:
 
 @pytest.mark.parametrize(
     ("critic", "policy_moves"),
-    [({}, False), ({"stop_gradient": False}, True), ({"separate": True}, False)],
+    [({}, False), ({"stop_gradient": False}, True), ({"backbone": "separate"}, False)],
 )
 def test_values_start_at_zero_see_the_person_and_reach_only_their_own_weights(critic, policy_moves):
     fresh, (one, other), gradient = value_gradients(**critic)
@@ -65,13 +64,13 @@ def test_values_start_at_zero_see_the_person_and_reach_only_their_own_weights(cr
     assert (size({k: gradient[k] for k in ("lora", "conditioner")}) > 0) == policy_moves
     own = dict(gradient["critic"])
     assert all(size(own.pop(name)) > 0 for name in ("w1", "b1", "w2", "b2"))
-    assert set(own) == ({"lora", "conditioner"} if critic.get("separate") else set())
+    assert set(own) == ({"lora", "conditioner"} if "backbone" in critic else set())
     assert all(size(part) > 0 for part in own.values())
 
 
 def test_a_separate_critic_begins_with_copies_of_the_policys_adapters():
     task = setup.make_task(
-        prompts=[[1, 4]], people=steps.make_population(), groups=1, critic={"separate": True}, scale=0.1
+        prompts=[[1, 4]], people=steps.make_population(), groups=1, critic={"backbone": "separate"}, scale=0.1
     )
     own = task.state.params["critic"]
     for name in ("lora", "conditioner"):
@@ -82,6 +81,6 @@ def test_a_separate_critic_begins_with_copies_of_the_policys_adapters():
 
 
 def test_a_separate_critic_without_adapters_is_refused():
-    spec = CriticSpec(2, True, separate=True)
+    nothing, key = PolicyParams(None, None, None), jax.random.key(0)
     with pytest.raises(ValueError, match="adapters"):
-        critics.init_critic(spec, PolicyParams(None, None, None), 16, jax.random.key(0))
+        critics.init_critic(critics.CriticConfig(), nothing, 16, key, num_basis=2, personal=True)

@@ -8,7 +8,6 @@ import pytest
 from rlhf.policy.conditioning import UserShares
 from rlhf.train.rl import relabel
 from rlhf.train.rl.rollout import user_rows
-from rlhf.train.rl.settings import Hyper
 from rlhf.train.rl.update import draw, update
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
@@ -17,22 +16,24 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 G = 4
 
 
-def make_task(**changes):
+def make_task(algorithm=None, **changes):
     given = dict(prompts=[[1, 4, 5], [1, 9, 3]], people=steps.make_population(), groups=2, group_size=G)
-    return setup.make_task(**(given | dict(scale=0.3, relabel=1) | changes))
+    return setup.make_task(
+        **(given | dict(scale=0.3) | changes), algorithm={"relabel": 1} | (algorithm or {})
+    )
 
 
 def others_of(task, rollout):
     params = task.frozen._replace(**task.state.params)
     key = jax.random.fold_in(task.state.key, task.state.iteration)
     return jax.jit(relabel.for_others, static_argnums=5)(
-        rollout, params, task.people, key, task.hyper[1], task.static
+        rollout, params, task.people, key, task.settings, task.program
     )
 
 
 def test_each_group_goes_to_another_person_and_keeps_its_tokens():
-    task = make_task(relabel=2)
-    rollout = draw(task.state, *task.arguments(), static=task.static)
+    task = make_task({"relabel": 2})
+    rollout = draw(task.state, *task.arguments(), program=task.program)
     others = others_of(task, rollout)
     assert others.coef.shape == (16, 2)
     np.testing.assert_array_equal(others.tokens, np.tile(rollout.tokens, (2, 1)))
@@ -48,7 +49,7 @@ def test_each_group_goes_to_another_person_and_keeps_its_tokens():
 def test_weights_turn_one_persons_completions_into_the_others():
     """E_u[ρ 1(y = k)] = π_v(k) for one-token completions, without truncation."""
     task = make_task(group_size=512, groups=1, max_new_tokens=1, scale=0.15)
-    rollout = draw(task.state, *task.arguments(), static=task.static)
+    rollout = draw(task.state, *task.arguments(), program=task.program)
     others = others_of(task, rollout)
     weight = np.asarray(relabel.importance(rollout, others, jnp.inf), np.float64)
     token = np.asarray(rollout.completions)[:, 0]
@@ -63,14 +64,13 @@ def test_weights_turn_one_persons_completions_into_the_others():
 
 
 def test_advantages_by_hand():
-    task = make_task(algorithm="rloo")
+    task = make_task({"kind": "rloo", "missing_eos_penalty": 0.7})
     rollout = setup.made_up_rollout(task)
     others = rollout._replace(coef=rollout.coef + 0.5)
     rng, beta, penalty = np.random.default_rng(3), 0.2, 0.7
     rewards, weight = rng.normal(size=(8, 2)).astype(np.float32), rng.uniform(0.01, 1.0, 8)
-    hyper = Hyper.of(missing_eos_penalty=penalty)
     found = relabel.advantages(
-        others, jnp.asarray(rewards), jnp.asarray(weight), jnp.float32(beta), hyper, task.static
+        others, jnp.asarray(rewards), jnp.asarray(weight), jnp.float32(beta), task.settings
     )
     kl = np.sum(np.asarray(others.logprobs - others.ref_logprobs), axis=1)
     total = (rewards * np.asarray(others.coef)).sum(axis=1) - beta * kl - penalty * ~np.asarray(others.ended)
@@ -79,9 +79,7 @@ def test_advantages_by_hand():
         mean = sum(weight[j] * total[j] for j in group) / sum(weight[j] for j in group)
         assert found[row] == pytest.approx(G / (G - 1) * weight[row] * (total[row] - mean), abs=1e-4)
     # Weights of one: the estimator itself, with G completions of one's own.
-    plain = relabel.advantages(
-        others, jnp.asarray(rewards), jnp.ones(8), jnp.float32(beta), hyper, task.static
-    )
+    plain = relabel.advantages(others, jnp.asarray(rewards), jnp.ones(8), jnp.float32(beta), task.settings)
     leave_one_out = [total[i] - np.mean([total[j] for j in range(4) if j != i]) for i in range(4)]
     np.testing.assert_allclose(plain[:4], leave_one_out, atol=1e-4)
 
@@ -99,15 +97,15 @@ def test_oneself_as_another_person_is_nothing_new():
     )
     results = []
     for times in (0, 1):
-        task = make_task(people=same, relabel=times, shares=UserShares(2, 0, 0, 0))
+        task = make_task(people=same, algorithm={"relabel": times}, shares=UserShares(2, 0, 0, 0))
         rollout = setup.made_up_rollout(task)
         state, metrics = update(
             task.state,
             rollout,
             liked(rollout),
             task.frozen,
-            task.hyper,
-            static=task.static,
+            task.settings,
+            program=task.program,
             people=task.people,
         )
         results.append((state.params, metrics))
@@ -126,11 +124,13 @@ def test_the_people_are_drawn_with_a_key_of_their_own():
     others = others_of(task, rollout)
     key = jax.random.fold_in(task.state.key, task.state.iteration)
     for again in (*jax.random.split(key, 3),):
-        coef, _ = user_rows(again, task.people, task.static.shares, G, task.hyper[1].beta, task.hyper[1].eta)
+        coef, _ = user_rows(again, task.people, task.program.shares, G, 0.1, 0.0)
         assert not np.array_equal(np.asarray(coef), np.asarray(others.coef))
 
 
-@pytest.mark.parametrize("changes", [{"algorithm": "grpo"}, {"kl_in": "loss", "kl_estimator": "k2"}])
+@pytest.mark.parametrize(
+    "changes", [{"algorithm": {"kind": "grpo"}}, {"kl": {"place": "loss", "estimator": "k2"}}]
+)
 def test_estimators_without_weights_are_refused(changes):
     with pytest.raises(ValueError, match="relabel"):
         make_task(**changes)

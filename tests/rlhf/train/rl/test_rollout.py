@@ -8,7 +8,7 @@ from flax import nnx
 
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import scoring
-from rlhf.policy.conditioning import UserShares
+from rlhf.policy.conditioning import UserShares, UsersMixConfig
 from rlhf.policy.logprobs import structure
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.update import draw
@@ -28,7 +28,7 @@ def make_rollout(kind: str = "llama", adapter_layers: int | None = 1):
         prompts=PROMPTS, people=steps.make_population(), groups=4, base=base, scale=0.15, max_new_tokens=T
     )
     task = task._replace(stop=jnp.arange(2, 12))
-    return task, draw(task.state, *task.arguments(), static=task.static)
+    return task, draw(task.state, *task.arguments(), program=task.program)
 
 
 def plain_logprobs(graphdef, params, rollout, row: int, z) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_logprobs_equal_the_samplers_and_a_plain_forward_pass(kind, adapter_laye
     empty = nnx.State({})
     for row in (0, 5, 10, 15):
         length = lengths[row]
-        own = plain_logprobs(task.static.graphdef, params, rollout, row, rollout.z[row][None])
+        own = plain_logprobs(task.program.graphdef, params, rollout, row, rollout.z[row][None])
         np.testing.assert_allclose(rollout.logprobs[row, :length], own, atol=1e-4)
         base_only = type(params)(task.frozen.base, empty, empty)
         reference = plain_logprobs(bare, base_only, rollout, row, None)
@@ -78,7 +78,7 @@ def test_rows_and_iterations_draw_from_their_own_keys():
 
     def completions(iteration):
         state = task.state._replace(iteration=jnp.int32(iteration))
-        return np.asarray(draw(state, *task.arguments(), static=task.static).completions)
+        return np.asarray(draw(state, *task.arguments(), program=task.program).completions)
 
     first, second = completions(0), completions(1)
     for group in range(0, 16, 4):  # rows of a group share prompt and person; 32⁴ answers hardly repeat
@@ -93,7 +93,7 @@ def test_rows_and_iterations_draw_from_their_own_keys():
 
 def test_people_are_drawn_a_group_and_shuffled_over_groups():
     population = steps.make_population(spread=False)
-    shares = UserShares.of(8, 0.5, 0.0, 0.0, 0.5)
+    shares = UserShares.of(8, UsersMixConfig(posterior=0.5, prior=0.0, extremes=0.0, generic=0.5))
 
     def generic_groups(seed):
         coef, z = rollouts.user_rows(jax.random.key(seed), population, shares, 3, 0.5, 0.5)

@@ -15,12 +15,11 @@ from rewards.errors import UserError
 from rlhf.apps import cli
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
-from rlhf.run.config.rl import GRPOConfig
 from rlhf.train.rl import critic_store as rl_critic
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
-from rlhf.train.rl.critic import init_critic
-from rlhf.train.rl.settings import CriticSpec
+from rlhf.train.rl.config import GRPOConfig
+from rlhf.train.rl.critic import CriticConfig, init_critic
 from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run
 
@@ -215,10 +214,12 @@ def test_columns_are_standardised_once_over_samples_of_the_reference(populated):
 
 def test_the_critic_is_kept_and_read_strictly(world, populated):
     record = json.loads((populated / "critic" / "critic.json").read_text())
-    spec = CriticSpec(**record["spec"])
-    assert spec.num_basis == 2 and spec.sees_person and spec.separate
+    config = CriticConfig(hidden=8)
+    spec = rl_critic.spec_of(config, 2, True)
+    assert record["spec"] == spec and spec["separate"]
     policy = policy_store.load_policy(populated)
-    template = init_critic(spec, policy.params, policy.base.config.width, jax.random.key(0))
+    width, key = policy.base.config.width, jax.random.key(0)
+    template = init_critic(config, policy.params, width, key, num_basis=2, personal=True)
     purpose = record["made_for"]
     assert purpose == rl_critic.made_for(policy.base, ("exact", "words"))
     critic = rl_critic.load(populated, spec, template, purpose)
@@ -230,7 +231,7 @@ def test_the_critic_is_kept_and_read_strictly(world, populated):
     rl_critic.load(populated, spec, template, purpose)  # a record from before that field
     path.write_text(whole)
     with pytest.raises(UserError, match="is another critic than"):
-        rl_critic.load(populated, CriticSpec(2, True, hidden=8, separate=False), template, purpose)
+        rl_critic.load(populated, spec | {"separate": False}, template, purpose)
     with pytest.raises(UserError, match="tensor 'w1' is float32"):
         rl_critic.load(populated, spec, {**template, "w1": template["w1"][:, :4]}, purpose)
     with pytest.raises(UserError, match="holds no critic"):

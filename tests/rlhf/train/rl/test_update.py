@@ -1,16 +1,17 @@
 """One iteration: scalar special cases, rewards that arrive as they were, one compilation, nothing on the host."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf.objectives.advantages import RunningScale
+from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig, RunningScale
+from rlhf.objectives.kl_control import KLConfig
+from rlhf.run.record import traced
 from rlhf.train.rl import estimate as est
+from rlhf.train.rl.critic import CriticConfig
 from rlhf.train.rl.rollout import Rollout
-from rlhf.train.rl.settings import CriticSpec, Hyper, Static
+from rlhf.train.rl.settings import RLSettings, RolloutConfig
 from rlhf.train.rl.update import iterate
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
@@ -45,14 +46,24 @@ def make_rollout(num_basis: int, seed: int = 0) -> Rollout:
     )
 
 
-def make_static(algorithm: str, num_basis: int, **changes) -> Static:
-    critic = CriticSpec(num_basis, False) if algorithm == "ppo" else None
-    return Static(None, None, None, algorithm, G, T, critic=critic, **changes)
+def make_settings(kind: str, kl: dict | None = None, **algorithm) -> RLSettings:
+    """`kind` is ppo or an estimator without a critic."""
+    ppo = kind == "ppo"
+    return traced(
+        RLSettings(
+            algorithm=PPOAlgorithmConfig(**algorithm) if ppo else GRPOAlgorithmConfig(kind=kind, **algorithm),
+            critic=CriticConfig() if ppo else None,
+            rollout=RolloutConfig(completions=G, max_new_tokens=T),
+            kl=KLConfig(**({"coef": 0.1} | (kl or {}))),
+            optimizer=steps.make_optimizer(),
+            num_steps=1,
+        )
+    )
 
 
-@functools.partial(jax.jit, static_argnames="static")
-def run_estimate(rollout, rewards, hyper, kl_coef, *, static):
-    return est.estimate(rollout, rewards, kl_coef, RunningScale.start(), hyper, static)
+@jax.jit
+def run_estimate(rollout, rewards, settings, kl_coef):
+    return est.estimate(rollout, rewards, kl_coef, RunningScale.start(), settings)
 
 
 @pytest.mark.parametrize("num_basis", [1, 3])
@@ -60,9 +71,15 @@ def test_ppo_is_ordinary_ppo_on_the_scalar_reward(num_basis):
     """InstructGPT's PPO written for numbers: r_t = −β KL_t, the score at the end; GAE with the scalar value; whitening."""
     rollout, beta, penalty, discount, lam = make_rollout(num_basis), 0.3, 0.7, 0.9, 0.8
     rewards = np.random.default_rng(1).normal(size=(B, num_basis)).astype(np.float32)
-    hyper = Hyper.of(discount=discount, gae_lambda=lam, missing_eos_penalty=penalty)
-    static = make_static("ppo", num_basis, centre=False, scaling="batch")
-    found = run_estimate(rollout, jnp.asarray(rewards), hyper, jnp.float32(beta), static=static)
+    settings = make_settings(
+        "ppo",
+        centre=False,
+        scaling="batch",
+        discount=discount,
+        gae_lambda=lam,
+        missing_eos_penalty=penalty,
+    )
+    found = run_estimate(rollout, jnp.asarray(rewards), settings, jnp.float32(beta))
 
     mask, coef = np.asarray(rollout.mask), np.asarray(rollout.coef, np.float64)
     weights = np.concatenate([coef, np.full((B, 1), -beta), np.full((B, 1), -penalty)], axis=1)
@@ -91,8 +108,8 @@ def test_rloo_is_ordinary_rloo_on_the_scalar_reward():
     """Ahmadian et al. 2024: reward minus β times the sequence's KL, minus the mean of the other completions."""
     rollout, beta = make_rollout(1), 0.2
     scores = np.random.default_rng(2).normal(size=(B, 1)).astype(np.float32)
-    static = make_static("rloo", 1, scaling="none")
-    found = run_estimate(rollout, jnp.asarray(scores), Hyper.of(), jnp.float32(beta), static=static)
+    settings = make_settings("rloo", scaling="none")
+    found = run_estimate(rollout, jnp.asarray(scores), settings, jnp.float32(beta))
     kl = np.sum(np.asarray(rollout.logprobs - rollout.ref_logprobs) * np.asarray(rollout.mask), axis=1)
     total = scores[:, 0] - beta * kl
     for row in range(B):
@@ -105,8 +122,8 @@ def test_rloo_is_ordinary_rloo_on_the_scalar_reward():
 def test_a_kl_term_in_the_loss_is_priced_in_the_units_of_the_advantages(algorithm, share):
     """centred(R) = (G−1)/G · rloo(R), so the KL next to it must shrink alike for both to have one optimum."""
     rollout, rewards = make_rollout(1), jnp.asarray(np.random.default_rng(3).normal(size=(B, 1)), jnp.float32)
-    static = make_static(algorithm, 1, kl_in="loss", kl_estimator="k2")
-    found = run_estimate(rollout, rewards, Hyper.of(), jnp.float32(0.2), static=static)
+    settings = make_settings(algorithm, {"place": "loss", "estimator": "k2"})
+    found = run_estimate(rollout, rewards, settings, jnp.float32(0.2))
     mask = np.asarray(rollout.mask)
     divisor = 1.0 if algorithm == "grpo" else np.sqrt(np.mean(np.asarray(found.unscaled)[mask] ** 2))
     np.testing.assert_allclose(found.kl_factor, share / divisor, rtol=1e-5)
@@ -119,35 +136,57 @@ def test_rewards_arrive_as_they_were(per_token):
     given = np.tile(np.array([[0.7, -1.9]], np.float32), (B, 1))
     rewards = np.zeros((B, T, 2), np.float32)
     rewards[:, 0] = given  # wherever it is given, the completion earns it
-    channels = est.reward_channels(
-        rollout, jnp.asarray(rewards if per_token else given), make_static("rloo", 2)
-    )
+    channels = est.reward_channels(rollout, jnp.asarray(rewards if per_token else given), KLConfig(coef=0.1))
     np.testing.assert_array_equal(channels[..., :2].sum(axis=1), given)
     place = np.zeros(B, int) if per_token else np.asarray(rollout.mask).sum(axis=1) - 1
     np.testing.assert_array_equal(np.asarray(channels)[np.arange(B), place, :2], given)
 
 
 def test_rewards_of_a_wrong_kind_are_refused():
-    rollout, static = make_rollout(2), make_static("rloo", 2)
+    rollout, kl = make_rollout(2), KLConfig(coef=0.1)
     with pytest.raises(TypeError, match="int32"):
-        est.reward_channels(rollout, jnp.ones((B, 2), jnp.int32), static)
+        est.reward_channels(rollout, jnp.ones((B, 2), jnp.int32), kl)
     with pytest.raises(ValueError, match="shape"):
-        est.reward_channels(rollout, jnp.ones((B, 3)), static)
+        est.reward_channels(rollout, jnp.ones((B, 3)), kl)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("make", "message"),
     [
-        ({"algorithm": "pop"}, "none of ppo"),
-        ({"algorithm": "ppo", "critic": None}, "critic"),
-        ({"algorithm": "grpo", "group_size": 1}, "group of one"),
-        ({"algorithm": "grpo", "kl_in": "loss"}, "k1"),
+        (lambda: GRPOAlgorithmConfig(kind="pop"), "'centred', 'rloo', 'grpo'"),
+        (lambda: {"algorithm": PPOAlgorithmConfig()}, "critic: ppo needs one"),
+        (lambda: {"critic": CriticConfig()}, "algorithm.kind centred has none"),
+        (lambda: {"rollout": RolloutConfig(completions=1, max_new_tokens=T)}, "at least 2"),
+        (
+            lambda: {
+                "algorithm": PPOAlgorithmConfig(),
+                "critic": CriticConfig(),
+                "rollout": RolloutConfig(completions=1, max_new_tokens=T),
+            },
+            "group of one",
+        ),
+        (lambda: KLConfig(coef=0.1, place="loss"), "k1"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changes, message):
-    fields = {"algorithm": "centred", "group_size": G, "max_new_tokens": T} | changes
+def test_settings_that_mean_nothing_are_refused(make, message):
+    whole = {
+        "algorithm": GRPOAlgorithmConfig(),
+        "rollout": RolloutConfig(completions=G, max_new_tokens=T),
+        "kl": KLConfig(coef=0.1),
+        "optimizer": steps.make_optimizer(),
+        "num_steps": 1,
+    }
+    RLSettings(**whole)
     with pytest.raises(ValueError, match=message):
-        Static(None, None, None, **fields)
+        RLSettings(**(whole | make()))
+
+
+def changed(settings: RLSettings, number: int) -> RLSettings:
+    """Every number of the settings another one, null ones among them."""
+    leaves, tree = jax.tree.flatten(settings)
+    assert all(leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in leaves)
+    near = [jnp.where(jnp.isinf(leaf), 1e9, leaf) * (1.0 - 0.01 * number) for leaf in leaves]
+    return jax.tree.unflatten(tree, [leaf + 0.001 * number for leaf in near])
 
 
 def fixed_reward(arrays, rollout):
@@ -161,21 +200,19 @@ def test_an_iteration_compiles_once_for_all_people_and_numbers_and_stays_on_the_
         groups=4,
         group_size=2,
         critic={},
-        epochs=2,
-        minibatches=2,
-        kl_controller="adaptive",
+        algorithm={"epochs": 2, "minibatches": 2},
+        kl={"controller": "adaptive"},
     )
-    rates, own = task.hyper
     state, before = task.state, iterate._cache_size()
     key = jax.device_get(jax.random.key_data(state.key))
     reward = jnp.array([0.7, -1.9])
     seen = []
     for n in range(10):
         people = jax.device_put(steps.make_population(seed=n))
-        own = own._replace(clip_low=jnp.float32(0.1 + 0.01 * n), missing_eos_penalty=jnp.float32(n))
-        rates = rates._replace(learning_rate=jnp.float32(0.01 / (n + 1)))
-        changed = task._replace(people=people, hyper=(rates, own)).arguments()
-        prompts, people, frozen, settings, stop, hyper = changed
+        settings = changed(task.settings, n)
+        prompts, people, frozen, sampling, stop, settings = task._replace(
+            people=people, settings=settings
+        ).arguments()
         with jax.transfer_guard("disallow"):
             state, metrics, rollout, _ = iterate(
                 state,
@@ -183,10 +220,10 @@ def test_an_iteration_compiles_once_for_all_people_and_numbers_and_stays_on_the_
                 people,
                 frozen,
                 reward,
-                settings,
+                sampling,
                 stop,
-                hyper,
-                static=task.static,
+                settings,
+                program=task.program,
                 reward=fixed_reward,
             )
         seen.append(np.asarray(rollout.coef))

@@ -3,10 +3,10 @@
 import re
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
+from rlhf.run.record import record
 
 KEYS: dict[str, tuple[str, ...]] = {
     "function": ("function", "limit_seconds"),
@@ -31,12 +31,7 @@ SHARED = ("name", "kind", "gate")
 LIMIT_SECONDS = 600.0
 
 
-# Not imported from `parts`, which imports this module.
-@dataclass(
-    frozen=True,
-    kw_only=True,
-    config=ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=True),
-)
+@record
 class ColumnConfig:
     name: str = Field(
         min_length=1, max_length=80, description="Name of the column in reports and in φ; each one once."
@@ -47,84 +42,86 @@ class ColumnConfig:
         "majority answer; reference: certainty of the reference answer."
     )
     gate: float | None = Field(
-        None,
+        default=None,
         description="A number makes the column a gate instead of a reward: completions with a value below it are "
         "not accepted. Null: a reward.",
     )
     function: str | None = Field(
-        None, min_length=3, description="`module:function` or `file.py:function` (function and jit only)."
+        default=None,
+        min_length=3,
+        description="`module:function` or `file.py:function` (function and jit only).",
     )
     model: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="classifier: directory or hub id of a ...ForSequenceClassification model; reference: language "
         "model, the π_ref; judge: the model's name at the address; jit: language model whose tokens the function reads, "
         "in RL training the one that is trained.",
     )
     address: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="OpenAI-compatible address, such as http://localhost:8000/v1 (judge only).",
     )
     api_key_variable: str = Field(
-        "OPENAI_API_KEY",
+        default="OPENAI_API_KEY",
         min_length=1,
         description="Environment variable that holds the key; unset means that none is sent. One that begins with "
         "CHORUS_, or a provider's own for that provider's host (judge only).",
     )
     question: str = Field(
-        "Which completion is the better answer to the prompt?",
+        default="Which completion is the better answer to the prompt?",
         min_length=1,
         description="What the judge decides (judge only).",
     )
     opponents: int = Field(
-        4,
+        default=4,
         ge=1,
         description="Completions of its prompt that each one is compared with, in both orders (judge only).",
     )
     min_consistency: float = Field(
-        0.95,
+        default=0.95,
         ge=0,
         le=1,
         description="Share of pairs that must get the same verdict in both orders, else the column is switched off "
         "(judge only).",
     )
-    parallel: int = Field(8, ge=1, le=256, description="Requests at a time (judge only).")
+    parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time (judge only).")
     timeout_seconds: float = Field(
-        120.0, gt=0, description="Longest wait for the server's next bytes (judge only)."
+        default=120.0, gt=0, description="Longest wait for the server's next bytes (judge only)."
     )
     retries: int = Field(
-        3, ge=0, description="Further tries after a time-out, a 429 or a 5xx answer (judge only)."
+        default=3, ge=0, description="Further tries after a time-out, a 429 or a 5xx answer (judge only)."
     )
     max_tokens: int = Field(
-        1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
+        default=1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
     )
     limit_seconds: float = Field(
-        LIMIT_SECONDS,
+        default=LIMIT_SECONDS,
         gt=0,
         description="Longest time one call of the function may take; training has host.timeout_seconds as well "
         "(function only).",
     )
     answer: str = Field(
-        "number",
+        default="number",
         min_length=1,
         description="How an answer is found: `number` (the last one), `boxed` (the last \\boxed{}), or a regular "
         "expression with one group, whose last match counts (votes only).",
     )
     probe: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="JSON lines of prompt, completions and the known answer (votes only).",
     )
     min_accuracy: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         le=1,
         description="Share of probe prompts whose majority must be right, else the column is switched off "
         "(votes only).",
     )
     reference: str = Field(
-        "reference",
+        default="reference",
         min_length=1,
         description="Column of the data that holds the reference answer (reference only).",
     )

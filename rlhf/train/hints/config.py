@@ -1,14 +1,11 @@
 """The `hints` section of `chorus train ppo` and `chorus train grpo`; `docs/feedback.md` says what a hint may do."""
 
-from typing import Any
-
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from rlhf.run.config.parts import FROZEN
+from rlhf.run.record import record
 
 
-@dataclass(**FROZEN)
+@record
 class HintsConfig:
     """What people said about completions, learned from beside the rewards."""
 
@@ -18,38 +15,24 @@ class HintsConfig:
         "somebody checked the claim of a hint about facts.",
     )
     coef: float = Field(
-        1.0, gt=0, description="λ, weight of the mean divergence a token, of hinted rows and of anchors each."
+        default=1.0,
+        gt=0,
+        description="λ, weight of the mean divergence a token, of hinted rows and of anchors each.",
     )
     rows_per_step: int = Field(
-        8,
+        default=8,
         ge=1,
         description="Hinted rows in every optimiser step of an iteration; all rows where there are fewer.",
     )
     anchor_rows: int = Field(
-        8,
+        default=8,
         ge=0,
         description="Rows that hold other people to the policy of the run's start, where the hints push; 0 means none. "
         "They brake what rewards teach about those people, too.",
     )
     top: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Likeliest tokens of the teacher kept at every slot, the rest as one; null: 128, or the whole "
         "vocabulary where that is smaller.",
     )
-
-
-def check_hints(config: Any) -> None:
-    """Hints need somebody whose they are, and a conditioner that is nothing at z = 0, through which they are learned."""
-    if config.hints is None:
-        return
-    if config.rewards is None:
-        raise ValueError(
-            "hints need people who are known by name; give rewards (a run with a population writes a reward run to "
-            "OUTPUT/rewards: ask people there, then train with rewards: OUTPUT/rewards) or remove hints"
-        )
-    if config.conditioner.kind == "text":
-        raise ValueError(
-            "hints need a conditioner with weights of its own, and conditioner.kind text has none; choose another kind "
-            "or remove hints"
-        )

@@ -1,0 +1,170 @@
+"""The configuration of `chorus rewards`: preferences → basis, gauge, prior, users."""
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.basis.fit import FitConfig
+from rlhf.phi.columns.config import ColumnConfig
+from rlhf.run.config.common import PeopleDataConfig, RunConfig
+from rlhf.run.record import record
+
+
+@record
+class EncoderModelConfig:
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Language model whose hidden states embed completions; null unless encoder.kind is lm.",
+    )
+
+
+@record
+class EncoderConfig:
+    kind: Literal["lm", "precomputed", "attributes", "columns"] = Field(
+        default="lm",
+        description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features; "
+        "attributes: the numbers of the attributes column; columns: the rewards of encoder.columns.",
+    )
+    layer: int = Field(
+        default=-1,
+        description="Layer whose output is read; negative counts from the end, 0 is the token embedding.",
+    )
+    pool: Literal["mean", "last"] = Field(
+        default="mean", description="Mean over the completion's tokens, or its last token."
+    )
+    columns: tuple[ColumnConfig, ...] = Field(
+        default=(), description="Off-the-shelf rewards, a list of sections; for kind columns only."
+    )
+    reference: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Samples of π_ref (JSON lines of prompt, completion) over which fit.model columns standardises; "
+        "null: the completions of data.path.",
+    )
+
+    @model_validator(mode="after")
+    def _columns_for_columns(self):
+        if self.kind == "columns" and not self.columns:
+            raise ValueError("columns is empty, which kind columns needs; name at least one column")
+        if self.kind != "columns" and self.columns:
+            raise ValueError(
+                f"columns is for kind columns, not {self.kind}; set kind to columns or remove it"
+            )
+        if self.kind != "columns" and self.reference is not None:
+            raise ValueError(f"reference is for kind columns, not {self.kind}; remove it")
+        names = [column.name for column in self.columns]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"two columns are called {repeated[0]!r}; rename one")
+        return self
+
+
+@record
+class RewardFitConfig(FitConfig):
+    """The house model's settings, and which model is fitted at all.
+
+    Attributes:
+      settings: settings of a model other than house, by name; they override what is shared.
+    """
+
+    model: str = Field(
+        default="house",
+        description="Reward model that is fitted. Another one than house shares num_basis, dims, whitening, lapse "
+        "and seed (of a list the largest); what else it has stands in fit.settings.",
+    )
+    annotation: Literal["none", "mixture"] = Field(
+        default="none",
+        description="mixture: estimate which answers are genuine, non-attitudes or made up by order and frame, and "
+        "weight the fit by it (house model's margins; any model's fit); people's answers then lapse with 1 − π_G.",
+    )
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    @model_validator(mode="after")
+    def _settings_of_the_right_model(self):
+        if self.model == "house" and self.settings:
+            raise ValueError(
+                f"fit.settings holds {', '.join(self.settings)}, but fit.model is house, whose keys stand in "
+                "fit itself; move them there"
+            )
+        return self
+
+    def house(self) -> FitConfig:
+        """The house model's part alone."""
+        names = [field.name for field in dataclasses.fields(FitConfig)]
+        return FitConfig(**{name: getattr(self, name) for name in names})
+
+
+@record
+class RewardEvaluationConfig:
+    """Replay of held-out people, and the comparison with other models.
+
+    Attributes:
+      settings: settings of compared models by name, such as {lore: {num_basis: 8}}; the one fitted has its own.
+    """
+
+    counts: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 5, 10, 20),
+        min_length=1,
+        description="Numbers of answers at which held-out people are predicted.",
+    )
+    seeds: int = Field(
+        default=5,
+        ge=1,
+        description="Repetitions with other random question orders; intervals are over people.",
+    )
+    models: Literal["all"] | tuple[str, ...] | None = Field(
+        default=None,
+        description="Models compared on the four cells: names, all, or null for the fitted one and aggregate; "
+        "an empty list skips comparison and controls (house only).",
+    )
+    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, hash=False)
+    controls: bool = Field(
+        default=True,
+        description="Fit every compared model again on identical people, where it must not win, and on planted "
+        "tastes, where it must.",
+    )
+    held_out_prompts: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of prompts kept out of the comparison's fits for its unseen-prompt cells; 0 means none.",
+    )
+    distinct_texts: bool = Field(
+        default=False,
+        description="Each text is used once a person and the other comparisons are left out; for pairs that were made "
+        "from ratings, which are fewer answers than pairs.",
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if any(count < 0 for count in self.counts) or list(self.counts) != sorted(set(self.counts)):
+            raise ValueError("counts must be distinct, ascending and not negative, for example [0, 3, 10]")
+        return self
+
+
+@record
+class RewardsConfig(RunConfig):
+    """`chorus rewards fit|evaluate`: preferences → basis, gauge, prior, users."""
+
+    data: PeopleDataConfig = Field(description="Preferences and who is held out.")
+    model: EncoderModelConfig = Field(
+        default=EncoderModelConfig(), description="Language model behind the encoder."
+    )
+    encoder: EncoderConfig = Field(default=EncoderConfig(), description="How a completion becomes a vector.")
+    fit: RewardFitConfig = Field(
+        default_factory=RewardFitConfig, description="Joint fit of basis and coefficients."
+    )
+    evaluation: RewardEvaluationConfig = Field(
+        default=RewardEvaluationConfig(), description="Replay of held-out people."
+    )
+
+    @model_validator(mode="after")
+    def _model_for_lm(self):
+        if self.encoder.kind == "lm" and self.model.name is None:
+            raise ValueError(
+                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed, "
+                "attributes or columns"
+            )
+        return self

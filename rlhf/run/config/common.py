@@ -1,0 +1,63 @@
+"""Sections that runs of every kind have: what identifies a run, and where its data comes from."""
+
+from pydantic import Field
+
+from rlhf.run.record import record
+
+
+@record
+class RunConfig:
+    """What every job has."""
+
+    seed: int = Field(
+        ge=0,
+        lt=2**32,
+        description="Seed of everything random in the run: initialisation, data order, sampling.",
+    )
+    output_dir: str = Field(
+        min_length=1, description="Run directory to create; the same command again resumes what is there."
+    )
+
+
+@record
+class DataConfig:
+    """Where rows come from."""
+
+    path: str = Field(
+        min_length=1,
+        description="A .jsonl[.gz] or .parquet file, a shipped set (electricity, train-trips), "
+        "hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
+    )
+    split: str = Field(
+        default="train", min_length=1, description="Split to read; a local file has only train (all of it)."
+    )
+
+
+@record
+class PeopleDataConfig(DataConfig):
+    """Data whose people are divided into training and held-out people."""
+
+    held_out_people: float = Field(
+        default=0.2, gt=0, lt=1, description="Share of people never used in fitting; they play the new users."
+    )
+    split_seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the division of people, apart from `seed` so that it can stay fixed.",
+    )
+    last_choices: int = Field(
+        default=3,
+        ge=1,
+        description="Last choices of each held-out person, kept for testing; earlier ones may be asked.",
+    )
+    min_comparisons: int = Field(
+        default=1,
+        ge=1,
+        description="People with fewer comparisons are left out, from fitting and from testing.",
+    )
+    max_people: int | None = Field(
+        default=None,
+        ge=2,
+        description="Keep only so many of those people, drawn by a hash of their names; null keeps all.",
+    )

@@ -1,0 +1,185 @@
+"""The configurations of `chorus train sft` and `chorus train dpo`, and the sections that all trainers share.
+
+The records of the algorithms stand beside their mathematics; here they are put together.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.models.conditioner_kinds import ConditionerConfig
+from rlhf.objectives.preference import PreferenceLossConfig
+from rlhf.policy.conditioning import RailConfig, UsersMixConfig
+from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.record import record
+from rlhf.train.optim import OptimizerConfig
+
+DType = Literal["float32", "bfloat16"]
+
+
+@record
+class NameConfig:
+    name: str = Field(
+        min_length=1,
+        description="Short name (smollm2-135m), local directory, .gguf file or hub id of the language model.",
+    )
+
+
+@record
+class PolicyModelConfig(NameConfig):
+    dtype: DType = Field(
+        default="float32",
+        description="Type of weights and activations; sums and losses are float32 in either case.",
+    )
+    adapter_layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Only the top so many layers carry adapters (the rest may be cached); null means all.",
+    )
+    remat: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, about a third slower.",
+    )
+
+
+@record
+class TuneConfig:
+    mode: Literal["lora", "full"] = Field(
+        default="lora", description="Train low-rank adapters, or all weights."
+    )
+    lora_rank: int = Field(default=16, ge=1, description="Rank of each adapter (lora only).")
+    lora_alpha: float = Field(
+        default=32.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank (lora only)."
+    )
+
+
+@record
+class TrainConfig:
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch_rows: int = Field(default=8, ge=1, description="Packed rows in one forward pass.")
+    accumulation_steps: int = Field(
+        default=1, ge=1, description="Forward passes whose gradients make one optimiser step."
+    )
+    log_every: int = Field(default=10, ge=1, description="Steps between metric lines.")
+    checkpoint_every: int = Field(
+        default=100, ge=1, description="Steps between checkpoints; one is always written at the end."
+    )
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="Newest checkpoints kept; 2 leaves one to fall back on."
+    )
+
+
+@record
+class SFTTrainConfig(TrainConfig):
+    row_length: int = Field(
+        default=512,
+        ge=8,
+        description="Tokens in a packed row of several examples; a longer example is an error.",
+    )
+
+
+@record
+class GroupsConfig:
+    completions: int | None = Field(
+        default=2,
+        ge=2,
+        description="Completions of one prompt in a packed row; 2 is the ordinary pair, null all of them. "
+        "Losses on people's own labels take these two only.",
+    )
+
+
+def check_conditioner(conditioner: ConditionerConfig, model: PolicyModelConfig) -> None:
+    """Words in front of the prompt change every layer, so none may be computed once and cached."""
+    if conditioner.kind == "text" and model.adapter_layers is not None:
+        raise ValueError(
+            f"model.adapter_layers is {model.adapter_layers}, but conditioner.kind text writes into the prompt, which "
+            "every layer reads; set model.adapter_layers=null"
+        )
+
+
+@record
+class SFTConfig(RunConfig):
+    """`chorus train sft`: supervised start on completions; its result is π_ref of later runs."""
+
+    data: DataConfig = Field(description="Where prompts and completions come from.")
+    model: PolicyModelConfig = Field(description="Model that is tuned.")
+    tune: TuneConfig = Field(default=TuneConfig(), description="Which parameters are trained.")
+    optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
+    train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
+    completions: Literal["chosen", "all"] = Field(
+        default="chosen",
+        description="Learn the preferred completions, or every distinct one (a start without taste).",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_schedule(self)
+        return self
+
+
+@record
+class DPOConfig(RunConfig):
+    """`chorus train dpo`: one policy conditioned on coefficients, or a plain DPO-family policy."""
+
+    data: DataConfig = Field(description="Where pairs come from.")
+    model: PolicyModelConfig = Field(description="Model that is tuned; at the same time π_ref.")
+    rewards: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Directory of a reward run; null only for losses without users.",
+    )
+    tune: TuneConfig = Field(
+        default=TuneConfig(), description="Which parameters are trained besides the conditioner."
+    )
+    optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
+    train: TrainConfig = Field(description="Length, batches, checkpoints.")
+    loss: PreferenceLossConfig = Field(
+        default=PreferenceLossConfig(), description="Which member of the DPO family."
+    )
+    rail: RailConfig = Field(default=RailConfig(), description="The aggregate-prior term.")
+    conditioner: ConditionerConfig = Field(
+        default=ConditionerConfig(), description="How coefficients act on the policy."
+    )
+    users: UsersMixConfig = Field(
+        default=UsersMixConfig(), description="Whose coefficients training rows get."
+    )
+    groups: GroupsConfig = Field(
+        default=GroupsConfig(), description="How completions of one prompt are packed."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_schedule(self)
+        check_conditioner(self.conditioner, self.model)
+        if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
+            raise ValueError(
+                f"rewards is required for loss.kind {self.loss.kind}; give a reward run or choose dpo, ipo, "
+                "cdpo or simpo"
+            )
+        if self.loss.kind not in ("soft", "regression") and self.groups.completions not in (2, None):
+            raise ValueError(
+                f"groups.completions {self.groups.completions} is for loss.kind soft and regression, which compare "
+                f"all completions of a row; with {self.loss.kind} choose 2 (one comparison a row) or null"
+            )
+        if self.loss.annotation == "mixture":
+            if self.loss.kind in ("soft", "regression"):
+                raise ValueError(
+                    f"loss.annotation mixture weighs people's own labels, which loss.kind {self.loss.kind} does not "
+                    "use; choose none, or observed, dpo, ipo, cdpo or simpo"
+                )
+            if self.rewards is None:
+                raise ValueError(
+                    "rewards is required for loss.annotation mixture: the coefficients say how likely a genuine "
+                    "answer was; give a reward run or choose none"
+                )
+        if self.loss.kind == "cdpo" and self.loss.label_smoothing == 0:
+            raise ValueError("loss.label_smoothing must be above 0 for loss.kind cdpo; 0 would be plain dpo")
+        return self
+
+
+def _check_schedule(config: SFTConfig | DPOConfig) -> None:
+    if config.optimizer.warmup_steps >= config.train.steps:
+        raise ValueError(
+            f"optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be smaller than "
+            f"train.steps ({config.train.steps})"
+        )
