@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rewards import hashed
 from rewards.basis.store import RewardRun
 from rewards.comparison.replay import padded_rows
 from rewards.errors import UserError
-from rewards.files import read_json
 from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
 from rewards.types import Preferences, UserPosterior
@@ -48,10 +48,13 @@ def read(run: RewardRun) -> calibration.Calibration | None:
     path = run.directory / FILE
     if not path.is_file():
         return None
-    content: Any = read_json(path)
-    if not isinstance(content, dict) or content.get("basis") != run.hash:
-        raise UserError(f"{path}: not of this run's basis; fit the rewards again")
-    return calibration.Calibration.from_json(content, str(path))
+
+    def parse(content: dict[str, Any]) -> calibration.Calibration:
+        if content.get("basis") != run.hash:
+            raise UserError(f"{path}: not of this run's basis; fit the rewards again")
+        return calibration.Calibration.from_json(content, str(path))
+
+    return hashed.parse_record(path, "fit the rewards again", parse)
 
 
 def widened(found: calibration.Calibration | None, posterior: UserPosterior) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from rewards import hashed
 from rewards.api import calibrate
 from rewards.api.encoders import Encoder
 from rewards.api.person import Person
@@ -15,7 +16,6 @@ from rewards.api.scoring import features_of
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
-from rewards.files import write_json
 from rewards.methods.base import FittedModel
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import RECORD, load_model, save_model
@@ -236,7 +236,7 @@ class FittedRewards:
             [posterior.num_answers for posterior in people.posteriors],
         )
         if self.calibration is not None:
-            write_json(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())
+            hashed.write_record(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())
 
     def __repr__(self) -> str:
         place = "in memory" if self.directory is None else str(self.directory)

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from rewards import files
+from rewards import files, hashed
 from rewards.errors import UserError
 from rewards.types import Gauge, GroupPrior, PromptPart, Quadratic, RewardBasis
 
 FORMAT = "chorus-reward-basis-1"
 FORMAT_QUADRATIC = "chorus-reward-basis-2"  # a linear basis with the quadratic part of ideal-point models
-TENSORS = "basis.safetensors"
-RECORD = "basis.json"
+NAME = "basis"
+TENSORS = f"{NAME}.safetensors"
+RECORD = f"{NAME}.json"
 USERS = "users"
-OTHER_MODEL = "model.json"  # written by rewards.models.store; beside it a linear model has a basis too
-KEYS = {"format", "basis_hash", "num_basis", "embedding_width", "gauge", "encoder", "extra"}
-KEYS |= {"tensors_sha256", "record_sha256"}
+OTHER_MODEL = "model.json"  # written by rewards.methods.store; beside it a linear model has a basis too
+KEYS = frozenset({"format", "basis_hash", "num_basis", "embedding_width", "gauge", "encoder", "extra"})
 GAUGE_TENSORS = ("mean", "whitening", "rotation", "signs")
+AGAIN = "restore or refit the run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +57,18 @@ class RewardRun(FittedBasis):
 
 def basis_hash(basis: RewardBasis) -> str:
     """sha256 over head, gauge record and encoder settings: what gives coefficients their meaning."""
-    digest = hashlib.sha256()
-    for name, array in sorted(basis_tensors(basis).items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
     record = {"gauge": gauge_record(basis.gauge), "encoder": basis.encoder}
     if basis.quadratic is not None:
         record |= {"quadratic": quadratic_record(basis.quadratic)}
+    return content_hash(basis_tensors(basis), record)
+
+
+def content_hash(tensors: dict[str, np.ndarray], record: dict[str, Any]) -> str:
+    """sha256 over tensors, as float32, by name and shape, and a JSON record."""
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
     digest.update(files.sha256_json(record).encode())
     return digest.hexdigest()
 
@@ -76,16 +80,11 @@ def save_reward_run(
 
     The record is written last and names the hash of the tensors, so a run killed in between does not load.
     """
-    directory = Path(directory)
     tensors = basis_tensors(basis) | {"prior.mean": _f32(prior.mean), "prior.cov": _f32(prior.cov)}
-    with files.atomic_path(directory / TENSORS) as temporary:
-        safetensors.numpy.save_file(tensors, temporary)
-        tensor_hash = files.sha256_file(temporary)
     identity = basis_hash(basis)
-    body = {
+    record = {
         "format": FORMAT,
         "basis_hash": identity,
-        "tensors_sha256": tensor_hash,
         "num_basis": basis.num_basis,
         "embedding_width": int(basis.head.shape[0]),
         "gauge": gauge_record(basis.gauge),
@@ -93,8 +92,8 @@ def save_reward_run(
         "extra": extra or {},
     }
     if basis.quadratic is not None:
-        body |= {"format": FORMAT_QUADRATIC, "quadratic": quadratic_record(basis.quadratic)}
-    files.write_json(directory / RECORD, body | {"record_sha256": files.sha256_json(body)})
+        record |= {"format": FORMAT_QUADRATIC, "quadratic": quadratic_record(basis.quadratic)}
+    hashed.save(directory, NAME, tensors, record)
     return identity
 
 
@@ -106,12 +105,12 @@ def load_reward_run(directory: str | Path) -> RewardRun:
       bytes.
     """
     directory = Path(directory)
-    path, record_path = directory / TENSORS, directory / RECORD
+    record_path = directory / RECORD
     if not directory.is_dir():
         raise UserError(f"{directory}: no such reward run; create one with `chorus rewards fit`")
     if not record_path.is_file():
         if (directory / OTHER_MODEL).is_file():
-            kind = files.read_json(directory / OTHER_MODEL).get("kind")
+            kind = hashed.read_record(directory / OTHER_MODEL, AGAIN).get("kind")
             raise UserError(
                 f"{directory}: holds a {kind} model, whose reward is not linear in coefficients, so it has no basis; "
                 "fit one that has for this (fit.model=house, in another output_dir)"
@@ -119,39 +118,24 @@ def load_reward_run(directory: str | Path) -> RewardRun:
         raise UserError(
             f"{directory}: not a finished reward run (no {RECORD}); `chorus rewards fit` makes one"
         )
-    record = _read_record(record_path)
-    form = basis_shapes(record["embedding_width"], record["num_basis"], record.get("quadratic"))
-    size = record["num_basis"]
-    tensors = read_tensors(path, form | {"prior.mean": (size,), "prior.cov": (size, size)})
-    if files.sha256_file(path) != record["tensors_sha256"]:
+    tensors, record = hashed.load(directory, NAME, _shapes, AGAIN, whole="a reward run")
+    quadratic = {"quadratic"} if record.get("format") == FORMAT_QUADRATIC else set()
+    hashed.check_keys(record_path, record, KEYS | quadratic, AGAIN, "a reward run")
+    if record["format"] not in (FORMAT, FORMAT_QUADRATIC):
         raise UserError(
-            f"{path}: its bytes differ from those written (sha256 in {RECORD}); restore or refit the run"
+            f"{record_path}: format {record['format']!r}, this version reads {FORMAT!r}; refit the run"
         )
     basis = basis_of(tensors, record["gauge"], record["encoder"], record.get("quadratic"))
     if basis_hash(basis) != record["basis_hash"]:
-        raise UserError(f"{record_path}: basis_hash does not belong to this basis; restore or refit the run")
+        raise UserError(f"{record_path}: basis_hash does not belong to this basis; {AGAIN}")
     prior = GroupPrior(tensors["prior.mean"], tensors["prior.cov"])
     return RewardRun(basis, prior, record["basis_hash"], record["extra"], directory)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = files.read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, found {type(record).__name__}; restore or refit the run"
-        )
-    keys = KEYS | ({"quadratic"} if record.get("format") == FORMAT_QUADRATIC else set())
-    for key in sorted(keys ^ set(record)):
-        problem = "is missing" if key in keys else "is not part of a reward run"
-        raise UserError(f"{path}: key {key!r} {problem}; restore or refit the run")
-    if record["format"] not in (FORMAT, FORMAT_QUADRATIC):
-        raise UserError(f"{path}: format {record['format']!r}, this version reads {FORMAT!r}; refit the run")
-    body = {key: value for key, value in record.items() if key != "record_sha256"}
-    if files.sha256_json(body) != record["record_sha256"]:
-        raise UserError(
-            f"{path}: its content differs from what was written (sha256); restore or refit the run"
-        )
-    return record
+def _shapes(record: dict[str, Any]) -> hashed.Shapes:
+    size = record["num_basis"]
+    shapes = basis_shapes(record["embedding_width"], size, record.get("quadratic"))
+    return shapes | {"prior.mean": (size,), "prior.cov": (size, size)}
 
 
 def basis_shapes(width: int, num_basis: int, quadratic: dict[str, Any] | None) -> dict[str, tuple[int, ...]]:
@@ -169,38 +153,6 @@ def basis_shapes(width: int, num_basis: int, quadratic: dict[str, Any] | None) -
             shapes["quadratic.prompt.projection"] = (width, quadratic["prompt_width"])
             shapes["quadratic.prompt.head"] = (num_basis, quadratic["width"], quadratic["prompt_width"])
     return shapes
-
-
-def read_tensors(
-    path: Path, expected: dict[str, tuple[int, ...]], whole: str = "a reward run"
-) -> dict[str, np.ndarray]:
-    """Read float32 tensors with exactly these names and shapes, or say what is wrong with which part of `whole`."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; restore or refit the run")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); restore or refit the run"
-        ) from None
-    check_tensors(tensors, expected, str(path), whole, "the run")
-    return tensors
-
-
-def check_tensors(
-    tensors: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]], place: str, whole: str, again: str
-) -> None:
-    """Exactly these names, shapes and float32; else a UserError with `place`, what it is a part of and what to refit."""
-    for name in sorted(set(expected) ^ set(tensors)):
-        problem = "is missing" if name in expected else f"is not part of {whole}"
-        raise UserError(f"{place}: tensor {name!r} {problem}; restore or refit {again}")
-    for name, shape in expected.items():
-        found = tensors[name]
-        if found.shape != shape or found.dtype != np.float32:
-            raise UserError(
-                f"{place}: tensor {name!r} is {found.dtype}{list(found.shape)}, expected "
-                f"float32{list(shape)}; restore or refit {again}"
-            )
 
 
 def basis_tensors(basis: RewardBasis) -> dict[str, np.ndarray]:

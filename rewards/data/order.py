@@ -5,6 +5,7 @@ Grain's index shuffle is a keyed permutation: entry i of the order is computed w
 """
 
 import hashlib
+import re
 
 import grain
 import numpy as np
@@ -25,6 +26,28 @@ def row_at(num_rows: int, seed: int, position: int) -> int:
     """The row at a position of the endless sequence: epoch_order(…, position // N)[position % N]."""
     epoch, offset = divmod(position, num_rows)
     return _shuffled(offset, num_rows, _epoch_key(seed, epoch))
+
+
+def by_content(prefs: Preferences) -> tuple[np.ndarray, np.ndarray]:
+    """Places of people and of comparisons in an order that does not depend on how they stand in the file.
+
+    Returns:
+      int[U], by user id, numbers in it by size; int[N], by person, choice and items. What is drawn at random in this
+      order is drawn alike whatever the order of the rows.
+    """
+    people = np.empty(prefs.num_users, np.int64)
+    names = [(_natural(name), name, user) for user, name in enumerate(prefs.user_ids)]
+    people[[user for _, _, user in sorted(names)]] = np.arange(prefs.num_users)
+    keys = (prefs.outcome, prefs.rejected, prefs.chosen, prefs.choice, people[prefs.user_index])
+    rows = np.empty(prefs.num_comparisons, np.int64)
+    rows[np.lexsort(keys)] = np.arange(prefs.num_comparisons)
+    return people, rows
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts p2 before p10: texts at even places; at odd ones digits, longer numbers last."""
+    parts = re.split("([0-9]+)", name)
+    return [(len(part.lstrip("0")) if place % 2 else 0, part) for place, part in enumerate(parts)]
 
 
 def grain_source(prefs: Preferences, seed: int) -> grain.MapDataset:

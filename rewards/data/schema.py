@@ -7,7 +7,6 @@ and the optional columns below. Empty optional values (null) mean "not recorded"
 
 import dataclasses
 import datetime
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rewards.data.columns import OWN
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.types import NOBODY, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -191,8 +190,7 @@ def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
             raise RowError(field, f"message {position} is {show(message)}, not {{'role': …, 'content': …}}")
         role = message.get("role")
         if role not in ROLES:
-            near = difflib.get_close_matches(str(role), ROLES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(ROLES)}"
+            hint = meant(str(role), ROLES, f"use one of {', '.join(ROLES)}")
             raise RowError(field, f"message {position} has role {show(role)}; {hint}")
         extra = [key for key, part in message.items() if key not in ("role", "content") and part is not None]
         if extra:

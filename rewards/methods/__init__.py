@@ -1,12 +1,11 @@
 """Every personalised reward model by name; modules are imported when a model is asked for."""
 
-import difflib
 import importlib
 from typing import Any
 
 import pydantic
 
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.methods.base import FittedModel, RewardModel
 
 MODELS: dict[str, str] = {
@@ -35,7 +34,8 @@ def estimator(kind: str) -> type[RewardModel]:
       UserError: no such model; the line names the nearest one.
     """
     if kind not in MODELS:
-        raise UserError(f"model: {kind!r} is unknown{_nearest(kind, list(MODELS))}")
+        choice = f"choose one of {', '.join(sorted(MODELS))}"
+        raise UserError(f"model: {kind!r} is unknown; {meant(kind, MODELS, choice)}")
     module, name = MODELS[kind].split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -50,7 +50,8 @@ def make(kind: str, settings: dict[str, Any] | None = None) -> RewardModel:
     known = [name for name in pydantic.TypeAdapter(model).json_schema()["properties"]]
     for name in given:
         if name not in known:
-            raise UserError(f"{kind}.{name}: no such setting{_nearest(name, known)}")
+            choice = f"choose one of {', '.join(sorted(known))}"
+            raise UserError(f"{kind}.{name}: no such setting; {meant(name, known, choice)}")
     try:
         # Lists stand for tuples in YAML; the strict mode of the settings refuses them otherwise.
         return model(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
@@ -65,8 +66,3 @@ def fitted_type(kind: str) -> type[FittedModel]:
     from rewards.methods.linear import LinearFitted
 
     return getattr(estimator(kind), "fitted", LinearFitted)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(sorted(known))}"

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from rewards.methods import checks
 from rewards.types import Preferences
 
 OnRound = Callable[[int, dict[str, float]], None]
@@ -47,6 +48,9 @@ class ItemTable:
     encoder_hash: str = ""
     prompt_embeddings: Float[np.ndarray, "P D"] | None = None
     embed_texts: EmbedTexts | None = None
+
+    def __post_init__(self) -> None:
+        checks.check_table(self)
 
     @classmethod
     def of(
@@ -130,20 +134,35 @@ class FittedModel(abc.ABC):
     kind: ClassVar[str]
     policy_refusal: ClassVar[str | None] = None
 
-    @abc.abstractmethod
     def adapt(self, table: ItemTable, answers: Comparisons) -> Any:
         """State of every person from their answers alone: an array or a tuple of arrays, [U, ...] each.
 
         Without answers it is the model's idea of a person nothing is known about.
+
+        Raises:
+          UserError: answers that are none (`rewards.methods.checks`).
         """
+        checks.check_answers(table, answers)
+        return self._adapt(table, answers)
+
+    @abc.abstractmethod
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> Any: ...
 
     @abc.abstractmethod
     def seen(self) -> Any:
         """States of the training people as fitted, in the order of the user table they were fitted on."""
 
-    @abc.abstractmethod
     def margins(self, table: ItemTable, people: Any, pairs: Comparisons) -> Float[np.ndarray, "U T"]:
-        """r_u(chosen) − r_u(rejected) in nats; 0 for padding."""
+        """r_u(chosen) − r_u(rejected) in nats; 0 for padding, and for an item against itself.
+
+        Raises:
+          UserError: pairs of items that there are not.
+        """
+        checks.check_pairs(table, pairs)
+        return self._margins(table, people, pairs)
+
+    @abc.abstractmethod
+    def _margins(self, table: ItemTable, people: Any, pairs: Comparisons) -> Float[np.ndarray, "U T"]: ...
 
     @abc.abstractmethod
     def tensors(self) -> dict[str, np.ndarray]:
@@ -177,7 +196,6 @@ class RewardModel(abc.ABC):
 
     kind: ClassVar[str]
 
-    @abc.abstractmethod
     def fit(
         self,
         table: ItemTable,
@@ -191,5 +209,18 @@ class RewardModel(abc.ABC):
         Args:
           weight: how much each comparison counts, all 1 by default (`annotation.mixture` supplies others).
         Raises:
-          UserError: too little data, or data the model cannot use; the line says what to change.
+          UserError: comparisons that are none (`rewards.methods.checks`), too little data, or data the model cannot
+            use; the line says what to change.
         """
+        checks.check_training(table, training, weight)
+        return self._fit(table, training, weight=weight, on_round=on_round)
+
+    @abc.abstractmethod
+    def _fit(
+        self,
+        table: ItemTable,
+        training: Preferences,
+        *,
+        weight: Float[np.ndarray, " N"] | None = None,
+        on_round: OnRound | None = None,
+    ) -> FittedModel: ...

@@ -26,6 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from rewards.basis import likelihood
 from rewards.basis.reduce import whitened_components
+from rewards.data.order import by_content
 from rewards.errors import UserError
 from rewards.methods import card_fit
 from rewards.methods import training as shared
@@ -67,7 +68,7 @@ class CardFitted(LinearFitted):
     def with_writer(self, write: Write) -> "CardFitted":
         return dataclasses.replace(self, write=write)
 
-    def adapt(self, table: ItemTable, answers: Comparisons) -> CardState:
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> CardState:
         """Write everybody's card and read it. The precision is the population's and the answers' curvature at w."""
         if self.writer == "custom" and self.write is None:
             raise UserError("card: fitted with a writer of your own; give it again with `with_writer(write)`")
@@ -168,8 +169,8 @@ class Card(shared.Reduced, RewardModel):
     steps: shared.Count = 100
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> CardFitted:
-        weight = shared.checked_weight(training, weight)
+    def _fit(self, table, training, *, weight=None, on_round=None) -> CardFitted:
+        training, weight = card_fit.once_each(training, shared.checked_weight(training, weight))
         people = self._people(training, weight)
         kept = np.isin(training.user_index, people)
         problem = shared.build(table, training.select(kept), self, weight[kept])
@@ -188,7 +189,7 @@ class Card(shared.Reduced, RewardModel):
         centre = embedded[: len(people)][present[: len(people)]].mean(axis=0)
         reduction = whitened_components(embedded[present], np.zeros(int(present.sum()), int), self.card_dims)
         coordinates = np.where(present[:, None], (embedded - centre) @ reduction.projection, 0.0)
-        params, report = self._fit(problem, halves, coordinates[len(people) :], on_round)
+        params, report = self._choose_ridge(problem, halves, coordinates[len(people) :], on_round)
         coef = np.tile(params["mean"].astype(np.float64), (training.num_users, 1))
         coef[people] += coordinates[: len(people)] @ params["card_map"]
         images = []
@@ -212,9 +213,11 @@ class Card(shared.Reduced, RewardModel):
             raise UserError(
                 f"{training.source}: {len(people)} people with two comparisons; cards need at least 4"
             )
-        return np.sort(np.random.default_rng(self.seed).permutation(people)[: self.max_people])
+        place, _ = by_content(training)
+        drawn = np.random.default_rng(self.seed).permutation(people[np.argsort(place[people])])
+        return drawn[: self.max_people][np.argsort(place[drawn[: self.max_people]])]
 
-    def _fit(self, problem: shared.Problem, halves: card_fit.Halves, cards: np.ndarray, on_round):
+    def _choose_ridge(self, problem: shared.Problem, halves: card_fit.Halves, cards: np.ndarray, on_round):
         """Choose card_ridge on a quarter of the people, then fit on all."""
         ridges = self.card_ridge
         options = list(ridges) if isinstance(ridges, tuple) else [ridges]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rewards.basis import likelihood
+from rewards.data.order import by_content
 from rewards.methods import training as shared
 from rewards.methods.base import Comparisons
 from rewards.types import Preferences
@@ -29,13 +30,36 @@ LINK = shared.Link(shared.linear_features, coefficients, penalty)
 
 def rows_of(training: Preferences, weight: np.ndarray, people: np.ndarray) -> np.ndarray:
     """Rows of everybody's comparisons in time order, int[people, n]; −1 pads, comparisons of weight 0 are left out."""
-    rows = np.flatnonzero(weight > 0)
-    rows = rows[np.lexsort((rows, training.choice[rows], training.user_index[rows]))]
+    rows, (_, place) = np.flatnonzero(weight > 0), by_content(training)
+    rows = rows[np.lexsort((place[rows], training.user_index[rows]))]
     counts = np.bincount(training.user_index[rows], minlength=training.num_users)
     start = (np.cumsum(counts) - counts)[people, None]
     position = np.arange(counts[people].max())
     inside = position < counts[people, None]
     return np.where(inside, rows[np.where(inside, start + position, 0)], -1)
+
+
+def once_each(training: Preferences, weight: np.ndarray) -> tuple[Preferences, np.ndarray]:
+    """Comparisons in which a person says the same thing again become one, with the sum of their weights.
+
+    A card must not be asked to predict what it quotes; and a row that stands twice is a row of weight 2.
+    """
+    rows = np.flatnonzero(weight > 0)
+    _, place = by_content(training)
+    rows = rows[np.argsort(place[rows])]
+    said = np.stack(
+        [part[rows] for part in (training.user_index, training.chosen, training.rejected)], axis=1
+    )
+    outcome = training.outcome[rows, None].astype(np.float64)
+    _, first, group = np.unique(
+        np.concatenate([said, outcome], axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    total = np.bincount(group.ravel(), weight[rows]).astype(np.float32)
+    keep = np.zeros(training.num_comparisons, bool)
+    keep[rows[first]] = True
+    counted = np.zeros(training.num_comparisons, np.float32)
+    counted[rows[first]] = total
+    return training.select(keep), counted[keep]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +77,15 @@ class Halves:
 
     @classmethod
     def draw(cls, training: Preferences, weight: np.ndarray, people: np.ndarray, seed: int) -> "Halves":
-        rng = np.random.default_rng(seed + 2)
+        rng, (_, place) = np.random.default_rng(seed + 2), by_content(training)
         card = np.zeros(training.num_comparisons, np.int32)
         chosen: list[np.ndarray] = []
         for person, padded in enumerate(rows_of(training, weight, people)):
             rows = rng.permutation(padded[padded >= 0])
             parts = rows[: len(rows) // 2], rows[len(rows) // 2 :]
             for side, part in enumerate(parts):
-                chosen.append(np.sort(part[: rng.integers(1, len(part) + 1)]))
+                given = part[: rng.integers(1, len(part) + 1)]
+                chosen.append(given[np.argsort(place[given])])
                 card[parts[1 - side]] = 2 * person + side
         table = np.full((len(chosen), max(map(len, chosen))), -1, np.int64)
         for line, rows in zip(table, chosen, strict=True):

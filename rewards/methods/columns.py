@@ -46,7 +46,7 @@ class Columns(RewardModel):
     shrinkage: shared.Share = 0.1
     rounds: shared.Count = 20
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         weight = shared.checked_weight(training, weight)
         if not np.any((training.outcome != 0.5) & (weight > 0)):
             raise UserError(

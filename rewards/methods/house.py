@@ -26,7 +26,7 @@ class House(fit.FitConfig, RewardModel):
 
     kind: ClassVar[str] = "house"
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         fitted = fit.fit_basis(
             training,
             np.asarray(table.embeddings),

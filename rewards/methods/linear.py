@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rewards import hashed
 from rewards.basis import gauge, likelihood, store
 from rewards.basis import prior as prior_module
 from rewards.basis.readout import Readout
@@ -67,7 +68,7 @@ class LinearFitted(FittedModel):
             table.embeddings, table.prefs.item_prompt, table.prompt_embeddings
         )
 
-    def adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:
         phi = self.features(table)
         delta = (phi[answers.chosen] - phi[answers.rejected]) * (answers.weight > 0)[..., None]
         return Coefficients(*self.rule(delta, answers.outcome, answers.weight))
@@ -75,7 +76,9 @@ class LinearFitted(FittedModel):
     def seen(self) -> Coefficients:
         return Coefficients(self.coef_mean, self.coef_precision)
 
-    def margins(self, table: ItemTable, people: Coefficients, pairs: Comparisons) -> Float[np.ndarray, "U T"]:
+    def _margins(
+        self, table: ItemTable, people: Coefficients, pairs: Comparisons
+    ) -> Float[np.ndarray, "U T"]:
         phi = self.features(table)
         delta = phi[pairs.chosen] - phi[pairs.rejected]
         return np.einsum("utk,uk->ut", delta, people.mean) * (pairs.weight > 0)
@@ -110,7 +113,9 @@ class LinearFitted(FittedModel):
             shapes |= {"coef_precision": (num_users, num_basis, num_basis)}
             rule_shapes = rules.shapes(settings["rule"], num_basis)
             shapes |= {f"rule.{name}": shape for name, shape in rule_shapes.items()}
-            store.check_tensors(tensors, shapes, "reward model", "a linear model", "the model")
+            hashed.check_tensors(
+                tensors, shapes, "reward model", "a linear model", "restore or refit the model"
+            )
             basis = store.basis_of(tensors, settings["gauge"], settings["encoder"], settings["quadratic"])
             return cls(
                 kind=settings["kind"],

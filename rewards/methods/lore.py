@@ -63,7 +63,7 @@ class LoRe(shared.Reduced, RewardModel):
     anchor: shared.NotNegative = 1.0
     steps: shared.Count = 150
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         directions, logits = shared.simplex_start(problem, self.num_basis, self.ridge, self.lapse)
         params, metrics = shared.minimise(

@@ -41,7 +41,7 @@ class Mixture(shared.Reduced, RewardModel):
     soft: bool = False
     rounds: shared.Count = 30
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         present = problem.answers > 0
         member = self._start(problem, present)

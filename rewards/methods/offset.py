@@ -57,7 +57,7 @@ class Offset(shared.Reduced, RewardModel):
     offset_ridge: shared.Positive = 3.0
     steps: shared.Count = 150
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         pooled = shared.pooled_direction(problem, self.ridge, self.lapse)
         own = shared.person_directions(problem, pooled, self.ridge, self.lapse)

@@ -85,7 +85,7 @@ class PALA(shared.Reduced, RewardModel):
     def _context(self, problem: shared.Problem) -> "_Context | None":
         return None
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         context = self._context(problem)
         # Distances are between texts, not between texts of one prompt, so the shift is that of all items.

@@ -24,7 +24,7 @@ class Aggregate(shared.Reduced, RewardModel):
 
     kind: ClassVar[str] = "aggregate"
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         theta = shared.pooled_direction(problem, self.ridge, self.lapse)
         one = np.ones((training.num_users, 1))
@@ -50,7 +50,7 @@ class PerUser(shared.Reduced, RewardModel):
 
     dims: shared.Count = 16
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         width = problem.reduction.rank
         own = shared.person_directions(problem, np.zeros(width), self.ridge, self.lapse)

@@ -48,7 +48,7 @@ class PReF(shared.Reduced, RewardModel):
     fill_rounds: shared.Count = 10
     steps: shared.Count = 150
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
         user_ridge = self.user_ridge if self.regularise == "both" else 0.0

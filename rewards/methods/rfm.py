@@ -37,7 +37,7 @@ class RFM(shared.Reduced, RewardModel):
     adapt_ridge: shared.Positive = 0.5
     steps: shared.Count = 150
 
-    def fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
+    def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         problem = shared.build(table, training, self, weight)
         pooled = shared.pooled_direction(problem, self.ridge, self.lapse)
         own = shared.person_directions(problem, pooled, self.ridge, self.lapse)

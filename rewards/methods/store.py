@@ -5,14 +5,12 @@ were written. A linear model is also written as a reward run (basis.safetensors,
 reward runs reads it; its hash is the hash of its basis, which user records refer to.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from rewards import files
+from rewards import hashed
 from rewards.basis import store as reward_store
 from rewards.errors import UserError
 from rewards.methods import MODELS, fitted_type
@@ -20,20 +18,17 @@ from rewards.methods.base import FittedModel
 from rewards.methods.linear import LinearFitted
 
 FORMAT = "chorus-reward-model-1"
-TENSORS, RECORD = "model.safetensors", "model.json"
-KEYS = {"format", "kind", "model_hash", "shapes", "settings", "tensors_sha256", "record_sha256"}
+NAME = "model"
+TENSORS, RECORD = f"{NAME}.safetensors", f"{NAME}.json"
+KEYS = frozenset({"format", "kind", "model_hash", "shapes", "settings"})
+AGAIN = "restore or refit the model"
 
 
 def model_hash(fitted: FittedModel) -> str:
     """What people's states belong to: the basis hash of a linear model, else sha256 over tensors and settings."""
     if isinstance(fitted, LinearFitted):
         return reward_store.basis_hash(fitted.basis)
-    digest = hashlib.sha256()
-    for name, array in sorted(fitted.tensors().items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
-    digest.update(files.sha256_json({"kind": fitted.kind, "settings": fitted.settings()}).encode())
-    return digest.hexdigest()
+    return reward_store.content_hash(fitted.tensors(), {"kind": fitted.kind, "settings": fitted.settings()})
 
 
 def extra_of(fitted: LinearFitted) -> dict[str, Any]:
@@ -42,27 +37,20 @@ def extra_of(fitted: LinearFitted) -> dict[str, Any]:
 
 
 def save_model(directory: str | Path, fitted: FittedModel) -> str:
-    """Write the model and return its hash.
-
-    The record is written last and names the hash of the tensors, so a save killed in between does not load.
-    """
+    """Write the model and return its hash; a linear model is written as a reward run besides."""
     directory = Path(directory)
     identity = model_hash(fitted)
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in fitted.tensors().items()}
-    with files.atomic_path(directory / TENSORS) as temporary:
-        safetensors.numpy.save_file(tensors, temporary)
-        tensors_sha256 = files.sha256_file(temporary)
-    body = {
+    if isinstance(fitted, LinearFitted):
+        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra_of(fitted))
+    record = {
         "format": FORMAT,
         "kind": fitted.kind,
         "model_hash": identity,
         "shapes": {name: list(array.shape) for name, array in sorted(tensors.items())},
         "settings": fitted.settings(),
-        "tensors_sha256": tensors_sha256,
     }
-    if isinstance(fitted, LinearFitted):
-        reward_store.save_reward_run(directory, fitted.basis, fitted.prior, extra=extra_of(fitted))
-    files.write_json(directory / RECORD, body | {"record_sha256": files.sha256_json(body)})
+    hashed.save(directory, NAME, tensors, record)
     return identity
 
 
@@ -76,47 +64,31 @@ def load_model(directory: str | Path, *, expected_hash: str | None = None) -> Fi
       or another model than the one expected.
     """
     directory = Path(directory)
-    path, record_path = directory / TENSORS, directory / RECORD
-    record = _read_record(record_path)
+    path = directory / RECORD
+    if not path.is_file():
+        raise UserError(f"{directory}: not a stored reward model (no {RECORD}); fit it again")
+    tensors, record = hashed.load(
+        directory,
+        NAME,
+        lambda record: {name: tuple(shape) for name, shape in record["shapes"].items()},
+        AGAIN,
+        whole="a reward model",
+    )
+    hashed.check_keys(path, record, KEYS, AGAIN, "a reward model")
+    if record["format"] != FORMAT or record["kind"] not in MODELS:
+        raise UserError(
+            f"{path}: format {record['format']!r}, kind {record['kind']!r}; this version reads {FORMAT!r} with "
+            f"{', '.join(MODELS)}"
+        )
     if expected_hash is not None and record["model_hash"] != expected_hash:
         raise UserError(
             f"{directory}: model {record['model_hash'][:12]}…, but {expected_hash[:12]}… is needed; use the model "
             "it was made with, or make it again"
-        )
-    shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
-    tensors = reward_store.read_tensors(path, shapes)
-    if files.sha256_file(path) != record["tensors_sha256"]:
-        raise UserError(
-            f"{path}: its bytes differ from those written (sha256 in {RECORD}); restore or refit the model"
         )
     try:
         fitted = fitted_type(record["kind"]).restore(tensors, record["settings"])
     except UserError as error:
         raise UserError(f"{directory}: {error}") from None
     if model_hash(fitted) != record["model_hash"]:
-        raise UserError(
-            f"{record_path}: model_hash does not belong to this model; restore or refit the model"
-        )
+        raise UserError(f"{path}: model_hash does not belong to this model; {AGAIN}")
     return fitted
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent}: not a stored reward model (no {RECORD}); fit it again")
-    record = files.read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}; refit the model")
-    for key in sorted(KEYS ^ set(record)):
-        problem = "is missing" if key in KEYS else "is not part of a reward model"
-        raise UserError(f"{path}: key {key!r} {problem}; restore or refit the model")
-    if record["format"] != FORMAT or record["kind"] not in MODELS:
-        raise UserError(
-            f"{path}: format {record['format']!r}, kind {record['kind']!r}; this version reads {FORMAT!r} with "
-            f"{', '.join(MODELS)}"
-        )
-    body = {key: value for key, value in record.items() if key != "record_sha256"}
-    if files.sha256_json(body) != record["record_sha256"]:
-        raise UserError(
-            f"{path}: its content differs from what was written (sha256); restore or refit the model"
-        )
-    return record

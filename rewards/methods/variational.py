@@ -22,8 +22,9 @@ import jax
 import numpy as np
 import pydantic
 
-from rewards.basis import store
+from rewards import hashed
 from rewards.basis.reduce import whitened_components
+from rewards.data.order import by_content
 from rewards.errors import UserError
 from rewards.methods import variational_data as around
 from rewards.methods import variational_net as network
@@ -70,7 +71,7 @@ class VPLFitted(FittedModel):
     hyper: dict[str, Any]
     report: dict[str, Any]
 
-    def adapt(self, table: ItemTable, answers: Comparisons) -> Latents:
+    def _adapt(self, table: ItemTable, answers: Comparisons) -> Latents:
         graph, params = around.module(self.shape, self.params)
         x = self._inputs(table)
         people, length = answers.weight.shape
@@ -83,7 +84,7 @@ class VPLFitted(FittedModel):
     def seen(self) -> Latents:
         return self.latents
 
-    def margins(self, table: ItemTable, people: Latents, pairs: Comparisons) -> np.ndarray:
+    def _margins(self, table: ItemTable, people: Latents, pairs: Comparisons) -> np.ndarray:
         if pairs.weight.size == 0:
             return np.zeros(pairs.weight.shape, np.float32)
         graph, params = around.module(self.shape, self.params)
@@ -125,7 +126,9 @@ class VPLFitted(FittedModel):
             "people.mean": (people, shape.latent),
             "people.scale": (people, shape.latent),
         } | {f"net.{name}": size for name, size in around.sizes(shape).items()}
-        store.check_tensors(tensors, expected, f"{cls.kind} model", f"a {cls.kind} model", "the model")
+        hashed.check_tensors(
+            tensors, expected, f"{cls.kind} model", f"a {cls.kind} model", "restore or refit the model"
+        )
         params = {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
         return cls(
             shape,
@@ -189,7 +192,7 @@ class VPL(RewardModel):
     held_out: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
-    def fit(
+    def _fit(
         self,
         table: ItemTable,
         training: Preferences,
@@ -204,10 +207,11 @@ class VPL(RewardModel):
         # One shift for all items, not one a prompt: an item's reward must not depend on the other items around.
         mean = embeddings[used].mean(axis=0)
         x = ((embeddings - mean) @ reduction.projection).astype(np.float32)
+        place, _ = by_content(training)
         present = np.flatnonzero(answers.weight.sum(axis=1) > 0)
-        shuffled = np.random.default_rng(self.seed).permutation(present)
+        shuffled = np.random.default_rng(self.seed).permutation(present[np.argsort(place[present])])
         kept = min(round(self.held_out * len(present)), len(present) - 2)
-        held_out, people = np.sort(shuffled[:kept]), np.sort(shuffled[kept:])
+        held_out, people = (part[np.argsort(place[part])] for part in (shuffled[:kept], shuffled[kept:]))
         shape = self._shape(reduction.rank)
         params, report = self._train(shape, x, answers, people, held_out, on_round)
         empty = np.zeros((0, shape.latent), np.float32)

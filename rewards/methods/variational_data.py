@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from rewards.data.order import by_content
 from rewards.errors import UserError
 from rewards.methods import variational_net as network
 from rewards.methods.base import Comparisons
@@ -40,12 +41,13 @@ def padded_answers(prefs: Preferences, weight: np.ndarray | None, seed: int) -> 
         )
     if np.all(prefs.outcome[rows] == 0.5):
         raise UserError(f"{prefs.source}: all {len(rows)} comparisons are ties; nothing can be learned")
-    rows = np.random.default_rng(seed).permutation(rows)
+    _, place = by_content(prefs)
+    rows = np.random.default_rng(seed).permutation(rows[np.argsort(place[rows])])
     rows = rows[np.argsort(prefs.user_index[rows], kind="stable")]
     counts = np.bincount(prefs.user_index[rows], minlength=prefs.num_users)
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = np.sort(rows[rank < MAX_ANSWERS])
-    rows = rows[np.lexsort((prefs.choice[rows], prefs.user_index[rows]))]
+    rows = rows[rank < MAX_ANSWERS]
+    rows = rows[np.lexsort((place[rows], prefs.user_index[rows]))]
     counts = np.minimum(counts, MAX_ANSWERS)
     table = np.full((prefs.num_users, counts.max()), -1, np.int64)
     table[prefs.user_index[rows], np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows

@@ -17,7 +17,6 @@ Sources: Lindley 1956 and "BALD", Houlsby et al. 2011, arXiv:1112.5745; Chaloner
 PReF, arXiv:2503.06358 (rule of the released code).
 """
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 
 # The trapezoid rule on ±6 standard deviations: exponentially accurate for a smooth integrand, and evenly
 # dense. Gauss–Hermite nodes spread too far to see h(P(s)), which is a bump of width 2, once the margin's
@@ -151,9 +150,8 @@ def rule(name: str) -> Rule:
       UserError: no such rule; it names the nearest.
     """
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"rule {name!r} is unknown; {hint}use one of {', '.join(RULES)}")
+        choice = f"use one of {', '.join(RULES)}"
+        raise UserError(f"rule {name!r} is unknown; {meant(name, RULES, choice)}")
     return RULES[name]
 
 

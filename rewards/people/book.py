@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
-from rewards.files import write_json
 from rewards.people import records
 from rewards.people.records import Answer, UserRecord
 
@@ -40,12 +39,9 @@ class Book:
 
     def add(self, name: str, *, answers: Sequence[Answer] = (), skipped: Sequence[str] = ()) -> UserRecord:
         """Take events down and return the record that follows; on disk it is written at once."""
-        lapse = self._basis.lapse
         if self.run is not None:
-            return records.add(self.run.users, self.run, name, answers=answers, skipped=skipped, lapse=lapse)
-        record = records.with_events(
-            self._basis, self.get(name), answers=answers, skipped=skipped, lapse=lapse
-        )
+            return records.add(self.run.users, self.run, name, answers=answers, skipped=skipped)
+        record = records.with_events(self._basis, self.get(name), answers=answers, skipped=skipped)
         self._known()[name] = record
         return record
 
@@ -65,7 +61,7 @@ class Book:
     def keep_in(self, run: RewardRun) -> None:
         """Write every record into the folder of a stored run of the same basis, and stay there."""
         for record in self._known().values():
-            write_json(records.path_of(run.users, record.user_id), records.to_json(record))
+            records.write(run.users, record)
         self._basis, self._records = run, None
 
     def _new(self, name: str) -> UserRecord:

@@ -16,7 +16,6 @@ Letters in shapes: K basis outputs, D embedding width.
 
 import dataclasses
 import datetime
-import difflib
 import math
 import re
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 from rewards.basis import prior as prior_module
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.types import GroupPrior, UserPosterior
 
 FIRM = 0.1  # s of a number, in population standard deviations of a·w: worth about a hundred answers
@@ -116,9 +115,8 @@ def from_axis(run: RewardRun, text: str) -> Edit:
         )
     names = run.basis.gauge.names
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"--axis {text!r}: no axis {name!r}; {hint}the axes are {', '.join(names)}")
+        known = f"the axes are {', '.join(names)}"
+        raise UserError(f"--axis {text!r}: no axis {name!r}; {meant(name, names, known)}")
     _check_free(run, name)
     try:
         value = float(number)

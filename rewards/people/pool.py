@@ -12,13 +12,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from rewards import hashed
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
 from rewards.people import questions, records
 from rewards.types import Preferences, Prompt
 
 FILE = "questions.json"
+AGAIN = "fit the run again or use --answers FILE"
 MAX_QUESTIONS = 2000
 Preferred = Literal["first", "second", "tie"]
 
@@ -71,7 +72,7 @@ def make_pool(prefs: Preferences, phi: np.ndarray) -> tuple[Question, ...]:
 def write_pool(directory: Path, identity: str, pool: Sequence[Question]) -> None:
     """Write the pool of the basis with hash `identity`."""
     rows = [dataclasses.asdict(question) for question in pool]
-    write_json(directory / FILE, {"basis": identity, "questions": rows})
+    hashed.write_record(directory / FILE, {"basis": identity, "questions": rows})
 
 
 def read_pool(run: RewardRun) -> tuple[Question, ...]:
@@ -81,16 +82,17 @@ def read_pool(run: RewardRun) -> tuple[Question, ...]:
       UserError: it is missing, damaged, or belongs to another basis.
     """
     path = run.directory / FILE
-    content = read_json(path)
-    listed = isinstance(content, dict) and isinstance(content.get("questions"), list) and content["questions"]
-    if not listed or content.get("basis") != run.hash:
-        raise UserError(
-            f"{path}: not the questions of this run's basis; fit the run again or use --answers FILE"
+
+    def parse(content: dict[str, Any]) -> tuple[Question, ...]:
+        listed = isinstance(content.get("questions"), list) and content["questions"]
+        if not listed or content.get("basis") != run.hash:
+            raise UserError(f"{path}: not the questions of this run's basis; {AGAIN}")
+        return tuple(
+            _parse(path, number, question, run.basis.num_basis)
+            for number, question in enumerate(content["questions"])
         )
-    return tuple(
-        _parse(path, number, question, run.basis.num_basis)
-        for number, question in enumerate(content["questions"])
-    )
+
+    return hashed.parse_record(path, AGAIN, parse)
 
 
 def _parse(path: Path, number: int, question: Any, num_basis: int) -> Question:
@@ -101,7 +103,7 @@ def _parse(path: Path, number: int, question: Any, num_basis: int) -> Question:
             return Question(prompt_of(question["prompt"]), *texts, tuple(map(float, delta)))
     except (TypeError, KeyError, ValueError, OverflowError, IndexError):
         pass
-    raise UserError(f"{path}: questions[{number}] is damaged; fit the run again or use --answers FILE")
+    raise UserError(f"{path}: questions[{number}] is damaged; {AGAIN}")
 
 
 def prompt_of(value: Any) -> Prompt:
@@ -118,12 +120,8 @@ def deltas(pool: Sequence[Question]) -> np.ndarray:
 
 def open_questions(pool: Sequence[Question], record: records.UserRecord) -> np.ndarray:
     """bool[M]: questions neither answered nor skipped."""
-    closed = {answer_key(answer) for answer in record.answers} | set(record.skipped)
+    closed = {answer.key for answer in record.answers} | set(record.skipped)
     return np.array([question.key not in closed for question in pool])
-
-
-def answer_key(answer: records.Answer) -> str:
-    return records.question_key(answer.prompt, answer.chosen, answer.rejected)
 
 
 def choosing(run: FittedBasis, name: str, number: int, rule: str) -> dict[str, Any]:

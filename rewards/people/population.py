@@ -1,22 +1,22 @@
 """The training people of a reward run: their posteriors, from which training coefficients are drawn.
 
 population.safetensors   coef_mean float32[U, K], coef_precision float32[U, K, K]
-population.json          user_ids, basis hash, sha256 of the tensors
+population.json          user_ids, basis hash, numbers of answers, hashes
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from rewards import files
+from rewards import hashed
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.types import UserPosterior
 
-TENSORS, RECORD = "population.safetensors", "population.json"
+NAME = "population"
+AGAIN = "fit the rewards again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +36,11 @@ def save_people(
     counts: list[int],
 ) -> None:
     """Write the people of the basis with hash `basis`; `counts` are their numbers of answers."""
-    directory = Path(directory)
     tensors = {
-        "coef_mean": np.ascontiguousarray(coef_mean, np.float32),
-        "coef_precision": np.ascontiguousarray(coef_precision, np.float32),
+        "coef_mean": np.asarray(coef_mean, np.float32),
+        "coef_precision": np.asarray(coef_precision, np.float32),
     }
-    with files.atomic_path(directory / TENSORS) as temporary:
-        safetensors.numpy.save_file(tensors, temporary)
-        digest = files.sha256_file(temporary)
-    files.write_json(
-        directory / RECORD,
-        {"basis": basis, "tensors_sha256": digest, "user_ids": user_ids, "num_answers": counts},
-    )
+    hashed.save(directory, NAME, tensors, {"basis": basis, "user_ids": user_ids, "num_answers": counts})
 
 
 def load_people(run: RewardRun) -> People:
@@ -56,15 +49,17 @@ def load_people(run: RewardRun) -> People:
     Raises:
       UserError: files are missing, damaged, or belong to another basis.
     """
-    path, record_path = run.directory / TENSORS, run.directory / RECORD
-    record = files.read_json(record_path)
-    if record.get("basis") != run.hash:
-        raise UserError(
-            f"{record_path}: belongs to another basis than {run.directory}; fit the rewards again"
-        )
-    if not path.is_file() or files.sha256_file(path) != record["tensors_sha256"]:
-        raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); fit the rewards again")
-    tensors = safetensors.numpy.load_file(path)
+    path, num_basis = run.directory / f"{NAME}.json", run.basis.num_basis
+
+    def shapes(record: dict[str, Any]) -> hashed.Shapes:
+        if record.get("basis") != run.hash:
+            raise UserError(f"{path}: belongs to another basis than {run.directory}; {AGAIN}")
+        count = len(record["user_ids"])
+        if len(record["num_answers"]) != count:
+            raise ValueError(f"{len(record['num_answers'])} numbers of answers for {count} people")
+        return {"coef_mean": (count, num_basis), "coef_precision": (count, num_basis, num_basis)}
+
+    tensors, record = hashed.load(run.directory, NAME, shapes, AGAIN, whole="a population")
     people = zip(tensors["coef_mean"], tensors["coef_precision"], record["num_answers"], strict=True)
     return People(
         tuple(record["user_ids"]), tuple(UserPosterior(mean, precision, n) for mean, precision, n in people)

@@ -194,7 +194,7 @@ def remember(
         return
     asked = [int(row) for row in replayed.questions[index] if row >= 0]
     answers = [records.answer_of(prefs, phi, row) for row in asked]
-    records.append(rewards.users, rewards, user_id, answers, lapse=rewards.lapse)
+    records.append(rewards.users, rewards, user_id, answers)
 
 
 def _worth(

@@ -1,6 +1,5 @@
 """`chorus users …`: ask a person, learn from their answers and statements, show, list and erase records."""
 
-import collections
 import dataclasses
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rewards.people import pool as pool_module
-from rewards.people.pool import answer_key, choosing, key_for, open_questions, read_pool
+from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -83,7 +82,7 @@ def ask_terminal(
             else {"answers": [pool_module.answer_to(pool[index], reply)]}
         )
         before = record.posterior
-        record = records.add(run.users, run, name, lapse=run.lapse, **event)
+        record = records.add(run.users, run, name, **event)
         say(
             "Skipped; it will not be asked again."
             if reply == "s"
@@ -122,14 +121,15 @@ def ask_file(
     """Choose up to `max_questions` rows of a file by what they would teach, and learn from those."""
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
-    candidates, _ = _new_answers(run, name, answers)
+    record = _record(run, name)
+    candidates = records.unknown(record.answers, _file_answers(run, name, answers))
     deltas = np.array([answer.delta_features for answer in candidates], np.float32)
-    record, open_rows = _record(run, name), np.ones(len(candidates), bool)
+    open_rows = np.ones(len(candidates), bool)
     taken: list[records.Answer] = []
     stopped = "asked as many as wanted"
     for _ in range(min(max_questions, len(candidates))):
         together = dataclasses.replace(record, answers=(*record.answers, *taken))
-        belief = records.recompute(run, together, lapse=run.lapse)
+        belief = records.recompute(run, together)
         how = choosing(run, name, len(together.answers), asking.rule)
         index, _ = questions.choose(belief, deltas, allowed=open_rows, **how)
         if asking.stop_below is not None:
@@ -141,7 +141,7 @@ def ask_file(
                 break
         open_rows[index] = False
         taken.append(candidates[index])
-    record = records.append(run.users, run, name, taken, lapse=run.lapse)
+    record = records.append(run.users, run, name, taken)
     return describe(run, record) | {"asked": len(taken), "stopped": stopped}
 
 
@@ -152,16 +152,17 @@ def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
     answer twice.
     """
     run = store.load_reward_run(rewards)
-    if not asking_module.is_questionnaire(answers):
-        new, num_known = _new_answers(run, name, answers)
-        record = records.append(run.users, run, name, new, lapse=run.lapse)
-        return describe(run, record) | {"added": len(new), "known": num_known, "skipped": 0, "empty": 0}
-    given, skipped, empty = asking_module.read_questionnaire(answers, name, read_pool(run))
-    known = _answered(_record(run, name))
-    new = [answer for answer in given if answer_key(answer) not in known]
-    record = records.add(run.users, run, name, answers=new, skipped=skipped, lapse=run.lapse)
-    counts = {"added": len(new), "known": len(given) - len(new), "skipped": len(skipped), "empty": empty}
-    return describe(run, record) | counts
+    skipped, empty = [], 0
+    if asking_module.is_questionnaire(answers):
+        given, skipped, empty = asking_module.read_questionnaire(answers, name, read_pool(run))
+        # A question of a questionnaire is asked once, so any answer to it counts.
+        known = {answer.key for answer in _record(run, name).answers}
+        new = [answer for answer in given if answer.key not in known]
+    else:
+        given = new = _file_answers(run, name, answers)
+    learned = records.learn(run.users, run, name, answers=new, skipped=skipped)
+    counts = {"added": learned.added, "known": len(given) - learned.added}
+    return describe(run, learned.record) | counts | {"skipped": len(skipped), "empty": empty}
 
 
 def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
     new = [edits.from_axis(run, axis) for axis in axes]
     if text is not None:
         new += edits.from_words(run, record.posterior, text)
-    record = records.add(run.users, run, name, edits=new, lapse=run.lapse)
+    record = records.add(run.users, run, name, edits=new)
     made = [{"name": e.name, "text": e.text, "value": e.value, "sd": e.sd} for e in new]
     return describe(run, record) | {"edited": made}
 
@@ -266,14 +267,8 @@ def _record(run: store.RewardRun, name: str) -> records.UserRecord:
     return records.load(run.users, name, run) if known else records.new_record(run, name)
 
 
-def _answered(record: records.UserRecord) -> set[str]:
-    return {answer_key(answer) for answer in record.answers}
-
-
-def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[records.Answer], int]:
-    """The rows of a preference file as answers of `name` that the record does not hold yet, and how many it does.
-
-    A question may stand in a file several times; each of the record's answers stands for one of its rows.
+def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.Answer]:
+    """The rows of a preference file as answers of `name`, in the order given.
 
     Raises:
       UserError: the file holds rows of somebody else: mixing two people into one record cannot be undone.
@@ -287,17 +282,4 @@ def _new_answers(run: store.RewardRun, name: str, path: str) -> tuple[list[recor
         )
     phi = encoder.item_features(run.basis, prefs)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
-    left = collections.Counter(map(_content, _record(run, name).answers))
-    new = []
-    for answer in (records.answer_of(prefs, phi, int(row)) for row in order):
-        if left[_content(answer)] > 0:
-            left[_content(answer)] -= 1
-        else:
-            new.append(answer)
-    return new, prefs.num_comparisons - len(new)
-
-
-def _content(answer: records.Answer) -> tuple[str, str, float]:
-    """What was asked and answered, whatever the time: terminal and files may not tell it."""
-    preferred = "" if answer.outcome == 0.5 else answer.chosen
-    return answer_key(answer), preferred, answer.outcome
+    return [records.answer_of(prefs, phi, int(row)) for row in order]

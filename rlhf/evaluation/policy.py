@@ -13,7 +13,7 @@ from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
-from rewards.files import read_json, write_json
+from rewards.files import write_json
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -22,7 +22,7 @@ from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 
 MATRIX = "matrix.json"
 Z_ROWS = 4
@@ -68,15 +68,15 @@ def run(config: Any) -> dict[str, Any]:
             result["enumerated"], matrix = enumerated(config, policy, prefs, phi, people, prompts)
         write_json(job.directory / MATRIX, {"people": people.user_ids, "reward": matrix.tolist()})
         job.write_result(result)
-        _report(job.directory, read_json(job.directory / RESULT), matrix, people, texts)
-        return read_json(job.directory / RESULT)
+        _report(job.directory, read_result(job.directory), matrix, people, texts)
+        return read_result(job.directory)
 
 
 def finished(job: Run, config: Any) -> bool:
     """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
     if not job.resumed or not (job.directory / RESULT).is_file() or not policy_store.is_run(config.policy):
         return False
-    return read_json(job.directory / RESULT).get("policy_sha256") == policy_store.identity(config.policy)
+    return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 
 
 def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:

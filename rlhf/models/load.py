@@ -4,7 +4,6 @@ Strict: every tensor is accounted for, or there is an error that names it.
 """
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.files import cache_dir, read_json, sha256_json
 from rlhf.models import fetch, layout
 from rlhf.models.config import ModelConfig
@@ -122,12 +121,7 @@ def resolve_model(name: str | Path) -> Path:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         return fetch.hub_snapshot(text)
     known = ", ".join(fetch.KNOWN)
-    close = difflib.get_close_matches(text, fetch.KNOWN, n=1)
-    fix = (
-        f"did you mean {close[0]}?"
-        if close
-        else f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}"
-    )
+    fix = meant(text, fetch.KNOWN, f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}")
     raise UserError(f"{text}: no such model; {fix}")
 
 

@@ -6,22 +6,22 @@ Shapes: I items, D width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from rewards import hashed
 from rewards.basis.readout import Readout
 from rewards.data.completions import read_completions
 from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
-from rewards.files import atomic_path, cache_dir, sha256_json
+from rewards.files import cache_dir
 from rewards.types import Preferences, RewardBasis
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.hidden import pooled_states
+from rlhf.phi.columns.items import texts_of
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
@@ -62,7 +62,7 @@ def prepare(
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
     if base.tokenizer.template_date:
         settings["template_date"] = base.tokenizer.template_date
-    return _embed(prefs, settings, base), settings
+    return _remembered(prefs, settings, lambda: _embed(prefs, settings, base)), settings
 
 
 def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
@@ -82,46 +82,35 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
         return attribute_features(prefs)
     if settings["kind"] == "columns":
         return table.evaluate(prefs, settings, gates=False).values
-    cached = _load_cached(_cache_path(settings, prefs))
-    if cached is not None:
-        return cached
-    base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
-    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
-    if base.fingerprint != settings["fingerprint"]:
-        raise UserError(
-            f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"
-        )
-    return _embed(prefs, settings, base)
+
+    def compute() -> np.ndarray:
+        base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+        base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
+        if base.fingerprint != settings["fingerprint"]:
+            raise UserError(
+                f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or "
+                "fit again"
+            )
+        return _embed(prefs, settings, base)
+
+    return _remembered(prefs, settings, compute)
 
 
-def _cache_path(settings: dict[str, Any], prefs: Preferences):
-    texts = [[prefs.prompts[p], text] for p, text in zip(prefs.item_prompt, prefs.item_text, strict=True)]
+def _remembered(
+    prefs: Preferences, settings: dict[str, Any], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
     content = {k: v for k, v in settings.items() if k != "model"}  # the fingerprint stands for the weights
-    return cache_dir() / "embeddings" / f"{sha256_json([content, texts])}.safetensors"
-
-
-def _load_cached(path) -> np.ndarray | None:
-    try:
-        return load_file(path)["embeddings"]
-    except (OSError, SafetensorError, KeyError):  # not there, or damaged: computed again
-        return None
+    return hashed.cached(cache_dir() / "embeddings", [content, texts_of(prefs)], compute)
 
 
 def _embed(prefs: Preferences, settings: dict[str, Any], base: policy_store.Base) -> np.ndarray:
-    path = _cache_path(settings, prefs)
-    cached = _load_cached(path)
-    if cached is not None:
-        return cached
     prompts, completions = encode_items(prefs, base.tokenizer, base.config.max_positions)
     sequences = [
         Sequences(prompts[prompt], (completion,))
         for prompt, completion in zip(prefs.item_prompt, completions, strict=True)
     ]
     num_layers = num_layers_of(settings["layer"], base.config.num_layers)
-    out = pooled_states(base, sequences, num_layers, settings["pool"])
-    with atomic_path(path) as temporary:
-        save_file({"embeddings": out}, temporary)
-    return out
+    return pooled_states(base, sequences, num_layers, settings["pool"])
 
 
 def num_layers_of(layer: int, total: int) -> int:

@@ -15,7 +15,6 @@ from rewards.data.division import divide
 from rewards.data.leak import leak_check
 from rewards.data.split import last_choices
 from rewards.errors import UserError
-from rewards.files import read_json
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.linear import LinearFitted
 from rewards.types import Preferences
@@ -24,7 +23,7 @@ from rlhf.phi.config import RewardsConfig
 from rlhf.phi.fit import close, divided, embedded, stored_model
 from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_names, training_answers
 from rlhf.run.config.load import load, to_dict
-from rlhf.run.directory import CONFIG, RESULT, Run
+from rlhf.run.directory import CONFIG, RESULT, Run, read_result
 
 _LOG = logging.getLogger("chorus")
 
@@ -61,7 +60,7 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
             evaluation = evaluation or replay_of(board)
             evaluation |= {"comparison": board, "leak": leak_check(prefs)}
         evaluation["settings"] = to_dict(config.evaluation)
-        return close(run, read_json(directory / RESULT) | {"evaluation": evaluation})
+        return close(run, read_result(directory) | {"evaluation": evaluation})
 
 
 def replay_of(board: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from rewards.comparison.replay import padded_rows
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
-from rewards.files import read_json
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
@@ -27,7 +26,7 @@ from rlhf.phi.methods import (
     training_answers,
     unread_settings,
 )
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
@@ -104,7 +103,7 @@ def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     from rlhf.report import write_rewards_report
 
     run.write_result(result)
-    result = read_json(run.directory / RESULT)
+    result = read_result(run.directory)
     write_rewards_report(run.directory, result)
     return result
 

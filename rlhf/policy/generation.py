@@ -8,6 +8,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from rewards.types import Prompt
+from rlhf.policy import decoding
 from rlhf.policy.logprobs import all_logprobs, chunks
 from rlhf.policy.packing import Sequences, pack
 from rlhf.policy.sampling import SamplingSettings, generate, left_pad, row_keys
@@ -51,17 +52,18 @@ def complete(
             "shorten the prompt or lower --max-new-tokens"
         )
     tokens, starts = left_pad(encoded)
+    graphdef, params = decoding.apart(policy.graphdef, policy.params)  # once for all batches
     out: list[Completion] = []
     for rows in chunks(len(encoded), batch, "generate"):
         samples = generate(
-            policy.params,
+            params,
             tokens[rows],
             starts[rows],
             None if z is None else z[rows],
             row_keys(seed, rows),
             SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
             np.array(policy.base.tokenizer.eos_ids, np.int32),
-            graphdef=policy.graphdef,
+            graphdef=graphdef,
             max_new_tokens=max_new_tokens,
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
 
-from rewards import paths
+from rewards import hashed, paths
 from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
-from rewards.files import atomic_path, cache_dir, read_json, sha256_file, write_json
+from rewards.files import cache_dir, sha256_file
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
@@ -32,6 +31,8 @@ from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+AGAIN = "restore it or train again"
+NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,20 @@ def is_run(name: str | Path) -> bool:
 
 
 def identity(run: str | Path) -> str:
-    """sha256 of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
-    return sha256_file(Path(run) / "policy" / POLICY)
+    """Hash of a finished run's policy.json, which holds the hashes of its weights, base model and basis."""
+    return hashed.record_identity(Path(run) / "policy" / POLICY, AGAIN)
+
+
+def record_of(run: str | Path) -> dict[str, Any]:
+    """policy.json of a finished run."""
+    path = Path(run) / "policy" / POLICY
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        for key in (key for key in NEEDED if key not in record):
+            raise UserError(f"{path}: key {key!r} is missing; {AGAIN}")
+        return record
+
+    return hashed.parse_record(path, AGAIN, parse)
 
 
 def fingerprint_of(path: str | Path) -> str:
@@ -160,8 +173,13 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
+    return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
-    return {_name(path): np.asarray(leaf) for path, leaf in flat}
+    return {_name(path): leaf for path, leaf in flat}
 
 
 def _name(path: Any) -> str:
@@ -177,18 +195,15 @@ def save_policy(
     tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
     if full:
         tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
-    path = directory / "policy" / WEIGHTS
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
     record = {
         "format": 1,
         **record,
         "relative": _ways(record, directory),
         "full": full,
         "spec": spec.record() if spec else None,
-        "weights_sha256": sha256_file(path),
+        "weights_sha256": hashed.write_tensors(directory / "policy" / WEIGHTS, tensors),
     }
-    write_json(directory / "policy" / POLICY, record)
+    hashed.write_record(directory / "policy" / POLICY, record)
 
 
 def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
@@ -210,7 +225,7 @@ def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
 
     def rewards(path: Path) -> bool:
         basis = path / BASIS
-        return basis.is_file() and read_json(basis).get("basis_hash") == record.get("basis")
+        return basis.is_file() and hashed.read_record(basis).get("basis_hash") == record.get("basis")
 
     found = {"base": paths.find(record["base"], ways.get("base"), run, base)}
     if "rewards" in record:
@@ -232,12 +247,7 @@ def load_policy(run: str | Path) -> Policy:
             else "is not a policy run; give the output_dir of chorus train"
         )
         raise UserError(f"{run}: {reason}")
-    record = read_json(directory / POLICY)
-    if not (directory / WEIGHTS).is_file() or sha256_file(directory / WEIGHTS) != record["weights_sha256"]:
-        raise UserError(
-            f"{directory / WEIGHTS}: missing or damaged (sha256 differs from {POLICY}); train again"
-        )
-    record = _located(record, run)
+    record = _located(record_of(run), run)
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
     if base.fingerprint != record["base_fingerprint"]:
@@ -246,38 +256,27 @@ def load_policy(run: str | Path) -> Policy:
         )
     spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
     graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
-    params = _fill(params, shapes, load_file(directory / WEIGHTS), directory / WEIGHTS, record["full"])
+    roles = ("lora", "conditioner", *(("base",) if record["full"] else ()))
+    expected = {
+        f"{role}.{name}": leaf.shape for role in roles for name, leaf in _named(getattr(shapes, role)).items()
+    }
+    tensors = hashed.read_tensors(
+        directory / WEIGHTS, record["weights_sha256"], expected, AGAIN, whole="this policy"
+    )
+    params = params._replace(**{role: _filled(getattr(shapes, role), role, tensors) for role in roles})
     gate = Gate.from_record(record, str(directory / POLICY))
     return Policy(base, graphdef, params, spec, gate, record)
 
 
-def _fill(
-    params: PolicyParams, shapes: PolicyParams, tensors: dict[str, np.ndarray], path: Path, full: bool
-) -> PolicyParams:
-    """Put the file's tensors into the parameters; every one must be expected and of the expected shape."""
-    filled, seen = {}, set()
-    for role in ("lora", "conditioner", *(("base",) if full else ())):
-        expected = getattr(shapes, role)
-
-        def take(key_path, leaf, role=role):
-            name = f"{role}.{_name(key_path)}"
-            if name not in tensors:
-                raise UserError(f"{path}: tensor {name} missing; train again")
-            if tensors[name].shape != leaf.shape:
-                raise UserError(
-                    f"{path}: tensor {name} has shape {tensors[name].shape}, expected {leaf.shape}; train again"
-                )
-            seen.add(name)
-            return jnp.asarray(tensors[name], leaf.dtype)
-
-        pure = jax.tree_util.tree_map_with_path(take, nnx.to_pure_dict(expected))
-        state = jax.tree.map(lambda leaf: leaf, expected)
-        nnx.replace_by_pure_dict(state, pure)
-        filled[role] = state
-    extra = sorted(set(tensors) - seen)
-    if extra:
-        raise UserError(f"{path}: unexpected tensor {extra[0]}; the file belongs to another policy")
-    return params._replace(**filled)
+def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
+    """The file's tensors of one role, in the structure and types of `expected`."""
+    pure = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(tensors[f"{role}.{_name(path)}"], leaf.dtype),
+        nnx.to_pure_dict(expected),
+    )
+    state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached
+    nnx.replace_by_pure_dict(state, pure)
+    return state
 
 
 def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:
@@ -302,7 +301,7 @@ def load_gate(run: str | Path, basis: str) -> Gate:
     path = Path(run) / "policy" / POLICY
     if not path.is_file():
         raise UserError(f"{run}: is not a finished policy run; give the output_dir of chorus train")
-    record = read_json(path)
+    record = record_of(run)
     gate = Gate.from_record(record, str(path))
     if gate is None:
         raise UserError(f"{run}: this policy was trained without users; leave out --policy")

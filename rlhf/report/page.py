@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import read_json, write_text
+from rewards.files import write_text
 from rlhf.report.verdict import Verdict
 from rlhf.run.metric_docs import METRICS, MetricDoc
 
@@ -118,7 +119,7 @@ def provenance(directory: Path) -> Markup:
     """Where the numbers come from: environment.json and config.yaml of the run, as far as they are there."""
     record: dict[str, Any] = {}
     with contextlib.suppress(UserError):
-        record = read_json(directory / "environment.json")
+        record = hashed.read_record(directory / "environment.json")
     rows = [("seed", record["seed"])] if "seed" in record else []
     sessions = record.get("sessions", [])
     for session in sessions[-1:]:

@@ -23,8 +23,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import read_json, write_json, write_text
+from rewards.files import write_text
 from rewards.shown import without_credentials
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
@@ -93,12 +94,12 @@ class Run:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null."""
-        write_json(self.directory / RESULT, plain(result))
+        hashed.write_record(self.directory / RESULT, plain(result))
 
     def stored_result(self) -> dict[str, Any]:
         """metrics.json of a run that an earlier session finished; says so on stderr."""
         _LOG.info(f"{self.directory}: finished earlier; this is its stored result")
-        return read_json(self.directory / RESULT)
+        return read_result(self.directory)
 
     def close(self) -> None:
         """Give the directory up."""
@@ -133,6 +134,11 @@ class Run:
                 (self.directory / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
+
+
+def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """metrics.json of a finished run."""
+    return hashed.read_record(Path(directory) / RESULT, "restore it, or remove it and run the command again")
 
 
 def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
@@ -238,7 +244,7 @@ def _record_environment(directory: Path, config: Any, kind: str) -> None:
     sessions = []
     if path.exists():
         with contextlib.suppress(UserError):  # a torn record of the past must not stop a resume
-            sessions = read_json(path).get("sessions", [])
+            sessions = hashed.read_record(path).get("sessions", [])
     session = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [_without_secret(argument) for argument in sys.argv],
@@ -248,7 +254,7 @@ def _record_environment(directory: Path, config: Any, kind: str) -> None:
         "devices": _devices(),
         "git": _revision(),
     }
-    write_json(path, {"kind": kind, "seed": config.seed, "sessions": [*sessions, session]})
+    hashed.write_record(path, {"kind": kind, "seed": config.seed, "sessions": [*sessions, session]})
 
 
 def _without_secret(argument: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rewards import jsonl
+from rewards import hashed, jsonl
 from rewards.errors import UserError
 from rlhf.run.progress import ProgressLine
 
@@ -22,10 +22,15 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | No
     path = Path(directory) / FILE
     rows = []
     for number, row in jsonl.whole_lines(path):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        try:
+            row = hashed.checked_row(row)
+            if not isinstance(row.get("step"), int):
+                raise ValueError("no step")
+        except ValueError:
             raise UserError(
-                f"{path}: line {number}: not a metric record; remove the line or choose another output_dir"
-            )
+                f"{path}: line {number}: not a metric record, or not as it was written; remove the line or choose "
+                "another output_dir"
+            ) from None
         rows.append(row)
     return rows
 
@@ -58,7 +63,7 @@ class MetricWriter:
 
         directory = Path(directory)
         kept = [row for row in read_metrics(directory) if row["step"] <= start_step]
-        jsonl.write(directory / FILE, kept)
+        jsonl.write(directory / FILE, map(hashed.with_hash, kept))
         self._path = directory / FILE
         self._file = open(self._path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
@@ -79,7 +84,7 @@ class MetricWriter:
             name: value if math.isfinite(value) else None for name, value in values.items()
         }
         try:
-            self._file.write(jsonl.line(row))
+            self._file.write(jsonl.line(hashed.with_hash(row)))
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -8,15 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from rewards import hashed
 from rewards.annotation.basis import run_margins
 from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import atomic_path, sha256_json
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
@@ -160,15 +158,12 @@ def reference_logprobs(
 
     Fresh adapters add exactly nothing, so the policy at its start is the reference.
     """
-    key = sha256_json([base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()])
-    path = directory / "cache" / f"ref_logprobs-{key[:16]}.safetensors"
-    try:
-        return load_file(path)["ref_logprobs"]
-    except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
-        reference = all_logprobs(graphdef, params, rows.packed, hidden)
-    with atomic_path(path) as temporary:
-        save_file({"ref_logprobs": reference}, temporary)
-    return reference
+    return hashed.cached(
+        directory / "cache",
+        [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()],
+        lambda: all_logprobs(graphdef, params, rows.packed, hidden),
+        prefix="ref_logprobs-",
+    )
 
 
 def population(config: Any, rewards: RewardRun | None, people: People | None) -> Population | None:

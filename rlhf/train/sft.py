@@ -11,13 +11,12 @@ import numpy as np
 from flax import nnx
 
 from rewards.data.read import read_preferences
-from rewards.files import read_json
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import SFTRows, batch_rows, microbatches, sft_rows
 from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
-from rlhf.run.directory import RESULT, Run
+from rlhf.run.directory import RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.run.record import traced
 from rlhf.train import loop as train
@@ -105,7 +104,7 @@ def close(
     write_training_report(job.directory, rows, findings)
     last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
     job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
-    return read_json(job.directory / RESULT)
+    return read_result(job.directory)
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class SmallFitted(FittedModel):
     def features(self, table):
         return Readout.of(self.basis).features(table.embeddings, table.prefs.item_prompt)
 
-    def adapt(self, table, answers: Comparisons):
+    def _adapt(self, table, answers: Comparisons):
         if not self.listens:
             return np.tile(self.rule.mean, (len(answers.weight), 1))
         phi = self.features(table)
@@ -34,7 +34,7 @@ class SmallFitted(FittedModel):
     def seen(self):
         return self.coef
 
-    def margins(self, table, people, pairs):
+    def _margins(self, table, people, pairs):
         phi = self.features(table)
         return np.einsum("utk,uk->ut", phi[pairs.chosen] - phi[pairs.rejected], people) * (pairs.weight > 0)
 
@@ -56,7 +56,7 @@ class SmallHouse(RewardModel):
     dims: int = 4
     listens: bool = True
 
-    def fit(self, table, training, *, weight=None, on_round=None):
+    def _fit(self, table, training, *, weight=None, on_round=None):
         config = fit.FitConfig(num_basis=self.num_basis, dims=self.dims, rounds=6, ridge=1.0)
         result = fit.fit_basis(training, table.embeddings, config, encoder={}, weight=weight)
         rule = GaussianRule(result.prior.mean, np.linalg.inv(result.prior.cov))
@@ -68,7 +68,7 @@ class SmallAggregate(RewardModel):
     kind: ClassVar[str] = "aggregate"
     dims: int = 4
 
-    def fit(self, table, training, *, weight=None, on_round=None):
+    def _fit(self, table, training, *, weight=None, on_round=None):
         score = fit.fit_pooled(
             training, table.embeddings, fit.FitConfig(num_basis=1, dims=self.dims, ridge=1.0)
         )
@@ -81,13 +81,13 @@ class Everybody(FittedModel):
     score_of: np.ndarray
     num_users: int
 
-    def adapt(self, table, answers):
+    def _adapt(self, table, answers):
         return np.ones((len(answers.weight), 1))
 
     def seen(self):
         return np.ones((self.num_users, 1))
 
-    def margins(self, table, people, pairs):
+    def _margins(self, table, people, pairs):
         return (self.score_of[pairs.chosen] - self.score_of[pairs.rejected]) * (pairs.weight > 0)
 
     def tensors(self):

@@ -8,7 +8,6 @@ Heavy modules are imported inside `run`, so that --help answers at once.
 
 import argparse
 import contextlib
-import difflib
 import errno
 import importlib
 import json
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rewards import jsonl
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.paths import expanded
 from rewards.shown import Shown, printable, speak, without_credentials
 from rlhf.run import signals
@@ -60,8 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    return meant(word, known, f"known: {', '.join(known)}")
 
 
 # Arguments that are paths; a shell leaves the `~` of `--output=~/x` alone.

@@ -7,7 +7,6 @@ named `module:function` or `file.py:function`. Source of the signature: TRL, GRP
 
 import asyncio
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.files import sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.phi.columns import user_code
@@ -107,8 +106,7 @@ def _imported(spec: str, digest: str) -> Callable[..., Any]:
     found = getattr(module, function, None)
     if not callable(found):
         known = [name for name, value in vars(module).items() if inspect.isroutine(value)]
-        near = difflib.get_close_matches(function, known, 1)
-        fix = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known[:8]) or 'none'}"
+        fix = meant(function, known, f"it has {', '.join(known[:8]) or 'none'}")
         raise UserError(f"function {spec!r}: {where} has no function {function!r}; {fix}")
     return found
 

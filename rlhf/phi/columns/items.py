@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import atomic_path, cache_dir, sha256_json
+from rewards.files import cache_dir
 from rewards.types import Preferences, Prompt
 
 
@@ -115,11 +114,4 @@ def texts_of(prefs: Preferences) -> list[list[Any]]:
 
 def remembered(content: Any, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """`compute()`, or what it gave before for the same `content` (JSON), from the cache folder."""
-    path = cache_dir() / "columns" / f"{sha256_json(content)}.safetensors"
-    try:
-        return load_file(path)["values"]
-    except (OSError, SafetensorError, KeyError):  # not there, or damaged: computed again
-        values = np.ascontiguousarray(compute())
-        with atomic_path(path) as temporary:
-            save_file({"values": values}, temporary)
-        return values
+    return hashed.cached(cache_dir() / "columns", content, compute)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import read_json, sha256_file, sha256_json
+from rewards.files import sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.models.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def tokenizer_directory(model: str) -> Path:
     """The Hugging Face directory under a model or a training run."""
     name: str | Path = model
     while policy_store.is_run(name):
-        name = read_json(Path(name) / "policy" / policy_store.POLICY)["base"]
+        name = policy_store.record_of(name)["base"]
     return resolve_model(name)
 
 

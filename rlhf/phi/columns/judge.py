@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import cache_dir, read_json, sha256_json, write_json
+from rewards.files import cache_dir, sha256_json
 from rewards.types import Preferences, Prompt
 from rlhf.phi.columns.items import Measured, groups_of
 from rlhf.run.config.address import check_address, may_send, refusal
@@ -237,7 +238,7 @@ class _Session:
         reply = self._post(body)
         verdict = parse(reply)
         if not np.isnan(verdict):  # what could not be read is asked again next time
-            write_json(path, {"reply": reply})
+            hashed.write_record(path, {"reply": reply})
         return verdict
 
     def _post(self, body: dict[str, Any]) -> str:
@@ -296,6 +297,6 @@ def _cached(path: Any) -> str | None:
     if not path.is_file():
         return None
     try:
-        return str(read_json(path)["reply"])
+        return str(hashed.read_record(path)["reply"])
     except (UserError, KeyError, TypeError):  # damaged: asked again
         return None

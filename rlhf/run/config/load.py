@@ -1,7 +1,6 @@
 """YAML file + `key.sub=value` → frozen configuration; every complaint names key, place, value and fix."""
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from rewards.errors import UserError
+from rewards.errors import UserError, nearest
 from rewards.paths import expanded
 from rewards.shown import without_credentials
 from rlhf.run.config.document import Key, dump, parse, parse_value
@@ -131,13 +130,11 @@ def _nearest(path: Key, schema: type) -> str:
         return f"unknown key; write it as a section: {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
     record = record_of(field_type(schema, path[:-1]))
     siblings = [field.name for field in dataclasses.fields(record)] if record is not None else []
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean '{near[0]}'?"
+    if near := nearest(name, siblings):
+        return f"unknown key; did you mean {near!r}?"
     by_name = {key[-1]: ".".join(key) for key in reversed(list(key_paths(schema)))}
-    near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.75)
-    if near:
-        return f"unknown key; did you mean '{by_name[near[0]]}'?"
+    if near := nearest(name, by_name, alike=0.75):
+        return f"unknown key; did you mean {by_name[near]!r}?"
     return f"unknown key; known here: {', '.join(siblings)}"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rewards import jsonl
+from rewards import hashed, jsonl
 from rewards.errors import UserError
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
@@ -93,7 +93,7 @@ class Lessons:
 
     def write(self, directory: Path) -> None:
         """Write OUTPUT/hints.jsonl."""
-        jsonl.write(directory / FILE, self.entries)
+        jsonl.write(directory / FILE, map(hashed.with_hash, self.entries))
 
 
 def _take(reading: Reading, rows: np.ndarray) -> Reading:

@@ -4,7 +4,6 @@ A hint stands where its reader would meet it: after a chat's last user message, 
 completion must be able to continue.
 """
 
-import difflib
 import logging
 import shlex
 from collections.abc import Callable, Mapping
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewards import jsonl
+from rewards import hashed, jsonl
 from rewards.basis.store import RewardRun
 from rewards.data import schema, sources
 from rewards.data.schema import RowError, show
-from rewards.errors import UserError
+from rewards.errors import UserError, meant
 from rewards.files import sha256_json
 from rewards.people import edits, records
 from rewards.people.population import load_people
@@ -83,8 +82,7 @@ def _parse(
         raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
     for key in record:
         if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, 1)
-            fix = f"did you mean {near[0]!r}?" if near else "remove it"
+            fix = meant(str(key), KEYS, "remove it")
             raise RowError(str(key), f"is no field of a hint ({', '.join(KEYS)}); {fix}")
     prompt, texts, _ = schema.parse_completions({key: record.get(key) for key in ("prompt", "completion")})
     hint, who = schema.parse_text("hint", record.get("hint")), record.get("user_id")
@@ -144,8 +142,7 @@ def _belief(run: RewardRun, beliefs: dict[str, UserPosterior], user_id: str) -> 
     if records.exists(run.users, user_id):
         return records.load(run.users, user_id, run).posterior
     if user_id not in beliefs:
-        near = difflib.get_close_matches(user_id, beliefs, 1)
-        fix = f"did you mean {near[0]!r}?" if near else "ask them first with chorus users ask"
+        fix = meant(user_id, beliefs, "ask them first with chorus users ask")
         raise RowError("user_id", f"is {show(user_id)}, whom {run.directory} does not know; {fix}")
     return beliefs[user_id]
 
@@ -170,9 +167,9 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
 def as_started(rows: list[Row], path: Path, source: str) -> list[dict[str, Any]]:
     """The lines that a run in progress started with; raises UserError where they are not of these rows."""
     try:
-        entries = jsonl.rows(path)
+        entries = [hashed.checked_row(row) for row in jsonl.rows(path)]
         whole = all(tuple(entry) == LINE for entry in entries)
-    except UserError:
+    except (UserError, ValueError):
         whole = False
     if not whole:
         raise UserError(f"{path}: missing or damaged; restore it or choose another output_dir")

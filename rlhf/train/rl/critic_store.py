@@ -6,15 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from rewards.basis.store import read_tensors
+from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import atomic_path, read_json, sha256_file, write_json
 from rlhf.policy.store import Base
 from rlhf.train.rl.critic import Critic, CriticConfig
 
-FOLDER, TENSORS, RECORD = "critic", "critic.safetensors", "critic.json"
+FOLDER, NAME, RECORD = "critic", "critic", "critic.json"
 YOUNGER = {"from_rewards": False}  # what a spec means that was stored before it had these
 
 
@@ -41,14 +39,8 @@ def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> dict[str, A
 
 def save(directory: Path, spec: dict[str, Any], critic: Critic, purpose: dict[str, Any]) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
-    path = directory / FOLDER / TENSORS
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(critic).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    digest = sha256_file(path)
-    record = {"format": 1, "spec": spec, "made_for": purpose, "tensors_sha256": digest}
-    write_json(directory / FOLDER / RECORD, record)
-    return digest
+    record = {"format": 1, "spec": spec, "made_for": purpose}
+    return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
 def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose: dict[str, Any]) -> Critic:
@@ -61,24 +53,26 @@ def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose:
     Raises:
       UserError: no critic there, of another kind, damaged, or with a tensor missing, left over or of another shape.
     """
-    path, record_path = Path(directory) / FOLDER / TENSORS, Path(directory) / FOLDER / RECORD
+    record_path = Path(directory) / FOLDER / RECORD
     if not record_path.is_file():
         raise UserError(
             f"{directory}: holds no critic ({FOLDER}/{RECORD}); give a finished run of chorus train ppo"
         )
-    record = read_json(record_path)
-    if YOUNGER | (record.get("spec") or {}) != spec:
-        raise UserError(f"{record_path}: spec: {record.get('spec')} is another critic than {spec}")
-    for name, wanted in purpose.items():
-        found = (record.get("made_for") or {}).get(name)
-        if found != wanted:
-            raise UserError(
-                f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and outputs"
-            )
-    if not path.is_file() or sha256_file(path) != record.get("tensors_sha256"):
-        raise UserError(f"{path}: missing or damaged (sha256 differs from {RECORD}); train again")
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
-    tensors = read_tensors(path, expected, "this critic")
+
+    def shapes(record: dict[str, Any]) -> hashed.Shapes:
+        if YOUNGER | (record.get("spec") or {}) != spec:
+            raise UserError(f"{record_path}: spec: {record.get('spec')} is another critic than {spec}")
+        for name, wanted in purpose.items():
+            found = (record.get("made_for") or {}).get(name)
+            if found != wanted:
+                raise UserError(
+                    f"{record_path}: {name}: {found}, this run has {wanted}; start from a critic of the same model and "
+                    "outputs"
+                )
+        return expected
+
+    tensors, _ = hashed.load(record_path.parent, NAME, shapes, "train again", whole="this critic")
     structure = jax.tree_util.tree_structure(template)
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
 

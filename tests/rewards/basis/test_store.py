@@ -1,11 +1,10 @@
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from rewards import files
+from rewards import files, hashed
 from rewards.basis import gauge, store
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
@@ -60,9 +59,9 @@ def flip_bit(path):
 
 
 def edit_record(path, change):
-    record = json.loads(path.read_text())
+    record = hashed.read_record(path)
     change(record)
-    path.write_text(json.dumps(record))
+    hashed.write_record(path, record)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +81,9 @@ def edit_record(path, change):
         (lambda t, j: j.write_text("{"), "not valid JSON"),
         (lambda t, j: edit_record(j, lambda r: r.pop("encoder")), "'encoder' is missing"),
         (lambda t, j: edit_record(j, lambda r: r.update(extra_key=1)), "'extra_key' is not part"),
-        (lambda t, j: edit_record(j, lambda r: r["encoder"].update(layer=3)), "differs"),
+        (lambda t, j: edit_record(j, lambda r: r["encoder"].update(layer=3)), "basis_hash does not belong"),
         (lambda t, j: edit_record(j, lambda r: r.update(format="x")), "format 'x'"),
+        (lambda t, j: j.write_text(j.read_text().replace("lm", "ln")), "differs"),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):

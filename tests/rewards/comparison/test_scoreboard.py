@@ -75,7 +75,7 @@ def test_identical_people_make_personalisation_lose(world):
 
 def test_a_model_that_cannot_be_fitted_is_listed_with_its_reason(world):
     class Refusing(SmallHouse):
-        def fit(self, table, training, *, weight=None, on_round=None):
+        def _fit(self, table, training, *, weight=None, on_round=None):
             raise UserError("needs a language model")
 
     plain = dataclasses.replace(SETTINGS, controls=False)

@@ -230,3 +230,46 @@ def test_cards_never_predict_the_answers_they_were_written_from():
         number = halves.card[row]
         assert number // 2 == prefs.user_index[row]
         assert prefs.chosen[row] not in halves.given.chosen[number][halves.given.weight[number] > 0]
+
+
+def small_fit(prefs, table, weight=None):
+    model = Card(dims=16, card_ridge=100.0, steps=25, max_people=20)
+    return model.fit(table, prefs, weight=weight)
+
+
+def difference(one, other, table, place=None):
+    """Mean difference of what two models predict of the training people, the first 40 comparisons of each."""
+    rows = np.arange(table.prefs.num_comparisons).reshape(table.prefs.num_users, -1)
+    pairs = Comparisons.of(table.prefs, rows)
+    mine, theirs = one.seen().mean, other.seen().mean
+    theirs = theirs if place is None else theirs[place]
+    phi = one.features(table), other.features(table)
+    margins = [
+        np.einsum("utk,uk->ut", f[pairs.chosen] - f[pairs.rejected], w)
+        for f, w in zip(phi, (mine, theirs), strict=True)
+    ]
+    chances = [1 / (1 + np.exp(-margin)) for margin in margins]
+    return np.abs(chances[0] - chances[1]).mean()
+
+
+def test_neither_the_order_nor_a_row_twice_changes_a_card():
+    table, _ = world(people=30, answers=8)
+    prefs, rng = table.prefs, np.random.default_rng(4)
+    plain = small_fit(prefs, table)
+    rows, order = rng.permutation(prefs.num_comparisons), rng.permutation(prefs.num_users)
+    place = np.argsort(order)
+    names = ("chosen", "rejected", "outcome", "choice", "row")
+    turned = dataclasses.replace(
+        prefs,
+        **{name: getattr(prefs, name)[rows] for name in names},
+        user_index=place[prefs.user_index[rows]].astype(np.int32),
+        user_ids=tuple(prefs.user_ids[user] for user in order),
+    )
+    assert difference(plain, small_fit(turned, table), table, place) < 0.005
+    twice = np.concatenate([np.arange(prefs.num_comparisons), np.arange(0, prefs.num_comparisons, 3)])
+    doubled = dataclasses.replace(
+        prefs, **{name: getattr(prefs, name)[twice] for name in (*names, "user_index")}
+    )
+    weight = np.ones(prefs.num_comparisons, np.float32)
+    weight[::3] = 2.0
+    assert difference(small_fit(doubled, table), small_fit(prefs, table, weight), table) < 0.005

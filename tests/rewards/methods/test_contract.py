@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rewards import hashed
 from rewards import methods as models
 from rewards.basis import store as reward_store
 from rewards.errors import UserError
@@ -234,7 +235,7 @@ def test_another_hash_and_damaged_tensors_are_refused(kind, tmp_path):
     with pytest.raises(UserError, match="is needed") as caught:
         store.load_model(tmp_path, expected_hash="0" * 64)
     assert "\n" not in str(caught.value)
-    path, record = tmp_path / store.TENSORS, (tmp_path / store.RECORD).read_text()
+    path, record = tmp_path / store.TENSORS, hashed.read_record(tmp_path / store.RECORD)
     good = safetensors.numpy.load_file(path)
     # The largest tensor, by a rule that does not depend on the order of names.
     name = max(good, key=lambda key: (good[key].size, zlib.crc32(key.encode())))
@@ -252,14 +253,14 @@ def test_another_hash_and_damaged_tensors_are_refused(kind, tmp_path):
         assert "\n" not in str(caught.value)
     safetensors.numpy.save_file(good, path)
     for change, message in (
-        ({"settings": {}}, "content differs"),
+        ({"settings": {}}, "setting"),
         ({"more": 1}, "'more' is not part"),
         ({"kind": "lora"}, "kind 'lora'"),
     ):
-        (tmp_path / store.RECORD).write_text(json.dumps(json.loads(record) | change))
+        hashed.write_record(tmp_path / store.RECORD, record | change)
         with pytest.raises(UserError, match=message):
             store.load_model(tmp_path)
-    (tmp_path / store.RECORD).write_text(record)
+    hashed.write_record(tmp_path / store.RECORD, record)
     # A tensor that the settings do not know is refused even when the record lists it.
     with pytest.raises(UserError) as caught:
         models.fitted_type(kind).restore(good | {"more": np.zeros(1, np.float32)}, fitted(kind).settings())
@@ -371,17 +372,138 @@ def test_names_and_settings_are_checked():
 def test_bad_data_is_refused_in_one_line(kind):
     w = world()
     ties = dataclasses.replace(w.train, outcome=np.full_like(w.train.outcome, 0.5))
-    short = dataclasses.replace(w.table, embeddings=w.table.embeddings[:-1])
+    with pytest.raises(UserError, match="ties") as caught:
+        estimator(kind).fit(w.table, ties)
+    assert "\n" not in str(caught.value)
+
+
+def one(array, value, place=3):
+    changed = np.array(array)
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"outcome": one(p.outcome, np.nan)}, "row 4: outcome must be"),
+        (lambda p: {"outcome": one(p.outcome, 7)}, "row 4: outcome must be"),
+        (lambda p: {"outcome": one(p.outcome, -0.1)}, "row 4: outcome must be"),
+        (lambda p: {"chosen": one(p.chosen, 400)}, "row 4: chosen must be from 0 to 399"),
+        (lambda p: {"rejected": one(p.rejected, -1)}, "row 4: rejected must be from 0 to 399"),
+        (lambda p: {"user_index": one(p.user_index, 99)}, "row 4: user_index must be from 0 to 59"),
+        (lambda p: {"chosen": one(p.chosen, p.rejected[3])}, "row 4: compares an item with itself"),
+    ],
+)
+def test_comparisons_that_are_none_are_refused_by_row(kind, change, message):
+    w = world()
+    train = dataclasses.replace(w.train, row=np.arange(1, w.train.num_comparisons + 1))
+    train = dataclasses.replace(train, **change(train))
+    with pytest.raises(UserError, match=message) as caught:
+        estimator(kind).fit(w.table, train)
+    assert "\n" not in str(caught.value)
+    weight = np.ones(w.train.num_comparisons, np.float32)
+    for bad in (weight[:-1], -weight, 0 * weight, one(weight, np.nan)):
+        with pytest.raises(UserError, match="weight"):
+            estimator(kind).fit(w.table, w.train, weight=bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "message", "predicting"),
+    [
+        (lambda a: {"outcome": one(a.outcome, np.nan, (1, 2))}, "person 1, answer 2: outcome", False),
+        (lambda a: {"outcome": one(a.outcome, 7, (1, 2))}, "person 1, answer 2: outcome", False),
+        (
+            lambda a: {"chosen": one(a.chosen, 400, (1, 2))},
+            "answer 2: chosen must be an item from 0 to 399",
+            True,
+        ),
+        (lambda a: {"rejected": one(a.rejected, -401, (1, 2))}, "answer 2: rejected", True),
+        (lambda a: {"chosen": a.rejected}, "person 0, answer 0: compares an item with itself", False),
+        (lambda a: {"weight": one(a.weight, np.inf, (1, 2))}, "answer 2: weight", True),
+        (lambda a: {"weight": a.weight[:, :-1]}, "parts of shapes", True),
+    ],
+)
+def test_answers_and_pairs_that_are_none_are_refused(kind, change, message, predicting):
+    w, model = world(), fitted(kind)
+    with pytest.raises(UserError, match=message):
+        model.adapt(w.table, dataclasses.replace(w.answers, **change(w.answers)))
+    if predicting:
+        with pytest.raises(UserError, match=message):
+            model.predict(w.table, model.seen(), dataclasses.replace(w.test, **change(w.test)))
+
+
+def test_embeddings_that_are_none_make_no_table():
+    w = world()
     hole = w.table.embeddings.copy()
     hole[7, 2] = np.nan
-    for table, train, message in (
-        (w.table, ties, "ties"),
-        (short, w.train, "give one row an item"),
-        (dataclasses.replace(w.table, embeddings=hole), w.train, "not finite"),
+    for embeddings, message in (
+        (w.table.embeddings[:-1], "for 400 items"),
+        (w.table.embeddings[:, 0], "for 400 items"),
+        (hole, "item 7 holds a value that is not finite"),
     ):
-        with pytest.raises(UserError, match=message) as caught:
-            estimator(kind).fit(table, train)
-        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(w.table, embeddings=embeddings)
+    with pytest.raises(UserError, match="prompt 0 holds"):
+        dataclasses.replace(w.table, prompt_embeddings=np.full((1, 3), np.inf))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_against_itself_is_predicted_as_even(kind):
+    w, model = world(), fitted(kind)
+    pairs = dataclasses.replace(w.test, chosen=w.test.rejected)
+    np.testing.assert_array_equal(model.predict(w.table, model.seen(), pairs), 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_column_is_enough(kind):
+    """Embeddings of width 1: everybody may weigh one number, and nobody more."""
+    w = world()
+    prefs = dataclasses.replace(w.table.prefs, prompts=("a", "b"), item_prompt=np.arange(400) % 2)
+    table = ItemTable(prefs, w.table.embeddings[:, :1], {"kind": "precomputed"})
+    train = dataclasses.replace(w.train, prompts=prefs.prompts, item_prompt=prefs.item_prompt)
+    settings = SETTINGS.get(kind, LOW_RANK) | ({"num_basis": 1} if kind == "house" else {})
+    model = models.make(kind, settings).fit(table, train)
+    chances = model.predict(table, model.adapt(table, w.answers), w.test)
+    assert np.isfinite(chances).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_rows_and_people_does_not_matter(kind):
+    w, rng = world(), np.random.default_rng(3)
+    rows, order = rng.permutation(w.train.num_comparisons), rng.permutation(w.train.num_users)
+    place = np.argsort(order)
+    turned = w.train.select(np.ones(len(rows), bool))
+    turned = dataclasses.replace(
+        turned,
+        **{name: getattr(turned, name)[rows] for name in ("chosen", "rejected", "outcome", "choice", "row")},
+        user_index=place[turned.user_index[rows]].astype(np.int32),
+        user_ids=tuple(w.train.user_ids[user] for user in order),
+    )
+    again = estimator(kind).fit(w.table, turned)
+    for mine, theirs in (
+        (fitted(kind).seen(), people_of(again.seen(), place)),
+        (fitted(kind).adapt(w.table, w.answers), again.adapt(w.table, w.answers)),
+    ):
+        difference = fitted(kind).predict(w.table, mine, w.test) - again.predict(w.table, theirs, w.test)
+        assert np.abs(difference).mean() < 0.005
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_a_row_twice_is_a_row_of_weight_2(kind):
+    w = world()
+    twice = np.arange(w.train.num_comparisons) % 3 == 0
+    rows = np.concatenate([np.arange(len(twice)), np.flatnonzero(twice)])
+    names = ("user_index", "chosen", "rejected", "outcome", "choice", "row")
+    doubled = dataclasses.replace(w.train, **{name: getattr(w.train, name)[rows] for name in names})
+    models_ = (
+        estimator(kind).fit(w.table, doubled),
+        estimator(kind).fit(w.table, w.train, weight=np.where(twice, 2.0, 1.0).astype(np.float32)),
+    )
+    one_way, other = (model.predict(w.table, model.seen(), w.test) for model in models_)
+    assert np.abs(one_way - other).mean() < 0.005
 
 
 @pytest.mark.parametrize("kind", ["pal_a", "pal_b"])

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rewards import hashed
 from rewards.basis import gauge, store, users
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
@@ -128,18 +129,16 @@ def test_words_about_a_column_leave_a_locked_axis_alone(run):
 
 
 def test_damaged_edit_is_named(tmp_path, run):
-    import json
-
     records.add(tmp_path, run, "ada", edits=[edits.from_axis(run, "taste 1=1")], skipped=["x"])
     path = tmp_path / "ada.json"
-    good = json.loads(path.read_text())
+    good = hashed.read_record(path)
     assert good["skipped"] == ["x"]
     for change, message in (
         ({"edits": [good["edits"][0] | {"sd": 0}]}, r"edits\[0\]"),
         ({"edits": [good["edits"][0] | {"direction": [1.0]}]}, "the basis has 3"),
         ({"skipped": [1]}, "skipped"),
     ):
-        path.write_text(json.dumps(good | change))
+        hashed.write_record(path, good | change)
         with pytest.raises(UserError, match=message):
             records.load(tmp_path, "ada", run)
 

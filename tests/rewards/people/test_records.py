@@ -1,9 +1,11 @@
 import concurrent.futures
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
 
+from rewards import files, hashed
 from rewards.basis import store, users
 from rewards.errors import UserError
 from rewards.people import records
@@ -38,7 +40,7 @@ def test_answers_append_and_the_posterior_follows_from_them(tmp_path, run):
     np.testing.assert_allclose(record.posterior.coef_mean, expected.coef_mean, atol=1e-6)
     np.testing.assert_allclose(records.recompute(run, record).coef_precision, record.posterior.coef_precision)
     written = json.loads((tmp_path / "anna.json").read_text())
-    assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers"}
+    assert set(written) == {"user_id", "basis", "coef_mean", "coef_precision", "answers", "sha256"}
     assert written["basis"] == run.hash and np.shape(written["coef_precision"]) == (3, 3)
 
 
@@ -54,6 +56,75 @@ def test_answers_given_at_once_are_all_kept(tmp_path, run):
         list(pool.map(give, [given[start::4] for start in range(4)]))
     kept = records.load(tmp_path, "anna", run).answers
     assert sorted(answer.chosen for answer in kept) == sorted(answer.chosen for answer in given)
+
+
+def give_rows(place, start):
+    """One process's share of the work: rows `start` … `start` + 10 of a file of 20, wrapping round."""
+    run = store.load_reward_run(place / "run")
+    rows = answers(20)
+    return records.learn(place, run, "anna", answers=[rows[(start + i) % 20] for i in range(10)]).added
+
+
+def test_fifty_updates_with_overlapping_rows_at_once_count_every_answer_once(tmp_path, run):
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:
+        added = list(pool.map(give_rows, [tmp_path] * 50, [7 * n % 20 for n in range(50)]))
+    record = records.load(tmp_path, "anna", run)
+    assert sum(added) == len(record.answers) == 20
+    assert sorted(answer.chosen for answer in record.answers) == sorted(a.chosen for a in answers(20))
+    whole = records.append(tmp_path / "other", run, "anna", answers(20))
+    np.testing.assert_allclose(record.posterior.coef_mean, whole.posterior.coef_mean, rtol=1e-4)
+
+
+def said(chosen="a", rejected="b", outcome=1.0, time=None):
+    return records.make_answer("Which?", chosen, rejected, outcome, np.ones(3), time)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ([said()], [said()], 1),  # read twice
+        ([said()], [said(), said()], 2),  # a file that has grown by an honest repetition
+        ([said(), said()], [said()], 2),
+        ([said()], [said("b", "a", 0.0)], 1),  # the same preference, written the other way round
+        ([said(outcome=0.5)], [said("b", "a", 0.5)], 1),
+        ([said()], [said("b", "a")], 2),  # another opinion
+        ([said()], [said(outcome=0.5)], 2),
+        ([said(time="2024-01-01")], [said(time="2024-01-02")], 2),  # asked again later
+        ([said(time="2024-01-01")], [said(time="2024-01-01")], 1),
+        ([said(time="2024-01-01")], [said()], 1),  # no time of its own: nothing says that it is another
+        ([said()], [said(time="2024-01-01")], 1),
+        ([said(), said(time="1")], [said(time="2"), said(time="1")], 2),
+        ([said(time="1")], [said(), said(time="1")], 2),
+    ],
+)
+def test_the_same_answer_given_twice_is_one_answer(tmp_path, run, first, second, kept):
+    records.append(tmp_path, run, "anna", first)
+    learned = records.learn(tmp_path, run, "anna", answers=second)
+    assert len(learned.record.answers) == kept and learned.added == kept - len(first)
+    assert records.load(tmp_path, "anna", run).answers == learned.record.answers
+
+
+def test_a_posterior_that_contradicts_its_answers_is_refused(tmp_path, run):
+    path = tmp_path / "anna.json"
+    records.append(tmp_path, run, "anna", answers(9))
+    good = hashed.read_record(path)
+    for change in (
+        {"coef_mean": [value + 0.3 for value in good["coef_mean"]]},
+        {"coef_precision": (1.2 * np.array(good["coef_precision"])).tolist()},
+        {"answers": good["answers"][:-1]},
+        {"answers": [answer | {"outcome": 1 - answer["outcome"]} for answer in good["answers"]]},
+    ):
+        hashed.write_record(path, good | change)
+        for attempt in (
+            lambda: records.load(tmp_path, "anna", run),
+            lambda: records.append(tmp_path, run, "anna", answers(1)),
+        ):
+            with pytest.raises(UserError, match="do not follow from the answers.*forget"):
+                attempt()
+    # A record from before there were hashes and times of their own.
+    files.write_json(path, good)
+    assert len(records.append(tmp_path, run, "anna", answers(9)).answers) == 9
 
 
 def test_somebody_new_is_the_prior_and_is_not_written(tmp_path, run):
@@ -92,7 +163,7 @@ def test_forget_erases(tmp_path, run):
     records.append(folder, run, "ben", answers(1))
     records.forget(folder, "anna")
     assert records.list_records(folder) == [("ben", 1)]
-    assert all("a1" not in path.read_text() for path in folder.iterdir())
+    assert all('"a1"' not in path.read_text() for path in folder.iterdir())
     with pytest.raises(UserError, match="no record"):
         records.load(folder, "anna", run)
     with pytest.raises(UserError, match="no record"):
@@ -128,9 +199,9 @@ def test_record_of_another_basis_is_refused(tmp_path, run):
 def test_damaged_record_is_named_in_one_line(tmp_path, run, change, message):
     records.append(tmp_path, run, "anna", answers(2))
     path = tmp_path / "anna.json"
-    record = json.loads(path.read_text())
+    record = hashed.read_record(path)
     change(record)
-    path.write_text(json.dumps(record))
+    hashed.write_record(path, record)
     with pytest.raises(UserError, match=message) as caught:
         records.load(tmp_path, "anna", run)
     assert "anna.json" in str(caught.value) and "\n" not in str(caught.value)

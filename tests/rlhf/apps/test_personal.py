@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards import hashed
 from rewards.basis import store
 from rewards.basis.readout import Readout
 from rewards.data.read import read_preferences
@@ -23,6 +24,8 @@ from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
+from rlhf.run.directory import read_result
+from rlhf.run.metrics import read_metrics
 from tests.rlhf.tiny import write_model
 
 NUM_ITEMS = 10
@@ -143,12 +146,12 @@ def test_the_z_of_another_policy_is_refused(world, capsys, tmp_path):
         assert cli.main([*show, str(policy)]) == 2
         assert "is not a finished policy run" in capsys.readouterr().err
     (tmp_path / "policy").mkdir()
-    record = json.loads((world / "policy" / "policy" / "policy.json").read_text())
+    record = policy_store.record_of(world / "policy")
     for change, said in (
         ({"basis": "0" * 64}, "was trained with basis 0000"),
         ({"prior": None}, "without users"),
     ):
-        (tmp_path / "policy" / "policy.json").write_text(json.dumps(record | change))
+        hashed.write_record(tmp_path / "policy" / "policy.json", record | change)
         assert cli.main([*show, str(tmp_path)]) == 2
         assert said in capsys.readouterr().err
 
@@ -163,7 +166,7 @@ def test_a_finished_evaluation_is_repeated_only_for_another_policy(world, capsys
     assert not report.exists()
     text = record.read_text()
     try:
-        record.write_text(text + "\n")
+        hashed.write_record(record, policy_store.record_of(world / "policy") | {"note": "another"})
         again = result_of(capsys, "evaluate", world / "evaluation.yaml")
     finally:
         record.write_text(text)
@@ -253,15 +256,13 @@ def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(world):
     assert (folder / "policy" / "weights.safetensors").read_bytes() == (
         world / "policy" / "policy" / "weights.safetensors"
     ).read_bytes()
-    without_place = [
-        json.loads((d / "metrics.json").read_text()) | {"run_dir": ""} for d in (folder, world / "policy")
-    ]
+    without_place = [read_result(directory) | {"run_dir": ""} for directory in (folder, world / "policy")]
     assert without_place[0] == without_place[1]
 
 
 def metrics(folder):
     """metrics.jsonl without wall-clock figures."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     return [{k: v for k, v in row.items() if not re.match(r"perf/|time", k)} for row in rows]
 
 

@@ -10,6 +10,7 @@ from rewards.basis import store, users
 from rewards.people import records
 from rlhf.apps import cli
 from rlhf.apps import users as user_jobs
+from rlhf.run.directory import read_result
 
 NUM_ITEMS, WIDTH = 24, 4
 
@@ -78,8 +79,8 @@ def test_fit_writes_a_whole_run_and_the_same_command_only_reads_it(run, capsys):
     assert before and before == {
         path: path.stat().st_mtime_ns for path in (run / "run").glob("*.safetensors")
     }
-    assert result == json.loads((run / "run" / "metrics.json").read_text())
-    assert len(list((run / "run" / "users").iterdir())) == 48
+    assert result == read_result(run / "run")
+    assert len(list((run / "run" / "users").glob("*.json"))) == 48
     assert len((run / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 

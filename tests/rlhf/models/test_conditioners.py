@@ -1,7 +1,6 @@
 """The contract of every kind of conditioner: exactness, rows apart, gradients, decoding, files, merging, cost."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import sha256_file
 from rlhf.models import conditioners
@@ -227,15 +227,16 @@ def test_a_policy_comes_back_from_its_files_or_not_at_all(name, directory, tmp_p
 
     def refuse(changed, message):
         save_file(changed, weights)
-        stored.write_text(
-            json.dumps(json.loads(stored.read_text()) | {"weights_sha256": sha256_file(weights)})
-        )
+        hashed.write_record(stored, hashed.read_record(stored) | {"weights_sha256": sha256_file(weights)})
         with pytest.raises(UserError, match=message):
             policy_store.load_policy(tmp_path)
 
-    refuse({key: value for key, value in tensors.items() if key != first}, "missing; train again")
-    refuse(tensors | {"conditioner.more": tensors[first]}, "unexpected tensor conditioner.more")
-    refuse(tensors | {first: tensors[first][..., :1]}, "has shape")
+    refuse(
+        {key: value for key, value in tensors.items() if key != first},
+        "is missing; restore it or train again",
+    )
+    refuse(tensors | {"conditioner.more": tensors[first]}, "'conditioner.more' is not part of this policy")
+    refuse(tensors | {first: tensors[first][..., :1]}, f"'{first}' is float32")
 
 
 def test_a_low_rank_record_is_what_it_always_was():

@@ -198,7 +198,7 @@ def test_resolve_model_knows_directories_and_suggests_names(tmp_path, monkeypatc
     monkeypatch.setattr(fetch, "fetch", lambda name: tmp_path / name)
     assert load.resolve_model("smollm2-135m") == tmp_path / "smollm2-135m"
     for name, message in {
-        "smolm2-135m": "did you mean smollm2-135m",
+        "smolm2-135m": "did you mean 'smollm2-135m'",
         str(tmp_path / "nothing"): "no such model",
         str(tmp_path / "nothing.gguf"): "no such file",
     }.items():

@@ -10,7 +10,7 @@ import pytest
 
 from rewards.errors import UserError
 from rlhf.run.config.load import load
-from rlhf.run.directory import Run, plain
+from rlhf.run.directory import Run, plain, read_result
 from rlhf.run.metrics import MetricWriter, read_metrics
 from rlhf.run.progress import ProgressLine, watched
 from rlhf.train.config import SFTConfig
@@ -152,7 +152,7 @@ def test_results_are_plain_json(tmp_path):
         run.write_result(
             {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": {1: (np.bool_(True), None)}}
         )
-    assert json.loads((tmp_path / "r" / "metrics.json").read_text()) == {
+    assert read_result(tmp_path / "r") == {
         "a": 0.5,
         "b": [0, 1],
         "c": None,

@@ -19,6 +19,7 @@ from rlhf.apps import cli
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
+from rlhf.run.metrics import read_metrics
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
@@ -113,7 +114,7 @@ def write(root, name, **changes):
 
 
 def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     return [{k: v for k, v in row.items() if not re.match(r"perf/|time", k)} for row in rows]
 
 

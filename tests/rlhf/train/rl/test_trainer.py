@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
+from rewards import hashed
 from rewards.basis.readout import Readout
 from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
+from rewards.files import write_json
 from rlhf.apps import cli
 from rlhf.policy import store as policy_store
 from rlhf.run.config.load import load
+from rlhf.run.metrics import read_metrics
 from rlhf.train.rl import critic_store as rl_critic
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
@@ -78,7 +81,7 @@ def result_of(capsys, *argv):
 
 def metrics(folder):
     """metrics.jsonl without wall-clock figures."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     return [{k: v for k, v in row.items() if not re.match(r"perf/|time", k)} for row in rows]
 
 
@@ -213,7 +216,7 @@ def test_columns_are_standardised_once_over_samples_of_the_reference(populated):
 
 
 def test_the_critic_is_kept_and_read_strictly(world, populated):
-    record = json.loads((populated / "critic" / "critic.json").read_text())
+    record = hashed.read_record(populated / "critic" / "critic.json")
     config = CriticConfig(hidden=8)
     spec = rl_critic.spec_of(config, 2, True)
     assert record["spec"] == spec and spec["separate"]
@@ -227,7 +230,7 @@ def test_the_critic_is_kept_and_read_strictly(world, populated):
     path = populated / "critic" / "critic.json"
     whole = path.read_text()
     spec_before = {name: value for name, value in record["spec"].items() if name != "from_rewards"}
-    path.write_text(json.dumps(record | {"spec": spec_before}))
+    write_json(path, record | {"spec": spec_before})
     rl_critic.load(populated, spec, template, purpose)  # a record from before that field
     path.write_text(whole)
     with pytest.raises(UserError, match="is another critic than"):
