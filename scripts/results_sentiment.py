@@ -35,7 +35,7 @@ from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rewards.files import write_text
 from rewards.types import Preferences
-from rlhf.apps.generate import load as load_model
+from rlhf.api.policies import plain_model
 from rlhf.phi import fit as rewards_job
 from rlhf.phi.config import RewardsConfig
 from rlhf.policy import store as policy_store
@@ -140,7 +140,7 @@ def one_seed(
 ) -> dict[str, Any]:
     """Train; then sample and measure held-out prompts before and after, before with the same random numbers."""
     rl.run(config)
-    run, reference = load_reward_run(config.rewards), load_model(None, config.model.name)
+    run, reference = load_reward_run(config.rewards), plain_model(config.model.name).loaded
     policies = {"before": reference, "after": policy_store.load_policy(config.output_dir)}
     samples = {
         name: measure.sampled(policy, prompts, count, config.rollout, 1000 + seed)

@@ -132,7 +132,7 @@ def test_configurations_name_pages_that_exist(config):
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
 
 
-@pytest.mark.parametrize("script", ["config_page", "metrics_page"])
+@pytest.mark.parametrize("script", ["api_page", "config_page", "files_page", "metrics_page"])
 def test_generated_pages_are_current(script):
     module = runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))
     text = module["page"]() if "page" in module else module["markdown"]()

@@ -100,6 +100,11 @@ class FittedRewards:
         return None if self._book is None else self._book.run
 
     @property
+    def stored_basis(self) -> FittedBasis:
+        """`basis`, with its directory once there is one: what a policy's record names."""
+        return self.run or self.basis
+
+    @property
     def directory(self) -> Path | None:
         """Where the rewards are stored; None in memory."""
         return None if self.run is None else self.run.directory

@@ -3,6 +3,7 @@
 None of those libraries is imported here: a table is known by what it can do.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,21 @@ Table = Any
 """A list of dicts, a dict of lists, a pandas DataFrame, a pyarrow Table, a Hugging Face Dataset or DatasetDict."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Records that were read already, with their numbers and the name of where they came from."""
+
+    name: str
+    records: list[tuple[int, Any]]
+
+
 def rows_of(table: Table, split: str = "train") -> list[tuple[int, Any]]:
     """Records of a table, numbered from 1; a text that stands alone is a prompt.
 
     Raises:
       UserError: no kind of table that is known, columns of several lengths, or no such split.
     """
-    return list(enumerate(_records(table, split), 1))
+    return table.records if isinstance(table, Numbered) else list(enumerate(_records(table, split), 1))
 
 
 def _records(table: Table, split: str) -> list[Any]:

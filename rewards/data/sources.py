@@ -23,6 +23,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 def name_of(source: Source) -> str:
     """How messages call a source: its name or path, or "data" for what is in memory."""
+    if isinstance(source, memory.Numbered):
+        return source.name
     return str(source) if isinstance(source, (str, os.PathLike)) else memory.MEMORY
 
 

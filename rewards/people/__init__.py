@@ -1,0 +1,1 @@
+"""One person: questions, answers, records, edits, calibrated intervals."""

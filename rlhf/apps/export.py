@@ -8,22 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from rewards.errors import UserError
-from rlhf.apps.generate import person_z
-from rlhf.models.load import read_hf_config
-from rlhf.models.save import save_hf
-from rlhf.policy import store as policy_store
-
-
-def untied(raw: dict[str, Any]) -> dict[str, Any]:
-    """config.json of the same model with an unembedding of its own (in both places where Gemma 3 says so)."""
-    changed = {**raw, "tie_word_embeddings": False}
-    if "text_config" in raw:
-        changed["text_config"] = {**raw["text_config"], "tie_word_embeddings": False}
-    return changed
+from rlhf.api.policies import load_policy
 
 
 def export(
@@ -36,11 +22,8 @@ def export(
     """
     if Path(output).exists():
         raise UserError(f"--output {output}: exists already; choose a directory that does not exist")
-    loaded = policy_store.load_policy(policy)
-    z = person_z(loaded, policy, user, coefficients)
-    tree = jax.tree.map(np.asarray, policy_store.merge_adapters(loaded, z))
-    base = loaded.base
-    raw = read_hf_config(base.directory)
-    raw = untied(raw) if base.config.tied and "head" in tree else raw
-    save_hf(output, tree, raw, base.directory, end_ids=base.tokenizer.eos_ids)
+    loaded = load_policy(policy)
+    who = user if coefficients is None else coefficients
+    loaded.export(output, person=who)
+    z = loaded.signal(who)
     return {"path": str(output), "user": user, "z": None if z is None else z.tolist()}

@@ -1,0 +1,1 @@
+"""Policies held against π_ref, π_agg and one another."""

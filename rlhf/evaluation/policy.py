@@ -1,6 +1,7 @@
 """`chorus evaluate`: held-out people, their coefficients from a few answers, and what the policy does with them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from rewards.basis.readout import Readout
-from rewards.basis.store import RewardRun, load_reward_run
+from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
@@ -52,24 +53,69 @@ def run(config: Any) -> dict[str, Any]:
         rewards = load_reward_run(config.rewards)
         policy = policy_store.load_policy(config.policy)
         check_match(config, policy, rewards)
-        phi = encoder.item_features(rewards.basis, prefs)
-        people, _ = held_out_people(config, prefs, rewards, policy, phi)
-        prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
-        result: dict[str, Any] = {
-            "run_dir": str(job.directory),
-            "policy_sha256": policy_store.identity(config.policy),
-            "people": people.user_ids,
-            "answers_per_person": config.users.answers,
-            "beta": policy.gate.beta,
-            "rho": policy.gate.eta / (policy.gate.beta + policy.gate.eta),
-        }
-        result["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
-        if config.enumerate:
-            result["enumerated"], matrix = enumerated(config, policy, prefs, phi, people, prompts)
-        write_json(job.directory / MATRIX, {"people": people.user_ids, "reward": matrix.tolist()})
-        job.write_result(result)
-        _report(job.directory, read_result(job.directory), matrix, people, texts)
+        _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
+        judged = judge(config, policy, rewards, prefs, held)
+        names = {"run_dir": str(job.directory), "policy_sha256": policy_store.identity(config.policy)}
+        matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
+        write_json(job.directory / MATRIX, matrix)
+        job.write_result(names | judged.figures)
+        write_report(job.directory, read_result(job.directory), judged)
         return read_result(job.directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What an evaluation found.
+
+    Attributes:
+      figures: as in metrics.json. people: who was evaluated.
+      matrix: float[U, U] nats; row u, column v: what u gets, by u's own taste, from the policy made for v.
+      texts: what each person was told.
+    """
+
+    figures: dict[str, Any]
+    people: People
+    matrix: np.ndarray
+    texts: list[list[str]]
+
+
+def judge(
+    config: Any,
+    policy: policy_store.Policy,
+    rewards: FittedBasis,
+    prefs: Preferences,
+    held: np.ndarray,
+    reference: policy_store.Base | None = None,
+) -> Judged:
+    """Evaluate in memory.
+
+    Args:
+      config: everything but its paths counts.
+      held: bool[N], the comparisons of those who are evaluated. reference: π_ref; None reads `config.model`.
+    """
+    phi = encoder.item_features(rewards.basis, prefs)
+    people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
+    prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
+    gate = policy.gate
+    figures: dict[str, Any] = {
+        "people": people.user_ids,
+        "answers_per_person": config.users.answers,
+        "beta": gate.beta,
+        "rho": gate.eta / (gate.beta + gate.eta),
+    }
+    figures["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
+    if config.enumerate:
+        figures["enumerated"], matrix = enumerated(
+            config, policy, prefs, phi, people, prompts, reference or open_reference(config, policy)
+        )
+    return Judged(figures, people, matrix, texts)
+
+
+def open_reference(config: Any, policy: policy_store.Policy) -> policy_store.Base:
+    """The model that the policy was trained from."""
+    return policy_store.load_base(
+        config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
+    )
 
 
 def finished(job: Run, config: Any) -> bool:
@@ -79,7 +125,7 @@ def finished(job: Run, config: Any) -> bool:
     return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 
 
-def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) -> None:
+def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) -> None:
     """The policy must have users, and those of this reward run."""
     if policy.gate is None:
         raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
@@ -91,11 +137,17 @@ def check_match(config: Any, policy: policy_store.Policy, rewards: RewardRun) ->
 
 
 def held_out_people(
-    config: Any, prefs: Preferences, rewards: RewardRun, policy: policy_store.Policy, phi: np.ndarray
+    config: Any,
+    prefs: Preferences,
+    rewards: FittedBasis,
+    policy: policy_store.Policy,
+    phi: np.ndarray,
+    held: np.ndarray | None = None,
 ) -> tuple[People, replay.ColdStart]:
     """Coefficients of the held-out people after `users.answers` questions chosen among their recorded choices,
-    and the replay they come from."""
-    _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
+    and the replay they come from; `held` bool[N] are their comparisons, by default those that the data section divides."""
+    if held is None:
+        held = split_people(prefs, config.data.held_out_people, config.data.split_seed)[1]
     test = last_choices(prefs, config.data.last_choices) & held
     wanted = np.unique(prefs.user_index[held])
     if config.users.count is not None:
@@ -129,11 +181,9 @@ def enumerated(
     phi: np.ndarray,
     people: People,
     prompts: np.ndarray,
+    reference: policy_store.Base,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Exact figures over the data's distinct completions of each prompt, averaged over prompts."""
-    reference = policy_store.load_base(
-        config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
-    )
     ref_graphdef, ref_params, _ = policy_store.base_state(reference, None, policy.record["dtype"], False)
     encoded_prompts, completions = encode_items(
         prefs, policy.base.tokenizer, policy.base.config.max_positions
@@ -182,7 +232,7 @@ def sampled_answers(
     config: Any,
     policy: policy_store.Policy,
     prefs: Preferences,
-    rewards: RewardRun,
+    rewards: FittedBasis,
     people: People,
     prompts: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray, list[list[str]]]:
@@ -200,15 +250,11 @@ def sampled_answers(
         temperature=settings.temperature,
         batch=64,
     )
-    texts = [completion.text.strip() for completion in completions]
-    known = {
-        (int(prompt), text): item
-        for item, (prompt, text) in enumerate(zip(prefs.item_prompt, prefs.item_text, strict=True))
-    }
-    items = [known.get((int(prompt), text), -1) for (_, prompt), text in zip(asked, texts, strict=True)]
+    texts = [completion.text for completion in completions]
+    known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)
     phi = _features_of(rewards, prefs, asked, texts)
     shape = (num_users, len(prompts) * settings.num_samples)
-    valid = (np.array(items) >= 0).reshape(shape) if config.enumerate else None
+    valid = known.reshape(shape) if config.enumerate else None
     grouped = [texts[start : start + shape[1]] for start in range(0, len(texts), shape[1])]
     result, matrix = evaluate.summarise_samples(phi.reshape(*shape, -1), grouped, people.coef, valid)
     result["finished"] = float(np.mean([completion.finished for completion in completions]))
@@ -216,8 +262,20 @@ def sampled_answers(
     return result, matrix, grouped
 
 
+def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Whether each text is a completion that the data holds for its prompt, bool[S].
+
+    White space at both ends counts for neither side: some tokenizers add or drop it when they decode. Rewards are those
+    of the texts as they are, as in training.
+    """
+    known = {
+        (int(prompt), text.strip()) for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
+    }
+    return np.array([(prompt, text.strip()) in known for prompt, text in zip(prompts, texts, strict=True)])
+
+
 def _features_of(
-    rewards: RewardRun, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
+    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
 ) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
     if rewards.basis.encoder["kind"] not in ("lm", "columns"):
@@ -239,13 +297,13 @@ def _features_of(
     return phi[[place[key] for key in keys]]
 
 
-def _report(
-    directory: Path, result: dict[str, Any], matrix: np.ndarray, people: People, texts: list[list[str]]
-) -> None:
+def write_report(directory: Path, result: dict[str, Any], judged: Judged) -> None:
+    """Write report.html into a directory."""
     from rlhf.report import write_evaluation_report
 
+    people = judged.people
     examples = [
         {"person": user_id, "answer": own[0], "coefficients": coef.tolist()}
-        for user_id, own, coef in zip(people.user_ids, texts, people.coef, strict=True)
+        for user_id, own, coef in zip(people.user_ids, judged.texts, people.coef, strict=True)
     ]
-    write_evaluation_report(directory, result, matrix, people.user_ids, examples)
+    write_evaluation_report(directory, result, judged.matrix, people.user_ids, examples)

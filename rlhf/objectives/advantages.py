@@ -14,11 +14,13 @@ Sources: Schulman et al. 2016 (GAE); Ahmadian et al. 2024 (RLOO); Shao et al. 20
 Hu 2025 (REINFORCE++); GDPO, arXiv 2601.05242.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 from pydantic import Field
 
@@ -26,102 +28,9 @@ from rlhf.objectives.surrogate import Aggregation
 from rlhf.run.record import record
 
 EPSILON = 1e-4  # added to standard deviations, as GRPO and GDPO do
+# Of the largest number of a group, a float32 each: what rounding leaves of the differences between equal ones.
+RESOLUTION = 8 * float(np.finfo(np.float32).eps)
 EXTRA_CHANNELS = 2  # the KL, and the missing stop token
-
-
-@record
-class AlgorithmConfig:
-    """What PPO and the critic-free estimators share."""
-
-    epochs: int = Field(default=1, ge=1, description="Passes over the rows of an iteration.")
-    minibatches: int = Field(
-        default=1,
-        ge=1,
-        description="Parts of a pass, one optimiser step each; must divide the rows of an iteration.",
-    )
-    clip_low: float = Field(
-        default=0.2, gt=0, description="ε below: the ratio π/π_old counts from 1 − clip_low on."
-    )
-    clip_high: float = Field(
-        default=0.2,
-        gt=0,
-        description="ε above: the ratio π/π_old counts up to 1 + clip_high; DAPO takes 0.28.",
-    )
-    entropy_coef: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of the entropy bonus in the loss, per nat a token; 0 means none.",
-    )
-    missing_eos_penalty: float = Field(
-        default=0.0,
-        ge=0,
-        description="Subtracted from the reward of a completion that did not end by itself; 0 means none.",
-    )
-    scaling: Literal["running", "batch", "none"] = Field(
-        default="running",
-        description="What advantages are divided by: one running scale for the whole run; batch, the batch's own "
-        "(whitening); or nothing. grpo, reinforce++ and gdpo have their own and are never divided again.",
-    )
-    scale_decay: float = Field(
-        default=0.9,
-        ge=0,
-        lt=1,
-        description="Share of the running scale that an iteration keeps (running only).",
-    )
-
-
-@record
-class GRPOAlgorithmConfig(AlgorithmConfig):
-    """Estimators without a critic (`CRITIC_FREE`)."""
-
-    kind: Literal["centred", "rloo", "grpo", "reinforce++", "gdpo"] = Field(
-        default="centred",
-        description="Estimator of the advantage. centred, rloo and reinforce++ keep the strength of a taste; grpo "
-        "and gdpo divide by a deviation of the group, which erases it where kl.place is loss.",
-    )
-    aggregation: Aggregation = Field(
-        default="constant",
-        description="How token losses become one: mean over tokens (DAPO), over tokens and then completions (GRPO), "
-        "or sum over max_new_tokens (Dr.GRPO; no preference for a length).",
-    )
-    relabel: int = Field(
-        default=0,
-        ge=0,
-        description="Further people for whom every group of completions is learned from once more, with truncated "
-        "importance weights (centred and rloo with kl.place reward); 0 means none.",
-    )
-    relabel_limit: float = Field(
-        default=1.0,
-        gt=0,
-        description="Largest importance weight π(y|x, other)/π(y|x, own) of a relabelled completion.",
-    )
-
-    @property
-    def scaled(self) -> bool:
-        """Whether `scaling` applies; the other estimators standardise by themselves."""
-        return self.kind in ("centred", "rloo")
-
-
-@record
-class PPOAlgorithmConfig(AlgorithmConfig):
-    """Generalised advantages of a vector critic."""
-
-    aggregation: Aggregation = Field(
-        default="token", description="How token losses become one: see train grpo."
-    )
-    discount: float = Field(default=1.0, gt=0, le=1, description="γ, discount a token.")
-    gae_lambda: float = Field(
-        default=0.95, ge=0, le=1, description="λ of generalised advantages: 1 is Monte Carlo, 0 one step."
-    )
-    centre: bool = Field(
-        default=True,
-        description="Subtract the mean advantage of the (prompt, person) group; needs two completions or more.",
-    )
-
-    @property
-    def scaled(self) -> bool:
-        """Whether `scaling` applies."""
-        return True
 
 
 def generalised_advantages(
@@ -188,26 +97,51 @@ def group_std(values: Float[Array, " B"], group_size: int) -> Float[Array, " B"]
     return jnp.broadcast_to(grouped.std(axis=1, ddof=1, keepdims=True), grouped.shape).reshape(-1)
 
 
+def group_centred(values: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
+    """x − mean over the completions of one (prompt, person); exactly 0 where they differ by less than their resolution.
+
+    The mean of equal numbers need not be that number: 0.35 three times leaves 1e-8, which dividing by a deviation or by a
+    running scale would blow up to advantages of 1 that nobody earned.
+    """
+    signal = tells_apart(values.reshape(-1, group_size))
+    return jnp.where(jnp.repeat(signal, group_size), values - group_mean(values, group_size), 0.0)
+
+
+def tells_apart(grouped: Float[Array, "P G"]) -> Bool[Array, " P"]:
+    """Whether the numbers of a group differ by more than their resolution."""
+    spread = grouped.max(axis=1) - grouped.min(axis=1)
+    return spread > RESOLUTION * jnp.abs(grouped).max(axis=1)
+
+
 def centre_tokens(
     advantages: Float[Array, "B T"], mask: Bool[Array, "B T"], group_size: int
 ) -> Float[Array, "B T"]:
-    """Subtract the mean over all tokens of the same (prompt, person); 0 outside the mask."""
+    """Subtract the mean over all tokens of the same (prompt, person); 0 outside the mask, and as `group_centred`."""
     real = mask.astype(advantages.dtype)
     grouped = (advantages * real).reshape(-1, group_size * advantages.shape[1])
     count = real.reshape(grouped.shape).sum(axis=1)
     mean = jnp.repeat(grouped.sum(axis=1) / jnp.maximum(count, 1.0), group_size)
-    return jnp.where(mask, advantages - mean[:, None], 0.0)
+    own, tokens = mask.reshape(grouped.shape), advantages.reshape(grouped.shape)
+    highest = jnp.max(tokens, axis=1, where=own, initial=-jnp.inf)
+    lowest = jnp.min(tokens, axis=1, where=own, initial=jnp.inf)
+    signal = highest - lowest > RESOLUTION * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    return jnp.where(mask & jnp.repeat(signal, group_size)[:, None], advantages - mean[:, None], 0.0)
 
 
 def masked_whiten(
     values: Float[Array, "B T"], mask: Bool[Array, "B T"], *, shift: bool = True
 ) -> Float[Array, "B T"]:
-    """(x − mean)/sd over the masked entries of the whole batch; `shift=False` puts the mean back."""
+    """(x − mean)/sd over the masked entries of the whole batch; `shift=False` puts the mean back.
+
+    Entries that differ by less than their resolution all are the mean.
+    """
     real = mask.astype(values.dtype)
     count = jnp.maximum(real.sum(), 1.0)
     mean = jnp.sum(values * real) / count
     variance = jnp.sum(real * (values - mean) ** 2) / jnp.maximum(count - 1.0, 1.0)
-    whitened = (values - mean) * jax.lax.rsqrt(variance + 1e-8)
+    largest = jnp.max(jnp.abs(values), where=mask, initial=0.0)
+    deviation = jnp.where(jnp.sqrt(variance) > RESOLUTION * largest, values - mean, 0.0)
+    whitened = deviation * jax.lax.rsqrt(variance + 1e-8)
     return jnp.where(mask, whitened if shift else whitened + mean, 0.0)
 
 
@@ -244,8 +178,7 @@ def centred(
     returns: Float[Array, "B C"], weights: Float[Array, "B C"], group_size: int
 ) -> Float[Array, " B"]:
     """A = R − mean_group(R), R = Σ_c weight_c · return_c. Dr.GRPO's; with the running scale, the default."""
-    total = scalarise(returns, weights)
-    return total - group_mean(total, group_size)
+    return group_centred(scalarise(returns, weights), group_size)
 
 
 def leave_one_out(
@@ -260,7 +193,7 @@ def group_standardised(
 ) -> Float[Array, " B"]:
     """GRPO: A = (R − mean)/(sd + 1e-4) within the group. Erases the strength of a taste when the KL is in the loss."""
     total = scalarise(returns, weights)
-    return (total - group_mean(total, group_size)) / (group_std(total, group_size) + EPSILON)
+    return group_centred(total, group_size) / (group_std(total, group_size) + EPSILON)
 
 
 def batch_standardised(
@@ -284,9 +217,7 @@ def channel_standardised(
     own utility for about 70–75 % of pairs. Erases the strength of a taste as well.
     """
     per_channel = jax.vmap(
-        lambda channel: (
-            (channel - group_mean(channel, group_size)) / (group_std(channel, group_size) + EPSILON)
-        ),
+        lambda channel: group_centred(channel, group_size) / (group_std(channel, group_size) + EPSILON),
         in_axes=1,
         out_axes=1,
     )(returns)
@@ -294,11 +225,161 @@ def channel_standardised(
     return (advantage - advantage.mean()) / (advantage.std(ddof=1) + EPSILON)
 
 
-Estimator = Callable[[Float[Array, "B C"], Float[Array, "B C"], int], Float[Array, " B"]]
-CRITIC_FREE: dict[str, Estimator] = {
-    "centred": centred,
-    "rloo": leave_one_out,
-    "grpo": group_standardised,
-    "reinforce++": batch_standardised,
-    "gdpo": channel_standardised,
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """A critic-free estimator, and what the rest of an update has to know about it.
+
+    Attributes:
+      advantage: returns [B, C], weights [B, C], size G of a group → one advantage a completion, [B].
+      formula, strength: for `docs/rl.md`: the advantage, and what becomes of a taste four times as strong.
+      factor: G → f where A = f · (R − mean); None for those that standardise by themselves. Only the former are divided by
+        a running scale and defined for weighed completions.
+    """
+
+    advantage: Callable[[Float[Array, "B C"], Float[Array, "B C"], int], Float[Array, " B"]]
+    formula: str
+    strength: str
+    factor: Callable[[int], float] | None = None
+
+    def kl_share(self, group_size: int) -> float:
+        """What a KL in the loss is multiplied by to be weighed against these advantages by β.
+
+        R_i − mean(R) holds R_i itself, which shrinks its gradient to (G − 1)/G of the objective's: a KL outside it would be
+        overpriced by as much. RLOO has no such factor; the estimators that standardise have no scale to keep.
+        """
+        return 1.0 if self.factor is None else self.factor(group_size) * (1.0 - 1.0 / group_size)
+
+
+# The one list of them: configuration, checks, messages, documentation and tests derive from it.
+ESTIMATORS: dict[str, Estimator] = {
+    "centred": Estimator(
+        centred,
+        "R − mean",
+        "moves the policy four times as far: fixed point π_ref·exp(u/β)",
+        factor=lambda group_size: 1.0,
+    ),
+    "rloo": Estimator(
+        leave_one_out, "G/(G−1) (R − mean)", "kept", factor=lambda group_size: group_size / (group_size - 1)
+    ),
+    "reinforce++": Estimator(
+        batch_standardised,
+        "(R − mean), then standardised over the batch",
+        "kept relative to the others in the batch; the common size is lost",
+    ),
+    "grpo": Estimator(
+        group_standardised,
+        "(R − mean)/(sd + 1e-4)",
+        "**erased**: fixed point π_ref·exp(u/(β sd(u))), the same for u and 4u",
+    ),
+    "gdpo": Estimator(
+        channel_standardised,
+        "Σ_k w_k (φ_k − mean)/(sd_k + 1e-4), then standardised over the batch",
+        "**erased**",
+    ),
 }
+SCALED = tuple(name for name, estimator in ESTIMATORS.items() if estimator.factor is not None)
+STANDARDISED = tuple(name for name in ESTIMATORS if name not in SCALED)
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[tuple(ESTIMATORS)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+@record
+class AlgorithmConfig:
+    """What PPO and the critic-free estimators share."""
+
+    epochs: int = Field(default=1, ge=1, description="Passes over the rows of an iteration.")
+    minibatches: int = Field(
+        default=1,
+        ge=1,
+        description="Parts of a pass, one optimiser step each; must divide the rows of an iteration.",
+    )
+    clip_low: float = Field(
+        default=0.2, gt=0, description="ε below: the ratio π/π_old counts from 1 − clip_low on."
+    )
+    clip_high: float = Field(
+        default=0.2,
+        gt=0,
+        description="ε above: the ratio π/π_old counts up to 1 + clip_high; DAPO takes 0.28.",
+    )
+    entropy_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the entropy bonus in the loss, per nat a token; 0 means none.",
+    )
+    missing_eos_penalty: float = Field(
+        default=0.0,
+        ge=0,
+        description="Subtracted from the reward of a completion that did not end by itself; 0 means none.",
+    )
+    scaling: Literal["running", "batch", "none"] = Field(
+        default="running",
+        description="What advantages are divided by: one running scale for the whole run; batch, the batch's own "
+        f"(whitening); or nothing. {listed(STANDARDISED)} have their own and are never divided again.",
+    )
+    scale_decay: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Share of the running scale that an iteration keeps (running only).",
+    )
+
+
+@record
+class GRPOAlgorithmConfig(AlgorithmConfig):
+    """Estimators without a critic (`ESTIMATORS`)."""
+
+    kind: EstimatorName = Field(
+        default="centred",
+        description="Estimator of the advantage. centred, rloo and reinforce++ keep the strength of a taste; grpo "
+        "and gdpo divide by a deviation of the group, which erases it where kl.place is loss.",
+    )
+    aggregation: Aggregation = Field(
+        default="constant",
+        description="How token losses become one: mean over tokens (DAPO), over tokens and then completions (GRPO), "
+        "or sum over max_new_tokens (Dr.GRPO; no preference for a length).",
+    )
+    relabel: int = Field(
+        default=0,
+        ge=0,
+        description="Further people for whom every group of completions is learned from once more, with truncated "
+        f"importance weights ({listed(SCALED)} with kl.place reward); 0 means none.",
+    )
+    relabel_limit: float = Field(
+        default=1.0,
+        gt=0,
+        description="Largest importance weight π(y|x, other)/π(y|x, own) of a relabelled completion.",
+    )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether `scaling` applies; the other estimators standardise by themselves."""
+        return self.kind in SCALED
+
+
+@record
+class PPOAlgorithmConfig(AlgorithmConfig):
+    """Generalised advantages of a vector critic."""
+
+    aggregation: Aggregation = Field(
+        default="token", description="How token losses become one: see train grpo."
+    )
+    discount: float = Field(default=1.0, gt=0, le=1, description="γ, discount a token.")
+    gae_lambda: float = Field(
+        default=0.95, ge=0, le=1, description="λ of generalised advantages: 1 is Monte Carlo, 0 one step."
+    )
+    centre: bool = Field(
+        default=True,
+        description="Subtract the mean advantage of the (prompt, person) group; needs two completions or more.",
+    )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether `scaling` applies."""
+        return True

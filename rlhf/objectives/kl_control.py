@@ -1,8 +1,11 @@
 """How the price of KL, β, moves during training. State and result are arrays, so a schedule compiles nothing.
 
 fixed     β stays
-adaptive  β ← β (1 + clip(KL/target − 1, ±0.2) · n/horizon), n completions in the step   (Ziegler et al. 2019)
+adaptive  β ← β (1 + clip(KL/target − 1, ±0.2) · min(n/horizon, 1)), n completions in the step   (Ziegler et al. 2019;
+          the bound is ours: with more completions than the horizon a step would turn β negative)
 target    β ← β exp(gain · clip(KL/target − 1, ±1)): multiplicative, independent of the batch size
+
+β stays within `BETA_RANGE`: as a float32 it would else reach 0 or infinity in a long run whose target is out of reach.
 """
 
 from typing import Literal
@@ -14,6 +17,7 @@ from pydantic import Field, model_validator
 from rlhf.run.record import record
 
 Controller = Literal["fixed", "adaptive", "target"]
+BETA_RANGE = (1e-6, 1e6)
 
 
 @record
@@ -67,7 +71,8 @@ def next_kl_coef(
     """β for the next step from the mean KL(π‖π_ref) of this one, nats a completion."""
     error = kl_nats / kl.target_nats - 1.0
     if kl.controller == "adaptive":
-        return kl_coef * (1.0 + jnp.clip(error, -0.2, 0.2) * completions / kl.horizon)
+        share = jnp.minimum(completions / kl.horizon, 1.0)
+        return jnp.clip(kl_coef * (1.0 + jnp.clip(error, -0.2, 0.2) * share), *BETA_RANGE)
     if kl.controller == "target":
-        return kl_coef * jnp.exp(gain * jnp.clip(error, -1.0, 1.0))
+        return jnp.clip(kl_coef * jnp.exp(gain * jnp.clip(error, -1.0, 1.0)), *BETA_RANGE)
     return kl_coef

@@ -1,0 +1,1 @@
+"""Texts or tokens → φ: encoders, reward functions, classifiers, judges, and the fit of a reward run."""

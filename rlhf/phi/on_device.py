@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rewards.basis.readout import Folded, Readout
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
 from rewards.types import RewardBasis
 from rlhf.phi.columns import jit as jit_columns
@@ -155,7 +155,7 @@ def compiled_columns(settings: dict[str, Any], basis: RewardBasis | None) -> Com
     return Compiled(ColumnKernel(functions), ColumnArrays(readout.weight, readout.shift))
 
 
-def compiled_basis(run: RewardRun, policy: policy_store.Base) -> Compiled | None:
+def compiled_basis(run: FittedBasis, policy: policy_store.Base) -> Compiled | None:
     """The compiled reward of a run over hidden states; None when its encoder reads other tokens than the policy writes.
 
     Raises:

@@ -3,13 +3,12 @@ other tokens than the policy writes.
 
 A column sees exactly what it sees in `chorus rewards score`: prompts, texts, and the other columns of the prompt's row.
 Columns run side by side in threads, each with a time limit and further tries. A column that says nothing about a
-completion (None) gives it the column's mean over the samples of π_ref, so its φ is 0 and the others decide; without such
-samples (one policy for all) it gives 0, as in TRL. NaN and infinity are refused.
+completion (None) is left out of its group (`filled`). NaN and infinity are refused.
 
 Shapes: B rows, K basis outputs, C columns.
 """
 
-import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,23 +26,15 @@ from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
 from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
-from rlhf.phi.reward import Can, Completions, PromptRows
+from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
 
+_LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
 WIDTH = 64  # widths of re-encoded completions are multiples of this, so that few programs are compiled
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """parallel: columns at a time. timeout_seconds: for one column and one iteration. retries: further tries."""
-
-    parallel: int
-    timeout_seconds: float
-    retries: int
-
-
-Features = Callable[[Preferences], np.ndarray]  # items → φ float32[I, K]
+Features = Callable[[Preferences, int], Rewards]  # items, and how many stand together → φ float32[I, K]
 
 
 def texts_of(completions: Completions, tokenizer: Tokenizer) -> list[str]:
@@ -65,7 +56,7 @@ class ColumnFeatures:
       UserError: a column is not what it was when its settings were stored.
     """
 
-    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: Limits):
+    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: HostConfig):
         self._opened = table.open_columns(settings, gates=False)
         for entry, _ in self._opened:
             if entry["settings"]["kind"] == "function":  # imported before anything runs
@@ -74,18 +65,39 @@ class ColumnFeatures:
         if basis is not None:
             Readout.of(basis).folded()  # refuses a basis that depends on the prompt
 
-    def __call__(self, items: Preferences) -> np.ndarray:
-        """Raises UserError: a column raises, returns something else than finite numbers, or takes too long."""
+    def __call__(self, items: Preferences, group_size: int = 1) -> Rewards:
+        """φ; where a column says nothing about an item, see `left_out`.
+
+        Raises:
+          UserError: a column raises, returns something else than finite numbers, or takes too long.
+        """
         jobs = [
             (entry["settings"]["name"], lambda column=column: column.measure(items, fitting=False))
             for entry, column in self._opened
         ]
         measured = side_by_side(jobs, self._limits)
         entries = [entry for entry, _ in self._opened]
-        values = table.combine(list(zip(entries, measured, strict=True))).values
+        found = table.combine(list(zip(entries, measured, strict=True)))
+        values, silent = filled(found, group_size), np.isnan(found.raw).sum(axis=0)
+        left_out = {name: int(count) for name, count in zip(found.names, silent, strict=True) if count}
         if self._basis is None:
-            return values.astype(np.float32)
-        return Readout.of(self._basis).features(values)
+            return Rewards(values.astype(np.float32), left_out)
+        return Rewards(Readout.of(self._basis).features(values), left_out)
+
+
+def filled(found: table.Table, group_size: int) -> np.ndarray:
+    """Raw rewards float64[I, C] without gaps: a reward that says nothing about a completion is left out of its group.
+
+    It gets the mean of what the same reward says about the others of the group (`group_size` neighbours), so that the
+    group's mean is that of the completions it applies to, and this one gains and loses nothing by it. Where it says nothing
+    about the whole group, the stored value stands, the same for all of them.
+    """
+    raw = found.raw.reshape(-1, group_size, found.raw.shape[1])
+    known = ~np.isnan(raw)
+    count = known.sum(axis=1, keepdims=True)
+    mean = np.where(known, raw, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    stored = found.values.reshape(raw.shape)
+    return np.where(known | (count == 0), stored, mean).reshape(found.raw.shape)
 
 
 class EncoderFeatures:
@@ -103,7 +115,7 @@ class EncoderFeatures:
     def _compute(self, arrays, tokens, starts, member):
         return arrays.readout(pooled_texts(self._pooling, arrays.params, tokens, starts, member))
 
-    def __call__(self, items: Preferences) -> np.ndarray:
+    def __call__(self, items: Preferences, group_size: int = 1) -> Rewards:
         prompts = [self._tokenizer.encode_prompt(prompt) for prompt in items.prompts]
         completions = [self._tokenizer.encode_completion(text) for text in items.item_text]
         whole = [
@@ -123,10 +135,10 @@ class EncoderFeatures:
         for start in range(0, len(whole), self._chunk):
             index = np.minimum(np.arange(start, start + self._chunk), len(whole) - 1)
             parts.append(self._features(self._arrays, tokens[index], starts[index], member[index]))
-        return np.concatenate([np.asarray(part) for part in parts])[: len(whole)]
+        return Rewards(np.concatenate([np.asarray(part) for part in parts])[: len(whole)], {})
 
 
-def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Limits) -> list[Measured]:
+def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: HostConfig) -> list[Measured]:
     """Run named jobs in threads; the first failure, or the first that takes too long, is the failure of all.
 
     Raises:
@@ -183,16 +195,24 @@ class HostReward:
     can = Can(compiled=False, beginnings=False, tokens=False)
     kernel = arrays = None
 
-    def __init__(self, features: Features, tokenizer: Tokenizer):
-        self._features, self._tokenizer = features, tokenizer
+    def __init__(self, features: Features, tokenizer: Tokenizer, group_size: int = 1):
+        self._features, self._tokenizer, self._group_size = features, tokenizer, group_size
+        self._told: set[str] = set()
 
-    def __call__(self, completions: Completions, prompts: PromptRows) -> np.ndarray:
+    def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards:
         """Raises UserError: a reward is missing or not finite; the line names column and row."""
         items = prompts.with_texts(texts_of(completions, self._tokenizer))
-        phi = np.asarray(self._features(items), np.float32)
+        found = self._features(items, self._group_size)
+        phi = np.asarray(found.phi, np.float32)
         if not np.isfinite(phi).all():
             row = int(np.flatnonzero(~np.isfinite(phi).all(axis=1))[0])
             raise UserError(
                 f"rewards: not finite for {items.source} row {items.row[row]}; check the reward's numbers"
             )
-        return phi
+        for name in found.left_out.keys() - self._told:
+            _LOG.warning(
+                f"column {name!r}: says nothing about {found.left_out[name]} of {len(phi)} completions; it is left out of "
+                "their groups' means (train/left_out_share)"
+            )
+        self._told |= found.left_out.keys()
+        return Rewards(phi, found.left_out)

@@ -9,13 +9,30 @@ Shapes: B rows, T completion slots, K outputs.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from rewards.types import NOBODY, Preferences, Prompt
 from rlhf.policy.scoring import Rows
+from rlhf.run.record import record
+
+
+@record
+class HostConfig:
+    """Rewards that are computed outside the compiled program: Python functions, models, judges."""
+
+    parallel: int = Field(default=4, ge=1, le=256, description="Columns computed at a time.")
+    timeout_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest time one column may take for the completions of an iteration.",
+    )
+    retries: int = Field(
+        default=0, ge=0, description="Further tries after a column failed, with growing pauses."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +109,13 @@ class Can:
     tokens: bool
 
 
+class Rewards(NamedTuple):
+    """phi: float32[B, K] or [B, T, K]. left_out: by column, of how many completions it said nothing; only those above 0."""
+
+    phi: jax.Array | np.ndarray
+    left_out: dict[str, int]
+
+
 class Reward(Protocol):
     """φ of completions: float32[B, K], or float32[B, T, K] where it `can.tokens`.
 
@@ -105,7 +129,7 @@ class Reward(Protocol):
     def kernel(self) -> "Kernel | None": ...
     @property
     def arrays(self) -> Any: ...
-    def __call__(self, completions: Completions, prompts: PromptRows) -> jax.Array | np.ndarray: ...
+    def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards: ...
 
 
 class Kernel(Protocol):
@@ -132,8 +156,8 @@ class Compiled:
     def can(self) -> Can:
         return Can(compiled=True, beginnings=self.kernel.reads_beginnings, tokens=self.kernel.per_token)
 
-    def __call__(self, completions: Completions, prompts: PromptRows) -> jax.Array:
-        return _run(self.kernel, self.arrays, completions)
+    def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards:
+        return Rewards(_run(self.kernel, self.arrays, completions), {})
 
 
 @functools.partial(jax.jit, static_argnums=0)

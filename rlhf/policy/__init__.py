@@ -1,0 +1,1 @@
+"""One conditioned model: packed rows, log-probs, the gate from coefficients to z, sampling, storage."""

@@ -31,6 +31,8 @@ from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
 
 POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+IN_MEMORY = "(in memory)"
+"""Name of a base that stands in no directory."""
 AGAIN = "restore it or train again"
 NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
 
@@ -115,11 +117,8 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         folded in (a conditioned policy becomes its aggregate policy).
     """
     if is_run(name):
-        policy = load_policy(name)
-        base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
-        tree = restage(merge_adapters(policy, None), base.stages, stages)
-        tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
-        return dataclasses.replace(base, name=str(name), tree=tree, stages=stages, fingerprint=identity(name))
+        loaded = load_policy(name)
+        return base_of(loaded, str(name), identity(name), adapter_layers=adapter_layers, dtype=dtype)
     if (Path(name) / "config.yaml").is_file():
         if (Path(name) / "basis.json").is_file():
             raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
@@ -135,6 +134,14 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         )
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
     return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
+
+
+def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
+    """A policy as frozen base weights, its adapters folded in at z = 0; named and identified as given."""
+    base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
+    tree = restage(merge_adapters(policy, None), base.stages, stages)
+    tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
+    return dataclasses.replace(base, name=name, tree=tree, stages=stages, fingerprint=fingerprint)
 
 
 def base_state(
@@ -212,7 +219,7 @@ def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
     return {
         name: paths.relative(record[name], directory)
         for name in ("base", "rewards")
-        if name in record and cache not in Path(record[name]).resolve().parents
+        if record.get(name) and cache not in Path(record[name]).resolve().parents
     }
 
 
@@ -228,7 +235,7 @@ def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
         return basis.is_file() and hashed.read_record(basis).get("basis_hash") == record.get("basis")
 
     found = {"base": paths.find(record["base"], ways.get("base"), run, base)}
-    if "rewards" in record:
+    if record.get("rewards"):
         found["rewards"] = paths.find(record["rewards"], ways.get("rewards"), run, rewards)
     return record | found
 

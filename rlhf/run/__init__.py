@@ -1,0 +1,1 @@
+"""What every run has: configuration, directory, metrics, progress, signals."""

@@ -1,0 +1,1 @@
+"""Training: optimiser, loop, checkpoints, and the trainers."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 from rewards import hashed
 from rewards.annotation.basis import run_margins
 from rewards.annotation.mixture import Mixture, fit_mixture
-from rewards.basis.store import RewardRun, load_reward_run
-from rewards.data.read import read_preferences
+from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
+from rewards.data.read import read_preferences, require_people
 from rewards.errors import UserError
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
@@ -28,59 +29,113 @@ from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import loop as train
 from rlhf.train import optim
+from rlhf.train.callbacks import Callback
+from rlhf.train.loop import run_steps
 from rlhf.train.sft import (
     base_record,
     batches,
-    close,
-    finished,
     fresh_policy,
     frozen_parts,
+    open_base,
     tokens_per_step,
     trained_parts,
 )
+from rlhf.train.trained import Trained, close, finished, run_callbacks
+
+Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
+"""Rewards of a run that come from elsewhere than its configuration; they may be kept in its directory."""
 
 _LOG = logging.getLogger("chorus")
 
 
-def run(config: Any) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
+def run(
+    config: Any,
+    *,
+    prefs: Preferences | None = None,
+    base: policy_store.Base | None = None,
+    rewards: Rewards | None = None,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
+
+    Args:
+      prefs, base, callbacks, own: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
+        from where the configuration says.
+    """
     with Run.open(config.output_dir, config, "dpo") as job:
         if finished(job):
             return job.stored_result()
-        personal = config.loss.personal
-        rewards = load_reward_run(config.rewards) if personal else None
-        people = load_people(rewards) if rewards else None
-        prefs = read_preferences(config.data.path, config.data.split)
-        prefs = known_people(prefs, people) if config.loss.kind == "observed" else prefs
-        annotation = annotation_mixture(config, prefs)
-        base = policy_store.load_base(
-            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+        basis = people = None
+        if rewards is not None:
+            basis, people = rewards(job.directory)
+        elif config.loss.personal or config.loss.annotation != "none":
+            run = load_reward_run(config.rewards)
+            basis, people = run, load_people(run)
+        if prefs is None:
+            prefs = read_preferences(config.data.path, config.data.split, people=False)
+        trained = train(
+            config,
+            prefs,
+            base or open_base(config),
+            basis,
+            people,
+            run_callbacks(job, config.train, "dpo", callbacks),
+            cache=job.directory / "cache",
+            own=own,
         )
-        rows = build_rows(config, prefs, base, people, annotation)
-        full = config.tune.mode == "full"
-        spec = adapter_spec(config, rewards, base)
-        graphdef, params, run_key = fresh_policy(config, base, spec)
-        hidden = None if full else cached_hidden(graphdef, params, rows.packed)
-        reference = reference_logprobs(job.directory, base, graphdef, params, rows, hidden)
-        data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
-        drawn_from = population(config, rewards, people)
-        state = _train(config, job, graphdef, params, data, drawn_from, run_key, full)
-        params = params._replace(**state.params)
-        record = base_record(config, base, "dpo") | _personal_record(config, rewards)
-        record |= {"annotation": annotation.record()} if annotation else {}
-        policy_store.save_policy(job.directory, params, spec, record, full=full)
-        return close(job, len(rows.user))
+        trained.save(job.directory)
+        return close(job, trained.num_rows)
 
 
-def annotation_mixture(config: Any, prefs: Preferences) -> Mixture | None:
-    """Kinds of answer under the coefficients of the reward run; None unless `loss.annotation` asks for them."""
-    if config.loss.annotation == "none":
+def train(
+    config: Any,
+    prefs: Preferences,
+    base: policy_store.Base,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    cache: Path | None = None,
+    own: optim.Own = None,
+) -> Trained:
+    """Train in memory.
+
+    Args:
+      config: everything but its paths counts.
+      rewards, people: the basis and whom it was fitted on; None for a policy for everybody.
+      callbacks: called by the loop. cache: folder that keeps the reference log-probs; None keeps nothing.
+      own: a user's own optimiser.
+    """
+    if config.loss.kind == "observed":
+        prefs = known_people(require_people(prefs, "loss.kind observed"), people)
+    annotation = annotation_mixture(config, prefs, rewards, people)
+    if not config.loss.personal:
+        rewards = people = None
+    rows = build_rows(config, prefs, base, people, annotation)
+    full = config.tune.mode == "full"
+    spec = adapter_spec(config, rewards, base)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
+    data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    drawn_from = population(config, rewards, people)
+    state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
+    params = params._replace(**state.params)
+    record = base_record(config, base, "dpo") | _personal_record(config, rewards)
+    record |= {"annotation": annotation.record()} if annotation else {}
+    return Trained(base, params, spec, record, full, len(rows.user))
+
+
+def annotation_mixture(
+    config: Any, prefs: Preferences, rewards: FittedBasis | None, people: People | None
+) -> Mixture | None:
+    """Kinds of answer under the coefficients of the rewards; None unless `loss.annotation` asks for them."""
+    if config.loss.annotation == "none" or rewards is None:
         return None
-    rewards = load_reward_run(config.rewards)
-    phi = encoder.item_features(rewards.basis, prefs)
-    return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, load_people(rewards)))
+    phi = encoder.item_features(rewards.basis, require_people(prefs, "loss.annotation mixture"))
+    return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, people))
 
 
 def build_rows(
@@ -107,7 +162,7 @@ def build_rows(
     return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
 
 
-def adapter_spec(config: Any, rewards: RewardRun | None, base: policy_store.Base) -> AdapterSpec | None:
+def adapter_spec(config: Any, rewards: FittedBasis | None, base: policy_store.Base) -> AdapterSpec | None:
     """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
     if rewards is None:
@@ -143,7 +198,7 @@ def known_people(prefs: Preferences, people: People) -> Preferences:
     return kept
 
 
-def item_rewards(rewards: RewardRun | None, prefs: Preferences, rows: PairRows) -> np.ndarray:
+def item_rewards(rewards: FittedBasis | None, prefs: Preferences, rows: PairRows) -> np.ndarray:
     """φ of every row's completions, float32[R, C, K]; 0 on padding, K = 0 without people."""
     if rewards is None:
         return np.zeros((*rows.item.shape, 0), np.float32)
@@ -152,21 +207,28 @@ def item_rewards(rewards: RewardRun | None, prefs: Preferences, rows: PairRows) 
 
 
 def reference_logprobs(
-    directory: Path, base: policy_store.Base, graphdef: Any, params: PolicyParams, rows: PairRows, hidden: Any
+    cache: Path | None,
+    base: policy_store.Base,
+    graphdef: Any,
+    params: PolicyParams,
+    rows: PairRows,
+    hidden: Any,
 ) -> np.ndarray:
-    """log π_ref of every completion, float32[R, C]; computed once, kept in the run's cache/.
+    """log π_ref of every completion, float32[R, C]; computed once, kept in the folder `cache` where there is one.
 
     Fresh adapters add exactly nothing, so the policy at its start is the reference.
     """
+    if cache is None:
+        return all_logprobs(graphdef, params, rows.packed, hidden)
     return hashed.cached(
-        directory / "cache",
+        cache,
         [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()],
         lambda: all_logprobs(graphdef, params, rows.packed, hidden),
         prefix="ref_logprobs-",
     )
 
 
-def population(config: Any, rewards: RewardRun | None, people: People | None) -> Population | None:
+def population(config: Any, rewards: FittedBasis | None, people: People | None) -> Population | None:
     """Whose coefficients training rows get; None without people."""
     if rewards is None:
         return None
@@ -175,13 +237,14 @@ def population(config: Any, rewards: RewardRun | None, people: People | None) ->
 
 def _train(
     config: Any,
-    job: Run,
+    callbacks: Sequence[Callback],
     graphdef: Any,
     params: PolicyParams,
     data: dpo.DPOBatch,
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
+    own: optim.Own,
 ) -> optim.TrainState:
     settings = traced(
         dpo.DPOSettings(
@@ -194,9 +257,10 @@ def _train(
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
         dtype=config.model.dtype,
+        own=own,
     )
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
-    state = optim.init_state(trained, settings.optimizer, key)
+    state = optim.init_state(trained, settings.optimizer, key, own)
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),
@@ -204,25 +268,24 @@ def _train(
         settings=settings,
         program=program,
     )
-    return train.run_steps(
-        job,
+    return run_steps(
         state,
         step,
         batches(config, data, len(data.rows.user)),
-        config,
+        config.train,
         tokens_per_step=tokens_per_step(config, data.rows.packed),
-        title="dpo",
+        callbacks=callbacks,
     )
 
 
-def _personal_record(config: Any, rewards: RewardRun | None) -> dict[str, Any]:
+def _personal_record(config: Any, rewards: FittedBasis | None) -> dict[str, Any]:
     """What a policy must remember of the population it was trained for."""
     if rewards is None:
         return {"beta": config.loss.dpo_beta, "eta": 0.0}
     return {
         "beta": config.loss.dpo_beta,
         "eta": config.rail.eta,
-        "rewards": str(Path(config.rewards).resolve()),
+        "rewards": str(rewards.directory.resolve()) if isinstance(rewards, RewardRun) else None,
         "basis": rewards.hash,
         "names": list(rewards.basis.gauge.names),
         "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},

@@ -71,6 +71,7 @@ class DPOProgram:
       with_nll, with_rail: whether these terms are computed; their weights are numbers.
       dtype: what trained base weights are computed in (`policy.merge`).
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
+      own: a user's own optimiser (`optim.apply_gradients`).
     """
 
     graphdef: nnx.GraphDef
@@ -79,6 +80,7 @@ class DPOProgram:
     with_rail: bool = False
     dtype: str = "float32"
     extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    own: optim.Own = None
 
 
 def row_coef(
@@ -270,5 +272,5 @@ def step(
         (value, more), own = term(state.params)
         grads = jax.tree.map(jnp.add, grads, own)
         metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
-    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
+    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     return state, metrics | norms

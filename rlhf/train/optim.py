@@ -37,6 +37,10 @@ class OptimizerConfig:
     )
 
 
+Own = optax.GradientTransformation | None
+"""An optimiser that a user brings from Python; static, so the same object compiles once."""
+
+
 class TrainState(NamedTuple):
     """What the next step needs: step number, trained arrays, optimiser state, key of the run."""
 
@@ -69,21 +73,29 @@ def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array) -> TrainState:
-    """State of step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), params, _transform(optimizer).init(params), key)
+def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
+    """State of step 0; `own` as in `apply_gradients`."""
+    opt_state = (own or _transform(optimizer)).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array
+    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array, own: Own = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One AdamW step; returns the new state and the norms worth watching."""
-    updates, opt_state = _transform(optimizer).update(grads, state.opt_state, state.params)
-    rate = learning_rate(state.step, optimizer, num_steps)
-    updates = jax.tree.map(lambda u, p: (-rate * u).astype(p.dtype), updates, state.params)
+    """One AdamW step, or one of a user's own optimiser; returns the new state and the norms worth watching.
+
+    Args:
+      own: whole optimiser, its rate and clipping included; `optimizer` then counts for nothing.
+    """
+    if own is not None:
+        rate = None
+        updates, opt_state = own.update(grads, state.opt_state, state.params)
+    else:
+        updates, opt_state = _transform(optimizer).update(grads, state.opt_state, state.params)
+        rate = learning_rate(state.step, optimizer, num_steps)
+        updates = jax.tree.map(lambda u, p: (-rate * u).astype(p.dtype), updates, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
-        "train/learning_rate": rate,
+    metrics = ({} if rate is None else {"train/learning_rate": rate}) | {
         "train/grad_norm": optax.tree.norm(grads),
         "train/update_norm": optax.tree.norm(updates),
         "train/param_norm": optax.tree.norm(params),

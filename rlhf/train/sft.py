@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +10,112 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rewards.data import sources
+from rewards.data.completions import read_completions
+from rewards.data.memory import Numbered
 from rewards.data.read import read_preferences
+from rewards.data.sources import Source
+from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import SFTRows, batch_rows, microbatches, sft_rows
+from rlhf.policy.batches import batch_rows, microbatches, sft_rows
 from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
-from rlhf.run.directory import RESULT, Run, read_result
-from rlhf.run.metrics import read_metrics
+from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import loop as train
 from rlhf.train import optim
 from rlhf.train import sft_step as sft
+from rlhf.train.callbacks import Callback
+from rlhf.train.loop import run_steps
+from rlhf.train.trained import Trained, close, finished, run_callbacks
 
 
-def run(config: Any) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
+def run(
+    config: Any,
+    *,
+    prefs: Preferences | None = None,
+    base: policy_store.Base | None = None,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
+
+    Args:
+      prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
+    """
     with Run.open(config.output_dir, config, "sft") as job:
         if finished(job):
             return job.stored_result()
-        prefs = read_preferences(config.data.path, config.data.split)
-        base = policy_store.load_base(
-            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
-        )
-        rows = sft_rows(
-            prefs,
-            base.tokenizer,
-            completions=config.completions,
-            row_length=config.train.row_length,
-            max_positions=base.config.max_positions,
-        )
-        params, spec = _train(config, job, base, rows)
-        policy_store.save_policy(
-            job.directory, params, spec, base_record(config, base, "sft"), full=config.tune.mode == "full"
-        )
-        return close(job, len(rows.weight))
+        prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
+        beside = run_callbacks(job, config.train, "sft", callbacks)
+        trained = train(config, prefs, base or open_base(config), beside, own)
+        trained.save(job.directory)
+        return close(job, trained.num_rows)
 
 
-def _train(
-    config: Any, job: Run, base: policy_store.Base, rows: SFTRows
-) -> tuple[PolicyParams, AdapterSpec | None]:
+def train(
+    config: Any,
+    prefs: Preferences,
+    base: policy_store.Base,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> Trained:
+    """Train in memory.
+
+    Args:
+      config: everything but its paths counts. callbacks: called by the loop. own: a user's own optimiser.
+    """
+    rows = sft_rows(
+        prefs,
+        base.tokenizer,
+        completions=config.completions,
+        row_length=config.train.row_length,
+        max_positions=base.config.max_positions,
+    )
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key)
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
         sft.step,
         frozen=frozen_parts(params, full),
         settings=settings,
-        program=sft.SFTProgram(graphdef, config.model.dtype),
+        program=sft.SFTProgram(graphdef, config.model.dtype, own),
     )
-    state = train.run_steps(
-        job,
+    state = run_steps(
         state,
         step,
         batches(config, sft.SFTBatch(rows, hidden), len(rows.weight)),
-        config,
+        config.train,
         tokens_per_step=tokens_per_step(config, rows.packed),
-        title="sft",
+        callbacks=callbacks,
     )
-    return params._replace(**state.params), spec
+    params = params._replace(**state.params)
+    return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
+
+
+def read_examples(source: Source, split: str = "train") -> Preferences:
+    """What is learnt from: rows of prompt and completion (or messages), or both sides of preferences.
+
+    Raises:
+      UserError: one line with source, row, field, value and fix.
+    """
+    records = list(sources.open_source(source, split))
+    names = {name for _, row in records if isinstance(row, Mapping) for name in row}
+    # A pipe can be read once only, so what was read goes on, under the name it had.
+    table = Numbered(sources.name_of(source), records)
+    if names & {"completion", "messages"} and not names & {"chosen", "rejected"}:
+        return read_completions(table)
+    return read_preferences(table, people=False)
+
+
+def open_base(config: Any) -> policy_store.Base:
+    """The model that is tuned."""
+    return policy_store.load_base(
+        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+    )
 
 
 def fresh_policy(
@@ -82,29 +126,6 @@ def fresh_policy(
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     lora, conditioner = init_adapters(graphdef, shapes, init_key)
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
-
-
-def finished(job: Run) -> bool:
-    """Whether an earlier session completed this very run."""
-    return job.resumed and (job.directory / RESULT).is_file() and policy_store.is_run(job.directory)
-
-
-def close(
-    job: Run, num_rows: int, diagnose: Callable[[list[dict[str, Any]]], list[Any]] | None = None
-) -> dict[str, Any]:
-    """Write report.html and metrics.json of a finished training run; returns the latter.
-
-    Args:
-      diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
-    """
-    from rlhf.report import write_training_report
-
-    rows = read_metrics(job.directory)
-    findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
-    write_training_report(job.directory, rows, findings)
-    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
-    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
-    return read_result(job.directory)
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:
@@ -121,11 +142,12 @@ def frozen_parts(params: PolicyParams, full: bool) -> PolicyParams:
 
 
 def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, Any]:
-    """What every policy.json says of the model underneath."""
+    """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
+    place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
     return ({"template_date": date} if date else {}) | {
         "kind": kind,
-        "base": str(Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory),
+        "base": None if base.name == policy_store.IN_MEMORY else str(place),
         "base_fingerprint": base.fingerprint,
         "adapter_layers": config.model.adapter_layers,
         "dtype": config.model.dtype,

@@ -39,10 +39,12 @@ class SFTSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SFTProgram:
-    """What fixes the program besides the settings; `dtype` is what trained base weights are computed in (`policy.merge`)."""
+    """What fixes the program besides the settings; `dtype` is what trained base weights are computed in (`policy.merge`),
+    `own` a user's own optimiser (`optim.apply_gradients`)."""
 
     graphdef: nnx.GraphDef
     dtype: str = "float32"
+    own: optim.Own = None
 
 
 def _loss(
@@ -75,7 +77,7 @@ def step(
         return jax.tree.map(jnp.add, grads, new), metrics
 
     grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), batch)
-    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
+    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     metrics = {
         "train/loss/total": jnp.sum(metrics["train/loss/total"]),
         "train/token_entropy_nats": jnp.mean(metrics["train/token_entropy_nats"]),

@@ -15,7 +15,7 @@ from scipy.stats import ttest_1samp
 
 from rewards.errors import UserError
 from rewards.types import Preferences
-from rlhf.apps.generate import load as load_model
+from rlhf.api.policies import plain_model
 from rlhf.models.adapters import AdapterSpec
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(model):
-    return load_model(None, str(model))
+    return plain_model(model).loaded
 
 
 def completion(policy, text: str, finished: bool) -> Completion:

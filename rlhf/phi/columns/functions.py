@@ -28,6 +28,8 @@ from rlhf.phi.columns.config import LIMIT_SECONDS
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
 
 GIVEN = ("prompts", "completions")
+MEMORY = "memory:"
+_REMEMBERED: dict[str, Callable[..., Any]] = {}
 IMPORT_SECONDS = 600.0
 
 
@@ -41,6 +43,8 @@ class FunctionColumn:
 
     def identity(self) -> str:
         """sha256 over the function's name and its source file, read without running anything."""
+        if self.spec.startswith(MEMORY):
+            return sha256_json([self.spec, _source_text(_in_memory(self.spec))])
         path, function = source_of(self.spec)
         return sha256_json([function, sha256_file(path)])
 
@@ -50,6 +54,39 @@ class FunctionColumn:
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         values = call(load_function(self.spec), self.spec, prefs, self.limit_seconds)
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
+
+
+def remember(function: Callable[..., Any]) -> str:
+    """A spec for a function of this process: its module and name where that finds it again, else one that lasts as long
+    as the process.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    module = getattr(function, "__module__", None)
+    if module not in (None, "__main__") and name.isidentifier():
+        try:
+            if getattr(importlib.import_module(str(module)), name, None) is function:
+                source_of(f"{module}:{name}")
+                return f"{module}:{name}"
+        except (ImportError, UserError):
+            pass
+    # A later function of the same name takes its place; whether it is the same is what `identity` says.
+    _REMEMBERED[f"{MEMORY}{name}"] = function
+    return f"{MEMORY}{name}"
+
+
+def _in_memory(spec: str) -> Callable[..., Any]:
+    if spec not in _REMEMBERED:
+        raise UserError(
+            f"function {spec!r}: was a function of another Python process; write it into a file and name file.py:function"
+        )
+    return _REMEMBERED[spec]
+
+
+def _source_text(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or a callable object
+        return repr(function)
 
 
 def source_of(spec: str) -> tuple[Path, str]:
@@ -90,7 +127,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     Raises:
       UserError: the module fails on import, or has no such function.
     """
-    return _imported(spec, sha256_file(source_of(spec)[0]))
+    return _in_memory(spec) if spec.startswith(MEMORY) else _imported(spec, sha256_file(source_of(spec)[0]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -220,7 +257,8 @@ def _failure(
     seconds: float,
 ) -> str:
     """Try the completions one by one, to name the row on which it fails; all of them within `seconds` once more."""
-    path, end = source_of(spec)[0], time.monotonic() + seconds
+    path = _code_file(function) if spec.startswith(MEMORY) else source_of(spec)[0]
+    end = time.monotonic() + seconds
     where = prefs.source
     for item in range(prefs.num_items):
         left = end - time.monotonic()
@@ -235,3 +273,7 @@ def _failure(
             break
     option = "limit_seconds of the column, host.timeout_seconds in training"
     return f"function {spec!r}: failed on {where}, {user_code.said(failure, path, seconds, option)}; mend the function"
+
+
+def _code_file(function: Callable[..., Any]) -> Path:
+    return Path(getattr(getattr(function, "__code__", None), "co_filename", "?"))

@@ -1,0 +1,1 @@
+"""YAML and `key=value` → a frozen record; the reference of keys."""

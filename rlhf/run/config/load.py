@@ -208,13 +208,24 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     values, sources = _read(path)
     for override in overrides:
         _apply_override(values, override, sources, schema_class)
-    lines = []
+    return build(values, schema_class, path.name, sources)
+
+
+def build(
+    values: dict[str, Any], schema_class: type[T], place: str, sources: dict[Key, str] | None = None
+) -> T:
+    """Plain values → record; unknown keys are named like everything else.
+
+    Args:
+      place: what complaints name as the source of a key that `sources` does not hold.
+    """
+    sources, lines = sources or {}, []
     for key in _unknown_keys(values, schema_class):
-        place = _source(tuple(map(str, key)), sources, path.name)
-        lines.append(f"{'.'.join(map(str, key))} [{place}]: {_nearest(key, schema_class)}")
+        where = _source(tuple(map(str, key)), sources, place)
+        lines.append(f"{'.'.join(map(str, key))} [{where}]: {_nearest(key, schema_class)}")
     if lines:
         _raise(lines)
-    return validate(values, schema_class, sources, path.name)
+    return validate(values, schema_class, sources, place)
 
 
 def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, str], default: str) -> T:

@@ -100,7 +100,8 @@ def nothing_trained(curves: Curves) -> Evidence:
 def no_signal(curves: Curves) -> Evidence:
     share = curves["zero_variance_share"]
     enough = ZERO_VARIANCE if len(share) >= MIN_ROWS else ZERO_VARIANCE_AT_ONCE
-    if len(share) < 3 or curves.last("zero_variance_share") < enough:
+    nothing = len(share) > 0 and (share == 1.0).all()  # not one group has told two answers apart so far
+    if not nothing and (len(share) < 3 or curves.last("zero_variance_share") < enough):
         return None
     return {"zero_variance_share": curves.last("zero_variance_share"), "reward_sd": curves.last("reward_sd")}
 

@@ -1,0 +1,1 @@
+"""Hints in words: what one may do, and the loss it becomes."""

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from rewards import hashed, jsonl
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.people.population import load_people
 from rlhf.policy.batches import batch_rows
@@ -120,7 +121,9 @@ def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
         other than those that a run in progress started with.
     """
     run, wanted, vocab = source.run, config.hints, base.config.vocab_size
-    assert run is not None and wanted is not None, "hints need a reward run"
+    if not isinstance(run, RewardRun):
+        raise UserError("hints: the rewards are in memory only; save them and give their directory")
+    assert wanted is not None, "a run without hints prepares none"
     if wanted.top is not None and wanted.top > vocab:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"

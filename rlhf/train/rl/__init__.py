@@ -1,0 +1,1 @@
+"""PPO and its kin on vector rewards."""

@@ -12,6 +12,7 @@ from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.run.config.common import DataConfig, RunConfig
 from rlhf.run.record import record
@@ -68,21 +69,6 @@ class PopulationConfig:
                 f"sd {list(self.sd)}: every number must be above 0; a column about which people agree gets a small one"
             )
         return self
-
-
-@record
-class HostConfig:
-    """Rewards that are computed outside the compiled program: Python functions, models, judges."""
-
-    parallel: int = Field(default=4, ge=1, le=256, description="Columns computed at a time.")
-    timeout_seconds: float = Field(
-        default=600.0,
-        gt=0,
-        description="Longest time one column may take for the completions of an iteration.",
-    )
-    retries: int = Field(
-        default=0, ge=0, description="Further tries after a column failed, with growing pauses."
-    )
 
 
 @record

@@ -94,9 +94,10 @@ def estimate(
         total = jnp.where(mask, adv.scalarise(vector, weights), 0.0)
         total = adv.centre_tokens(total, mask, group_size) if algorithm.centre else total
     else:
-        per_row = adv.CRITIC_FREE[algorithm.kind](channels.sum(axis=1), weights, group_size)
+        estimator = adv.ESTIMATORS[algorithm.kind]
+        per_row = estimator.advantage(channels.sum(axis=1), weights, group_size)
         total, returns = jnp.where(mask, per_row[:, None], 0.0), jnp.zeros_like(channels)
-        share = 1.0 - 1.0 / group_size if algorithm.kind == "centred" else 1.0
+        share = estimator.kl_share(group_size)
     scale = scale.update(total, mask, algorithm.scale_decay)
     divisor, scaled = jnp.ones(()), total
     if algorithm.scaled and algorithm.scaling == "running":

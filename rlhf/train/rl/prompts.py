@@ -10,6 +10,7 @@ import numpy as np
 from rewards.data import schema, sources
 from rewards.data.columns import OWN
 from rewards.data.schema import RowError
+from rewards.data.sources import Source
 from rewards.errors import UserError
 from rewards.types import Prompt
 from rlhf.phi.reward import PromptRows
@@ -33,12 +34,13 @@ class PromptSet(NamedTuple):
     dropped: int
 
 
-def read_prompts(path: str, split: str = "train") -> PromptRows:
+def read_prompts(path: Source, split: str = "train") -> PromptRows:
     """Prompts of any source: the distinct ones of rows with completions, else one a row, with the row's other columns.
 
     Raises:
       UserError: one line with source, row, field, value and fix; it says how many more rows are bad.
     """
+    source = sources.name_of(path)
     prompts: list[Prompt] = []
     numbers: list[int] = []
     records: list[dict[str, Any]] = []
@@ -58,13 +60,13 @@ def read_prompts(path: str, split: str = "train") -> PromptRows:
         prompts.append(prompt)
         numbers.append(number)
         records.append(dict(record))
-    schema.raise_first(path, problems)
+    schema.raise_first(source, problems)
     if not prompts:
-        raise UserError(f"{path}: holds no rows; give at least one prompt")
+        raise UserError(f"{source}: holds no rows; give at least one prompt")
     own = {*OWN, *COMPLETIONS, "user_id"}
     names = dict.fromkeys(name for record in records for name in record if name not in own)
     columns = {name: [record.get(name) for record in records] for name in names}
-    return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, path)
+    return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, source)
 
 
 def _parse(record: Any) -> tuple[Prompt, bool]:
@@ -76,14 +78,14 @@ def _parse(record: Any) -> tuple[Prompt, bool]:
     return schema.parse_prompt(record.get("prompt")), False
 
 
-def prompt_set(config: RLConfig, base: policy_store.Base) -> PromptSet:
-    """The prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
+def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | None = None) -> PromptSet:
+    """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
       UserError: a prompt is too long (row and length) and data.too_long is error; none is left; or prompt and completion
         do not fit into the model's context.
     """
-    rows = read_prompts(config.data.path, config.data.split)
+    rows = read_prompts(config.data.path, config.data.split) if rows is None else rows
     encoded = [base.tokenizer.encode_prompt(prompt) for prompt in rows.prompts]
     most, room = config.rollout.max_prompt_tokens, base.config.max_positions
     fits = np.array([0 < len(ids) <= most for ids in encoded])

@@ -16,7 +16,13 @@ Shapes: see `rlhf.train.rl.settings`; R people a group besides the one it was sa
 import jax
 import jax.numpy as jnp
 
-from rlhf.objectives.advantages import GRPOAlgorithmConfig, channel_weights, scalarise
+from rlhf.objectives.advantages import (
+    ESTIMATORS,
+    GRPOAlgorithmConfig,
+    channel_weights,
+    scalarise,
+    tells_apart,
+)
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.estimate import reward_channels
 from rlhf.train.rl.rollout import People, Rollout
@@ -76,8 +82,10 @@ def advantages(
     mean = jnp.sum(weight * total, axis=1, keepdims=True) / jnp.maximum(
         weight.sum(axis=1, keepdims=True), 1e-12
     )
-    share = group_size / (group_size - 1) if algorithm.kind == "rloo" else 1.0
-    return (share * weight * (total - mean)).reshape(-1)
+    factor = ESTIMATORS[algorithm.kind].factor
+    assert factor is not None, "check_algorithm"
+    deviation = jnp.where(tells_apart(total)[:, None], total - mean, 0.0)
+    return (factor(group_size) * weight * deviation).reshape(-1)
 
 
 def _algorithm(settings: RLSettings) -> GRPOAlgorithmConfig:

@@ -14,10 +14,11 @@ import jax
 from flax import nnx
 from pydantic import Field, model_validator
 
-from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
+from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithmConfig, listed
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
 from rlhf.run.record import Count, record
+from rlhf.train import optim
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
 
@@ -97,6 +98,7 @@ class RLProgram:
       filtered: whether sampling uses top-k, top-p or min-p, which are numbers (`RolloutConfig.filtered`).
       dtype: what trained base weights are computed in (`policy.merge`).
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where an update is given rows.
+      own: a user's own optimiser (`optim.apply_gradients`).
     """
 
     graphdef: nnx.GraphDef
@@ -105,6 +107,7 @@ class RLProgram:
     filtered: bool = False
     dtype: str = "float32"
     extra: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    own: optim.Own = None
 
 
 def check_algorithm(
@@ -127,9 +130,9 @@ def check_algorithm(
             f"rollout.completions {rollout.completions}: algorithm.kind {algorithm.kind} compares the "
             "completions of one prompt and person; give at least 2, or use chorus train ppo"
         )
-    if algorithm.relabel and (algorithm.kind not in ("centred", "rloo") or kl.place == "loss"):
+    if algorithm.relabel and (not algorithm.scaled or kl.place == "loss"):
         raise ValueError(
             f"algorithm.relabel {algorithm.relabel} with algorithm.kind {algorithm.kind} and kl.place "
-            f"{kl.place}: completions are weighed for centred and rloo with kl.place reward; change these or "
+            f"{kl.place}: completions are weighed for {listed(SCALED)} with kl.place reward; change these or "
             "set relabel to 0"
         )

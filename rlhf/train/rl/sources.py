@@ -15,23 +15,24 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.basis import store
-from rewards.basis.store import RewardRun, load_reward_run
+from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
-from rewards.people.population import load_people
+from rewards.people.population import People, load_people
 from rewards.types import GroupPrior, Preferences
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.jit import only_jit
-from rlhf.phi.reward import Reward
+from rlhf.phi.reward import HostConfig, Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
 from rlhf.run.directory import Run
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
 
 FOLDER, SAMPLES = "rewards", "reference.jsonl"
@@ -50,28 +51,41 @@ class Source:
     """
 
     names: tuple[str, ...]
-    run: RewardRun | None
+    run: FittedBasis | None
     people: Population | jnp.ndarray
     shares: UserShares | None
     reward: Reward
 
 
-def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) -> Source:
+def prepare(
+    config: RLConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None = None,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
+) -> Source:
     """Open, build or rebuild the rewards of a run.
 
+    Args:
+      job: the run directory, which keeps the rewards of a population; None in memory.
+      rewards, people: a basis and whom it was fitted on, instead of the directory that the configuration names.
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
-    limits = on_host.Limits(config.host.parallel, config.host.timeout_seconds, config.host.retries)
+    if rewards is not None and people is not None:
+        return _personal(config, rewards, people, base)
     if config.rewards is not None:
-        return _personal(config, load_reward_run(config.rewards), base, limits)
+        return _stored(config, config.rewards, base)
     columns = _with_model(config)
     if config.population is not None:
+        if job is None:
+            raise UserError("population: its rewards are kept in the run directory; give output_dir")
         directory = job.directory / FOLDER
         # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
-        return _personal(config, load_reward_run(directory), base, limits)
+        return _stored(config, directory, base)
     refuse_unreliable(config, columns, base, prompts)
     settings = table.as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
@@ -79,32 +93,41 @@ def prepare(config: Any, job: Run, base: policy_store.Base, prompts: PromptSet) 
         raise UserError(
             f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
         )
-    people = jnp.asarray(weights, jnp.float32)
+    fixed = jnp.asarray(weights, jnp.float32)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, people, None, on_device.compiled_columns(settings, None))
-    features = on_host.ColumnFeatures(settings, None, limits)
-    return Source(names, None, people, None, on_host.HostReward(features, base.tokenizer))
+        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
+    features = on_host.ColumnFeatures(settings, None, config.host)
+    return Source(
+        names, None, fixed, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
+    )
 
 
-def _personal(config: Any, run: RewardRun, base: policy_store.Base, limits: on_host.Limits) -> Source:
+def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
+    run = load_reward_run(directory)
+    return _personal(config, run, load_people(run), base)
+
+
+def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
     settings, names = run.basis.encoder, run.basis.gauge.names
     if settings["kind"] not in ("lm", "columns"):
         raise UserError(
-            f"rewards: {run.directory} has encoder.kind {settings['kind']}, which gives no rewards for new completions; "
-            "fit the rewards with encoder.kind=lm or columns"
+            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {settings['kind']}, which gives no rewards "
+            "for new completions; fit the rewards with encoder.kind=lm or columns"
         )
-    people = list(load_people(run).posteriors)
+    people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
     groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
     users = config.users
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(groups, users)
-    return Source(names, run, drawn_from, shares, _reward_of(run, base, limits))
+    return Source(
+        names, run, drawn_from, shares, _reward_of(run, base, config.host, config.rollout.completions)
+    )
 
 
-def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits) -> Reward:
+def _reward_of(run: FittedBasis, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
@@ -112,10 +135,11 @@ def _reward_of(run: RewardRun, base: policy_store.Base, limits: on_host.Limits) 
         return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    return on_host.HostReward(on_host.ColumnFeatures(settings, run.basis, limits), base.tokenizer)
+    features = on_host.ColumnFeatures(settings, run.basis, limits)
+    return on_host.HostReward(features, base.tokenizer, group_size)
 
 
-def _with_model(config: Any) -> list[ColumnConfig]:
+def _with_model(config: RLConfig) -> list[ColumnConfig]:
     """Jittable columns read the tokens of the model that is trained."""
     return [
         dataclasses.replace(column, model=config.model.name)
@@ -126,7 +150,7 @@ def _with_model(config: Any) -> list[ColumnConfig]:
 
 
 def refuse_unreliable(
-    config: Any, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
+    config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
 ) -> None:
     """Let judges and votes pass their own checks before anything is trained on them.
 
@@ -146,7 +170,7 @@ def _refuse_off(settings: dict[str, Any]) -> None:
 
 
 def build_run(
-    config: Any,
+    config: RLConfig,
     directory: Path,
     columns: Sequence[ColumnConfig],
     base: policy_store.Base,
@@ -158,6 +182,7 @@ def build_run(
       UserError: a column is switched off by its own check, has several outputs, or tells no two samples of π_ref apart.
     """
     wanted = config.population
+    assert wanted is not None, "only columns of people are made a reward run"
     samples = (
         read_completions(wanted.reference)
         if wanted.reference is not None
@@ -199,7 +224,7 @@ def build_run(
 
 
 def reference_samples(
-    config: Any, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
+    config: RLConfig, base: policy_store.Base, prompts: PromptSet, num_prompts: int, num_samples: int
 ) -> Preferences:
     """Completions of π_ref for the first prompts of the run."""
     graphdef, params, _ = policy_store.base_state(base, None, config.model.dtype, False)

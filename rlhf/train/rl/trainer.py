@@ -4,6 +4,8 @@ A step: prompts by number, people by the run's key, completions, rewards, advant
 step is one program; otherwise the completions are decoded and rewarded between its two halves.
 """
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import loop as train
+from rlhf.train import optim
+from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
-from rlhf.train.dpo import adapter_spec
+from rlhf.train.dpo import Rewards, adapter_spec
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
+from rlhf.train.loop import run_steps
 from rlhf.train.rl import (
     critic_store as rl_critic,
 )
@@ -42,8 +48,10 @@ from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
-from rlhf.train.sft import base_record, close, finished, fresh_policy, trained_parts
+from rlhf.train.sft import base_record, fresh_policy, open_base, trained_parts
+from rlhf.train.trained import Trained, close, finished, run_callbacks
 
+_LOG = logging.getLogger("chorus")
 SHOWN = (
     "train/reward",
     "train/kl_ref_nats",
@@ -54,45 +62,88 @@ SHOWN = (
 )
 
 
-def run(config: PPOConfig | GRPOConfig) -> dict[str, Any]:
-    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again."""
-    kind = "ppo" if isinstance(config, PPOConfig) else "grpo"
+def run(
+    config: PPOConfig | GRPOConfig,
+    *,
+    rows: PromptRows | None = None,
+    base: policy_store.Base | None = None,
+    rewards: Rewards | None = None,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> dict[str, Any]:
+    """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
+
+    Args:
+      rows: the prompts. base: the model. rewards: run directory → a basis and whom it was fitted on. What is None is read
+        from where the configuration says. callbacks: called by the loop besides the run's own. own: as in `train`.
+    """
+    kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
         if finished(job):
             return job.stored_result()
-        base = policy_store.load_base(
-            config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
-        )
-        prompts = rl_data.prompt_set(config, base)
-        source = rl_rewards.prepare(config, job, base, prompts)
+        base = base or open_base(config)
+        prompts = rl_data.prompt_set(config, base, rows)
+        basis, people = (None, None) if rewards is None else rewards(job.directory)
+        source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
-        spec = adapter_spec(config, source.run, base)
-        graphdef, params, run_key = fresh_policy(config, base, spec)
-        trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, job.directory, lessons)
-        hinted = (0, 0) if lessons is None else lessons.size
-        memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
-        if lessons is not None:
-            lessons.write(job.directory)
-        state = train.run_steps(
-            job,
-            trainer.state,
-            trainer.step,
-            lambda number: rl_data.batch_of(config, prompts, number),
-            config,
-            tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
-            title=kind,
-            shown=SHOWN,
-            watch=Watch(job.directory),
+        beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
+        trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
+        trained.save(job.directory)
+        return close(job, trained.num_rows, diagnose)
+
+
+def kind_of(config: RLConfig) -> str:
+    """`ppo` or `grpo`."""
+    return "ppo" if isinstance(config, PPOConfig) else "grpo"
+
+
+def train(
+    config: PPOConfig | GRPOConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    source: Source,
+    callbacks: Sequence[Callback] = (),
+    lessons: Lessons | None = None,
+    *,
+    directory: Path | None = None,
+    own: optim.Own = None,
+) -> Trained:
+    """Train in memory.
+
+    Args:
+      config: everything but its paths counts.
+      prompts, source: what `prompts.prompt_set` and `sources.prepare` give. lessons: hints beside the rewards.
+      callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
+      own: a user's own optimiser.
+    """
+    spec = adapter_spec(config, source.run, base)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:
+        _LOG.warning(
+            f"kl.horizon: {config.kl.horizon:g} is below the {config.rows} completions of an iteration; β reacts as if it "
+            "were as many, raise it"
         )
-        trained = dict(state.params)
-        critic = trained.pop("critic", None)
-        record = base_record(config, base, kind) | _record(config, source, float(state.kl_coef))
-        if isinstance(config, PPOConfig):
-            purpose = _purpose(config, base, source)
-            record["critic"] = rl_critic.save(job.directory, trainer.critic_spec, critic, purpose)
-        full = config.tune.mode == "full"
-        policy_store.save_policy(job.directory, params._replace(**trained), spec, record, full=full)
-        return close(job, len(prompts.starts), diagnose)
+    trainer = Trainer(config, base, graphdef, params, run_key, source, prompts, directory, lessons, own)
+    hinted = (0, 0) if lessons is None else lessons.size
+    memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
+    if lessons is not None and directory is not None:
+        lessons.write(directory)
+    state = run_steps(
+        trainer.state,
+        trainer.step,
+        lambda number: rl_data.batch_of(config, prompts, number),
+        config.train,
+        tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
+        callbacks=callbacks,
+    )
+    trained = dict(state.params)
+    critic = trained.pop("critic", None)
+    record = base_record(config, base, kind_of(config)) | _record(config, source, float(state.kl_coef))
+    if isinstance(config, PPOConfig) and directory is not None:
+        purpose = _purpose(config, base, source)
+        record["critic"] = rl_critic.save(directory, trainer.critic_spec, critic, purpose)
+    params = params._replace(**trained)
+    return Trained(base, params, spec, record, config.tune.mode == "full", len(prompts.starts))
 
 
 class Trainer:
@@ -107,8 +158,9 @@ class Trainer:
         key: jax.Array,
         source: Source,
         prompts: PromptSet,
-        directory: Path,
+        directory: Path | None,
         lessons: Lessons | None = None,
+        own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
         self.settings = traced(config.settings)
@@ -119,6 +171,7 @@ class Trainer:
             filtered=config.rollout.filtered,
             dtype=config.model.dtype,
             extra=None if lessons is None else lessons.term(graphdef),
+            own=own,
         )
         full = config.tune.mode == "full"
         trained = trained_parts(params, full, conditioned=source.run is not None)
@@ -127,14 +180,16 @@ class Trainer:
         self.frozen = params
         if isinstance(config, PPOConfig):
             trained["critic"], self.critic_spec = _critic(config, base, params, source, key)
-        self.state = updates.init_state(trained, self.settings, key)
+        self.state = updates.init_state(trained, self.settings, key, own)
         rollout = config.rollout
         sampling = SamplingSettings.of(
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
         self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
-        self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
+        self.samples = None
+        if directory is not None:
+            self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
 
     def step(
         self, state: updates.RLState, batch: rl_data.PromptBatch
@@ -153,8 +208,11 @@ class Trainer:
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
-            given = reward(rollout, self.prompts.rows.take(batch.index))
-            rewards = jax.device_put(given)
+            try:
+                given = reward(rollout, self.prompts.rows.take(batch.index))
+            except UserError as error:
+                raise UserError(f"step {batch.number + 1}: {error}") from None
+            rewards = jax.device_put(given.phi)
             state, metrics = updates.update(
                 state,
                 rollout,
@@ -165,7 +223,12 @@ class Trainer:
                 extra=extra,
                 people=self.people,
             )
-        self.samples.take(batch, rollout, rewards)
+            counts = given.left_out.values()
+            metrics["train/left_out_share"] = jnp.float32(
+                sum(counts) / (len(batch.index) * len(self.source.names))
+            )
+        if self.samples is not None:
+            self.samples.take(batch, rollout, rewards)
         return state, named(metrics, self.source.names)
 
 
@@ -215,7 +278,7 @@ def _record(config: RLConfig, source: Source, kl_coef: float) -> dict[str, Any]:
     if run is None:
         return record | {"names": list(source.names), "weights": np.asarray(source.people).tolist()}
     return record | {
-        "rewards": str(run.directory.resolve()),
+        "rewards": str(run.directory.resolve()) if isinstance(run, RewardRun) else None,
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},

@@ -50,9 +50,11 @@ class RLState(NamedTuple):
     scale: RunningScale
 
 
-def init_state(params: dict[str, Any], settings: RLSettings, key: jax.Array) -> RLState:
-    """State of iteration 0, all of it typed arrays (a Python number would compile a second time)."""
-    start = optim.init_state(params, settings.optimizer, key)
+def init_state(
+    params: dict[str, Any], settings: RLSettings, key: jax.Array, own: optim.Own = None
+) -> RLState:
+    """State of iteration 0, all of it typed arrays (a Python number would compile a second time); `own` as in `optim`."""
+    start = optim.init_state(params, settings.optimizer, key, own)
     return RLState(
         start.step,
         start.params,
@@ -140,7 +142,7 @@ def _optimise(
     """One optimiser step, or none when the policy is already too far: state, whether it stopped, metrics."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     (_, metrics), grads = gradient(state.params, frozen, batch, kl_price, settings, program, extra)
-    new, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)
+    new, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     if settings.critic is not None:
         # AdamW's step is linear in the rate, so the critic's own rate may be applied after. Not `optax.partition`: it
         # rounds elsewhere, p + rate·u, and its state has another tree, which no checkpoint of a run in progress fits.

@@ -2,15 +2,17 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from rlhf.run.metrics import read_metrics
+from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 
 _LOG = logging.getLogger("chorus")
 
 
-class Watch:
-    """Called at checkpoints: diagnoses the metrics so far and prints every finding once, when it first appears.
+class Watch(Callback):
+    """At checkpoints: diagnoses the metrics so far and prints every finding once, when it first appears.
 
     A resumed run says again what is still wrong.
     """
@@ -19,7 +21,7 @@ class Watch:
         self.directory = directory
         self.said: set[str] = set()
 
-    def __call__(self) -> None:
+    def checkpoint(self, number: int, state: Any) -> None:
         for finding in diagnose(read_metrics(self.directory)):
             if finding.name not in self.said:
                 self.said.add(finding.name)

@@ -68,6 +68,14 @@ def test_separable_answers_with_a_vague_prior_converge():
     assert 1 < coef < 20 and abs(stationary) < 1e-4
 
 
+@pytest.mark.parametrize("start", [4.0, -6.0, 8.0, -8.0, 10.0])
+def test_a_start_far_from_the_optimum_needs_damping(start):
+    """Where answers that contradict the prior's mean have flat slopes, a full Newton step flies past everything."""
+    prior = GroupPrior(np.full(1, start, np.float32), np.full((1, 1), 1e6, np.float32))
+    found = users.posterior(prior, np.ones((2, 1), np.float32), np.array([1.0, 0.0])).coef_mean[0]
+    assert abs(found) < 1e-2
+
+
 def test_result_does_not_depend_on_padding_order_or_company():
     rng = np.random.default_rng(3)
     prior = make_prior(rng, 4)

@@ -36,6 +36,36 @@ def test_mixture_gain_equals_monte_carlo():
     assert expected.max() > 0.03
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        AnswerModel(),
+        AnswerModel(0.6, 0.25, 0.15, 2.0),
+        AnswerModel(0.3, 0.7),
+        AnswerModel(0.9, 0.0, 0.1, -1.0),
+        AnswerModel.lapsing(0.2),
+        AnswerModel(
+            np.float32([1, 0.5, 0.8]),
+            np.float32([0, 0.5, 0.1]),
+            np.float32([0, 0, 0.1]),
+            np.float32([0, 0, 3]),
+        ),
+    ],
+)
+def test_fisher_information_is_that_of_the_answers_distribution(model):
+    """Σ_y (dP(y|s)/ds)² / P(y|s), the derivative by differences in float64."""
+    margin = np.array([[-2.0, 0.1], [0.0, 1.5], [3.0, -0.4]])
+    genuine, coin, framed, pull = (np.broadcast_to(np.asarray(part, float), 3)[:, None] for part in model)
+
+    def up(s):
+        return genuine * expit(s) + 0.5 * coin + framed * expit(pull)
+
+    slope, p = (up(margin + 1e-5) - up(margin - 1e-5)) / 2e-5, up(margin)
+    expected = slope**2 / p + slope**2 / (1 - p)
+    found = acquisition.fisher_information(np.float32(margin), model)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
+
+
 def test_nothing_is_learned_from_people_without_an_opinion():
     _, mean, cov, candidates = world(1)
     share = np.float32([1, 0.5, 0, 0, 0, 0])  # of genuine answers, by candidate

@@ -17,8 +17,8 @@ from rewards.basis import store
 from rewards.basis.readout import Readout
 from rewards.data.read import read_preferences
 from rewards.people import records
+from rlhf.api.policies import load_policy
 from rlhf.apps import cli
-from rlhf.apps.generate import person_z
 from rlhf.evaluation import policy as evaluation
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
@@ -123,7 +123,7 @@ def test_one_z_for_a_person_everywhere(world, capsys, tmp_path):
     exported = result_of(
         capsys, "export", "--policy", world / "policy", "--user", person, "--output", tmp_path / "out"
     )
-    generated = person_z(policy, str(world / "policy"), person, None)
+    generated = load_policy(world / "policy").signal(person)
     assert np.abs(wanted - whitened).max() > 0.05
     for z in (shown["z"], exported["z"], generated, policy.gate(coef.astype(np.float32))):
         np.testing.assert_allclose(z, wanted, rtol=1e-4, atol=1e-5)

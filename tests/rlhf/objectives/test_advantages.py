@@ -1,8 +1,11 @@
 """Advantages against rlax, plain loops and the identities that make vector rewards safe."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import pytest
 
 from rlhf.objectives import advantages as adv
@@ -142,24 +145,84 @@ def loop_estimates(name):
     return out
 
 
-@pytest.mark.parametrize("name", sorted(adv.CRITIC_FREE))
+@pytest.mark.parametrize("name", sorted(adv.ESTIMATORS))
 def test_critic_free_estimators_equal_their_equations(name):
-    got = adv.CRITIC_FREE[name](jnp.asarray(RETURNS), jnp.asarray(WEIGHTS), G)
+    got = adv.ESTIMATORS[name].advantage(jnp.asarray(RETURNS), jnp.asarray(WEIGHTS), G)
     np.testing.assert_allclose(got, loop_estimates(name), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(adv.CRITIC_FREE))
+@pytest.mark.parametrize("name", sorted(adv.ESTIMATORS))
 def test_what_each_does_to_the_strength_of_a_taste(name):
     """Person 0's coefficients × 4: centring keeps the factor, the group's deviation erases it."""
     stronger = WEIGHTS.copy()
     stronger[:G] *= 4.0
-    estimate = adv.CRITIC_FREE[name]
+    estimate = adv.ESTIMATORS[name].advantage
     before = np.asarray(estimate(jnp.asarray(RETURNS), jnp.asarray(WEIGHTS), G))
     after = np.asarray(estimate(jnp.asarray(RETURNS), jnp.asarray(stronger), G))
     ratio = np.linalg.norm(after[:G]) / np.linalg.norm(before[:G])
     between = ratio / (np.linalg.norm(after[G:]) / np.linalg.norm(before[G:]))
     expected = {"centred": 4.0, "rloo": 4.0, "grpo": 1.0, "reinforce++": 4.0, "gdpo": 4.0}[name]
     np.testing.assert_allclose(between, expected, rtol=2e-3)
+
+
+def test_the_documentation_has_the_estimators_of_the_table():
+    page = (Path(__file__).parents[3] / "docs" / "rl.md").read_text(encoding="utf-8").splitlines()
+    start = page.index("| `algorithm.kind` | advantage | a taste four times as strong |") + 2
+    default = adv.GRPOAlgorithmConfig().kind
+    rows = [
+        f"| `{name}`{' (default)' if name == default else ''} | {own.formula} | {own.strength} |"
+        for name, own in adv.ESTIMATORS.items()
+    ]
+    assert page[start : start + len(rows) + 1] == [*rows, ""]
+
+
+def test_what_depends_on_the_estimator_is_derived_from_the_table():
+    for name, own in adv.ESTIMATORS.items():
+        assert adv.GRPOAlgorithmConfig(kind=name).scaled == (own.factor is not None) == (name in adv.SCALED)
+        np.testing.assert_allclose(own.kl_share(4), 0.75 if name == "centred" else 1.0)
+    with pytest.raises(pydantic.ValidationError, match="'centred', 'rloo'"):
+        adv.GRPOAlgorithmConfig(kind="centered")
+
+
+CONSTANTS = [0.35, -0.35, 1 / 3, 0.1, 7.3e-6, 1e6 + 0.1, -123.456, 0.0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("name", sorted(adv.ESTIMATORS))
+def test_equal_rewards_are_no_signal(name, size):
+    """The mean of three times 0.35 is not 0.35 in float32; what is left must never be learned from."""
+    for constant in CONSTANTS:
+        for other in (0.7, -1.1):  # a second output, equal too, and a person's weights
+            returns = jnp.tile(jnp.array([constant, other * constant, 0.0], jnp.float32), (3 * size, 1))
+            weights = jnp.tile(jnp.array([0.9, other, -0.1], jnp.float32), (3 * size, 1))
+            got = adv.ESTIMATORS[name].advantage(returns, weights, size)
+            np.testing.assert_array_equal(got, 0.0, err_msg=f"{constant}, {other}")
+            scale = adv.RunningScale.start().update(got[:, None], jnp.ones((3 * size, 1), bool), 0.9)
+            assert scale.value == 1.0
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("name", sorted(adv.ESTIMATORS))
+def test_small_differences_are_a_signal(name, size):
+    """A ten-thousandth of the reward is far above its resolution, and a group without a signal mutes no other."""
+    for constant in CONSTANTS:
+        rewards = np.full((2, size), constant, np.float32)
+        rewards[1, 0] += max(1e-4 * abs(constant), 1e-4)
+        returns = jnp.stack([rewards.reshape(-1), np.zeros(2 * size)], axis=1)
+        got = adv.ESTIMATORS[name].advantage(returns, jnp.ones((2 * size, 2)), size).reshape(2, size)
+        assert got[1, 0] > 0 and (got[1, 1:] < got[1, 0]).all()
+        np.testing.assert_allclose(got[0], got[0, 0])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7])
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_equal_token_advantages_are_no_signal(constant, size):
+    mask = np.arange(4) < np.random.default_rng(size).integers(1, 5, (2 * size, 1))
+    values = jnp.full((2 * size, 4), constant, jnp.float32)
+    np.testing.assert_array_equal(adv.centre_tokens(values, mask, size), 0.0)
+    np.testing.assert_array_equal(adv.masked_whiten(values, mask), 0.0)
+    moved = values.at[0, 0].add(max(1e-3 * abs(constant), 1e-3))
+    assert adv.centre_tokens(moved, mask, size)[0, 0] > 0 and adv.masked_whiten(moved, mask)[0, 0] > 0
 
 
 def test_gdpo_in_raw_units_disagrees_with_the_persons_own_order():
@@ -172,7 +235,7 @@ def test_gdpo_in_raw_units_disagrees_with_the_persons_own_order():
     truth = np.sum(returns * weights, axis=1).reshape(groups, size)
 
     def agreement(name):
-        got = np.asarray(adv.CRITIC_FREE[name](jnp.asarray(returns), jnp.asarray(weights), size))
+        got = np.asarray(adv.ESTIMATORS[name].advantage(jnp.asarray(returns), jnp.asarray(weights), size))
         got, i, j = got.reshape(groups, size), *np.triu_indices(size, 1)
         return np.mean(np.sign(got[:, i] - got[:, j]) == np.sign(truth[:, i] - truth[:, j]))
 

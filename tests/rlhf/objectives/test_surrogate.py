@@ -167,3 +167,17 @@ def test_kl_controllers_push_towards_the_target():
     # Ziegler et al.: error clipped at 0.2, times n/horizon.
     got = following("adaptive", 9.0)
     np.testing.assert_allclose(got, 0.1 * (1 + 0.2 * 64 / 1000), rtol=1e-6)
+
+
+@pytest.mark.parametrize("controller", ["adaptive", "target"])
+@pytest.mark.parametrize("horizon", [0.5, 1.0, 4.0, 10.0, 64.0, 1e4])
+@pytest.mark.parametrize("kl_nats", [0.0, -3.0, 1e-6, 6.0, 1e30])
+def test_beta_stays_a_price(controller, horizon, kl_nats):
+    """Positive and finite for any horizon and any KL, however long the run; its direction is that of the error."""
+    kl = KLConfig(coef=0.1, controller=controller, horizon=horizon, target_nats=6.0)
+    beta = jnp.float32(0.1)
+    for _ in range(400):
+        after = next_kl_coef(kl, beta, jnp.float32(kl_nats), completions=64)
+        assert 1e-6 * 0.99 <= float(after) <= 1e6 * 1.01
+        assert (float(after) - float(beta)) * (kl_nats - 6.0) >= 0
+        beta = after

@@ -91,7 +91,7 @@ def test_it_is_the_reward_of_the_text(base, tmp_path, layer, pool):
     run = make_run(base, tmp_path / "run", layer=layer, pool=pool)
     reward, arrays = opened(on_device.compiled_basis(run, base))
     np.testing.assert_allclose(reward(arrays, make_rollout(base.tokenizer)), expected(run), atol=1e-4)
-    np.testing.assert_allclose(EncoderFeatures(run.basis, chunk=2)(items()), expected(run), atol=1e-4)
+    np.testing.assert_allclose(EncoderFeatures(run.basis, chunk=2)(items()).phi, expected(run), atol=1e-4)
 
 
 @pytest.mark.parametrize(("layer", "pool"), [(1, "mean"), (1, "last"), (-1, "mean")])
@@ -146,7 +146,7 @@ def test_what_compiled_and_host_rewards_can_do(base, tmp_path):
         assert host.can == Can(compiled=False, beginnings=False, tokens=False) and host.kernel is None
         rollout = make_rollout(base.tokenizer)
         for reward in (compiled, host):
-            np.testing.assert_allclose(reward(rollout, rows), expected(run), atol=1e-4)
+            np.testing.assert_allclose(reward(rollout, rows).phi, expected(run), atol=1e-4)
 
 
 def test_a_reading_of_the_closing_token_has_no_beginnings(base, tmp_path):

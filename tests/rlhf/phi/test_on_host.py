@@ -9,15 +9,16 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.methods.columns import column_basis
+from rlhf.objectives import advantages as adv
 from rlhf.phi import on_host
 from rlhf.phi.columns.config import ColumnConfig
-from rlhf.phi.columns.table import as_they_are
-from rlhf.phi.on_host import ColumnFeatures, HostReward, Limits, side_by_side
-from rlhf.phi.reward import PromptRows
+from rlhf.phi.columns.table import Table, as_they_are
+from rlhf.phi.on_host import ColumnFeatures, HostReward, filled, side_by_side
+from rlhf.phi.reward import HostConfig, PromptRows
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import ToyTokenizer
 
-LIMITS = Limits(parallel=4, timeout_seconds=20.0, retries=0)
+LIMITS = HostConfig(parallel=4, timeout_seconds=20.0, retries=0)
 FUNCTIONS = """
 def exact(prompts, completions):
     return [0.7 if text == "b" else -1.9 for text in completions]
@@ -84,7 +85,7 @@ def columns(functions, *names):
 
 def reward_of(functions, *names, limits=LIMITS, basis=None):
     features = ColumnFeatures(columns(functions, *names), basis, limits)
-    return HostReward(features, ToyTokenizer())(rollout(), rows())
+    return HostReward(features, ToyTokenizer())(rollout(), rows()).phi
 
 
 def test_numbers_arrive_as_they_are(functions):
@@ -106,8 +107,50 @@ def test_nothing_to_say_counts_zero_or_the_mean(functions):
     basis = column_basis(("sometimes",), np.array([3.0]), np.array([2.0]), settings, "")
     features = ColumnFeatures(settings, basis, LIMITS)
     np.testing.assert_array_equal(
-        HostReward(features, ToyTokenizer())(rollout(), rows())[:, 0], [0.5, 0, 0.5, 0.5]
+        HostReward(features, ToyTokenizer())(rollout(), rows()).phi[:, 0], [0.5, 0, 0.5, 0.5]
     )
+
+
+N = np.nan
+LEFT_OUT = [
+    # values of two rewards for groups of the size, in the order of the completions
+    (2, [[1.0, N], [3.0, 5.0]]),
+    (2, [[N, N], [N, 2.0], [0.1, N], [N, 0.7]]),
+    (3, [[10.0, N], [N, N], [N, N]]),
+    (3, [[1.0, 0.5], [N, 0.5], [4.0, -1.0], [N, N], [N, N], [N, N]]),
+    (4, [[10.0, 1.0], [N, 2.0], [10.0, N], [12.0, 4.0]]),
+    (5, [[-1.0, N], [-1.0, N], [N, 3.0], [2.0, 3.0], [0.0, N]]),
+]
+
+
+@pytest.mark.parametrize(("size", "values"), LEFT_OUT)
+@pytest.mark.parametrize("estimator", ["centred", "rloo"])
+def test_a_reward_that_does_not_apply_is_left_out_of_its_group(size, values, estimator):
+    """Σ_k w_k (r_ik − mean of r_k over those it applies to), and nothing from the rewards that do not apply to i."""
+    raw, weights = np.array(values), np.array([0.8, -0.3])
+    found = Table(("a", "b"), np.nan_to_num(raw, nan=0.0), raw, {}, {})
+    given = filled(found, size).astype(np.float32)
+    wanted = np.zeros(len(raw))
+    for start in range(0, len(raw), size):
+        group = raw[start : start + size]
+        for k in range(2):
+            known = ~np.isnan(group[:, k])
+            for i in np.flatnonzero(known):
+                wanted[start + i] += weights[k] * (group[i, k] - group[known, k].mean())
+    got = adv.ESTIMATORS[estimator].advantage(given, np.tile(weights, (len(raw), 1)).astype(np.float32), size)
+    factor = size / (size - 1) if estimator == "rloo" else 1.0
+    np.testing.assert_allclose(got, factor * wanted, atol=1e-5)
+
+
+def test_how_often_a_reward_says_nothing_is_said_once(functions, caplog):
+    features = ColumnFeatures(columns(functions, "exact", "sometimes"), None, LIMITS)
+    reward = HostReward(features, ToyTokenizer(), group_size=2)
+    for _ in range(2):
+        found = reward(rollout(), rows())
+        assert found.left_out == {"sometimes": 1}
+        np.testing.assert_array_equal(found.phi[:, 1], 4.0)
+    assert len(caplog.messages) == 1
+    assert "column 'sometimes': says nothing about 1 of 4 completions" in caplog.messages[0]
 
 
 FAILURES = {
@@ -142,10 +185,10 @@ def test_it_is_tried_again(functions, monkeypatch):
             raise UserError("gone")
         return "good"
 
-    assert side_by_side([("c", job)], Limits(1, 20.0, retries=2)) == ["good"]
+    assert side_by_side([("c", job)], HostConfig(parallel=1, timeout_seconds=20.0, retries=2)) == ["good"]
     attempts.clear()
     with pytest.raises(UserError, match="^column 'c': gone$"):
-        side_by_side([("c", job)], Limits(1, 20.0, retries=1))
+        side_by_side([("c", job)], HostConfig(parallel=1, timeout_seconds=20.0, retries=1))
     assert len(attempts) == 2
 
 
@@ -153,7 +196,10 @@ def test_one_that_hangs_is_given_up(functions):
     release = threading.Event()
     begun = time.monotonic()
     with pytest.raises(UserError, match="^column 'slow': no rewards after 0.2 s"):
-        side_by_side([("fast", lambda: 1), ("slow", release.wait)], Limits(2, 0.2, 0))
+        side_by_side(
+            [("fast", lambda: 1), ("slow", release.wait)],
+            HostConfig(parallel=2, timeout_seconds=0.2, retries=0),
+        )
     assert time.monotonic() - begun < 10
     release.set()
 
@@ -172,5 +218,10 @@ def test_columns_run_side_by_side_and_no_more_than_allowed():
             together[0] -= 1
         return 0
 
-    assert side_by_side([(str(n), job) for n in range(4)], Limits(2, 20.0, 0)) == [0] * 4
+    assert (
+        side_by_side(
+            [(str(n), job) for n in range(4)], HostConfig(parallel=2, timeout_seconds=20.0, retries=0)
+        )
+        == [0] * 4
+    )
     assert most == [2]

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf.train import loop as train
+from rlhf.train.callbacks import Checkpoints, Metrics
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.optim import TrainState
 from rlhf.train.rl.watch import Watch
-from rlhf.train.sft import close
+from rlhf.train.trained import close
 from tests.rlhf.train.diagnosis.test_detectors import faulty, healthy
 
 STEPS, EVERY = 20, 4
@@ -26,17 +27,18 @@ def run_of(tmp_path, rows):
         metrics = {name: value for name, value in rows[number].items() if name != "step"}
         return state._replace(step=state.step + 1), metrics
 
-    settings = SimpleNamespace(steps=STEPS, log_every=1, checkpoint_every=EVERY, keep_checkpoints=1)
+    settings = SimpleNamespace(steps=STEPS, checkpoint_every=EVERY)
     train.run_steps(
-        run,
         state,
         step,
         lambda number: number,
-        SimpleNamespace(train=settings),
+        settings,
         tokens_per_step=1,
-        title="toy",
-        shown=("train/reward",),
-        watch=Watch(tmp_path),
+        callbacks=[
+            Metrics(tmp_path, 1, "toy", ("train/reward",)),
+            Watch(tmp_path),
+            Checkpoints(tmp_path, keep=1),
+        ],
     )
     return run
 
@@ -54,7 +56,7 @@ def test_a_finding_is_printed_once_at_the_first_checkpoint_that_shows_it(tmp_pat
 )
 def test_the_report_names_it_first(tmp_path, monkeypatch, fault, status):
     run = run_of(tmp_path, faulty(fault) if fault else healthy())
-    monkeypatch.setattr("rlhf.train.sft.read_json", lambda path: {})
+    monkeypatch.setattr("rlhf.train.trained.read_result", lambda path: {})
     close(run, 1, diagnose)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     verdict = text[text.index('class="verdict') : text.index("<h1>")]

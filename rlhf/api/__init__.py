@@ -1,0 +1,1 @@
+"""What `import rlhf` offers: training, sampling and evaluation in memory, and the records they return."""

@@ -1,0 +1,152 @@
+"""What happens beside the steps of a training loop: metrics on disk, checkpoints, progress, a history, a user's own."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.run.metrics import MetricWriter
+from rlhf.run.progress import ProgressLine
+from rlhf.train.checkpoint import Checkpointer
+from rlhf.train.optim import TrainState
+
+SHOWN = (
+    "train/loss/total",
+    "train/reward",
+    "train/accuracy",
+    "train/kl_ref_nats",
+    "train/grad_norm",
+    "perf/tokens_per_second",
+)
+
+
+class Callback:
+    """Subclass it and override what is needed; every method does nothing.
+
+    A loop calls `restore` and `begin` once, `step` after every step (its numbers are read while the next one runs),
+    `checkpoint` every so many steps and after the last, `end` whatever happens.
+    """
+
+    def restore(self, state: Any) -> tuple[int, Any] | None:
+        """(steps done, state) to go on from instead of `state`; None starts afresh."""
+        return None
+
+    def begin(self, start: int, num_steps: int) -> None:
+        """`start` steps of `num_steps` are done."""
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Step `number`, counted from 1, and its metrics (docs/metrics.md). An exception ends the training."""
+
+    def checkpoint(self, number: int, state: Any) -> None:
+        """The state after step `number`; its arrays are given away at the next step, so copy what is kept."""
+
+    def end(self) -> None:
+        """The training is over, or was broken off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Metrics of one step, counted from 1."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+
+class History(Callback):
+    """Keeps every step's metrics in memory."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        self.steps.append(Step(number, dict(metrics)))
+
+
+class Function(Callback):
+    """A plain function of (step, metrics)."""
+
+    def __init__(self, function: Callable[[int, Mapping[str, float]], Any]):
+        self._function = function
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        self._function(number, metrics)
+
+
+class Progress(Callback):
+    """A line on stderr."""
+
+    def __init__(self, title: str, shown: Sequence[str] = SHOWN):
+        self._title, self._shown = title, shown
+        self._line: ProgressLine | None = None
+
+    def begin(self, start: int, num_steps: int) -> None:
+        self._line = ProgressLine(self._title, num_steps, start=start)
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        if self._line is not None:
+            names = [name for name in self._shown if name in metrics]
+            self._line.update(number, "  ".join(f"{name} {metrics[name]:.4g}" for name in names))
+
+    def end(self) -> None:
+        if self._line is not None:
+            self._line.close()
+
+
+class Metrics(Callback):
+    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first and the last."""
+
+    def __init__(self, directory: Path, log_every: int, title: str, shown: tuple[str, ...] = SHOWN):
+        self._directory, self._every, self._title, self._shown = directory, log_every, title, shown
+        self._writer: MetricWriter | None = None
+        self._last = 0
+
+    def begin(self, start: int, num_steps: int) -> None:
+        self._last = num_steps
+        self._writer = MetricWriter(
+            self._directory, start_step=start, num_steps=num_steps, title=self._title, shown=self._shown
+        )
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is not None and (number % self._every == 0 or number in (1, self._last)):
+            self._writer.write(number, metrics)
+
+    def checkpoint(self, number: int, state: Any) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Checkpoints(Callback):
+    """Checkpoints of a run directory, and the newest good one of them at the start."""
+
+    def __init__(self, directory: Path, keep: int):
+        self._checkpointer = Checkpointer(directory / "checkpoints", keep=keep)
+
+    def restore(self, state: TrainState) -> tuple[int, Any] | None:
+        restored = self._checkpointer.restore(state)
+        return None if restored is None else restored[:2]
+
+    def checkpoint(self, number: int, state: TrainState) -> None:
+        self._checkpointer.save(number, state, {"next_step": number})
+
+
+def of_user(given: Iterable[Any]) -> list[Callback]:
+    """Callbacks as they were passed: objects of `Callback`, or functions of (step, metrics).
+
+    Raises:
+      TypeError: something else.
+    """
+    found = []
+    for one in given:
+        if not isinstance(one, Callback) and not callable(one):
+            raise TypeError(
+                f"callbacks: {one!r} is neither a rlhf.Callback nor a function of (step, metrics)"
+            )
+        found.append(one if isinstance(one, Callback) else Function(one))
+    return found

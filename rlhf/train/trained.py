@@ -1,0 +1,90 @@
+"""A policy as it leaves training: in memory, and how a run directory keeps it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf.models.adapters import AdapterSpec
+from rlhf.policy import store as policy_store
+from rlhf.policy.conditioning import Gate
+from rlhf.policy.logprobs import PolicyParams, structure
+from rlhf.run.directory import RESULT, Run, read_result
+from rlhf.run.metrics import read_metrics
+from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a trainer returns.
+
+    Attributes:
+      base: the model underneath. params, spec: all parameters, and which adapters they have.
+      record: what policy.json says. full: whether all weights were trained.
+      num_rows: rows of data, for the report.
+    """
+
+    base: policy_store.Base
+    params: PolicyParams
+    spec: AdapterSpec | None
+    record: dict[str, Any]
+    full: bool
+    num_rows: int
+
+    def policy(self) -> policy_store.Policy:
+        """Ready to run, as `load_policy` gives it."""
+        dtype = self.record["dtype"]
+        graphdef, _ = structure(self.base.config, self.base.stages, self.spec, dtype, False)
+        base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), self.params.base)
+        params = self.params._replace(base=base)
+        gate = Gate.from_record(self.record, "policy")
+        record = self.record | {"full": self.full}
+        return policy_store.Policy(self.base, graphdef, params, self.spec, gate, record)
+
+    def save(self, directory: Path) -> None:
+        """Write `policy/` of a run."""
+        policy_store.save_policy(directory, self.params, self.spec, self.record, full=self.full)
+
+
+def finished(job: Run) -> bool:
+    """Whether an earlier session completed this very run."""
+    return job.resumed and (job.directory / RESULT).is_file() and policy_store.is_run(job.directory)
+
+
+def run_callbacks(
+    job: Run,
+    train: Any,
+    title: str,
+    own: Sequence[Callback] = (),
+    *,
+    shown: tuple[str, ...] = SHOWN,
+    watch: Sequence[Callback] = (),
+) -> list[Callback]:
+    """What a run directory wants of the loop: its metrics are whole before a checkpoint of the same step is written.
+
+    Args:
+      train: the configuration's `train` section. own: the user's callbacks. watch: called before a checkpoint.
+    """
+    metrics = Metrics(job.directory, train.log_every, title, shown)
+    return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
+
+
+def close(
+    job: Run, num_rows: int, diagnose: Callable[[list[dict[str, Any]]], list[Any]] | None = None
+) -> dict[str, Any]:
+    """Write report.html and metrics.json of a finished training run; returns the latter.
+
+    Args:
+      diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
+    """
+    from rlhf.report import write_training_report
+
+    rows = read_metrics(job.directory)
+    findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
+    write_training_report(job.directory, rows, findings)
+    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
+    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
+    return read_result(job.directory)

@@ -1,0 +1,259 @@
+"""Seed one fault into every public function of the mathematics and see whether the tests notice.
+
+    python scripts/faults/mutate.py --output docs/results/faults.json [--only advantages users] [--seconds 1800]
+
+For every public function of a module the fault is the first change of the table `CHANGES` that applies to a line of the
+function which is not its docstring: a sign, a comparison, the branches of a `where`, a maximum, a number. Which line is
+drawn from the function's name, so the same command seeds the same faults. Faults that reviews found unnoticed have a
+table of their own, `NAMED`. Only the tests of the module run, on a copy of the repository, one fault at a time; a test run
+that fails (or does not end within its limit) has caught the fault.
+"""
+
+import argparse
+import ast
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIMIT_SECONDS = 900
+T = "tests/rlhf/train/rl"
+MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "advantages": ("rlhf/objectives/advantages.py", ("tests/rlhf/objectives/test_advantages.py",)),
+    "surrogate": ("rlhf/objectives/surrogate.py", ("tests/rlhf/objectives/test_surrogate.py",)),
+    "preference": ("rlhf/objectives/preference.py", ("tests/rlhf/objectives/test_preference.py",)),
+    "kl_control": ("rlhf/objectives/kl_control.py", ("tests/rlhf/objectives/test_surrogate.py",)),
+    "users": ("rewards/basis/users.py", ("tests/rewards/basis/test_users.py",)),
+    "gauge": ("rewards/basis/gauge.py", ("tests/rewards/basis/test_gauge.py",)),
+    "readout": ("rewards/basis/readout.py", ("tests/rewards/basis/test_gauge.py",)),
+    "acquisition": (
+        "rewards/people/acquisition.py",
+        ("tests/rewards/people/test_acquisition.py", "tests/rewards/people/test_questions.py"),
+    ),
+    "conditioning": ("rlhf/policy/conditioning.py", ("tests/rlhf/policy/test_conditioning.py",)),
+    "fit": (
+        "rewards/basis/fit.py",
+        ("tests/rewards/basis/test_held_out.py", "tests/rewards/basis/test_fit.py"),
+    ),
+    "estimate": ("rlhf/train/rl/estimate.py", (f"{T}/test_update.py", f"{T}/test_twin.py")),
+    "update": ("rlhf/train/rl/update.py", (f"{T}/test_update.py", f"{T}/test_twin.py")),
+    "dpo_step": ("rlhf/train/dpo_step.py", ("tests/rlhf/train/test_dpo.py",)),
+    "sampling": ("rlhf/policy/sampling.py", ("tests/rlhf/policy/test_sampling.py",)),
+}
+SWAPS = {
+    "Add": ast.Sub,
+    "Sub": ast.Add,
+    "Mult": ast.Div,
+    "Div": ast.Mult,
+    "Lt": ast.GtE,
+    "LtE": ast.Gt,
+    "Gt": ast.LtE,
+    "GtE": ast.Lt,
+    "Eq": ast.NotEq,
+    "NotEq": ast.Eq,
+    "BitAnd": ast.BitOr,
+}
+CALLS = {
+    "maximum": "minimum",
+    "minimum": "maximum",
+    "max": "min",
+    "min": "max",
+    "argmax": "argmin",
+    "sum": "mean",
+}
+# Changes that alter no result, with the reason. Keyed by module.function.
+EQUAL: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One changed text: the whole source of `module` with the fault, and what was done to it."""
+
+    module: str
+    function: str
+    change: str
+    source: str
+
+
+def places(function: ast.FunctionDef) -> list[tuple[ast.AST, str]]:
+    """Nodes of a function's body that a change applies to, with the kind of change."""
+    found: list[tuple[ast.AST, str]] = []
+    for statement in function.body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Raise | ast.JoinedStr):
+                continue
+            if isinstance(node, ast.BinOp) and type(node.op).__name__ in SWAPS:
+                found.append((node, "operator"))
+            elif isinstance(node, ast.Compare) and type(node.ops[0]).__name__ in SWAPS:
+                found.append((node, "comparison"))
+            elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert):
+                found.append((node, "sign"))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr == "where" and len(node.args) == 3:
+                    found.append((node, "branches"))
+                elif node.func.attr in CALLS:
+                    found.append((node, "call"))
+    raised = {
+        inner
+        for statement in ast.walk(function)
+        if isinstance(statement, ast.Raise)
+        for inner in ast.walk(statement)
+    }
+    return [(node, kind) for node, kind in found if node not in raised]
+
+
+def changed(source: str, node: ast.AST, kind: str) -> tuple[str, str]:
+    """The source with one node changed, and what was changed."""
+    before = ast.unparse(node)
+    if kind == "operator":
+        node.op = SWAPS[type(node.op).__name__]()
+    elif kind == "comparison":
+        node.ops[0] = SWAPS[type(node.ops[0]).__name__]()
+    elif kind == "branches":
+        node.args[1], node.args[2] = node.args[2], node.args[1]
+    elif kind == "call":
+        node.func.attr = CALLS[node.func.attr]
+    after = ast.unparse(node.operand) if kind == "sign" else ast.unparse(node)
+    lines = source.splitlines(keepends=True)
+    start = sum(len(line.encode()) for line in lines[: node.lineno - 1]) + node.col_offset
+    end = sum(len(line.encode()) for line in lines[: node.end_lineno - 1]) + node.end_col_offset
+    raw = source.encode()
+    text = (raw[:start] + f"({after})".encode() + raw[end:]).decode()
+    return text, f"line {node.lineno}: {before} → {after}"
+
+
+def faults_of(module: str) -> list[Fault]:
+    """One fault for every public function and method of the module that a change applies to."""
+    source = (ROOT / MODULES[module][0]).read_text(encoding="utf-8")
+    faults = []
+    for index, function in enumerate(functions(ast.parse(source))):
+        options = places(function)
+        if not options:
+            continue
+        # Parsed anew, because a change is made in the tree.
+        fresh = places(functions(ast.parse(source))[index])
+        pick = int(hashlib.sha256(f"{module}.{function.name}".encode()).hexdigest(), 16) % len(fresh)
+        text, change = changed(source, *fresh[pick])
+        faults.append(Fault(module, function.name, change, text))
+    return faults
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Public functions, and public methods (and `__call__`) of classes."""
+    own = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    own += [
+        node
+        for outer in tree.body
+        if isinstance(outer, ast.ClassDef)
+        for node in outer.body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return [node for node in own if not node.name.startswith("_") or node.name == "__call__"]
+
+
+# Found unnoticed by a review: module, name, text, text with the fault.
+NAMED = (
+    (
+        "users",
+        "newton without damping",
+        "taken = state[0] <= value - 1e-4 * size * decrement + 1e-6 * (1.0 + jnp.abs(value))",
+        "taken = jnp.isfinite(state[0])",
+    ),
+    ("fit", "people left out inside the fit", "weight * ~outside", "weight"),
+    (
+        "fit",
+        "all answers used to adapt",
+        "np.minimum(config.adapt_answers, counts // 2)",
+        "np.minimum(config.adapt_answers, counts)",
+    ),
+    (
+        "acquisition",
+        "Fisher information that ignores genuine",
+        "slope = _column(model.genuine) * jax.nn.sigmoid(margin)",
+        "slope = jax.nn.sigmoid(margin)",
+    ),
+    (
+        "update",
+        "a skipped step moves Adam's moments",
+        "new._replace(params=kept[0], opt_state=kept[1])",
+        "new._replace(params=kept[0])",
+    ),
+    (
+        "update",
+        "every epoch takes the same minibatches",
+        "jax.random.split(key, ",
+        "jnp.broadcast_to(key, ",
+    ),
+)
+
+
+def named_of(module: str) -> list[Fault]:
+    source = (ROOT / MODULES[module][0]).read_text(encoding="utf-8")
+    faults = []
+    for own, name, text, fault in NAMED:
+        if own == module:
+            assert source.count(text) == 1, f"{module}: {text!r} stands there {source.count(text)} times"
+            faults.append(Fault(module, name, f"{text} → {fault}", source.replace(text, fault)))
+    return faults
+
+
+def tested(copy: Path, fault: Fault) -> dict[str, object]:
+    """Whether the tests of the module notice, in which test, and after how many seconds."""
+    path, tests = MODULES[fault.module]
+    before = (copy / path).read_text(encoding="utf-8")
+    (copy / path).write_text(fault.source, encoding="utf-8")
+    start = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        caught, lines = done.returncode != 0, done.stdout.splitlines()
+        by = next((line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    except subprocess.TimeoutExpired:
+        caught, by = True, "did not end"
+    (copy / path).write_text(before, encoding="utf-8")
+    entry = {"module": fault.module, "function": fault.function, "change": fault.change, "caught": caught}
+    return entry | {"by": by.removeprefix("FAILED "), "seconds": round(time.monotonic() - start)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(MODULES), choices=list(MODULES))
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no further fault after this"
+    )
+    given = parser.parse_args()
+    start = time.monotonic()
+    known = json.loads(given.output.read_text(encoding="utf-8")) if given.output.is_file() else []
+    results = {(entry["module"], entry["function"], entry["change"]): entry for entry in known}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "chorus"
+        ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", "results")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        for module in given.only:
+            for fault in [*named_of(module), *faults_of(module)]:
+                key = (module, fault.function, fault.change)
+                if key in results or time.monotonic() - start > given.seconds:
+                    continue
+                results[key] = tested(copy, fault)
+                print(
+                    f"{'caught' if results[key]['caught'] else 'MISSED'}  {module}.{fault.function}: {fault.change}"
+                )
+                given.output.write_text(
+                    json.dumps(list(results.values()), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+                )
+    judged = [entry for key, entry in results.items() if f"{key[0]}.{key[1]}" not in EQUAL]
+    caught = sum(bool(entry["caught"]) for entry in judged)
+    print(f"{caught} of {len(judged)} faults caught ({caught / max(len(judged), 1):.1%})")
+
+
+if __name__ == "__main__":
+    main()
