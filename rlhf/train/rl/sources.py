@@ -106,16 +106,22 @@ def prepare(
 
 def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
     run = load_reward_run(directory)
+    _refuse_known_answers_only(run)  # before its people are read: what is wrong with the choice of rewards comes first
     return _personal(config, run, load_people(run), base)
 
 
-def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
-    settings, names = run.basis.encoder, run.basis.gauge.names
-    if settings["kind"] not in ("lm", "columns"):
+def _refuse_known_answers_only(run: FittedBasis) -> None:
+    kind = run.basis.encoder["kind"]
+    if kind not in ("lm", "columns"):
         raise UserError(
-            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {settings['kind']}, which gives no rewards "
+            f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {kind}, which gives no rewards "
             "for new completions; fit the rewards with encoder.kind=lm or columns"
         )
+
+
+def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
+    _refuse_known_answers_only(run)
+    names = run.basis.gauge.names
     people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
     groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
