@@ -106,7 +106,9 @@ def prepare(
 
 def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
     run = load_reward_run(directory)
-    _refuse_known_answers_only(run)  # before its people are read: what is wrong with the choice of rewards comes first
+    _refuse_known_answers_only(
+        run
+    )  # before its people are read: what is wrong with the choice of rewards comes first
     return _personal(config, run, load_people(run), base)
 
 
