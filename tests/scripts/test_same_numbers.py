@@ -7,11 +7,12 @@ import shlex
 import numpy as np
 import pytest
 import same_numbers
-from rlhf.cli import parse
-from rlhf.config.describe import schema_of
-from rlhf.config.load import load
 from safetensors.numpy import save_file
 from same_numbers_runs import PARTS
+
+from rlhf.apps.cli import parse
+from rlhf.run.config.describe import schema_of
+from rlhf.run.config.load import load
 
 COMMANDS = [(part, name, words) for part, commands in PARTS.items() for name, words in commands]
 
