@@ -37,6 +37,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  makes NumPy know bfloat16
 import numpy as np
+from pages import write_numbers
 from safetensors.numpy import load_file
 from same_numbers_runs import PARTS, QUESTION
 
@@ -273,7 +274,7 @@ def main() -> int:
         print(f"{part}: ran in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         if args.record:
             stored[part] = {"circumstances": here, "numbers": fresh}
-            args.file.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_numbers(args.file, stored)
             continue
         if part not in stored:
             raise SystemExit(
