@@ -9,7 +9,7 @@ Names are imported when they are used, so importing this package costs nothing.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rewards.api.encoders import Encoder
@@ -47,7 +47,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'rewards' has no attribute {name!r}; public are {', '.join(__all__)}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import safetensors
@@ -22,6 +22,7 @@ import safetensors.numpy
 
 from rewards import files
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 _LOG = logging.getLogger("chorus")
 FIELD, LINE_FIELD = "sha256", "line_sha256"
@@ -33,17 +34,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Names of tensors with their shapes; all are float32."""
 
 
-def write_record(path: str | Path, body: Mapping[str, Any]) -> None:
+def write_record(path: str | Path, body: Mapping[str, object]) -> None:
     """Write a JSON object with the hash of its content, whole or not at all."""
     files.write_json(path, {**body, FIELD: files.sha256_json(_as_read(body))})
 
 
-def read_record(path: str | Path, again: str = "restore or recreate the file") -> dict[str, Any]:
+def read_record(path: str | Path, again: str = "restore or recreate the file") -> JSONObject:
     """Read what `write_record` wrote, without the hash; `parse_record` for content that is taken as it is."""
     return parse_record(path, again, lambda body: body)
 
 
-def parse_record(path: str | Path, again: str, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+def parse_record(path: str | Path, again: str, parse: Callable[[JSONObject], Parsed]) -> Parsed:
     """`parse` of what `write_record` wrote, without the hash.
 
     A file from before there were hashes is taken as it is and, when it can be parsed, gets one now; this is said once a
@@ -69,12 +70,12 @@ def parse_record(path: str | Path, again: str, parse: Callable[[dict[str, Any]],
     return value
 
 
-def with_hash(row: Mapping[str, Any]) -> dict[str, Any]:
+def with_hash(row: Mapping[str, object]) -> JSONObject:
     """A row of JSON lines with a short hash of its content."""
     return {**row, LINE_FIELD: files.sha256_json(_as_read(row))[:LINE_HEX]}
 
 
-def checked_row(row: Any) -> dict[str, Any]:
+def checked_row(row: object) -> JSONObject:
     """A row that `with_hash` made, without the hash; rows from before there were hashes are taken as they are.
 
     Raises:
@@ -85,7 +86,7 @@ def checked_row(row: Any) -> dict[str, Any]:
     return _checked(row, (LINE_FIELD,), LINE_HEX)
 
 
-def _checked(content: dict[str, Any], fields: tuple[str, ...], length: int) -> dict[str, Any]:
+def _checked(content: JSONObject, fields: tuple[str, ...], length: int) -> JSONObject:
     """The content without its hash, or itself when it has none; ValueError for a hash that is wrong."""
     field = next((name for name in fields if name in content), None)
     if field is not None:
@@ -154,7 +155,7 @@ def check_tensors(
 
 
 def save(
-    directory: str | Path, name: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]
+    directory: str | Path, name: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, object]
 ) -> str:
     """Write NAME.safetensors and then NAME.json; returns the sha256 of the tensors."""
     digest = write_tensors(Path(directory) / f"{name}.safetensors", tensors)
@@ -165,11 +166,11 @@ def save(
 def load(
     directory: str | Path,
     name: str,
-    shapes: Callable[[dict[str, Any]], Shapes],
+    shapes: Callable[[JSONObject], Shapes],
     again: str,
     *,
     whole: str = "this file",
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], JSONObject]:
     """Read what `save` wrote: the tensors, and the record without hashes.
 
     Args:
@@ -181,7 +182,7 @@ def load(
     """
     path = Path(directory) / f"{name}.json"
 
-    def parse(record: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def parse(record: JSONObject) -> tuple[dict[str, np.ndarray], JSONObject]:
         try:
             expected, digest = shapes(record), record[TENSORS_FIELD]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -192,14 +193,16 @@ def load(
     return parse_record(path, again, parse)
 
 
-def check_keys(path: Path, record: Mapping[str, Any], keys: frozenset[str], again: str, whole: str) -> None:
+def check_keys(
+    path: Path, record: Mapping[str, object], keys: frozenset[str], again: str, whole: str
+) -> None:
     """Exactly these keys; else a UserError that names the first one missing or left over."""
     for key in sorted(keys ^ set(record)):
         problem = "is missing" if key in keys else f"is not part of {whole}"
         raise UserError(f"{path}: key {key!r} {problem}; {again}")
 
 
-def cached(folder: Path, key: Any, compute: Callable[[], np.ndarray], prefix: str = "") -> np.ndarray:
+def cached(folder: Path, key: object, compute: Callable[[], np.ndarray], prefix: str = "") -> np.ndarray:
     """`compute()`, or what it gave before for the same `key` (JSON), from a file of `folder` named by the key's hash.
 
     A file that is not whole to the byte is computed and written again.
@@ -230,7 +233,7 @@ def _array_hash(identity: str, values: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _adopt(path: Path, content: dict[str, Any]) -> None:
+def _adopt(path: Path, content: JSONObject) -> None:
     """Give a file from before its hash; where nothing can be written it stays as it is."""
     _say_once(path.parent)
     try:
@@ -249,10 +252,10 @@ def _say_once(folder: Path) -> None:
     )
 
 
-def _as_read(body: Mapping[str, Any]) -> Any:
+def _as_read(body: Mapping[str, object]) -> object:
     """The body after a trip through JSON: tuples are lists, keys are texts."""
     return json.loads(files.json_text(body))
 
 
-def _without(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _without(content: Mapping[str, object], name: str) -> JSONObject:
     return {key: value for key, value in content.items() if key != name}

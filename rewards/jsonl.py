@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.errors import UserError
-from rewards.files import atomic_path
+from rewards.files import JSONObject, atomic_path
 
 if TYPE_CHECKING:  # commands read lines, and their --help must not import NumPy
     from rewards.types import Prompt
@@ -34,7 +34,7 @@ class LineError(ValueError):
         self.field = field
 
 
-def line(row: Any) -> str:
+def line(row: object) -> str:
     """One row as a line, its end included.
 
     Raises:
@@ -48,7 +48,7 @@ def escaped(text: str) -> str:
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def write(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
+def write(path: str | os.PathLike[str], rows: Iterable[object]) -> None:
     """Write a file whole or not at all, compressed where its name ends in .gz."""
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -87,12 +87,12 @@ def raw_lines(file: str | os.PathLike[str]) -> Iterator[bytes]:
         ) from None
 
 
-def read(file: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+def read(file: str | os.PathLike[str]) -> Iterator[tuple[int, object]]:
     """(number of the line, its value) of every line that is not blank; a `LineError` as value where it is no JSON."""
     yield from parsed(raw_lines(file))
 
 
-def parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+def parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, object]]:
     """`read` of lines that are there already."""
     for number, text in enumerate(lines, 1):
         if text.strip():
@@ -130,7 +130,7 @@ def parse_array(file: str | os.PathLike[str], text: bytes) -> list[Any]:
         raise UserError(f"{file}: not valid JSON ({field}{error}); restore or recreate the file") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> JSONObject:
     """A JSON object, refusing a key that stands in it twice: Python would take the last without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -139,7 +139,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def rows(file: str | os.PathLike[str], fix: str = "restore or recreate the file") -> list[dict[str, Any]]:
+def rows(file: str | os.PathLike[str], fix: str = "restore or recreate the file") -> list[JSONObject]:
     """All rows of a file of objects.
 
     Raises:
@@ -157,7 +157,7 @@ def rows(file: str | os.PathLike[str], fix: str = "restore or recreate the file"
     return found
 
 
-def whole_lines(path: Path) -> list[tuple[int, Any]]:
+def whole_lines(path: Path) -> list[tuple[int, object]]:
     """`read` of a file that a process appends to: without its last line where a kill tore that."""
     if not path.is_file():
         return []

@@ -12,6 +12,9 @@ Prompt = str | tuple[tuple[str, str], ...]
 """A plain string, or chat messages as ((role, content), ...)."""
 NOBODY = "-"
 """The one user id of comparisons that do not say who chose."""
+Values = list[Any]
+"""One value per row, of whatever kind the data has; what uses them checks them."""
+Columns = dict[str, Values]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,7 +48,7 @@ class Preferences:
     outcome: np.ndarray
     choice: np.ndarray
     row: np.ndarray
-    columns: dict[str, list[Any]]
+    columns: Columns
     source: str
 
     def __repr__(self) -> str:

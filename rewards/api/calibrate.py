@@ -1,7 +1,5 @@
 """calibration.json of a reward run: how much wider than Laplace's an honest error bar is, by number of answers."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -10,6 +8,7 @@ from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.comparison.replay import padded_rows
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
 from rewards.types import Preferences
@@ -50,7 +49,7 @@ def read(run: RewardRun) -> calibration.Calibration | None:
     if not path.is_file():
         return None
 
-    def parse(content: dict[str, Any]) -> calibration.Calibration:
+    def parse(content: JSONObject) -> calibration.Calibration:
         if content.get("basis") != run.hash:
             raise UserError(f"{path}: not of this run's basis; fit the rewards again")
         return calibration.Calibration.from_json(content, str(path))

@@ -1,11 +1,12 @@
 """What a fit needs of an encoder; `rlhf.encoder` makes one of a language model."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from rewards.data.features import encoder_of
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 
@@ -13,11 +14,11 @@ from rewards.types import Preferences
 class Encoder(Protocol):
     """Turns items (a prompt with a completion) into vectors, float[I, D]."""
 
-    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
         """Embeddings of every item, and JSON settings that are stored with the basis."""
         ...
 
-    def embed(self, prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
+    def embed(self, prefs: Preferences, settings: JSONObject) -> np.ndarray:
         """Embeddings of every item under settings that `prepare` gave; refuses those of another encoder."""
         ...
 

@@ -10,6 +10,7 @@ Letters in shapes: I items, D embedding width, P reduced width, K basis outputs,
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -26,8 +27,21 @@ from rewards.errors import UserError
 from rewards.types import Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
-Count = Annotated[int, pydantic.Field(ge=1)]
-Counts = Annotated[tuple[Count, ...], pydantic.Field(min_length=1)]
+_LOG = logging.getLogger("chorus")
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands in it twice; give every size once")
+    return values
+
+
+Count = Annotated[int, pydantic.Field(ge=1, le=100_000)]
+Basis = Annotated[int, pydantic.Field(ge=1, le=1_000)]
+_DISTINCT = (pydantic.Field(min_length=1), pydantic.AfterValidator(_distinct))
+Counts = Annotated[tuple[Count, ...], *_DISTINCT]
+Bases = Annotated[tuple[Basis, ...], *_DISTINCT]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -51,10 +65,10 @@ class FitConfig:
       seed: seed of the choice of the people left out.
     """
 
-    num_basis: Count | Counts = (2, 4, 6)
+    num_basis: Basis | Bases = (2, 4, 6)
     dims: Count | Counts = (8, 16, 32)
     whitening: Share = 1.0
-    ridge: Annotated[float, pydantic.Field(gt=0)] = 10.0
+    ridge: Annotated[float, pydantic.Field(gt=0, le=1e9)] = 10.0
     lapse: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     shrinkage: Share = 0.1
     rounds: Count = 20
@@ -62,7 +76,7 @@ class FitConfig:
     held_out: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.25
     adapt_answers: Count = 10
     marginalised: bool = True
-    seed: int = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +146,7 @@ def fit_basis(
             f"num_basis: {config.num_basis} outputs asked for, but the embeddings of {prefs.source} span "
             f"{min(reduction.rank, widths[-1])} directions; lower num_basis or raise dims"
         )
+    _say_cut(config, prefs.source, reduction.rank)
     candidates = choose_size(problem, sizes, widths, config, weight)
     num_basis, dims = (
         next((c.num_basis, c.dims) for c in candidates if c.chosen) if candidates else (sizes[0], widths[0])
@@ -153,6 +168,16 @@ def fit_basis(
         weight=weight,
     )
     return FitResult(basis, prior, coef_mean, coef_precision, candidates, metrics)
+
+
+def _say_cut(config: FitConfig, source: str, rank: int) -> None:
+    """Say which sizes that somebody chose the embeddings cannot have; the defaults are nobody's choice."""
+    for name in ("num_basis", "dims"):
+        sizes = _as_tuple(getattr(config, name))
+        if sizes != getattr(FitConfig, name) and max(sizes) > rank:
+            _LOG.warning(
+                f"{name} {max(sizes)}: the embeddings of {source} span {rank} directions; at most these are used"
+            )
 
 
 def fit_pooled(prefs: Preferences, embeddings: np.ndarray, config: FitConfig) -> np.ndarray:

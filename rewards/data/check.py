@@ -2,17 +2,17 @@
 
 import json
 from collections import Counter, defaultdict
-from typing import Any
 
 import numpy as np
 
 from rewards.data.leak import leak_check, wilson_interval
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 __all__ = ["describe", "leak_check"]
 
 
-def describe(prefs: Preferences) -> dict[str, Any]:
+def describe(prefs: Preferences) -> JSONObject:
     """Plain numbers (JSON values) about a preference set.
 
     Keys:
@@ -82,7 +82,7 @@ def duplicates(prefs: Preferences) -> np.ndarray:
     return result
 
 
-def _shown_first(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
+def _shown_first(prefs: Preferences, tie: np.ndarray) -> JSONObject | None:
     column = prefs.columns.get("shown_first")
     if column is None:
         return None
@@ -97,7 +97,7 @@ def _shown_first(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def agreement(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
+def agreement(prefs: Preferences, tie: np.ndarray) -> JSONObject | None:
     """Σ over pairs of items of agreeing couples of people / Σ of couples: [C(a,2) + C(b,2)] / C(a+b,2)."""
     low, high = np.minimum(prefs.chosen, prefs.rejected), np.maximum(prefs.chosen, prefs.rejected)
     answers: dict[tuple[int, int], dict[int, bool]] = defaultdict(dict)
@@ -116,7 +116,7 @@ def agreement(prefs: Preferences, tie: np.ndarray) -> dict[str, Any] | None:
     return {"rate": alike / couples, "item_pairs": pairs, "people_pairs": couples} if couples else None
 
 
-def _retest(prefs: Preferences, tie: np.ndarray, duplicate: np.ndarray) -> dict[str, Any] | None:
+def _retest(prefs: Preferences, tie: np.ndarray, duplicate: np.ndarray) -> JSONObject | None:
     answers: dict[tuple[int, int, int], Counter[int]] = defaultdict(Counter)
     for n in np.flatnonzero(~tie & ~duplicate):
         a, b = int(prefs.chosen[n]), int(prefs.rejected[n])
@@ -128,7 +128,7 @@ def _retest(prefs: Preferences, tie: np.ndarray, duplicate: np.ndarray) -> dict[
     return {"cases": len(repeated), "inconsistent": wavering, "consistency": 1 - wavering / len(repeated)}
 
 
-def _notes(result: dict[str, Any]) -> list[str]:
+def _notes(result: JSONObject) -> list[str]:
     notes = []
     if result["users"] == 1:
         notes.append("one person only: a prior over people and a split by person need more")

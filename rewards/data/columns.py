@@ -1,8 +1,11 @@
 """The columns of a preference file, and how a misspelt one is noticed."""
 
+import logging
 from collections.abc import Iterable
 
-from rewards.errors import UserError
+from rewards.errors import UserError, nearest
+
+_LOG = logging.getLogger("chorus")
 
 REQUIRED = ("prompt", "chosen", "rejected", "user_id")
 OWN = (*REQUIRED, "chosen_features", "rejected_features", "outcome")
@@ -37,6 +40,9 @@ def check_columns(names: Iterable[str], user_column: str, source: str, *, people
                 raise UserError(
                     f"{source}: column {name!r} is unknown; rename it to {right!r} if that is what it holds"
                 )
+    alike = {name: nearest(name, known) for name in present if name not in known}
+    if spoken := [f"{name!r} (most like {right!r})" for name, right in alike.items() if right is not None]:
+        _LOG.warning(f"note: {source}: columns without a meaning of their own here: {', '.join(spoken)}")
     featured = "chosen_features" in present and "rejected_features" in present
     needed = () if featured else ("chosen", "rejected")
     needed += (user_column,) if people else ()

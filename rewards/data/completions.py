@@ -13,6 +13,7 @@ from rewards.data import schema, sources
 from rewards.data.schema import RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import NOBODY, Preferences, Prompt
 
 FIELDS = ("prompt", "completion", "messages", "chosen", "rejected", "user_id", "outcome")
@@ -28,7 +29,7 @@ def read_completions(
 
 def read_records(
     path: Source, split: str = "train", columns: Mapping[str, str] | None = None
-) -> tuple[Preferences, list[dict[str, Any]]]:
+) -> tuple[Preferences, list[JSONObject]]:
     """Read and check completions, with the records they came from.
 
     Args:
@@ -40,7 +41,7 @@ def read_records(
     """
     source = sources.name_of(path)
     numbers: list[int] = []
-    records: list[dict[str, Any]] = []
+    records: list[JSONObject] = []
     parsed: list[tuple[Prompt, dict[str, str], dict[str, np.ndarray]]] = []
     problems: list[tuple[int, RowError]] = []
     width: int | None = None
@@ -76,7 +77,7 @@ def _same_width(row: tuple[Any, dict[str, str], dict[str, np.ndarray]], width: i
     return widths.pop()
 
 
-def _table(path: str, numbers: list[int], records: list[dict[str, Any]], parsed: list[Any]) -> Preferences:
+def _table(path: str, numbers: list[int], records: list[JSONObject], parsed: list[Any]) -> Preferences:
     prompts: dict[Prompt, int] = {}
     item_prompt: list[int] = []
     item_text: list[str] = []
@@ -113,7 +114,7 @@ def _table(path: str, numbers: list[int], records: list[dict[str, Any]], parsed:
     )
 
 
-def _both_sides(value: Any) -> Any:
+def _both_sides(value: object) -> Any:
     """Attributes of one `completion` as those of both sides of a comparison with itself."""
     if isinstance(value, Mapping) and "completion" in value:
         return {**value, "chosen": value["completion"], "rejected": value["completion"]}

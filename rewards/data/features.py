@@ -4,11 +4,12 @@ Shapes: I items, D numbers.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 
@@ -18,12 +19,12 @@ class DataEncoder:
 
     kind: Literal["precomputed", "attributes"]
 
-    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
         """Embeddings of every item, float32[I, D], and the settings to store with a basis."""
         settings = {"kind": self.kind, "model": None, "layer": 0, "pool": "none", "fingerprint": ""}
         return self.embed(prefs, settings), settings
 
-    def embed(self, prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
+    def embed(self, prefs: Preferences, settings: JSONObject) -> np.ndarray:
         return precomputed_features(prefs) if self.kind == "precomputed" else attribute_features(prefs)
 
 

@@ -4,14 +4,13 @@ A published reward model once rendered rejected texts as Python lists and chosen
 were 59 % after the repair. Such a leak is seen by no human and found by every model.
 """
 
-from typing import Any
-
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from rewards.data import surface
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 MAX_COMPARISONS = 20_000  # beyond this a seeded sample: the question is whether, not how exactly
@@ -23,7 +22,7 @@ _RULES = {
 }
 
 
-def leak_check(prefs: Preferences, seed: int = 0) -> dict[str, Any]:
+def leak_check(prefs: Preferences, seed: int = 0) -> JSONObject:
     """Predict choices from surface form alone, and name traces of rendering that go with one side.
 
     The classifier is a logistic regression on feature(chosen) − feature(rejected), each pair turned at
@@ -84,17 +83,17 @@ def wilson_interval(successes: float, total: float, z: float = 1.96) -> list[flo
     ]
 
 
-def _result(**found: Any) -> dict[str, Any]:
+def _result(**found: object) -> JSONObject:
     empty = {"accuracy": None, "interval": None, "grouped_by": None, "num_groups": 0, "num_comparisons": 0}
     return empty | {"strongest": [], "alarm": False, "suspicious": []} | found
 
 
-def _table(texts: list[str], features: dict[str, Any]) -> np.ndarray:
+def _table(texts: list[str], features: JSONObject) -> np.ndarray:
     """float64[texts, features]."""
     return np.array([[float(feature(text)) for feature in features.values()] for text in texts])
 
 
-def _suspicious(texts: list[str], artefacts: np.ndarray, index: np.ndarray) -> list[dict[str, Any]]:
+def _suspicious(texts: list[str], artefacts: np.ndarray, index: np.ndarray) -> list[JSONObject]:
     """Artefacts whose presence differs between the sides, nearly always in one direction.
 
     Texts are counted, not only pairs: one odd text that loses a hundred comparisons is no rendering fault.
@@ -141,7 +140,7 @@ def _groups(prefs: Preferences, chosen: np.ndarray, rejected: np.ndarray) -> tup
 
 def _classify(
     difference: np.ndarray, groups: np.ndarray, names: list[str], rng: np.random.Generator
-) -> tuple[float | None, list[float] | None, list[dict[str, Any]]]:
+) -> tuple[float | None, list[float] | None, list[JSONObject]]:
     _, group = np.unique(groups, return_inverse=True)
     num_groups = int(group.max()) + 1
     if num_groups < MIN_GROUPS:
@@ -180,8 +179,8 @@ def _fit(inputs: np.ndarray, sign: np.ndarray) -> LogisticRegression:
 def _message(
     accuracy: float | None,
     interval: list[float] | None,
-    found: list[dict[str, Any]],
-    strongest: list[dict[str, Any]],
+    found: list[JSONObject],
+    strongest: list[JSONObject],
 ) -> str:
     if found:
         return "ALARM: the rendering gives the choice away. " + "; ".join(one["explanation"] for one in found)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 MEMORY = "data"
 """How messages call a source that has no name."""
@@ -20,10 +21,10 @@ class Numbered:
     """Records that were read already, with their numbers and the name of where they came from."""
 
     name: str
-    records: list[tuple[int, Any]]
+    records: list[tuple[int, object]]
 
 
-def rows_of(table: Table, split: str = "train") -> list[tuple[int, Any]]:
+def rows_of(table: Table, split: str = "train") -> list[tuple[int, object]]:
     """Records of a table, numbered from 1; a text that stands alone is a prompt.
 
     Raises:
@@ -51,13 +52,13 @@ def _records(table: Table, split: str) -> list[Any]:
     )
 
 
-def _split(parts: Mapping[str, Any], split: str) -> Any:
+def _split(parts: Mapping[str, object], split: str) -> Any:
     if split not in parts:
         raise UserError(f"{MEMORY}: has no split {split!r}; choose one of {', '.join(parts)} (split=...)")
     return parts[split]
 
 
-def _from_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _from_columns(columns: Mapping[str, Sequence[object]]) -> list[JSONObject]:
     lengths = {}
     for name, values in columns.items():
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
@@ -73,7 +74,7 @@ def _from_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+def _without_nan(row: JSONObject) -> JSONObject:
     """pandas writes NaN (or NaT) where nothing is recorded, and NumPy scalars where Python has its own."""
     return {
         name: None
@@ -85,7 +86,7 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """NaN, NaT and pandas.NA, none of which equals itself."""
     if isinstance(value, (str, list, dict, tuple)) or getattr(value, "shape", ()):
         return False

@@ -1,7 +1,6 @@
 """Read preferences from any source into `rewards.types.Preferences`, checking every row."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from rewards.data import schema, sources
 from rewards.data.schema import Row, RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
-from rewards.types import Preferences, Prompt
+from rewards.types import Columns, Preferences, Prompt
 
 _FIRST = ("first", "a", "1")  # spellings of choice_context.chosen_shown in circulation
 _SECOND = ("second", "b", "2")
@@ -73,7 +72,7 @@ def require_people(prefs: Preferences, purpose: str) -> Preferences:
 
 
 def _parse(
-    numbers: list[int], records: list[Any], user_column: str | None
+    numbers: list[int], records: list[object], user_column: str | None
 ) -> tuple[list[Row], list[tuple[int, RowError]]]:
     rows, problems = [], []
     for number, record in zip(numbers, records, strict=True):
@@ -149,7 +148,7 @@ def _assemble(
     )
 
 
-def _add_shown_first(columns: dict[str, list[Any]]) -> None:
+def _add_shown_first(columns: Columns) -> None:
     """`choice_context.chosen_shown` ("first"/"second") says the same as `shown_first`; keep one spelling."""
     if "shown_first" in columns or "choice_context" not in columns:
         return
@@ -160,9 +159,7 @@ def _add_shown_first(columns: dict[str, list[Any]]) -> None:
         ]
 
 
-def choice_events(
-    user_index: np.ndarray, columns: dict[str, list[Any]], num_users: int, path: str
-) -> np.ndarray:
+def choice_events(user_index: np.ndarray, columns: Columns, num_users: int, path: str) -> np.ndarray:
     """int32[N]: rank of each row's choice event among its person's events, 0 first.
 
     Rows of one person with the same `choice_set` (or `order`) are one event; without them each row is its
@@ -195,8 +192,8 @@ def choice_events(
     return choice
 
 
-def _recorded_events(columns: dict[str, list[Any]], path: str) -> np.ndarray | None:
-    contexts: Iterable[Any] = columns.get("choice_context", ())
+def _recorded_events(columns: Columns, path: str) -> np.ndarray | None:
+    contexts: Iterable[object] = columns.get("choice_context", ())
     for name in ("choice_set", "order"):
         values = [(context or {}).get(name) for context in contexts]
         present = [value for value in values if value is not None]

@@ -9,12 +9,13 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from rewards.data.columns import OWN
 from rewards.errors import UserError, meant
+from rewards.files import JSONObject
 from rewards.types import NOBODY, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -48,16 +49,16 @@ class Row:
     outcome: float
     chosen_features: np.ndarray | None
     rejected_features: np.ndarray | None
-    optional: dict[str, Any]
+    optional: JSONObject
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """The value as it may stand in a one-line message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def parse_row(record: Any, user_column: str | None = "user_id") -> Row:
+def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     """Check one record (a JSON object) and bring it into one shape; without a `user_column` nobody in particular chose.
 
     With message lists the text of the final assistant message becomes the completion and the rest the prompt.
@@ -87,7 +88,7 @@ def parse_row(record: Any, user_column: str | None = "user_id") -> Row:
     return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
 
 
-def parse_completions(record: Any) -> tuple[Prompt, dict[str, str], dict[str, np.ndarray]]:
+def parse_completions(record: object) -> tuple[Prompt, dict[str, str], dict[str, np.ndarray]]:
     """Check a record whose completions are to be scored, whoever chose: one `completion`, or `chosen` and `rejected`.
 
     The completion may be text or messages; a record with only `messages` is a conversation whose last message is the
@@ -125,7 +126,7 @@ def parse_completions(record: Any) -> tuple[Prompt, dict[str, str], dict[str, np
     return parse_prompt(record.get("prompt")), {"completion": text}, features
 
 
-def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
+def _texts(record: Mapping[str, object]) -> tuple[Prompt, str, str]:
     prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if record.get("chosen_features") is not None and chosen is None and rejected is None:
         return ("" if prompt is None else parse_prompt(prompt)), "", ""  # features stand in for the text
@@ -148,7 +149,7 @@ def _texts(record: Mapping[str, Any]) -> tuple[Prompt, str, str]:
     return prompt, chosen, rejected
 
 
-def _merged_prompt(prompt: Any, context: tuple[tuple[str, str], ...]) -> Prompt:
+def _merged_prompt(prompt: object, context: tuple[tuple[str, str], ...]) -> Prompt:
     """The prompt of a chat row: what `chosen` and `rejected` share, after the explicit prompt where they
     lack it.
     """
@@ -162,26 +163,26 @@ def _merged_prompt(prompt: Any, context: tuple[tuple[str, str], ...]) -> Prompt:
     return context if context[: len(explicit)] == explicit else explicit + context
 
 
-def parse_prompt(value: Any) -> Prompt:
+def parse_prompt(value: object) -> Prompt:
     """Check a prompt, text or a message list, and bring it into one shape; raises RowError."""
     return _messages("prompt", value) if isinstance(value, list) else _text("prompt", value)
 
 
-def parse_text(field: str, value: Any) -> str:
+def parse_text(field: str, value: object) -> str:
     """Check a field that holds one text and never messages; raises RowError."""
     if value is not None and not isinstance(value, str):
         raise RowError(field, f"is {type(value).__name__} {show(value)}; it must be a string")
     return _text(field, value)
 
 
-def _conversation(field: str, value: list[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
+def _conversation(field: str, value: list[object]) -> tuple[tuple[tuple[str, str], ...], str]:
     messages = _messages(field, value)
     if messages[-1][0] != "assistant":
         raise RowError(field, f"the last message has role {messages[-1][0]!r}; it must be the assistant's")
     return messages[:-1], messages[-1][1]
 
 
-def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
+def _messages(field: str, value: list[object]) -> tuple[tuple[str, str], ...]:
     if not value:
         raise RowError(field, "is an empty list; give at least one message")
     messages = []
@@ -201,7 +202,7 @@ def _messages(field: str, value: list[Any]) -> tuple[tuple[str, str], ...]:
     return tuple(messages)
 
 
-def _text(field: str, value: Any, place: str = "") -> str:
+def _text(field: str, value: object, place: str = "") -> str:
     if value is None:
         raise RowError(field, f"{place}is missing; add the text")
     if not isinstance(value, str):
@@ -225,7 +226,7 @@ def _encodable(field: str, value: str, place: str = "") -> str:
     return value
 
 
-def _identifier(field: str, value: Any) -> str:
+def _identifier(field: str, value: object) -> str:
     """Ids are text; whole numbers are written in decimal, so 7 and "7" are one person."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
@@ -238,7 +239,7 @@ def _identifier(field: str, value: Any) -> str:
     return _encodable(field, value)
 
 
-def _outcome(value: Any) -> float:
+def _outcome(value: object) -> float:
     if value is None:
         return 1.0
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value in (1, 0.5):
@@ -248,7 +249,7 @@ def _outcome(value: Any) -> float:
     )
 
 
-def _features(record: Mapping[str, Any], field: str) -> np.ndarray | None:
+def _features(record: Mapping[str, object], field: str) -> np.ndarray | None:
     value = record.get(field)
     if value is None:
         return None
@@ -269,7 +270,7 @@ def _features(record: Mapping[str, Any], field: str) -> np.ndarray | None:
     return features
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number that a float64 can hold; JSON integers may have any size."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -277,13 +278,13 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _optional_text(field: str, value: Any) -> str:
+def _optional_text(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise RowError(field, f"is {show(value)}; it must be a string or null")
     return _encodable(field, value)
 
 
-def _mapping(field: str, value: Any) -> Any:
+def _mapping(field: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise RowError(field, f"is {show(value)}; it must be an object with named values, or null")
     names = value.get("feature_names")
@@ -301,12 +302,12 @@ def _mapping(field: str, value: Any) -> Any:
     return value
 
 
-def parse_attributes(value: Any) -> Any:
+def parse_attributes(value: object) -> Mapping[str, object] | None:
     """Check the `attributes` of a row; raises RowError."""
     return None if value is None else _mapping("attributes", value)
 
 
-def _shown_first(field: str, value: Any) -> str:
+def _shown_first(field: str, value: object) -> str:
     if isinstance(value, bool):
         return "chosen" if value else "rejected"
     if value not in ("chosen", "rejected"):
@@ -314,7 +315,7 @@ def _shown_first(field: str, value: Any) -> str:
     return value
 
 
-def epoch_seconds(field: str, value: Any) -> float:
+def epoch_seconds(field: str, value: object) -> float:
     """A time as seconds since 1970; ISO 8601 text, a number of seconds or a datetime. Without a zone it is
     UTC.
     """
@@ -330,12 +331,12 @@ def epoch_seconds(field: str, value: Any) -> float:
     return float(value)
 
 
-def _timestamp(field: str, value: Any) -> Any:
+def _timestamp(field: str, value: object) -> object:
     epoch_seconds(field, value)
     return value
 
 
-_OPTIONAL_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+_OPTIONAL_CHECKS: dict[str, Callable[[str, object], object]] = {
     "item_id": _identifier,
     "chosen_id": _identifier,
     "rejected_id": _identifier,

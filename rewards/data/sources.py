@@ -14,10 +14,11 @@ from rewards import jsonl
 from rewards.data import memory, stated_choice
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 Source = str | os.PathLike[str] | memory.Table
 """A name or path, or a table in memory."""
-Records = Iterable[tuple[int, Any]]
+Records = Iterable[tuple[int, object]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -58,7 +59,7 @@ def _renamed(records: Records, columns: Mapping[str, str], source: str) -> Recor
     ]
 
 
-def _with_names(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _with_names(row: Mapping[str, object], names: Mapping[str, str]) -> JSONObject:
     """The row under our names; a column that stands under one of ours already gives way."""
     taken = {names[name] for name in row if name in names}
     return {names.get(name, name): value for name, value in row.items() if name in names or name not in taken}
@@ -99,7 +100,7 @@ def _folder_hint(folder: Path) -> str:
     return f"or write hf:{folder} for a saved Hugging Face dataset"
 
 
-def json_records(file: Path | str) -> Iterator[tuple[int, Any]]:
+def json_records(file: Path | str) -> Iterator[tuple[int, object]]:
     """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file or a
     pipe.
     """
@@ -114,7 +115,7 @@ def json_records(file: Path | str) -> Iterator[tuple[int, Any]]:
         yield number, RowError(value.field, str(value)) if isinstance(value, jsonl.LineError) else value
 
 
-def parquet(file: Path) -> list[tuple[int, Any]]:
+def parquet(file: Path) -> list[tuple[int, object]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -127,7 +128,7 @@ def parquet(file: Path) -> list[tuple[int, Any]]:
     return list(enumerate(table.to_pylist(), 1))
 
 
-def hugging_face(name: str, split: str) -> list[tuple[int, Any]]:
+def hugging_face(name: str, split: str) -> list[tuple[int, object]]:
     """A folder saved by `datasets` (or holding data files), or ORG/NAME[/CONFIG] on the hub."""
     try:
         import datasets
@@ -178,11 +179,11 @@ def _choose_split(place: str, loaded: Any, split: str) -> Any:
     raise UserError(f"{place}: has no split {split!r}; choose one of {', '.join(loaded)} or 'all'")
 
 
-def _numbered(dataset: Any) -> list[tuple[int, Any]]:
+def _numbered(dataset: Any) -> list[tuple[int, object]]:
     return list(enumerate(dataset.to_list(), 1))
 
 
-def tensorflow_datasets(name: str, split: str) -> list[tuple[int, Any]]:
+def tensorflow_datasets(name: str, split: str) -> list[tuple[int, object]]:
     """A prepared folder, or the name of a registered data set; read at random access, without TensorFlow.
 
     Rows come back in an order of their own (by hash of the key), so a `row` field, where there is one,
@@ -201,7 +202,7 @@ def tensorflow_datasets(name: str, split: str) -> list[tuple[int, Any]]:
     return list(enumerate(rows, 1))
 
 
-def _from_tfds(record: dict[str, Any]) -> dict[str, Any]:
+def _from_tfds(record: JSONObject) -> JSONObject:
     """NumPy and bytes → plain Python; undo what our own builder did to fit rows into features."""
     row = {name: _plain(value) for name, value in record.items()}
     # TFDS has no null; '' stands for it wherever an empty text cannot be meant.
@@ -215,7 +216,7 @@ def _from_tfds(record: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):

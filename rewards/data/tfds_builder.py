@@ -22,6 +22,7 @@ from rewards import files
 from rewards.data import stated_choice
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 VERSION = "1.0.0"
@@ -55,21 +56,21 @@ class ChorusPreferences(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = ("prompt", "prompt_format", "chosen", "rejected", "user_id", "other_columns")
-        features: dict[str, Any] = {name: tfds.features.Text() for name in text}
+        features: JSONObject = {name: tfds.features.Text() for name in text}
         features |= {"row": np.int32, "outcome": np.float32}
         # dataset_info_from_configs() would need a package folder of its own.
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, JSONObject]]]:
         path = self.builder_config.path or stated_choice.fetch(_SET_NAMES[self.builder_config.name])
         return {"train": self._generate_examples(read_preferences(str(path)))}
 
-    def _generate_examples(self, prefs: Preferences) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, prefs: Preferences) -> Iterator[tuple[int, JSONObject]]:
         for n in range(prefs.num_comparisons):
             yield int(prefs.row[n]), _record(prefs, n)
 
 
-def _record(prefs: Preferences, n: int) -> dict[str, Any]:
+def _record(prefs: Preferences, n: int) -> JSONObject:
     chosen, rejected = int(prefs.chosen[n]), int(prefs.rejected[n])
     prompt = prefs.prompts[prefs.item_prompt[chosen]]
     other = {name: values[n] for name, values in prefs.columns.items()}
@@ -137,7 +138,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def open_records(name: str, split: str) -> Iterator[dict[str, Any]]:
+def open_records(name: str, split: str) -> Iterator[JSONObject]:
     """Raw records of a prepared folder, a shipped set (prepared on first use) or another registered data
     set.
     """

@@ -165,9 +165,9 @@ class Card(shared.Reduced, RewardModel):
     card_dims: shared.Count = 16
     card_ridge: shared.Positive | tuple[shared.Positive, ...] = (10.0, 100.0, 1000.0)
     max_answers: shared.Count = 20
-    max_people: Annotated[int, pydantic.Field(ge=2)] = 150
+    max_people: Annotated[int, pydantic.Field(ge=2, le=1_000_000_000)] = 150
     steps: shared.Count = 100
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
 
     def _fit(self, table, training, *, weight=None, on_round=None) -> CardFitted:
         training, weight = card_fit.once_each(training, shared.checked_weight(training, weight))

@@ -36,10 +36,10 @@ from rewards.types import Preferences
 
 CHUNK_STEPS = 25  # steps a compiled call; between calls the callback hears of the progress
 
-Count = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
+Positive = Annotated[float, pydantic.Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, le=1e9)]
 Lapse = Annotated[float, pydantic.Field(ge=0, lt=1)]
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

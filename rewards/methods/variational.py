@@ -33,9 +33,9 @@ from rewards.types import Preferences
 
 CELLS = 1 << 22  # people × answers² (or pairs) of one compiled call
 
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NonNegative = Annotated[float, pydantic.Field(ge=0)]
+Count = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
+Positive = Annotated[float, pydantic.Field(gt=0, le=1e9)]
+NonNegative = Annotated[float, pydantic.Field(ge=0, le=1e9)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +179,9 @@ class VPL(RewardModel):
     fitted: ClassVar[type[VPLFitted]] = VPLFitted
 
     latent: Count = 16
-    hidden: Annotated[int, pydantic.Field(ge=network.HEADS, multiple_of=network.HEADS)] = 64
+    hidden: Annotated[int, pydantic.Field(ge=network.HEADS, le=8_192, multiple_of=network.HEADS)] = 64
     dims: Count = 32
-    max_context: Annotated[int, pydantic.Field(ge=0)] = 16
+    max_context: Annotated[int, pydantic.Field(ge=0, le=100_000)] = 16
     targets: Count = 16
     kl_weight: NonNegative = 0.02
     batch: Count = 64
@@ -190,7 +190,7 @@ class VPL(RewardModel):
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 1.0
     held_out: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
 
     def _fit(
         self,
@@ -288,7 +288,7 @@ class SPL(VPL):
     fitted: ClassVar[type[VPLFitted]] = SPLFitted
 
     guidance: NonNegative = 0.01
-    flows: Annotated[int, pydantic.Field(ge=0)] = 2
+    flows: Annotated[int, pydantic.Field(ge=0, le=1_000)] = 2
 
     def _shape(self, inputs: int) -> network.Shape:
         return network.Shape(inputs, self.latent, self.hidden, flows=self.flows, film=True)

@@ -1,10 +1,11 @@
 """`rlhf.encoder`: a language model that turns completions into vectors for `rewards.fit`."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.phi import encoder as phi
 
@@ -21,11 +22,11 @@ class LanguageModelEncoder:
     layer: int = -1
     pool: Literal["mean", "last"] = "mean"
 
-    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+    def prepare(self, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
         """Embeddings float32[I, D] of every item, and the settings to store with a basis."""
         return phi.prepare(prefs, "lm", self.model, self.layer, self.pool)
 
-    def embed(self, prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
+    def embed(self, prefs: Preferences, settings: JSONObject) -> np.ndarray:
         """Embeddings float32[I, D] under stored settings.
 
         Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from rewards.api.fitted import FittedRewards
 from rewards.api.reading import PreferenceSet
 from rewards.data.read import require_people
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import JSONObject, write_text
 from rewards.types import Preferences
 from rlhf.api.policies import Policy
 from rlhf.api.settings import configuration
@@ -79,7 +78,7 @@ def evaluate(
     prefs: Preferences | PreferenceSet,
     *,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Evaluation:
     """Ask held-out people a few of their own recorded questions, and judge what the policy then says to them.
 
@@ -125,5 +124,5 @@ def evaluate(
     )
 
 
-def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+def _numbers(figures: JSONObject) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from rewards.api.fitted import FittedRewards
 from rewards.api.person import Person
 from rewards.data.schema import RowError, parse_prompt
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.types import Prompt
 from rlhf.api.completions import Completion, Completions
@@ -266,7 +266,7 @@ def plain_model(model: str | Path) -> Policy:
     return Policy(policy_store.Policy(base, graphdef, params, None, None, {}))
 
 
-def untied(raw: dict[str, Any]) -> dict[str, Any]:
+def untied(raw: JSONObject) -> JSONObject:
     """config.json of the same model with an unembedding of its own (in both places where Gemma 3 says so)."""
     changed = {**raw, "tie_word_embeddings": False}
     if "text_config" in raw:

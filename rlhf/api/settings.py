@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import build, key_paths
 from rlhf.run.directory import plain
 
-Values = dict[str, Any]
+Values = JSONObject
 
 
-def configuration(kind: str, call: str, defaults: Mapping[str, Any], keys: Mapping[str, Any]) -> Any:
+def configuration(kind: str, call: str, defaults: Mapping[str, object], keys: Mapping[str, object]) -> Any:
     """The configuration of a kind.
 
     Args:
@@ -46,7 +47,7 @@ def _only(key: str, paths: list[str], call: str) -> str:
     raise UserError(f"{call}: no such keyword {key!r}; {hint}")
 
 
-def _put(values: Values, path: list[str], value: Any) -> None:
+def _put(values: Values, path: list[str], value: object) -> None:
     """Set a key; a section given as a dict is merged into what stands there."""
     for name in path[:-1]:
         values = values.setdefault(name, {})

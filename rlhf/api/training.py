@@ -21,7 +21,7 @@ from rewards.basis.store import FittedBasis
 from rewards.data.read import read_preferences
 from rewards.data.sources import Source
 from rewards.errors import UserError
-from rewards.files import sha256_json
+from rewards.files import JSONObject, sha256_json
 from rewards.people import population
 from rewards.people.population import People
 from rewards.types import Preferences
@@ -40,10 +40,10 @@ Data = Preferences | PreferenceSet | Source
 """Preferences, `rewards.read(...)` (its training part is taken), or any source that `rewards.read` takes."""
 Model = str | Path | Policy
 """A short name, directory, .gguf file or hub id; the directory of a training run; or a policy."""
-OwnCallback = Callback | Callable[[int, Mapping[str, float]], Any]
+OwnCallback = Callback | Callable[[int, Mapping[str, float]], object]
 RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's signature: f(prompts, completions, **columns) -> one number a completion."""
-Optimizer = optax.GradientTransformation | Mapping[str, Any] | None
+Optimizer = optax.GradientTransformation | Mapping[str, object] | None
 MEMORY = "memory"
 
 
@@ -56,7 +56,7 @@ def train_sft(
     optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Policy:
     """Fine-tune on completions: rows of prompt and completion (or messages), or the preferred side of preferences.
 
@@ -96,7 +96,7 @@ def train_dpo(
     optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Policy:
     """Fine-tune on preferences: one policy conditioned on coefficients, or without `rewards` an ordinary DPO policy.
 
@@ -136,7 +136,7 @@ def train_ppo(
     optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Policy:
     """PPO with a critic that has one value a basis output; the policy is conditioned on coefficients where there are people.
 
@@ -164,7 +164,7 @@ def train_grpo(
     optimizer: Optimizer = None,
     output_dir: str | Path | None = None,
     seed: int = 0,
-    **keys: Any,
+    **keys: object,
 ) -> Policy:
     """Policy gradients without a critic (centred, RLOO, GRPO, REINFORCE++, GDPO); arguments as in `train_ppo`.
 
@@ -177,18 +177,18 @@ def train_grpo(
 def _train_rl(
     kind: str,
     model: Model,
-    data: Any,
-    rewards: Any,
+    data: Data | Sequence[str],
+    rewards: FittedRewards | str | Path | RewardFunction | Sequence[RewardFunction] | None,
     steps: int,
     callbacks: Sequence[OwnCallback],
     optimizer: Optimizer,
     output_dir: str | Path | None,
     seed: int,
-    keys: dict[str, Any],
+    keys: JSONObject,
 ) -> Policy:
     own, keys = _own(optimizer, keys)
     rows = _prompt_rows(data)
-    given: dict[str, Any] = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
+    given: JSONObject = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
     functions = [rewards] if callable(rewards) else rewards if isinstance(rewards, (list, tuple)) else []
     fitted = None if functions else _opened(rewards)
     if functions:
@@ -212,9 +212,7 @@ def _train_rl(
     return _policy(rl.train(config, base, prompts, source, beside, own=own), history, fitted)
 
 
-def _own(
-    optimizer: Optimizer, keys: dict[str, Any]
-) -> tuple[optax.GradientTransformation | None, dict[str, Any]]:
+def _own(optimizer: Optimizer, keys: JSONObject) -> tuple[optax.GradientTransformation | None, JSONObject]:
     """A user's own optimiser, and the keys with the section where that was given."""
     if optimizer is None or isinstance(optimizer, optax.GradientTransformation):
         return optimizer, keys
@@ -229,12 +227,12 @@ def _config(
     kind: str,
     call: str,
     model: Model,
-    data: Any,
+    data: Preferences | rl_prompts.PromptRows,
     output_dir: str | Path | None,
     seed: int,
     steps: int,
-    keys: dict[str, Any],
-    given: Mapping[str, Any] | None = None,
+    keys: JSONObject,
+    given: Mapping[str, object] | None = None,
 ) -> Any:
     """The configuration of a run; what is in memory is named by its content where a run directory must know it again."""
     tune = keys.get("tune", {}).get("mode") if isinstance(keys.get("tune"), dict) else None
@@ -251,7 +249,7 @@ def _config(
     return configuration(kind, call, defaults | dict(given or {}), keys)
 
 
-def _base(model: Model, config: Any, output_dir: str | Path | None) -> policy_store.Base | None:
+def _base(model: Model, config: sft.Tuning, output_dir: str | Path | None) -> policy_store.Base | None:
     """The model underneath where it is a policy in memory; None where the configuration names it."""
     if not isinstance(model, Policy) or model.directory is not None:
         return None
@@ -281,7 +279,7 @@ def _parts(data: Data, read: Callable[[Source], Preferences]) -> Preferences:
     return data if isinstance(data, Preferences) else read(data)
 
 
-def _prompt_rows(data: Any) -> rl_prompts.PromptRows:
+def _prompt_rows(data: Data | Sequence[str]) -> rl_prompts.PromptRows:
     if not isinstance(data, (Preferences, PreferenceSet)):
         return rl_prompts.read_prompts(data)
     prefs = _parts(data, read_preferences)
@@ -291,17 +289,17 @@ def _prompt_rows(data: Any) -> rl_prompts.PromptRows:
     return rl_prompts.PromptRows(asked, prefs.row[first], columns, prefs.source)
 
 
-def _content(data: Any) -> str:
+def _content(data: Preferences | rl_prompts.PromptRows) -> str:
     """sha256 over what was read."""
     fields = dataclasses.asdict(data) if isinstance(data, Preferences) else vars(data)
     return sha256_json({name: _listed(value) for name, value in fields.items()})
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _opened(rewards: FittedRewards | str | Path | None) -> FittedRewards | None:
+def _opened(rewards: object) -> FittedRewards | None:
     if rewards is None or isinstance(rewards, FittedRewards):
         return rewards
     if not isinstance(rewards, (str, Path)):
@@ -337,7 +335,7 @@ def _people(fitted: FittedRewards | None) -> tuple[FittedBasis | None, People | 
     return (None, None) if fitted is None else (fitted.stored_basis, fitted.population)
 
 
-def _column(function: Any) -> dict[str, str]:
+def _column(function: object) -> dict[str, str]:
     if not callable(function):
         raise UserError(
             f"rewards: {function!r} is no function; give f(prompts, completions, **columns) or rewards.fit(...)"

@@ -6,7 +6,7 @@ which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
@@ -15,11 +15,20 @@ from rewards import jsonl
 from rewards.basis import store
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
 
 QUESTION_KEYS = ("user_id", "prompt", "first", "second", "preferred")
-REPLIES = {"1": "first", "2": "second", "tie": "tie", "skip": "skip", "": ""}
+REPLIES: dict[str, Preferred | Literal["skip", ""]] = {
+    "1": "first",
+    "2": "second",
+    "tie": "tie",
+    "skip": "skip",
+    "": "",
+}
+Reply = Preferred | Literal["s", "q"]
+"""What somebody who is shown a question may say; s skips it, q stops."""
 
 
 def show_and_read(
@@ -27,7 +36,7 @@ def show_and_read(
     shown: tuple[Preferred, Preferred],
     read: Callable[[str], str],
     say: Callable[[str], None],
-) -> str:
+) -> Reply:
     """Show the pair and return which was preferred: `first`, `second`, `tie`, `s` (skip) or `q` (quit)."""
     prompt = question.prompt
     say(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {text}" for role, text in prompt))
@@ -41,8 +50,12 @@ def show_and_read(
             return "q"
         if reply in ("1", "2"):
             return shown[int(reply) - 1]
-        if reply in ("t", "tie", "s", "skip", "q", "quit"):
-            return {"t": "tie"}.get(reply[0], reply[0])
+        if reply in ("t", "tie"):
+            return "tie"
+        if reply in ("s", "skip"):
+            return "s"
+        if reply in ("q", "quit"):
+            return "q"
         say(f"{reply!r} is none of 1, 2, t, s, q.")
 
 
@@ -71,9 +84,7 @@ def reading(run: store.RewardRun, posterior: Belief, k: int) -> str:
     return f"{word} ({sure:.0%}) {side} of a taste for “{run.basis.gauge.names[k]}” than the average person, ± {sd:.2f}"
 
 
-def questionnaire(
-    name: str, number: int, pool: Sequence[Question], chosen: np.ndarray
-) -> list[dict[str, Any]]:
+def questionnaire(name: str, number: int, pool: Sequence[Question], chosen: np.ndarray) -> list[JSONObject]:
     """Rows for the person to fill in; sides are drawn as on the terminal, from question `number` on."""
     rows = []
     for offset, index in enumerate(chosen.tolist()):
@@ -138,7 +149,7 @@ def read_questionnaire(
     return answers, skipped, empty
 
 
-def _row(path: str, number: int, row: Any) -> dict[str, Any]:
+def _row(path: str, number: int, row: object) -> JSONObject:
     if isinstance(row, jsonl.LineError):
         raise UserError(f"{path}: row {number}: {row}; keep one question a line")
     if not isinstance(row, dict) or set(row) != set(QUESTION_KEYS):
@@ -148,7 +159,7 @@ def _row(path: str, number: int, row: Any) -> dict[str, Any]:
     return row
 
 
-def _key(path: str, number: int, row: dict[str, Any]) -> str:
+def _key(path: str, number: int, row: JSONObject) -> str:
     try:
         return records.question_key(prompt_of(row["prompt"]), row["first"], row["second"])
     except (TypeError, KeyError, IndexError):

@@ -6,15 +6,15 @@ folds into the norms, logit heads into the unembedding (untied where it was tied
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.api.policies import load_policy
 
 
 def export(
     policy: str, output: str, *, user: str | None = None, coefficients: Sequence[float] | None = None
-) -> dict[str, Any]:
+) -> JSONObject:
     """Write a directory that transformers loads; returns its path and whose policy it holds.
 
     Raises:

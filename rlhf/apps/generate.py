@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rewards.files import JSONObject
 from rewards.types import Prompt
 from rlhf.api.policies import load_policy, plain_model
 
@@ -15,7 +16,7 @@ def generate(
     user: str | None = None,
     coefficients: Sequence[float] | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Complete every prompt.
 
     Args:

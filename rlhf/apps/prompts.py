@@ -1,14 +1,14 @@
 """Prompts of a file or of standard input."""
 
 from pathlib import Path
-from typing import Any
 
 from rewards import jsonl
 from rewards.data.schema import RowError, parse_prompt
 from rewards.errors import UserError
+from rewards.types import Prompt
 
 
-def read_prompts(path: str) -> list[Any]:
+def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
     if path not in jsonl.STANDARD_INPUT and not Path(path).exists():
         raise UserError(f"{path}: cannot read prompts (No such file or directory)")
@@ -20,7 +20,7 @@ def read_prompts(path: str) -> list[Any]:
     return prompts
 
 
-def _prompt(line: bytes, place: str) -> Any:
+def _prompt(line: bytes, place: str) -> Prompt:
     try:
         if not line.lstrip().startswith(b"{"):
             return checked(line.decode("utf-8").removesuffix("\n").removesuffix("\r"), place)
@@ -34,7 +34,7 @@ def _prompt(line: bytes, place: str) -> Any:
     return checked(prompt, place)
 
 
-def checked(prompt: Any, place: str) -> Any:
+def checked(prompt: object, place: str) -> Prompt:
     """A prompt as rows of a preference file may have it: text, or a list of messages with role and content."""
     if isinstance(prompt, str) and not prompt.strip():
         raise UserError(f"{place} {prompt!r}: empty; write what the model is to answer")

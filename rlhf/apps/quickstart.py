@@ -9,7 +9,7 @@ import dataclasses
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from rewards.basis.store import RewardRun, load_reward_run
 from rewards.comparison.replay import ColdStart
 from rewards.data import check, leak, stated_choice
 from rewards.data.read import read_preferences
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.types import Preferences
 from rlhf.evaluation import policy as evaluate
@@ -34,11 +35,13 @@ from rlhf.run.config.shipped import shipped
 from rlhf.train import dpo, sft
 from rlhf.train.config import DPOConfig, SFTConfig
 
+T = TypeVar("T")
+
 QUESTION = "Which electricity supplier should I pick?"
 COUNTS = (0, 3, 5, 10)
 
 
-def run(output_dir: str, *, seed: int = 0) -> dict[str, Any]:
+def run(output_dir: str, *, seed: int = 0) -> JSONObject:
     """Run every stage that is not finished yet and tell the story; returns the figures `--json` prints."""
     began = time.perf_counter()
     root = Path(output_dir)
@@ -85,7 +88,7 @@ def run(output_dir: str, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _config(name: str, schema: type, root: Path, seed: int, overrides: list[str]) -> Any:
+def _config(name: str, schema: type[T], root: Path, seed: int, overrides: list[str]) -> T:
     folder = {"dpo": "policy", "evaluate": "evaluation"}.get(name, name)
     given = [f"output_dir={root / folder}", f"seed={seed}", *overrides]
     return load(shipped(f"quickstart/{name}.yaml"), given, schema)
@@ -107,7 +110,7 @@ def _check_data() -> Preferences:
     return prefs
 
 
-def _show_replay(replay: dict[str, Any]) -> None:
+def _show_replay(replay: JSONObject) -> None:
     rows = [
         [str(n), _interval(replay["accuracy"][str(n)]), _interval(replay["accuracy_random"][str(n)])]
         for n in COUNTS
@@ -126,7 +129,7 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.1%}  [{value['low']:.1%}, {value['high']:.1%}]"
 
 
-def _show_evaluation(exact: dict[str, Any], sampled: dict[str, Any]) -> None:
+def _show_evaluation(exact: JSONObject, sampled: JSONObject) -> None:
     lines = [
         ("own policy better than another person's", f"{exact['diagonal_dominance']:.1%} of pairs of people"),
         ("own policy better than the aggregate's", f"{exact['own_beats_aggregate']:.1%} of people"),
@@ -162,7 +165,7 @@ class Pair:
     reasons: tuple[str, str]
 
 
-def two_people(config: Any, prefs: Preferences, seed: int) -> Pair:
+def two_people(config: EvaluateConfig, prefs: Preferences, seed: int) -> Pair:
     """The two held-out people whose tastes are most opposed, their records, and the policy's answer to each.
 
     Opposed: the smallest inner product of z, the coefficients in units of the population's spread.

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from rewards.api import calibrate
 from rewards.basis import store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import acquisition, edits, questions, records, shared_accounts
 from rewards.people import pool as pool_module
 from rewards.people.pool import choosing, key_for, open_questions, read_pool
@@ -37,7 +37,7 @@ def ask_terminal(
     *,
     read: Callable[[str], str] = input,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Ask `name` about the best pairs under a rule, one at a time; q ends, the same command goes on.
 
     Every answer is stored at once, and so is a skip: a question skipped is not asked again. The order of the two
@@ -76,7 +76,7 @@ def ask_terminal(
             stopped = "the person stopped"
             say("Stopped; the same command goes on from here.")
             break
-        event: dict[str, Any] = (
+        event: JSONObject = (
             {"skipped": [pool[index].key]}
             if reply == "s"
             else {"answers": [pool_module.answer_to(pool[index], reply)]}
@@ -93,7 +93,7 @@ def ask_terminal(
 
 def ask_batch(
     rewards: str, name: str, count: int, output: str | None, asking: Asking = Asking()
-) -> dict[str, Any]:
+) -> JSONObject:
     """Choose `count` questions at once and write (or return) them as a questionnaire; nothing is learned yet."""
     run = store.load_reward_run(rewards)
     pool, record = read_pool(run), _record(run, name)
@@ -117,7 +117,7 @@ def ask_batch(
 
 def ask_file(
     rewards: str, name: str, answers: str, max_questions: int, asking: Asking = Asking()
-) -> dict[str, Any]:
+) -> JSONObject:
     """Choose up to `max_questions` rows of a file by what they would teach, and learn from those."""
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
@@ -145,7 +145,7 @@ def ask_file(
     return describe(run, record) | {"asked": len(taken), "stopped": stopped}
 
 
-def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
+def update(rewards: str, name: str, answers: str) -> JSONObject:
     """Learn from the rows of a preference file, or from a filled-in questionnaire.
 
     What the record holds already is left out, so reading a file twice, or once more when it has grown, counts no
@@ -165,7 +165,7 @@ def update(rewards: str, name: str, answers: str) -> dict[str, Any]:
     return describe(run, learned.record) | counts | {"skipped": len(skipped), "empty": empty}
 
 
-def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str, Any]:
+def edit(rewards: str, name: str, axes: list[str], text: str | None) -> JSONObject:
     """Turn numbers ("taste 1=+1.5") or words ("shorter, please") into statements about the person's coefficients.
 
     Raises:
@@ -181,7 +181,7 @@ def edit(rewards: str, name: str, axes: list[str], text: str | None) -> dict[str
     return describe(run, record) | {"edited": made}
 
 
-def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
+def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
     """A person's coefficients, and whether two people seem to answer under the name; somebody unknown is an error.
 
     Args:
@@ -202,7 +202,7 @@ def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
         sitting=shared_accounts.sittings([answer.time for answer in record.answers]),
         lapse=run.lapse,
     )
-    shared: dict[str, Any] | None = None
+    shared: JSONObject | None = None
     if found is not None:
         shared = {
             "flagged": found.flagged,
@@ -221,14 +221,14 @@ def show(rewards: str, name: str, policy: str | None = None) -> dict[str, Any]:
     return shown
 
 
-def everybody(rewards: str) -> dict[str, Any]:
+def everybody(rewards: str) -> JSONObject:
     """Ids and numbers of answers."""
     run = store.load_reward_run(rewards)
     people = records.list_records(run.users)
     return {"users": [{"user_id": user_id, "num_answers": count} for user_id, count in people]}
 
 
-def forget(rewards: str, name: str) -> dict[str, Any]:
+def forget(rewards: str, name: str) -> JSONObject:
     """Erase a person's record."""
     if not Path(rewards).is_dir():
         raise UserError(f"{rewards}: no such reward run; create one with `chorus rewards fit`")
@@ -236,7 +236,7 @@ def forget(rewards: str, name: str) -> dict[str, Any]:
     return {"user_id": name, "forgotten": True}
 
 
-def describe(run: store.RewardRun, record: records.UserRecord) -> dict[str, Any]:
+def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
     """A record as the commands print it: mean and sd along every axis, beside the population's."""
     calibration = calibrate.read(run)
     deviation = calibrate.widened(calibration, record.posterior)

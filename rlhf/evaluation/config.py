@@ -10,20 +10,26 @@ from rlhf.train.config import NameConfig
 @record
 class EvaluateUsersConfig:
     count: int | None = Field(
-        default=None, ge=2, description="Held-out people evaluated, the first in split order; null means all."
+        default=None,
+        ge=2,
+        le=1_000_000_000,
+        description="Held-out people evaluated, the first in split order; null means all.",
     )
     answers: int = Field(
         default=10,
         ge=0,
+        le=1_000_000,
         description="Answers from which each person's coefficients are estimated; 0 is the prior.",
     )
 
 
 @record
 class EvaluateSamplingConfig:
-    num_samples: int = Field(default=8, ge=1, description="Answers sampled for each person and prompt.")
-    temperature: float = Field(default=1.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    max_new_tokens: int = Field(default=64, ge=1, description="Longest answer, in tokens.")
+    num_samples: int = Field(
+        default=8, ge=1, le=100_000, description="Answers sampled for each person and prompt."
+    )
+    temperature: float = Field(default=1.0, ge=0, le=1e6, description="Sampling temperature; 0 is greedy.")
+    max_new_tokens: int = Field(default=64, ge=1, le=1_000_000, description="Longest answer, in tokens.")
 
 
 @record

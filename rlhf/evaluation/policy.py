@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +13,9 @@ from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
-from rewards.files import write_json
+from rewards.files import JSONObject, write_json
 from rewards.types import Preferences
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
@@ -40,7 +40,7 @@ class People:
     z: np.ndarray
 
 
-def run(config: Any) -> dict[str, Any]:
+def run(config: EvaluateConfig) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
     A finished evaluation is not repeated as long as the policy is the one that it judged.
@@ -73,14 +73,14 @@ class Judged:
       texts: what each person was told.
     """
 
-    figures: dict[str, Any]
+    figures: JSONObject
     people: People
     matrix: np.ndarray
     texts: list[list[str]]
 
 
 def judge(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     rewards: FittedBasis,
     prefs: Preferences,
@@ -97,7 +97,8 @@ def judge(
     people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
     prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
     gate = policy.gate
-    figures: dict[str, Any] = {
+    assert gate is not None, "a policy with users"
+    figures: JSONObject = {
         "people": people.user_ids,
         "answers_per_person": config.users.answers,
         "beta": gate.beta,
@@ -111,14 +112,14 @@ def judge(
     return Judged(figures, people, matrix, texts)
 
 
-def open_reference(config: Any, policy: policy_store.Policy) -> policy_store.Base:
+def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> policy_store.Base:
     """The model that the policy was trained from."""
     return policy_store.load_base(
         config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
     )
 
 
-def finished(job: Run, config: Any) -> bool:
+def finished(job: Run, config: EvaluateConfig) -> bool:
     """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
     written = all((job.directory / name).is_file() for name in (REPORT, RESULT))
     if not job.resumed or not written or not policy_store.is_run(config.policy):
@@ -126,7 +127,7 @@ def finished(job: Run, config: Any) -> bool:
     return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
 
 
-def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) -> None:
+def check_match(config: EvaluateConfig, policy: policy_store.Policy, rewards: FittedBasis) -> None:
     """The policy must have users, and those of this reward run."""
     if policy.gate is None:
         raise UserError(f"policy: {config.policy} was trained without users; there is nobody to compare")
@@ -138,7 +139,7 @@ def check_match(config: Any, policy: policy_store.Policy, rewards: FittedBasis) 
 
 
 def held_out_people(
-    config: Any,
+    config: EvaluateConfig,
     prefs: Preferences,
     rewards: FittedBasis,
     policy: policy_store.Policy,
@@ -171,26 +172,28 @@ def held_out_people(
     )
     coef = result.coef[count]
     ids = [prefs.user_ids[user] for user in result.people]
+    assert policy.gate is not None, "a policy with users"
     shrunk, z = policy.gate.compose(np.asarray(coef, np.float32))
     return People(ids, coef, np.asarray(shrunk), np.asarray(z, np.float32)), result
 
 
 def enumerated(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     prefs: Preferences,
     phi: np.ndarray,
     people: People,
     prompts: np.ndarray,
     reference: policy_store.Base,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[JSONObject, np.ndarray]:
     """Exact figures over the data's distinct completions of each prompt, averaged over prompts."""
     ref_graphdef, ref_params, _ = policy_store.base_state(reference, None, policy.record["dtype"], False)
     encoded_prompts, completions = encode_items(
         prefs, policy.base.tokenizer, policy.base.config.max_positions
     )
     used = np.union1d(prefs.chosen, prefs.rejected)
-    results, matrices = [], []
+    assert policy.gate is not None, "a policy with users"
+    beta, results, matrices = float(policy.gate.beta), [], []
     for prompt in prompts:
         items = used[prefs.item_prompt[used] == prompt]
         rows = pack([[Sequences(encoded_prompts[prompt], tuple(completions[i] for i in items))]])
@@ -209,17 +212,15 @@ def enumerated(
             aggregate=np.asarray(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
             reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
         )
-        result, matrix = evaluate.summarise_enumerated(
-            answers, phi[items], people.coef, people.shrunk, policy.gate.beta
-        )
+        result, matrix = evaluate.summarise_enumerated(answers, phi[items], people.coef, people.shrunk, beta)
         results.append(result)
         matrices.append(matrix)
     return _mean_results(results), np.mean(matrices, axis=0)
 
 
-def _mean_results(results: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean_results(results: list[JSONObject]) -> JSONObject:
     """Mean over prompts of every figure, person by person where there are several."""
-    merged: dict[str, Any] = {}
+    merged: JSONObject = {}
     for name, value in results[0].items():
         values = [result[name] for result in results]
         if isinstance(value, dict):
@@ -230,13 +231,13 @@ def _mean_results(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sampled_answers(
-    config: Any,
+    config: EvaluateConfig,
     policy: policy_store.Policy,
     prefs: Preferences,
     rewards: FittedBasis,
     people: People,
     prompts: np.ndarray,
-) -> tuple[dict[str, Any], np.ndarray, list[list[str]]]:
+) -> tuple[JSONObject, np.ndarray, list[list[str]]]:
     """What the policy freely says to each person, judged by everybody's coefficients."""
     settings, num_users = config.sampling, len(people.user_ids)
     asked = [
@@ -276,7 +277,7 @@ def known_answers(prefs: Preferences, prompts: Sequence[int], texts: Sequence[st
 
 
 def _features_of(
-    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, Any]], texts: list[str]
+    rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, np.integer]], texts: list[str]
 ) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
     if rewards.basis.encoder["kind"] not in ("lm", "columns"):
@@ -298,7 +299,7 @@ def _features_of(
     return phi[[place[key] for key in keys]]
 
 
-def write_report(directory: Path, result: dict[str, Any], judged: Judged) -> None:
+def write_report(directory: Path, result: JSONObject, judged: Judged) -> None:
     """Write report.html into a directory."""
     from rlhf.report import write_evaluation_report
 

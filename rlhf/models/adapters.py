@@ -8,11 +8,13 @@ products whose inner width is K·r. The other kinds of conditioner are in `condi
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from rewards.files import JSONObject
+from rlhf.models.layout import AnyArray
 
 
 class Lora(nnx.Variable):
@@ -64,14 +66,14 @@ class AdapterSpec:
         """Whether there is a conditioner, of this kind."""
         return bool(self.num_basis) and self.kind == kind
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSONObject:
         """Plain values for policy.json; what a low-rank conditioner does not need is left out."""
         values, plain = dataclasses.asdict(self), dataclasses.asdict(AdapterSpec())
         kept = ("lora_rank", "lora_alpha", "num_basis", "basis_rank")
         return {name: value for name, value in values.items() if name in kept or value != plain[name]}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "AdapterSpec":
+    def from_record(cls, record: JSONObject) -> "AdapterSpec":
         """Read what `record` wrote (and JSON turned into lists)."""
         words = record.get("words")
         if words:
@@ -96,10 +98,10 @@ class Linear(nnx.Module):
         self.lora_scale = spec.lora_scale if spec else 0.0
         self.has_lora = bool(spec and spec.lora_rank)
         self.has_basis = bool(spec and spec.has("low_rank"))
-        if self.has_lora:
+        if spec is not None and self.has_lora:
             self.lora_a = Lora(uniform(rngs.params(), (num_in, spec.lora_rank), jnp.float32))
             self.lora_b = Lora(jnp.zeros((spec.lora_rank, num_out), jnp.float32))
-        if self.has_basis:
+        if spec is not None and self.has_basis:
             inner = spec.num_basis * spec.basis_rank
             self.basis_a = Conditioner(uniform(rngs.params(), (num_in, inner), jnp.float32))
             self.basis_b = Conditioner(jnp.zeros((inner, num_out), jnp.float32))
@@ -123,7 +125,7 @@ def gate_of(z: jax.Array, spec: AdapterSpec) -> jax.Array:
     return jnp.repeat(z, spec.basis_rank, axis=-1)[:, None, :]
 
 
-def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: jax.Array | None) -> jax.Array:
+def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: AnyArray | None) -> jax.Array:
     """Fold LoRA, and the conditioner at one z[K], into a (possibly stacked) kernel [..., in, out].
 
     Args:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 class Cache(NamedTuple):
     """Keys and values of past tokens: for each stage, [layers, B, S, G, h] twice; `index` is where to write next."""
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[jax.Array | None, ...]
+    values: tuple[jax.Array | None, ...]
     index: jax.Array
 
 

@@ -6,7 +6,7 @@ V vocabulary, W words' tokens.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,9 @@ from rewards.errors import UserError
 from rlhf.models import layout
 from rlhf.models.adapters import AdapterSpec, merged_kernel
 from rlhf.models.config import ModelConfig
+from rlhf.models.layout import Tree
 from rlhf.run.record import record
 
-Tree = dict[Any, Any]
 MAX_INNER = 64
 """K·r above which the low-rank conditioner costs more than about 15 % of the layers' work."""
 
@@ -35,11 +35,12 @@ class ConditionerConfig:
     rank: int = Field(
         default=4,
         ge=1,
+        le=1_024,
         description="Rank r of each axis's direction: ΔW = Σ_k z_k B_k A_k with A_k, B_k of this rank "
         "(low_rank, logit_heads).",
     )
     slots: int = Field(
-        default=8, ge=1, description="Extra attention slots in every adapted layer (prefix only)."
+        default=8, ge=1, le=4_096, description="Extra attention slots in every adapted layer (prefix only)."
     )
     shift: bool = Field(
         default=True,
@@ -122,6 +123,7 @@ def _logit_cost(spec: AdapterSpec, config: ModelConfig, num_layers: int) -> Cost
 
 def _text_cost(spec: AdapterSpec, config: ModelConfig, num_layers: int) -> Cost:
     """Every place in the table counts, written or not: shapes do not depend on z."""
+    assert spec.words is not None, "text is made of words"
     width = sum(max(map(len, axis)) for axis in spec.words.phrases)
     attention = 4 * width * config.num_heads * config.head_dim * config.num_layers
     layers = 2 * config.num_layers * sum(int(np.prod(shape)) for shape in linear_shapes(config))
@@ -235,4 +237,4 @@ def merge(
 
     stage = fold(weights["stages"][top], of_top(lora), of_top(conditioner))
     merged = {**weights, "stages": {**weights["stages"], top: stage}}
-    return kind.fold(merged, conditioner, spec, config, z, top) if personal else merged
+    return merged if z is None or not personal else kind.fold(merged, conditioner, spec, config, z, top)

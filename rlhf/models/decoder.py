@@ -8,20 +8,26 @@ Shapes: B rows, T tokens of this call, S cached positions, D width, V vocabulary
 """
 
 import dataclasses
-from typing import Any
+import enum
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
 from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
+from rlhf.models.layout import AnyArray
 
-_UNSAID = object()
+
+class _Unsaid(enum.Enum):
+    """Not an array, and not None, which says something."""
+
+    Z = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Context:
     words: WordKeys | None = None
 
 
-def _choose(sliding: bool | jax.Array, local: Any, whole: Any) -> Any:
+def _choose(sliding: bool | jax.Array, local: PyTree, whole: PyTree) -> PyTree:
     """`local` in a layer with a sliding window, else `whole`; decided now where the layer is known."""
     if isinstance(sliding, bool):
         return local if sliding else whole
@@ -134,9 +140,9 @@ class Layer(nnx.Module):
         self.pre_mlp = RMSNorm(config.width, config, dtype)
         self.mlp = MLP(config, spec, dtype, rngs)
         self.post_mlp = RMSNorm(config.width, config, dtype) if config.post_norms else None
-        film = spec is not None and spec.has("film")
-        self.film_attn = FiLM(config.width, spec) if film else None
-        self.film_mlp = FiLM(config.width, spec) if film else None
+        film = spec if spec is not None and spec.has("film") else None
+        self.film_attn = None if film is None else FiLM(config.width, film)
+        self.film_mlp = None if film is None else FiLM(config.width, film)
 
     def __call__(self, x, context: Context, sliding, cache, words=None):
         normed = self.pre_attn(x)
@@ -193,8 +199,8 @@ class Decoder(nnx.Module):
             if config.tied
             else Linear(config.width, config.vocab_size, bias=False, spec=None, dtype=dtype, rngs=rngs)
         )
-        heads = spec is not None and spec.has("logit_heads")
-        self.logit_heads = LogitHeads(config, spec, rngs) if heads else None
+        heads = spec if spec is not None and spec.has("logit_heads") else None
+        self.logit_heads = None if heads is None else LogitHeads(config, heads, rngs)
         if spec and spec.has("text") and frozen:
             raise ValueError(
                 "words in front of the prompt change every layer: one stage, not cached lower ones"
@@ -202,19 +208,21 @@ class Decoder(nnx.Module):
         self.config, self.spec, self.remat = config, spec, remat
         self.stage_sizes, self.adapted = stages, adapted
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+    def embed_tokens(self, tokens: AnyArray) -> jax.Array:
         """int32[B, T] → [B, T, D]."""
         x = self.embed.embedding[...][tokens]
         return x * jnp.asarray(self.config.embed_scale, x.dtype) if self.config.embed_scale != 1.0 else x
 
-    def read_words(self, z: jax.Array | None) -> WordKeys | None:
+    def read_words(self, z: AnyArray | None) -> WordKeys | None:
         """Run the words that z[B, K] writes through the layers; None for other conditioners and for nobody (z None).
 
         They depend on z alone, so a decoding loop reads them once and gives them to every `context`.
         """
         if z is None or self.spec is None or not self.spec.has("text"):
             return None
-        (tokens, valid), after = write_words(self.spec.words, z), len(self.spec.words.begin)
+        words = self.spec.words
+        assert words is not None, "text is made of words"
+        (tokens, valid), after = write_words(words, z), len(words.begin)
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         # A place without a word sees itself, so that its softmax is not over nothing.
@@ -251,7 +259,7 @@ class Decoder(nnx.Module):
         rope = attention.rope_tables(config.rope, config.head_dim, positions)
         same = config.rope_local == config.rope
         rope_local = rope if same else attention.rope_tables(config.rope_local, config.head_dim, positions)
-        gate = gate_of(z, spec) if z is not None and spec.kind == "low_rank" else None
+        gate = gate_of(z, spec) if spec is not None and z is not None and spec.kind == "low_rank" else None
         return Context(mask, window_mask, rope, rope_local, gate, index, z, words)
 
     def run_stages(self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None):
@@ -306,7 +314,7 @@ class Decoder(nnx.Module):
             new.append(cache)
         return x, tuple(new)
 
-    def logits(self, hidden: jax.Array, z: Any = _UNSAID) -> jax.Array:
+    def logits(self, hidden: jax.Array, z: AnyArray | None | _Unsaid = _Unsaid.Z) -> jax.Array:
         """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].
 
         Args:
@@ -319,7 +327,7 @@ class Decoder(nnx.Module):
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         if self.logit_heads is None or z is None:
             return logits
-        if z is _UNSAID:
+        if z is _Unsaid.Z:
             raise ValueError("this decoder has logit heads: say whose logits, logits(hidden, z)")
         return logits + self.logit_heads(x, z)
 

@@ -7,14 +7,15 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filelock import FileLock
 
 from rewards.data.wheels import fetch_wheel
 from rewards.errors import UserError, meant
-from rewards.files import atomic_directory, cache_dir, read_json, sha256_file, write_json
+from rewards.files import JSONObject, atomic_directory, cache_dir, read_json, sha256_file, write_json
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 HUB_SECONDS = 5.0  # how long the hub may take to answer before it counts as unreachable
@@ -110,7 +111,7 @@ def verify(directory: Path) -> None:
             )
 
 
-def _recorded(directory: Path) -> dict[str, dict[str, Any]]:
+def _recorded(directory: Path) -> dict[str, JSONObject]:
     """The marker's file table; empty where there is no readable marker."""
     try:
         files = read_json(directory / MARKER)["files"]
@@ -186,7 +187,7 @@ def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    def attempt(action: Callable[[], Any]) -> Any:
+    def attempt(action: Callable[[], T]) -> T:
         try:
             return action()
         except errors.GatedRepoError:
@@ -205,7 +206,7 @@ def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
                 f"{repo}: the hub cannot be reached ({reason}); connect, or give a local model directory"
             ) from None
 
-    settings: dict[str, Any] = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
+    settings: JSONObject = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
     if directory is None:
         try:
             cached = Path(huggingface_hub.snapshot_download(repo, local_files_only=True, **settings))
@@ -237,21 +238,22 @@ def _is_complete(directory: Path) -> bool:
     return all((directory / file).is_file() for file in ("config.json", "tokenizer.json", *shards))
 
 
-def _within(seconds: float, action: Callable[[], Any]) -> Any:
+def _within(seconds: float, action: Callable[[], T]) -> T:
     """Run `action`, or raise TimeoutError: resolving a name has no time limit of its own in Python."""
-    outcome: dict[str, Any] = {}
+    values: list[T] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
-            outcome["value"] = action()
+            values.append(action())
         except Exception as error:
-            outcome["error"] = error
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
         raise TimeoutError(f"no answer within {seconds:g} s")
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
+    if errors:
+        raise errors[0]
+    return values[0]

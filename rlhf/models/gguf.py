@@ -8,6 +8,7 @@ Source of both: llama.cpp's convert_hf_to_gguf.py.
 
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rewards.errors import UserError
-from rewards.files import atomic_directory, write_json
+from rewards.files import JSONObject, atomic_directory, write_json
 from rlhf.models import layout
 from rlhf.models.attention import rope_frequencies
 from rlhf.models.config import ModelConfig, Rope
@@ -70,7 +71,7 @@ def convert_gguf(path: str | Path, directory: str | Path) -> Path:
     return Path(directory)
 
 
-def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+def _open(path: Path) -> tuple[gguf.GGUFReader, JSONObject]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a .gguf file")
     try:
@@ -89,12 +90,12 @@ def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
     return reader, metadata
 
 
-def _config(metadata: dict[str, Any], reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
+def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONObject:
     """The key-value pairs as Hugging Face's config.json."""
     architecture = metadata["general.architecture"]
     model_type = MODEL_TYPES[architecture]
 
-    def read(key: str, default: Any = None) -> Any:
+    def read(key: str, default: float | None = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if value is None:
             raise UserError(f"{path}: {architecture}.{key}: missing; convert the model to GGUF again")
@@ -131,8 +132,8 @@ def _config(metadata: dict[str, Any], reader: gguf.GGUFReader, path: Path) -> di
     return raw | _special_tokens(metadata)
 
 
-def _gemma(read: Any, model_type: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {"hidden_activation": "gelu_pytorch_tanh"}
+def _gemma(read: Callable[..., Any], model_type: str) -> JSONObject:
+    extra: JSONObject = {"hidden_activation": "gelu_pytorch_tanh"}
     if model_type == "gemma":
         return extra | {"hidden_act": "gelu_pytorch_tanh"}
     head_dim, width, num_heads = (
@@ -153,7 +154,7 @@ def _gemma(read: Any, model_type: str) -> dict[str, Any]:
     return extra
 
 
-def _rope_scaling(metadata: dict[str, Any], names: dict[str, Any], raw: dict[str, Any], path: Path) -> Any:
+def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path: Path) -> JSONObject | None:
     """`rope_scaling` of config.json, or None."""
     prefix = f"{metadata['general.architecture']}.rope.scaling."
     kind, factor = metadata.get(f"{prefix}type", "none"), metadata.get(f"{prefix}factor", 1.0)
@@ -184,7 +185,7 @@ def _rope_scaling(metadata: dict[str, Any], names: dict[str, Any], raw: dict[str
     }
 
 
-def _special_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
+def _special_tokens(metadata: JSONObject) -> JSONObject:
     ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding", "eot")}
     special = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["padding"]}
     if ids["eot"] is not None and ids["eot"] != ids["eos"]:
@@ -192,7 +193,7 @@ def _special_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in special.items() if value is not None}
 
 
-def _write_weights(reader: gguf.GGUFReader, raw: dict[str, Any], path: Path, directory: Path) -> str:
+def _write_weights(reader: gguf.GGUFReader, raw: JSONObject, path: Path, directory: Path) -> str:
     """Write model.safetensors and return the name of its dtype."""
     config = ModelConfig.from_hf(raw, source=str(path))
     names = gguf.get_tensor_name_map(
@@ -233,7 +234,9 @@ def _architecture(config: ModelConfig) -> str:
     return next(name for name, model_type in MODEL_TYPES.items() if model_type == config.family)
 
 
-def _tensor(tensor: Any, name: str, leaf: layout.Leaf, config: ModelConfig, path: Path) -> np.ndarray:
+def _tensor(
+    tensor: gguf.ReaderTensor, name: str, leaf: layout.Leaf, config: ModelConfig, path: Path
+) -> np.ndarray:
     """float32 values in Hugging Face's orientation and order."""
     try:
         array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
@@ -256,7 +259,7 @@ def _tensor(tensor: Any, name: str, leaf: layout.Leaf, config: ModelConfig, path
     return array
 
 
-def _smallest_exact(tensors: dict[str, np.ndarray]) -> Any:
+def _smallest_exact(tensors: dict[str, np.ndarray]) -> type[np.generic]:
     """float16 or bfloat16 where no value changes, else float32."""
     for dtype in (np.float16, ml_dtypes.bfloat16):
         with np.errstate(over="ignore"):

@@ -6,12 +6,12 @@ rule that llama.cpp holds in code (src/llama-vocab.cpp), so a rule that is not i
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from rewards.errors import UserError
-from rewards.files import write_json
+from rewards.files import JSONObject, write_json
 
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
 
@@ -26,12 +26,12 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 class _Rule(NamedTuple):
     """How text is cut before BPE; whole-word vocabulary entries may skip the merges (Llama 3)."""
 
-    split: Callable[[], list[Any]]
+    split: Callable[[], list[pre_tokenizers.PreTokenizer]]
     ignore_merges: bool = False
-    normalizer: Callable[[], Any] | None = None
+    normalizer: Callable[[], normalizers.Normalizer] | None = None
 
 
-def _split(pattern: str) -> list[Any]:
+def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     return [
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -51,7 +51,7 @@ RULES = {
 }
 
 
-def check_tokenizer(metadata: dict[str, Any], source: Path) -> None:
+def check_tokenizer(metadata: JSONObject, source: Path) -> None:
     """Raise UserError, before any work is done, when the file's tokenizer cannot be rebuilt."""
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     proceed = (
@@ -66,7 +66,7 @@ def check_tokenizer(metadata: dict[str, Any], source: Path) -> None:
             raise UserError(f"{source}: tokenizer.ggml.{key}: missing; {proceed}")
 
 
-def write_tokenizer(metadata: dict[str, Any], directory: Path) -> None:
+def write_tokenizer(metadata: JSONObject, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json; call `check_tokenizer` first.
 
     Args:

@@ -5,7 +5,17 @@ Letters: n layers of a stage, V vocabulary, D width, H heads, G key/value heads,
 
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
 from rlhf.models.config import ModelConfig
+
+AnyArray = jax.Array | np.ndarray
+"""An array on the device, or on the host on its way there."""
+Tree = dict[Any, Any]
+"""A parameter tree: nested dictionaries of arrays, whose keys are names, and numbers of stages."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURES = {
@@ -105,14 +115,14 @@ def file_shape(leaf: Leaf) -> tuple[int, ...]:
     return leaf.shape[::-1] if leaf.transposed else leaf.shape
 
 
-def put(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
+def put(tree: Tree, path: tuple[str | int, ...], value: ArrayLike) -> None:
     """Set tree[path[0]][path[1]]…, making the dictionaries on the way."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
 
 
-def get(tree: dict[Any, Any], path: tuple[Any, ...]) -> Any:
+def get(tree: Tree, path: tuple[str | int, ...]) -> PyTree:
     """tree[path[0]][path[1]]…; KeyError names the whole path."""
     for depth, key in enumerate(path):
         if key not in tree:

@@ -7,19 +7,19 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from filelock import FileLock
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from rewards.errors import UserError, meant
-from rewards.files import cache_dir, read_json, sha256_json
+from rewards.files import JSONObject, cache_dir, read_json, sha256_json
 from rlhf.models import fetch, layout
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import INDEX, SINGLE
+from rlhf.models.layout import INDEX, SINGLE, Tree
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Gemma 3 checkpoints with a vision tower keep the language model one level deeper (old and new spelling).
@@ -29,7 +29,7 @@ LAYER = re.compile(r"\.layers\.(\d{1,9})\.")
 BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")  # written by older transformers
 
 
-def read_hf_config(directory: str | Path) -> dict[str, Any]:
+def read_hf_config(directory: str | Path) -> JSONObject:
     """`config.json` of a model directory as a dictionary.
 
     Raises:
@@ -57,10 +57,10 @@ def load_params(
     directory: str | Path,
     config: ModelConfig,
     stages: tuple[int, ...],
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     extra: tuple[layout.Leaf, ...] = (),
-) -> dict[str, Any]:
+) -> Tree:
     """Read safetensors (one file, or shards with an index) into the decoder's base parameters.
 
     Kernels become [in, out]; layers are stacked along axis 0, `stages[i]` of them under tree["stages"][i].
@@ -87,7 +87,7 @@ def load_params(
         names = [leaf.name for leaf in top]
         names += [layout.layer_name(i, leaf) for i in range(config.num_layers) for leaf in leaves]
         files.check_names(names, config.tied)
-        tree: dict[str, Any] = {"stages": {}}
+        tree: Tree = {"stages": {}}
         for leaf in top:
             layout.put(tree, leaf.path, jnp.asarray(files.read(leaf.name, leaf, dtype)))
         first = 0
@@ -152,7 +152,7 @@ class _Checkpoint:
 
     def __init__(self, directory: Path, stack: contextlib.ExitStack):
         self.directory, self.stack = directory, stack
-        self.open_files: dict[Path, Any] = {}
+        self.open_files: dict[Path, safe_open] = {}
         self.where = self._locate()
         self.prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in self.where), "model.")
 
@@ -196,7 +196,7 @@ class _Checkpoint:
                 raise UserError(f"{path}: tensor {name} {place}; download index and shards from one revision")
         return where
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path) -> safe_open:
         if path not in self.open_files:
             with _damage(path):
                 self.open_files[path] = self.stack.enter_context(safe_open(path, framework="numpy"))
@@ -240,7 +240,7 @@ class _Checkpoint:
                     "use the config.json of this model"
                 )
 
-    def read(self, name: str, leaf: layout.Leaf, dtype: Any) -> np.ndarray:
+    def read(self, name: str, leaf: layout.Leaf, dtype: DTypeLike) -> np.ndarray:
         """One tensor in the tree's orientation, cast to `dtype`."""
         name = self._file_name(name)
         path = self.where[name]

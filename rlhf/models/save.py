@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from rewards.errors import UserError
-from rewards.files import atomic_directory, read_json, write_json
+from rewards.files import JSONObject, atomic_directory, read_json, write_json
 from rlhf.models import layout
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import ARCHITECTURES, INDEX, TOKENIZER_FILES
+from rlhf.models.layout import ARCHITECTURES, INDEX, TOKENIZER_FILES, Tree
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SHARD_BYTES = 5_000_000_000
@@ -25,14 +25,14 @@ class _Source(NamedTuple):
     """One tensor to write: where it is in the tree, which layer of a stack (None outside the layers)."""
 
     leaf: layout.Leaf
-    path: tuple[Any, ...]
+    path: tuple[str | int, ...]
     layer: int | None
 
 
 def save_hf(
     directory: str | Path,
-    params: dict[str, Any],
-    hf_config: dict[str, Any],
+    params: Tree,
+    hf_config: JSONObject,
     tokenizer_dir: str | Path | None,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -80,7 +80,7 @@ def _write_end_tokens(directory: Path, end_ids: tuple[int, ...]) -> None:
         write_json(path, {**raw, "eos_token_id": ends})
 
 
-def _sources(params: dict[str, Any], config: ModelConfig) -> dict[str, _Source]:
+def _sources(params: Tree, config: ModelConfig) -> dict[str, _Source]:
     """Hugging Face name → where it comes from; a tree that does not fit `config` is a programming error."""
     sources = {leaf.name: _Source(leaf, leaf.path, None) for leaf in layout.top_leaves(config)}
     leaves, first = layout.layer_leaves(config), 0
@@ -102,7 +102,7 @@ def _sources(params: dict[str, Any], config: ModelConfig) -> dict[str, _Source]:
 
 def _write_weights(
     directory: Path,
-    params: dict[str, Any],
+    params: Tree,
     sources: dict[str, _Source],
     dtype: np.dtype,
     max_shard_bytes: int,
@@ -128,7 +128,7 @@ def _write_weights(
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _tensor(name: str, params: dict[str, Any], source: _Source, dtype: np.dtype) -> np.ndarray:
+def _tensor(name: str, params: Tree, source: _Source, dtype: np.dtype) -> np.ndarray:
     array = layout.get(params, source.path)
     array = np.asarray(array if source.layer is None else array[source.layer])
     with np.errstate(over="ignore"):
@@ -141,7 +141,7 @@ def _tensor(name: str, params: dict[str, Any], source: _Source, dtype: np.dtype)
     return np.ascontiguousarray(cast)
 
 
-def _exported_config(hf_config: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
+def _exported_config(hf_config: JSONObject, config: ModelConfig, dtype: str) -> JSONObject:
     """The text model's config.json (no vision tower is exported), with the dtype of the weights written."""
     raw = {**hf_config.get("text_config", hf_config)}
     raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]]}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
-from rewards.files import read_json
+from rewards.files import JSONObject, read_json
 from rewards.types import Prompt
 
 _LOG = logging.getLogger("chorus")
@@ -103,12 +103,12 @@ class Tokenizer:
             return self
         return Tokenizer(self.directory, template_date)
 
-    def _settings(self, name: str) -> dict[str, Any]:
+    def _settings(self, name: str) -> JSONObject:
         path = self.directory / name
         raw = read_json(path) if path.is_file() else {}
         return {**raw.get("text_config", {}), **raw}
 
-    def _template(self, messages: Sequence[tuple[str, str]], **how: Any) -> Any:
+    def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             with _clock(self._date if self.template_date else None):
@@ -309,7 +309,7 @@ def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str)
             )
 
 
-def _date(value: Any, path: Path) -> datetime.date:
+def _date(value: str | None, path: Path) -> datetime.date:
     try:
         return DATE if value is None else datetime.date.fromisoformat(value)
     except (TypeError, ValueError):
@@ -325,7 +325,7 @@ def _say_date(directory: str, date: str) -> None:
     )
 
 
-def _ids(values: Iterable[Any]) -> list[int]:
+def _ids(values: Iterable[int | list[int] | tuple[int, ...] | None]) -> list[int]:
     """Flatten settings that hold one id, several, or none."""
     flat: list[int] = []
     for value in values:

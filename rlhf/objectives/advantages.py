@@ -15,7 +15,7 @@ Hu 2025 (REINFORCE++); GDPO, arXiv 2601.05242.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 from pydantic import Field
 
 from rlhf.objectives.surrogate import Aggregation
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 EPSILON = 1e-4  # added to standard deviations, as GRPO and GDPO do
@@ -294,28 +295,32 @@ def listed(names: Sequence[str]) -> str:
 class AlgorithmConfig:
     """What PPO and the critic-free estimators share."""
 
-    epochs: int = Field(default=1, ge=1, description="Passes over the rows of an iteration.")
+    epochs: int = Field(default=1, ge=1, le=1_000, description="Passes over the rows of an iteration.")
     minibatches: int = Field(
         default=1,
         ge=1,
+        le=1_000_000,
         description="Parts of a pass, one optimiser step each; must divide the rows of an iteration.",
     )
     clip_low: float = Field(
-        default=0.2, gt=0, description="ε below: the ratio π/π_old counts from 1 − clip_low on."
+        default=0.2, gt=0, le=1e6, description="ε below: the ratio π/π_old counts from 1 − clip_low on."
     )
     clip_high: float = Field(
         default=0.2,
         gt=0,
+        le=1e6,
         description="ε above: the ratio π/π_old counts up to 1 + clip_high; DAPO takes 0.28.",
     )
     entropy_coef: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight of the entropy bonus in the loss, per nat a token; 0 means none.",
     )
     missing_eos_penalty: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Subtracted from the reward of a completion that did not end by itself; 0 means none.",
     )
     scaling: Literal["running", "batch", "none"] = Field(
@@ -329,6 +334,10 @@ class AlgorithmConfig:
         lt=1,
         description="Share of the running scale that an iteration keeps (running only).",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.scaling != "running":
+            yield Unread(["scale_decay"], "scaling", f"algorithm.scaling {self.scaling}")
 
 
 @record
@@ -348,12 +357,14 @@ class GRPOAlgorithmConfig(AlgorithmConfig):
     relabel: int = Field(
         default=0,
         ge=0,
+        le=1_000,
         description="Further people for whom every group of completions is learned from once more, with truncated "
         f"importance weights ({listed(SCALED)} with kl.place reward); 0 means none.",
     )
     relabel_limit: float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         description="Largest importance weight π(y|x, other)/π(y|x, own) of a relabelled completion.",
     )
 
@@ -361,6 +372,14 @@ class GRPOAlgorithmConfig(AlgorithmConfig):
     def scaled(self) -> bool:
         """Whether `scaling` applies; the other estimators standardise by themselves."""
         return self.kind in SCALED
+
+    def unread(self) -> Iterator[Unread]:
+        if not self.scaled:
+            yield Unread(["scaling", "scale_decay"], "kind", f"algorithm.kind {self.kind}")
+        else:
+            yield from super().unread()
+        if not self.relabel:
+            yield Unread(["relabel_limit"], "relabel", "algorithm.relabel 0")
 
 
 @record

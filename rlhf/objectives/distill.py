@@ -89,7 +89,7 @@ def keep(
         return Target(ids, kept, jnp.exp(kept), jnp.full(kept.shape[:-1], -jnp.inf))
     others = _without(logprobs, ids)
     rest = jax.nn.logsumexp(others, axis=-1)
-    if not draws:
+    if not draws or key is None:
         return Target(ids, kept, jnp.exp(kept), rest)
     drawn = jnp.moveaxis(jax.random.categorical(key, others, shape=(draws, *rest.shape)), 0, -1)
     weight = jnp.broadcast_to(jnp.exp(rest)[..., None] / draws, drawn.shape)

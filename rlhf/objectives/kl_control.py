@@ -8,12 +8,14 @@ target    β ← β exp(gain · clip(KL/target − 1, ±1)): multiplicative, ind
 β stays within `BETA_RANGE`: as a float32 it would else reach 0 or infinity in a long run whose target is out of reach.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 Controller = Literal["fixed", "adaptive", "target"]
@@ -25,17 +27,22 @@ class KLConfig:
     """The price of leaving π_ref, how it moves, and where it is paid."""
 
     coef: float = Field(
-        gt=0, description="β, price of a nat of KL(π‖π_ref); the temperature of the optimum π_ref·exp(w·φ/β)."
+        gt=0,
+        le=1e6,
+        description="β, price of a nat of KL(π‖π_ref); the temperature of the optimum π_ref·exp(w·φ/β).",
     )
     controller: Controller = Field(
         default="fixed",
         description="fixed: β stays; adaptive (Ziegler et al.) and target: β seeks kl.target_nats.",
     )
     target_nats: float = Field(
-        default=6.0, gt=0, description="KL a completion that β seeks (adaptive and target only)."
+        default=6.0, gt=0, le=1e6, description="KL a completion that β seeks (adaptive and target only)."
     )
     horizon: float = Field(
-        default=10_000.0, gt=0, description="Completions over which an adaptive β reacts (adaptive only)."
+        default=10_000.0,
+        gt=0,
+        le=1e12,
+        description="Completions over which an adaptive β reacts (adaptive only).",
     )
     estimator: Literal["k1", "k2", "k3"] = Field(
         default="k1",
@@ -48,8 +55,16 @@ class KLConfig:
     stop_nats: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="KL(π_old‖π) a token above which the rest of the iteration's updates are left out; null: never.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        says = f"kl.controller {self.controller}"
+        if self.controller == "fixed":
+            yield Unread(["target_nats"], "controller", says)
+        if self.controller != "adaptive":
+            yield Unread(["horizon"], "controller", says)
 
     @model_validator(mode="after")
     def _estimator_of_its_place(self):

@@ -4,6 +4,7 @@ Nothing here averages over a batch or knows a model. β is `dpo_beta`, h = β·(
 implicit reward, Δ chosen − rejected, all in nats.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 
@@ -24,7 +26,10 @@ class PreferenceLossConfig:
         "dpo, ipo, cdpo, simpo: one policy for all, without users.",
     )
     dpo_beta: float = Field(
-        default=0.1, gt=0, description="Temperature β: h = β · (log-ratio margin against the reference)."
+        default=0.1,
+        gt=0,
+        le=1e6,
+        description="Temperature β: h = β · (log-ratio margin against the reference).",
     )
     label_smoothing: float = Field(
         default=0.0,
@@ -37,13 +42,16 @@ class PreferenceLossConfig:
         description="mixture: people's own labels count by how genuine they look (order, frame, repeats), with soft "
         "labels; needs `rewards`. Not for soft and regression, whose targets come from the coefficients.",
     )
-    simpo_gamma: float = Field(default=0.5, ge=0, description="Target margin γ in reward units (simpo only).")
+    simpo_gamma: float = Field(
+        default=0.5, ge=0, le=1e6, description="Target margin γ in reward units (simpo only)."
+    )
     length_normalise: bool = Field(
         default=False, description="Divide log-probs by the completion's length; simpo always does."
     )
     nll_coef: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight of a supervised term on the row's completions, which keeps probability from "
         "draining out of both sides of a pair; 0 means none, 1 is usual.",
     )
@@ -52,6 +60,13 @@ class PreferenceLossConfig:
     def personal(self) -> bool:
         """Whether it needs the coefficients of people."""
         return self.kind in ("soft", "regression", "observed")
+
+    def unread(self) -> Iterator[Unread]:
+        says = f"loss.kind {self.kind}"
+        if self.kind != "simpo":
+            yield Unread(["simpo_gamma"], "kind", says)
+        if self.kind not in ("observed", "cdpo"):
+            yield Unread(["label_smoothing"], "kind", says)
 
 
 def soft_label(h: Float[Array, "*n"], target_margin: Float[Array, "*n"]) -> Float[Array, "*n"]:

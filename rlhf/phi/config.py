@@ -1,13 +1,16 @@
 """The configuration of `chorus rewards`: preferences → basis, gauge, prior, users."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rewards.basis.fit import FitConfig
+from rewards.files import JSONObject
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.run.config.common import PeopleDataConfig, RunConfig
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
 
@@ -29,6 +32,8 @@ class EncoderConfig:
     )
     layer: int = Field(
         default=-1,
+        ge=-1_000,
+        le=1_000,
         description="Layer whose output is read; negative counts from the end, 0 is the token embedding.",
     )
     pool: Literal["mean", "last"] = Field(
@@ -43,6 +48,10 @@ class EncoderConfig:
         description="Samples of π_ref (JSON lines of prompt, completion) over which fit.model columns standardises; "
         "null: the completions of data.path.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.kind != "lm":
+            yield Unread(["layer", "pool"], "kind", f"encoder.kind {self.kind}")
 
     @model_validator(mode="after")
     def _columns_for_columns(self):
@@ -79,7 +88,7 @@ class RewardFitConfig(FitConfig):
         description="mixture: estimate which answers are genuine, non-attitudes or made up by order and frame, and "
         "weight the fit by it (house model's margins; any model's fit); people's answers then lapse with 1 − π_G.",
     )
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    settings: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     @model_validator(mode="after")
     def _settings_of_the_right_model(self):
@@ -104,7 +113,7 @@ class RewardEvaluationConfig:
       settings: settings of compared models by name, such as {lore: {num_basis: 8}}; the one fitted has its own.
     """
 
-    counts: tuple[int, ...] = Field(
+    counts: tuple[Annotated[int, Field(ge=0, le=1_000_000)], ...] = Field(
         default=(0, 1, 2, 3, 5, 10, 20),
         min_length=1,
         description="Numbers of answers at which held-out people are predicted.",
@@ -112,6 +121,7 @@ class RewardEvaluationConfig:
     seeds: int = Field(
         default=5,
         ge=1,
+        le=1_000,
         description="Repetitions with other random question orders; intervals are over people.",
     )
     models: Literal["all"] | tuple[str, ...] | None = Field(
@@ -119,7 +129,7 @@ class RewardEvaluationConfig:
         description="Models compared on the four cells: names, all, or null for the fitted one and aggregate; "
         "an empty list skips comparison and controls (house only).",
     )
-    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict, hash=False)
+    settings: dict[str, JSONObject] = dataclasses.field(default_factory=dict, hash=False)
     controls: bool = Field(
         default=True,
         description="Fit every compared model again on identical people, where it must not win, and on planted "
@@ -139,8 +149,8 @@ class RewardEvaluationConfig:
 
     @model_validator(mode="after")
     def _ascending(self):
-        if any(count < 0 for count in self.counts) or list(self.counts) != sorted(set(self.counts)):
-            raise ValueError("counts must be distinct, ascending and not negative, for example [0, 3, 10]")
+        if list(self.counts) != sorted(set(self.counts)):
+            raise ValueError("counts must be distinct and ascending, for example [0, 3, 10]")
         return self
 
 
@@ -159,6 +169,13 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.encoder.kind != "lm":
+            yield Unread(["model"], "encoder.kind", f"encoder.kind {self.encoder.kind}")
+        if self.evaluation.models == ():
+            keys = [f"evaluation.{key}" for key in ("controls", "held_out_prompts", "settings")]
+            yield Unread(keys, "evaluation.models", "evaluation.models []")
 
     @model_validator(mode="after")
     def _model_for_lm(self):

@@ -7,7 +7,6 @@ Shapes: I items, D width.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from rewards.basis.readout import Readout
 from rewards.data.completions import read_completions
 from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
-from rewards.files import cache_dir
+from rewards.files import JSONObject, cache_dir
 from rewards.types import Preferences, RewardBasis
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
@@ -27,7 +26,7 @@ from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
 
 
-def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> dict[str, Any]:
+def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> JSONObject:
     """The settings that a basis stores to rebuild its embeddings."""
     return {"kind": kind, "model": model, "layer": layer, "pool": pool, "fingerprint": fingerprint}
 
@@ -40,7 +39,7 @@ def prepare(
     pool: str,
     columns: Sequence[ColumnConfig] = (),
     reference: str | None = None,
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, JSONObject]:
     """Embed every item with a new encoder; returns float32[I, D] and the settings to store with the basis.
 
     With kind `columns` the embedding is the raw rewards, float64 so that 0.7 stays 0.7; `reference` are samples of
@@ -58,6 +57,7 @@ def prepare(
     if kind != "lm":
         settings = encoder_settings(kind, None, 0, "none", "")
         return embed_items(prefs, settings), settings
+    assert model is not None, "a language model has a name"
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
     if base.tokenizer.template_date:
@@ -70,7 +70,7 @@ def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
     return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
 
 
-def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
+def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
     """Embed every item with a stored encoder, float32[I, D].
 
     Raises:
@@ -96,14 +96,12 @@ def embed_items(prefs: Preferences, settings: dict[str, Any]) -> np.ndarray:
     return _remembered(prefs, settings, compute)
 
 
-def _remembered(
-    prefs: Preferences, settings: dict[str, Any], compute: Callable[[], np.ndarray]
-) -> np.ndarray:
+def _remembered(prefs: Preferences, settings: JSONObject, compute: Callable[[], np.ndarray]) -> np.ndarray:
     content = {k: v for k, v in settings.items() if k != "model"}  # the fingerprint stands for the weights
     return hashed.cached(cache_dir() / "embeddings", [content, texts_of(prefs)], compute)
 
 
-def _embed(prefs: Preferences, settings: dict[str, Any], base: policy_store.Base) -> np.ndarray:
+def _embed(prefs: Preferences, settings: JSONObject, base: policy_store.Base) -> np.ndarray:
     prompts, completions = encode_items(prefs, base.tokenizer, base.config.max_positions)
     sequences = [
         Sequences(prompts[prompt], (completion,))

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from rewards.data.division import divide
 from rewards.data.leak import leak_check
 from rewards.data.split import last_choices
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.linear import LinearFitted
 from rewards.types import Preferences
@@ -28,7 +28,7 @@ from rlhf.run.directory import CONFIG, RESULT, Run, read_result
 _LOG = logging.getLogger("chorus")
 
 
-def evaluate_rewards(config: Any) -> dict[str, Any]:
+def evaluate_rewards(config: RewardsConfig) -> JSONObject:
     """Replay held-out people with the run of the same configuration; adds `evaluation` to its metrics.json.
 
     `evaluation` may differ from what the run was fitted with; all else must not.
@@ -50,7 +50,7 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
             embeddings = encoder.embed_items(prefs, encoded_with)
         else:
             embeddings, encoded_with = embedded(config, prefs)
-        evaluation: dict[str, Any] = {}
+        evaluation: JSONObject = {}
         if isinstance(model, LinearFitted) and model.kind == HOUSE:
             phi = Readout.of(model.basis).features(embeddings, prefs.item_prompt)
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
@@ -63,7 +63,7 @@ def evaluate_rewards(config: Any) -> dict[str, Any]:
         return close(run, read_result(directory) | {"evaluation": evaluation})
 
 
-def replay_of(board: dict[str, Any]) -> dict[str, Any]:
+def replay_of(board: JSONObject) -> JSONObject:
     """The figures of `evaluate_people` for a model without the house posterior, from the comparison: the judged
     model fitted on the comparison's training cell."""
     own, answers = board["models"][board["judged"]], board["answers"]
@@ -83,7 +83,7 @@ def replay_of(board: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compared_models(config: Any) -> dict[str, RewardModel]:
+def compared_models(config: RewardsConfig) -> dict[str, RewardModel]:
     """Name → estimator of `evaluation.models`, the aggregate model and the fitted one always among them.
 
     Raises:
@@ -98,7 +98,7 @@ def compared_models(config: Any) -> dict[str, RewardModel]:
     return {name: make_model(config, name) for name in names}
 
 
-def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable) -> dict[str, Any]:
+def compare_models(config: RewardsConfig, models: dict[str, RewardModel], table: ItemTable) -> JSONObject:
     """The scoreboard on the division of `config`."""
     settings = config.evaluation
     division = divide(
@@ -121,13 +121,13 @@ def compare_models(config: Any, models: dict[str, RewardModel], table: ItemTable
 
 
 def evaluate_people(
-    config: Any,
+    config: RewardsConfig,
     prefs: Preferences,
     held_out: np.ndarray,
     phi: np.ndarray,
     model: LinearFitted,
     pooled: np.ndarray,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Cold-start curve with chosen and random questions, swap and pooled model, on people under `held_out`.
 
     Random orders are repeated `evaluation.seeds` times and averaged by person before the interval is taken.
@@ -139,13 +139,13 @@ def evaluate_people(
     chosen_key, random_key, average_key, pooled_key, swap_key = jax.random.split(
         jax.random.key(config.seed), 5
     )
-    common: dict[str, Any] = {"people": people, "counts": settings.counts, "lapse": model.rule.lapse}
+    common: JSONObject = {"people": people, "counts": settings.counts, "lapse": model.rule.lapse}
     chosen = replay.cold_start(model.prior, prefs, phi, test, key=chosen_key, **common)
     random = [
         replay.cold_start(model.prior, prefs, phi, test, key=key, method="random", **common)
         for key in jax.random.split(random_key, settings.seeds)
     ]
-    result: dict[str, Any] = {
+    result: JSONObject = {
         "people": len(chosen.people),
         "pooled_accuracy": _interval(
             replay.pooled_accuracy(pooled, prefs, test, key=pooled_key, people=people)

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,12 +11,14 @@ from rewards.comparison.replay import padded_rows
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.phi.columns.table import summary as columns_summary
+from rlhf.phi.config import RewardsConfig
 from rlhf.phi.methods import (
     check_names,
     item_table,
@@ -33,7 +34,7 @@ from rlhf.run.metrics import MetricWriter
 _LOG = logging.getLogger("chorus")
 
 
-def fit(config: Any) -> dict[str, Any]:
+def fit(config: RewardsConfig) -> JSONObject:
     """Fit basis, population and training people; writes the reward run and returns its metrics.json.
 
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
@@ -85,14 +86,14 @@ def stored_model(directory: Path) -> FittedModel:
     return fitted
 
 
-def divided(config: Any) -> tuple[Preferences, np.ndarray, np.ndarray]:
+def divided(config: RewardsConfig) -> tuple[Preferences, np.ndarray, np.ndarray]:
     """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
     prefs = read_preferences(config.data.path, config.data.split)
     prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
     return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 
 
-def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any]]:
+def embedded(config: RewardsConfig, prefs: Preferences) -> tuple[np.ndarray, JSONObject]:
     """Embeddings of all items, and the settings that rebuild them."""
     part = config.encoder
     return encoder.prepare(
@@ -100,7 +101,7 @@ def embedded(config: Any, prefs: Preferences) -> tuple[np.ndarray, dict[str, Any
     )
 
 
-def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def close(run: Run, result: JSONObject) -> JSONObject:
     """Write report.html and then metrics.json; returns the latter as it was written."""
     from rlhf.report import write_rewards_report
 
@@ -110,8 +111,8 @@ def close(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit_result(
-    config: Any, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
-) -> dict[str, Any]:
+    config: RewardsConfig, table: ItemTable, train: Preferences, held_out: np.ndarray, fitted: FittedModel
+) -> JSONObject:
     """What metrics.json says after the fit of any model."""
     prefs = table.prefs
     rows = padded_rows(train.user_index, train.outcome != 0.5, np.arange(train.num_users))
@@ -131,7 +132,7 @@ def _fit_result(
     }
 
 
-def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> dict[str, Any]:
+def _axes_result(prefs: Preferences, phi: np.ndarray, fitted: LinearFitted) -> JSONObject:
     """What metrics.json says besides about a model with a basis."""
     from rlhf.report import axis_items
 

@@ -1,7 +1,7 @@
 """Reward models as a configuration names them, and the table of items they are fitted on."""
 
 import dataclasses
-from typing import Any
+import inspect
 
 import numpy as np
 
@@ -9,11 +9,13 @@ from rewards import methods as models
 from rewards.annotation.basis import fit_basis_mixture
 from rewards.basis.fit import FitConfig
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.training import CHUNK_STEPS
 from rewards.methods.weighting import TrainingAnswers
 from rewards.types import Preferences
 from rlhf.phi import encoder
+from rlhf.phi.config import RewardsConfig
 
 HOUSE = "house"
 SHARED = ("num_basis", "dims", "whitening", "lapse", "seed")
@@ -24,7 +26,7 @@ def model_names() -> tuple[str, ...]:
     return tuple(models.MODELS)
 
 
-def make_model(config: Any, name: str) -> RewardModel:
+def make_model(config: RewardsConfig, name: str) -> RewardModel:
     """The estimator `name` with the settings of `config`: the house model's from `fit`; another one's shared
     ones from `fit` (of a list the largest), then `fit.settings` if it is the fitted one and has any, else
     `evaluation.settings`.
@@ -37,12 +39,12 @@ def make_model(config: Any, name: str) -> RewardModel:
     own = own or config.evaluation.settings.get(name, {})
     if name == HOUSE:
         return models.make(name, house | own)
-    known = {field.name for field in dataclasses.fields(models.estimator(name))}
+    known = set(inspect.signature(models.estimator(name)).parameters)
     shared = {key: _largest(house[key]) for key in SHARED if key in known}
     return models.make(name, shared | own)
 
 
-def check_names(config: Any) -> None:
+def check_names(config: RewardsConfig) -> None:
     """Refuse a model that does not exist, or settings that nobody would read, before anything is computed.
 
     Raises:
@@ -64,7 +66,7 @@ def check_names(config: Any) -> None:
         )
 
 
-def unread_settings(config: Any) -> str | None:
+def unread_settings(config: RewardsConfig) -> str | None:
     """One line about settings that only the house model reads, when another one is fitted without a mixture."""
     fit, plain = config.fit, FitConfig()
     if fit.model == HOUSE or fit.annotation != "none":
@@ -79,8 +81,8 @@ def unread_settings(config: Any) -> str | None:
 
 
 def training_answers(
-    config: Any, table: ItemTable, train: Preferences
-) -> tuple[TrainingAnswers, dict[str, Any] | None]:
+    config: RewardsConfig, table: ItemTable, train: Preferences
+) -> tuple[TrainingAnswers, JSONObject | None]:
     """What a fit counts, and what the mixture of kinds of answer found; the answers as they are without one."""
     if config.fit.annotation == "none":
         return TrainingAnswers(train), None
@@ -92,15 +94,16 @@ def training_answers(
 
 def num_rounds(estimator: RewardModel) -> int:
     """How often a fit reports its progress, at most; 0 where it does not."""
-    if hasattr(estimator, "rounds"):
-        return estimator.rounds
+    rounds = getattr(estimator, "rounds", None)
+    if rounds is not None:
+        return rounds
     return -(-getattr(estimator, "steps", 0) // CHUNK_STEPS)
 
 
-def _largest(value: Any) -> Any:
+def _largest(value: object) -> object:
     return max(value) if isinstance(value, (tuple, list)) else value
 
 
-def item_table(prefs: Preferences, embeddings: np.ndarray, settings: dict[str, Any]) -> ItemTable:
+def item_table(prefs: Preferences, embeddings: np.ndarray, settings: JSONObject) -> ItemTable:
     """All items with their embeddings, and with a language model the means to embed any text (cached on disk)."""
     return ItemTable.of(prefs, embeddings, settings, encoder.embed_items)

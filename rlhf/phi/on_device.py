@@ -10,7 +10,7 @@ Shapes: B rows, W prompt slots, T completion slots, S = W + T + 1 slots with the
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,10 @@ import jax.numpy as jnp
 from rewards.basis.readout import Folded, Readout
 from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import RewardBasis
+from rlhf.models.layout import AnyArray
+from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import jit as jit_columns
 from rlhf.phi.pooling import Pooling, load_encoder, pooled, pooled_beginnings
 from rlhf.phi.reward import Compiled, Completions
@@ -42,6 +45,7 @@ class EncoderKernel:
     per_token = False
 
     def __call__(self, arrays: EncoderArrays, completions: Completions) -> jax.Array:
+        assert completions.rows is not None, "an encoder reads tokens"
         rows = completions.rows._replace(z=None)
         tokens, member = closed(rows.tokens, completions.mask, completions.ended, self.end_id)
 
@@ -78,6 +82,7 @@ class EncoderKernel:
             raise ValueError(
                 "pool 'last' reads the closing token alone, which the beginning of a completion lacks"
             )
+        assert completions.rows is not None, "an encoder reads tokens"
         rows = completions.rows._replace(z=None)
         if not self.pooling.shared:
             rows = rows._replace(prompt_hidden=None, hidden=None)
@@ -85,7 +90,7 @@ class EncoderKernel:
         return jnp.pad(phi[:, :-1], [(0, 0), (1, 0), (0, 0)])
 
 
-def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
+def closed(tokens: AnyArray, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
     """tokens[B, T + 1] in which `end_id` follows the text of completions[B, T], and bool[B, T + 1] on text and it."""
     slot = (jnp.sum(mask, axis=1) - ended)[:, None]
     slots = jnp.arange(tokens.shape[1] + 1)[None, :]
@@ -93,10 +98,10 @@ def closed(tokens: jax.Array, mask: jax.Array, ended: jax.Array, end_id: int) ->
     return jnp.where(slots == slot, end_id, tokens), slots <= slot
 
 
-def same_tokens(one: Any, other: Any) -> bool:
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give the same ids to everything: their files and templates agree."""
 
-    def content(tokenizer: Any) -> list[Any]:
+    def content(tokenizer: Tokenizer) -> list[bytes | None]:
         names = ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json")
         paths = [tokenizer.directory / name for name in names]
         return [path.read_bytes() if path.is_file() else None for path in paths]
@@ -142,7 +147,7 @@ class ColumnKernel:
         return product - last[..., None] * arrays.shift
 
 
-def compiled_columns(settings: dict[str, Any], basis: RewardBasis | None) -> Compiled:
+def compiled_columns(settings: JSONObject, basis: RewardBasis | None) -> Compiled:
     """The compiled reward of stored jittable columns, read through the gauge of `basis` (None: as they are)."""
     rewards = [entry["settings"] for entry in settings["columns"] if entry["settings"]["gate"] is None]
     functions = tuple(jit_columns.checked(own["name"], own["function"]) for own in rewards)

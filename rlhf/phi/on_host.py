@@ -12,13 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import table
@@ -57,7 +57,7 @@ class ColumnFeatures:
       UserError: a column is not what it was when its settings were stored.
     """
 
-    def __init__(self, settings: dict[str, Any], basis: RewardBasis | None, limits: HostConfig):
+    def __init__(self, settings: JSONObject, basis: RewardBasis | None, limits: HostConfig):
         self._opened = table.open_columns(settings, gates=False)
         for entry, _ in self._opened:
             if entry["settings"]["kind"] == "function":  # imported before anything runs
@@ -149,7 +149,7 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
     # Not concurrent.futures: its threads are waited for at exit, and one that hangs would hang the process.
     gate = threading.Semaphore(limits.parallel)
     started: list[float | None] = [None] * len(jobs)
-    results: list[Any] = [None] * len(jobs)
+    results: dict[int, Measured] = {}
     errors: list[BaseException | None] = [None] * len(jobs)
     finished = [threading.Event() for _ in jobs]
 
@@ -181,7 +181,7 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
             raise UserError(text if text.startswith("column ") else f"column {name!r}: {text}") from None
         if error is not None:
             raise error
-    return results
+    return [results[number] for number in range(len(jobs))]
 
 
 def _tried(job: Callable[[], Measured], retries: int) -> Measured:

@@ -6,13 +6,15 @@ Shapes: B rows, T completion slots, S slots of a text, D width.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
+from rlhf.models.decoder import Decoder
+from rlhf.models.layout import Tree
 from rlhf.phi.encoder import num_layers_of
 from rlhf.policy import scoring
 from rlhf.policy import store as policy_store
@@ -66,7 +68,7 @@ def pooled_texts(
     return _pool(pooling, _normed(pooling, decoder, hidden), member)
 
 
-def _normed(pooling: Pooling, decoder: Any, hidden: jax.Array) -> jax.Array:
+def _normed(pooling: Pooling, decoder: Decoder, hidden: jax.Array) -> jax.Array:
     return (decoder.final_norm(hidden) if pooling.final_norm else hidden).astype(jnp.float32)
 
 
@@ -79,7 +81,7 @@ def _pool(pooling: Pooling, hidden: jax.Array, member: jax.Array) -> jax.Array:
 
 
 def load_encoder(
-    settings: dict[str, Any], policy: policy_store.Base | None = None
+    settings: JSONObject, policy: policy_store.Base | None = None
 ) -> tuple[policy_store.Base, Pooling, PolicyParams]:
     """The stored encoder of a basis, cut to the layers it needs; `policy` as for `cut_encoder`.
 
@@ -110,7 +112,7 @@ def cut_encoder(
     tree["stages"] = {0: jax.tree.map(lambda leaf: leaf[:kept], tree["stages"][0])}
     config = dataclasses.replace(base.config, num_layers=kept, sliding=base.config.sliding[:kept], tied=True)
     lower = 0 if policy is None or len(policy.stages) == 1 else policy.stages[0]
-    shared = 0 < lower <= needed and _same_layers(tree, policy.tree, lower)
+    shared = policy is not None and 0 < lower <= needed and _same_layers(tree, policy.tree, lower)
     stages = (lower, needed - lower) if shared and needed > lower else (kept,)
     tree = policy_store.restage(tree, (kept,), stages)
     cut = dataclasses.replace(base, config=config, tree=tree, stages=stages)
@@ -118,7 +120,7 @@ def cut_encoder(
     return Pooling(graphdef, len(stages) if needed else 0, needed == total, pool, shared), params
 
 
-def _same_layers(encoder: dict[str, Any], policy: dict[str, Any], count: int) -> bool:
+def _same_layers(encoder: Tree, policy: Tree, count: int) -> bool:
     """Whether token embedding and first `count` layers hold the same numbers (and type)."""
     ours = {
         "embed": encoder["embed"],

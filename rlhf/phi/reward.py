@@ -9,13 +9,14 @@ Shapes: B rows, T completion slots, K outputs.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from pydantic import Field
 
-from rewards.types import NOBODY, Preferences, Prompt
+from rewards.types import NOBODY, Columns, Preferences, Prompt
 from rlhf.policy.scoring import Rows
 from rlhf.run.record import record
 
@@ -28,10 +29,11 @@ class HostConfig:
     timeout_seconds: float = Field(
         default=600.0,
         gt=0,
+        le=1e6,
         description="Longest time one column may take for the completions of an iteration.",
     )
     retries: int = Field(
-        default=0, ge=0, description="Further tries after a column failed, with growing pauses."
+        default=0, ge=0, le=100, description="Further tries after a column failed, with growing pauses."
     )
 
 
@@ -45,7 +47,7 @@ class PromptRows:
 
     prompts: tuple[Prompt, ...]
     row: np.ndarray
-    columns: dict[str, list[Any]]
+    columns: Columns
     source: str
 
     def take(self, index: np.ndarray) -> "PromptRows":
@@ -128,7 +130,7 @@ class Reward(Protocol):
     @property
     def kernel(self) -> "Kernel | None": ...
     @property
-    def arrays(self) -> Any: ...
+    def arrays(self) -> PyTree: ...
     def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards: ...
 
 
@@ -139,8 +141,8 @@ class Kernel(Protocol):
     def reads_beginnings(self) -> bool: ...
     @property
     def per_token(self) -> bool: ...
-    def __call__(self, arrays: Any, completions: Any) -> jax.Array: ...
-    def beginnings(self, arrays: Any, completions: Any) -> jax.Array:
+    def __call__(self, arrays: PyTree, completions: Completions) -> jax.Array: ...
+    def beginnings(self, arrays: PyTree, completions: Completions) -> jax.Array:
         """φ of the completion before each token, float32[B, T, K]; only where it `reads_beginnings`."""
         ...
 
@@ -150,7 +152,7 @@ class Compiled:
     """A reward inside compiled programs: its function and what that reads."""
 
     kernel: Kernel
-    arrays: Any
+    arrays: PyTree
 
     @property
     def can(self) -> Can:
@@ -161,5 +163,5 @@ class Compiled:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(kernel: Kernel, arrays: Any, completions: Any) -> jax.Array:
+def _run(kernel: Kernel, arrays: PyTree, completions: Completions) -> jax.Array:
     return kernel(arrays, completions)

@@ -8,7 +8,6 @@ Rewards of two completions of one prompt may be compared; those of different pro
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from rewards.basis import store
 from rewards.basis.store import RewardRun
 from rewards.data.completions import read_records
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import records
 from rewards.types import Preferences
 from rlhf.phi import encoder
@@ -32,7 +32,7 @@ def score(
     *,
     user: str | None = None,
     coefficients: Sequence[float] | None = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Write every row of `input` with its rewards to `output` (JSON lines, gzip by suffix) and return a summary.
 
     A row with `completion` gets `phi` (by name), `reward`, with off-the-shelf columns `raw` (their numbers, not
@@ -62,7 +62,7 @@ def score(
     jsonl.write(path, (_written(row) for row in merged))
     pairs = prefs.chosen != prefs.rejected
     margin = (reward[prefs.chosen] - reward[prefs.rejected])[pairs]
-    result: dict[str, Any] = {
+    result: JSONObject = {
         "path": str(path),
         "rows": len(rows),
         "completions": prefs.num_items,
@@ -81,7 +81,7 @@ def score(
     return result
 
 
-def _written(row: dict[str, Any]) -> Any:
+def _written(row: JSONObject) -> JSONObject:
     """A row as JSON has it: dates of a data set as text, numbers that are not finite as null."""
     return json.loads(json.dumps(plain(row), default=str))
 
@@ -120,8 +120,8 @@ def _rewards(run: RewardRun, prefs: Preferences) -> tuple[np.ndarray, table.Tabl
 
 def _fields(
     names: tuple[str, ...], phi: np.ndarray, reward: float, columns: table.Table | None, item: int
-) -> dict[str, Any]:
-    fields: dict[str, Any] = {"phi": dict(zip(names, phi.tolist(), strict=True)), "reward": reward}
+) -> JSONObject:
+    fields: JSONObject = {"phi": dict(zip(names, phi.tolist(), strict=True)), "reward": reward}
     if columns is not None:
         fields["raw"] = dict(zip(columns.names, columns.raw[item].tolist(), strict=True))
         if columns.gates:
@@ -129,16 +129,14 @@ def _fields(
     return fields
 
 
-def _named(fields: list[dict[str, Any]], first: int, last: int) -> dict[str, Any]:
+def _named(fields: list[JSONObject], first: int, last: int) -> JSONObject:
     if first == last:
         return fields[first]
     sides = (("chosen", fields[first]), ("rejected", fields[last]))
     return {f"{side}_{name}": value for side, own in sides for name, value in own.items()}
 
 
-def _check_free(
-    input: str, prefs: Preferences, rows: list[dict[str, Any]], fields: list[dict[str, Any]]
-) -> None:
+def _check_free(input: str, prefs: Preferences, rows: list[JSONObject], fields: list[JSONObject]) -> None:
     """Nothing of the user's may be overwritten."""
     for number, row, first, last in zip(prefs.row, rows, prefs.chosen, prefs.rejected, strict=True):
         taken = sorted(set(row) & set(_named(fields, int(first), int(last))))

@@ -5,10 +5,11 @@ Shapes: R rows of the data set, C completions a row, P pairs a row, I items.
 
 import collections
 import itertools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from rewards.data import order
 from rewards.errors import UserError
@@ -201,7 +202,7 @@ def batch_rows(seed: int, step: int, num_rows: int, batch: int) -> np.ndarray:
     return np.array([order.row_at(num_rows, seed, step * batch + offset) for offset in range(batch)])
 
 
-def microbatches(rows: Any, index: np.ndarray, accumulation: int):
+def microbatches(rows: PyTree, index: np.ndarray, accumulation: int) -> PyTree:
     """Gather rows `index` of every array and split them: leaves get shape [accumulation, rows, ...]."""
     return jax.tree.map(
         lambda a: a[index].reshape(accumulation, len(index) // accumulation, *a.shape[1:]), rows

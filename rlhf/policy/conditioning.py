@@ -12,19 +12,22 @@ Shapes: B rows, K basis outputs, U users.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
+from rlhf.models.layout import AnyArray
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-
-AnyArray = Array | np.ndarray  # traced in the training step, NumPy when one person's z is wanted
 
 
 @record
@@ -34,6 +37,7 @@ class RailConfig:
     eta: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight η of KL(π‖π_agg): coefficients shrink to (βw + ημ)/(β+η); 0 means no rail.",
     )
 
@@ -51,8 +55,15 @@ class UsersMixConfig:
     )
     generic: float = Field(default=0.1, ge=0, le=1, description="Share at μ itself, the aggregate user.")
     extreme_sd: float = Field(
-        default=2.0, gt=0, description="Distance of the extremes from μ, in prior standard deviations."
+        default=2.0,
+        gt=0,
+        le=1e3,
+        description="Distance of the extremes from μ, in prior standard deviations.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.extremes == 0:
+            yield Unread(["extreme_sd"], "extremes", "users.extremes 0")
 
     @model_validator(mode="after")
     def _shares(self):
@@ -98,7 +109,7 @@ class Gate(NamedTuple):
         return cls(Conditioning.from_prior(prior), beta, eta)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], place: str) -> "Gate | None":
+    def from_record(cls, record: JSONObject, place: str) -> "Gate | None":
         """The gate that a policy's record describes; None for a policy without people.
 
         Args:
@@ -111,8 +122,13 @@ class Gate(NamedTuple):
             return None
         for name, lowest in (("beta", "> 0"), ("eta", "≥ 0")):
             value = record.get(name)
-            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not right or value < 0 or (value == 0 and name == "beta"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+                or value < 0
+                or (value == 0 and name == "beta")
+            ):
                 raise UserError(
                     f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
                 )
@@ -137,7 +153,7 @@ class Gate(NamedTuple):
         """z of coefficients w."""
         return self.compose(coef)[1]
 
-    def checked(self, coef: Any) -> np.ndarray:
+    def checked(self, coef: ArrayLike) -> np.ndarray:
         """z float32[…, K] of coefficients that a user gave.
 
         Raises:
@@ -191,7 +207,7 @@ class Population(NamedTuple):
     conditioning: Conditioning
     user_mean: np.ndarray
     user_scale: np.ndarray
-    extreme_sd: np.ndarray
+    extreme_sd: np.ndarray | np.float32
 
     @classmethod
     def from_posteriors(cls, prior: Belief, posteriors: list[Belief], extreme_sd: float) -> "Population":
@@ -208,7 +224,7 @@ class Population(NamedTuple):
         )
 
 
-def coef_of_users(key: jax.Array, population: Population, user: jax.Array) -> Float[Array, "b k"]:
+def coef_of_users(key: jax.Array, population: Population, user: AnyArray) -> Float[Array, "b k"]:
     """A draw from the posterior of each of the training people `user`[B]."""
     noise = jax.random.normal(key, (user.shape[0], population.user_mean.shape[1]))
     return population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)

@@ -7,12 +7,13 @@ Shapes: B rows, P prompt slots, S slots, W words' slots, V vocabulary, K basis o
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.models.cache import LayerCache, layer_caches
 from rlhf.models.conditioners import WordKeys
@@ -58,7 +59,7 @@ def apart(graphdef: nnx.GraphDef, params: PolicyParams) -> tuple[nnx.GraphDef, P
     graphdef, shapes = structure(config, single, decoder.spec, dtype, False, adapted)
     bounds = np.cumsum((0, *sizes))
 
-    def cut(state: Any, shape: Any) -> Any:
+    def cut(state: PyTree, shape: PyTree) -> PyTree:
         tree = nnx.to_pure_dict(state)
         stages = {
             int(bounds[i]) + layer: jax.tree.map(lambda a, layer=layer: a[layer : layer + 1], stage)

@@ -9,18 +9,20 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 import functools
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
 from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
+from rlhf.models.layout import AnyArray
 from rlhf.policy.packing import PackedRows
 from rlhf.run.progress import watched
 
@@ -28,9 +30,9 @@ from rlhf.run.progress import watched
 class PolicyParams(NamedTuple):
     """The arrays of a policy by role; each is an `nnx.State`, empty where there are none."""
 
-    base: Any
-    lora: Any
-    conditioner: Any
+    base: PyTree
+    lora: PyTree
+    conditioner: PyTree
 
 
 def stages_of(config: ModelConfig, adapter_layers: int | None) -> tuple[int, ...]:
@@ -71,7 +73,9 @@ def structure(
     return graphdef, PolicyParams(base, lora, conditioner)
 
 
-def init_adapters(graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array) -> tuple[Any, Any]:
+def init_adapters(
+    graphdef: nnx.GraphDef, shapes: PolicyParams, key: jax.Array
+) -> tuple[nnx.State, nnx.State]:
     """Fresh LoRA and conditioner: the inputs' factors He-uniform (as PEFT does), the outputs' zero.
 
     Zero output factors make the new policy equal to its base for every z (except for coefficients as text).
@@ -93,7 +97,7 @@ def hash_path(path) -> int:
     return zlib.crc32(jax.tree_util.keystr(path).encode())
 
 
-def merge(frozen: PolicyParams, trained: dict[str, Any], dtype: str) -> PolicyParams:
+def merge(frozen: PolicyParams, trained: dict[str, PyTree], dtype: str) -> PolicyParams:
     """Put the trained parts over the frozen ones.
 
     Trained base weights are kept in float32, because a step is smaller than bfloat16 can add to a weight, and are
@@ -118,8 +122,8 @@ def token_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: jax.Array | None,
-    hidden: jax.Array | None = None,
+    z: AnyArray | None,
+    hidden: AnyArray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
 
@@ -134,9 +138,9 @@ def token_logprobs(
     decoder = nnx.merge(graphdef, *params)
     context = decoder.context(rows.positions, attention.tree_mask(rows.end), z=z)
     first = 0 if hidden is None else len(decoder.stages) - 1
-    hidden = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
-    hidden, _ = decoder.run_stages(hidden, context, first=first)
-    logits = decoder.logits(jnp.take_along_axis(hidden, rows.heads[:, :, None], axis=1), z)
+    start = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
+    states, _ = decoder.run_stages(start, context, first=first)
+    logits = decoder.logits(jnp.take_along_axis(states, rows.heads[:, :, None], axis=1), z)
     logsumexp = jax.nn.logsumexp(logits, axis=-1)
     entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
     tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
@@ -155,8 +159,8 @@ def sequence_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: jax.Array | None,
-    hidden: jax.Array | None = None,
+    z: AnyArray | None,
+    hidden: AnyArray | None = None,
 ) -> jax.Array:
     """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
     return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)
@@ -165,7 +169,9 @@ def sequence_logprobs(
 MAX_CACHED_BYTES = 2 << 30
 
 
-def cached_hidden(graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, chunk: int = 8) -> Any:
+def cached_hidden(
+    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, chunk: int = 8
+) -> np.ndarray | None:
     """`lower_hidden` of every row of a data set, [R, T, D] on the host, or None.
 
     None when all layers carry adapters (nothing to cache) or the cache would exceed 2 GiB.
@@ -198,11 +204,11 @@ def all_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    hidden: Any,
+    hidden: np.ndarray | None,
     *,
-    z: Any = None,
+    z: np.ndarray | None = None,
     chunk: int = 8,
-) -> Any:
+) -> np.ndarray:
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
     num_rows, parts = len(rows.tokens), []
     for index in chunks(num_rows, chunk, "score completions"):

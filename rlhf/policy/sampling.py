@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rlhf.models.layout import AnyArray
 from rlhf.policy import decoding
 from rlhf.policy.logprobs import PolicyParams
 
@@ -29,10 +30,10 @@ class SamplingSettings(NamedTuple):
       min_p: keep tokens with at least this fraction of the likeliest one's probability, 0 all.
     """
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
+    temperature: AnyArray
+    top_k: AnyArray
+    top_p: AnyArray
+    min_p: AnyArray
 
     @classmethod
     def of(cls, batch: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0):

@@ -15,6 +15,7 @@ from flax import nnx
 from rlhf.models.cache import Cache
 from rlhf.models.conditioners import WordKeys
 from rlhf.models.decoder import Context, Decoder
+from rlhf.models.layout import AnyArray
 from rlhf.policy.logprobs import PolicyParams
 
 LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much
@@ -29,10 +30,10 @@ class Rows(NamedTuple):
       prompt_hidden [N, W, D], hidden [B, T, D]: activations under the top stage where those are known, else None.
     """
 
-    prompts: jax.Array
-    starts: jax.Array
-    z: jax.Array | None
-    tokens: jax.Array
+    prompts: AnyArray
+    starts: AnyArray
+    z: AnyArray | None
+    tokens: AnyArray
     group: jax.Array
     prompt_hidden: jax.Array | None = None
     hidden: jax.Array | None = None
@@ -51,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(
-    tokens: jax.Array, starts: jax.Array, z: jax.Array | None, num_slots: int, group_size: int = 1
+    tokens: AnyArray, starts: AnyArray, z: AnyArray | None, num_slots: int, group_size: int = 1
 ) -> Rows:
     """From tokens[B, W + T] with starts[B] and z[B, K]; neighbours of a group have the same prompt and z."""
     batch, width = tokens.shape[0], tokens.shape[1] - num_slots
@@ -62,10 +63,10 @@ def rows_of(
 
 def _context(
     decoder: Decoder,
-    starts: jax.Array,
+    starts: AnyArray,
     first_slot: int,
     num_slots: int,
-    z: jax.Array | None,
+    z: AnyArray | None,
     words: WordKeys | None,
 ) -> Context:
     """Positions count from a row's first token and padding is unseen, as in `sampling.generate`."""
@@ -102,6 +103,7 @@ def states_after(
     words = None if words is None else words.take(rows.group)
     context = _context(decoder, rows.starts[rows.group], width, num_slots, z, words)
     start = decoder.embed_tokens(rows.tokens) if rows.hidden is None else rows.hidden
+    assert context.index is not None
     cache = Cache(keys, values, context.index)
     after, _ = decoder.run_stages(start, context, first=first, last=last, cache=cache)
     return at_prompts, after

@@ -11,20 +11,22 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
 
 from rewards import hashed, paths
 from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
-from rewards.files import cache_dir, sha256_file
+from rewards.files import JSONObject, cache_dir, sha256_file
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
+from rlhf.models.layout import Tree
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.policy.conditioning import Gate
@@ -44,7 +46,7 @@ class Base:
     name: str
     directory: Path
     config: ModelConfig
-    tree: dict[str, Any]
+    tree: Tree
     stages: tuple[int, ...]
     tokenizer: Tokenizer
     fingerprint: str
@@ -65,7 +67,7 @@ class Policy:
     params: PolicyParams
     spec: AdapterSpec | None
     gate: Gate | None
-    record: dict[str, Any]
+    record: JSONObject
 
 
 def fingerprint(directory: Path) -> str:
@@ -92,11 +94,11 @@ def identity(run: str | Path) -> str:
     return hashed.record_identity(Path(run) / "policy" / POLICY, AGAIN)
 
 
-def record_of(run: str | Path) -> dict[str, Any]:
+def record_of(run: str | Path) -> JSONObject:
     """policy.json of a finished run."""
     path = Path(run) / "policy" / POLICY
 
-    def parse(record: dict[str, Any]) -> dict[str, Any]:
+    def parse(record: JSONObject) -> JSONObject:
         for key in (key for key in NEEDED if key not in record):
             raise UserError(f"{path}: key {key!r} is missing; {AGAIN}")
         return record
@@ -146,7 +148,7 @@ def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int 
 
 def base_state(
     base: Base, spec: AdapterSpec | None, dtype: str, remat: bool
-) -> tuple[nnx.GraphDef, PolicyParams, Any]:
+) -> tuple[nnx.GraphDef, PolicyParams, PolicyParams]:
     """Graph definition, parameters with the base filled in and no adapters, and the adapters' shapes."""
     graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
     state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
@@ -154,7 +156,7 @@ def base_state(
     return graphdef, PolicyParams(state, shapes.lora, shapes.conditioner), shapes
 
 
-def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
+def restage(tree: Tree, old: tuple[int, ...], new: tuple[int, ...]) -> Tree:
     """Cut the stacks of layers anew."""
     if old == new:
         return tree
@@ -166,7 +168,7 @@ def restage(tree: dict[str, Any], old: tuple[int, ...], new: tuple[int, ...]) ->
     return {**tree, "stages": stages}
 
 
-def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
+def merge_adapters(policy: Policy, z: np.ndarray | None) -> Tree:
     """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in.
 
     Raises:
@@ -178,24 +180,24 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> dict[str, Any]:
     return merge(base, lora, conditioner, policy.spec, policy.base.config, z, top=len(policy.base.stages) - 1)
 
 
-def flatten(tree: Any) -> dict[str, np.ndarray]:
+def flatten(tree: PyTree) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
     return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _named(tree: PyTree) -> dict[str, jax.Array]:
     """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
     return {_name(path): leaf for path, leaf in flat}
 
 
-def _name(path: Any) -> str:
+def _name(path: KeyPath) -> str:
     """The dotted name under which a leaf is stored."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_policy(
-    directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: dict[str, Any], *, full: bool
+    directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: JSONObject, *, full: bool
 ) -> None:
     """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
     tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
@@ -213,7 +215,7 @@ def save_policy(
     hashed.write_record(directory / "policy" / POLICY, record)
 
 
-def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
+def _ways(record: JSONObject, directory: Path) -> dict[str, str]:
     """How base model and rewards are reached from the run, unless they lie in the cache, which does not move along."""
     cache = cache_dir().resolve()
     return {
@@ -223,7 +225,7 @@ def _ways(record: dict[str, Any], directory: Path) -> dict[str, str]:
     }
 
 
-def _located(record: dict[str, Any], run: str | Path) -> dict[str, Any]:
+def _located(record: JSONObject, run: str | Path) -> JSONObject:
     """The record of a policy with the places where its base and rewards are now, known by their hashes."""
     ways = record.get("relative", {})
 
@@ -275,7 +277,7 @@ def load_policy(run: str | Path) -> Policy:
     return Policy(base, graphdef, params, spec, gate, record)
 
 
-def _filled(expected: Any, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
+def _filled(expected: nnx.State, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:
     """The file's tensors of one role, in the structure and types of `expected`."""
     pure = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(tensors[f"{role}.{_name(path)}"], leaf.dtype),

@@ -1,7 +1,6 @@
 """The comparison of reward models, for report.html and the terminal: one table, four cells, controls."""
 
-from typing import Any
-
+from rewards.files import JSONObject
 from rlhf.report import page
 
 _CELLS = {
@@ -25,7 +24,7 @@ _COLUMNS = {
 }
 
 
-def sections(evaluation: dict[str, Any]) -> list[str]:
+def sections(evaluation: JSONObject) -> list[str]:
     """Sections of the page; none without a comparison."""
     board = evaluation.get("comparison")
     if not board:
@@ -61,7 +60,7 @@ def sections(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(board: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table(board: JSONObject) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the one table, best accuracy first; cells are text."""
     answers = str(board["answers"])
     head = ["model", f"accuracy, n = {answers}", *list(_COLUMNS)[1:]]
@@ -71,14 +70,14 @@ def table(board: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, [_row(name, model, answers) for name, model in models]
 
 
-def brief_table(board: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def brief_table(board: JSONObject) -> tuple[list[str], list[list[str]]]:
     """The columns of `table` that a terminal has room for."""
     head, rows = table(board)
     kept = [head.index(name) for name in head if name not in ("n = 0", "chosen", "turns", "loss")]
     return [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
-def _row(name: str, model: dict[str, Any], answers: str) -> list[str]:
+def _row(name: str, model: JSONObject, answers: str) -> list[str]:
     ignoring = " (ignores the user)" if model["ignores_user"] and name != "aggregate" else ""
     controls = model.get("controls", {})
     return [
@@ -97,7 +96,7 @@ def _row(name: str, model: dict[str, Any], answers: str) -> list[str]:
     ]
 
 
-def _control(result: dict[str, Any] | None) -> str:
+def _control(result: JSONObject | None) -> str:
     if result is None:
         return ""
     if "gain" not in result:
@@ -105,14 +104,14 @@ def _control(result: dict[str, Any] | None) -> str:
     return f"{result['gain']['mean']:+.3f} {'passed' if result['passed'] else 'FAILED'}"
 
 
-def curve(board: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def curve(board: JSONObject) -> tuple[list[str], list[list[object]]]:
     """Accuracy after every number of random answers."""
     counts = list(next(iter(board["models"].values()))["accuracy"])
     rows = [[name, *(model["accuracy"][n] for n in counts)] for name, model in board["models"].items()]
     return ["model", *(f"n = {n}" for n in counts)], rows
 
 
-def cells(board: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells(board: JSONObject) -> tuple[list[str], list[list[str]]]:
     """Accuracy and gain in every cell that exists."""
     first = next(iter(board["models"].values()))["cells"]
     rows = [
@@ -134,15 +133,15 @@ def span(interval: dict[str, float], sign: str = "") -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _missing(board: dict[str, Any]) -> list[tuple[str, str]]:
+def _missing(board: JSONObject) -> list[tuple[str, str]]:
     return list(board["missing_cells"].items())
 
 
-def _unavailable(board: dict[str, Any]) -> str:
+def _unavailable(board: JSONObject) -> str:
     return page.table(["not fitted", "why"], board["unavailable"].items())
 
 
-def _base(board: dict[str, Any]) -> str:
+def _base(board: JSONObject) -> str:
     rows = [
         [name, span(values["accuracy"]), span(values["gain"], "+")]
         for name, values in board["base_rewards"].items()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +16,7 @@ _WIDTH = 100
 
 
 def console_table(
-    title: str, head: list[str], rows: Iterable[Iterable[Any]], *, stream: TextIO | None = None
+    title: str, head: list[str], rows: Iterable[Iterable[object]], *, stream: TextIO | None = None
 ) -> None:
     """Print a table; numbers stand right, intervals ({mean, low, high}) in one cell.
 

@@ -1,10 +1,10 @@
 """report.html of `chorus evaluate`."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rewards.files import JSONObject
 from rewards.types import Prompt
 from rlhf.report import page, plots
 from rlhf.report.figures import off_diagonal_mean
@@ -20,10 +20,10 @@ _SECTIONS = {
 
 def write_evaluation_report(
     directory: Path,
-    result: dict[str, Any],
+    result: JSONObject,
     matrix: np.ndarray,
     people: list[str],
-    examples: list[dict[str, Any]],
+    examples: list[JSONObject],
 ) -> None:
     """Write report.html; parts whose numbers are not in `result` are left out.
 
@@ -55,7 +55,7 @@ def write_evaluation_report(
     page.write_page(Path(directory), "Evaluation of a personalised policy", verdict, sections)
 
 
-def _taste_axis(people: list[str], examples: list[dict[str, Any]]) -> dict[str, float]:
+def _taste_axis(people: list[str], examples: list[JSONObject]) -> dict[str, float]:
     """Each person's coefficient on the first taste axis (axis 0 is what all share); empty unless all are
     known.
     """
@@ -84,7 +84,7 @@ def _matrix_figure(matrix: np.ndarray, people: list[str], axis: dict[str, float]
     )
 
 
-def _dots(result: dict[str, Any], matrix: np.ndarray) -> str:
+def _dots(result: JSONObject, matrix: np.ndarray) -> str:
     if len(matrix) < 2 or not np.isfinite(matrix).all():
         return ""
     series = {"own": np.diag(matrix)}
@@ -100,7 +100,7 @@ def _dots(result: dict[str, Any], matrix: np.ndarray) -> str:
     )
 
 
-def _distance_figure(result: dict[str, Any]) -> str:
+def _distance_figure(result: JSONObject) -> str:
     exact = result.get("enumerated", {})
     values = exact.get("per_person", {}).get("kl_to_optimum")
     if not values or not all(value is not None for value in values):
@@ -116,7 +116,7 @@ def _distance_figure(result: dict[str, Any]) -> str:
     )
 
 
-def _examples(examples: list[dict[str, Any]], axis: dict[str, float]) -> str:
+def _examples(examples: list[JSONObject], axis: dict[str, float]) -> str:
     """Answers side by side; of many people those at the two ends of the first taste axis."""
     shown = sorted(examples, key=lambda example: axis[str(example["person"])]) if axis else list(examples)
     note = ""
@@ -131,7 +131,7 @@ def _examples(examples: list[dict[str, Any]], axis: dict[str, float]) -> str:
     return note + page.cards(_example(example) for example in shown) if shown else ""
 
 
-def _example(example: dict[str, Any]) -> str:
+def _example(example: JSONObject) -> str:
     prompt = _prompt_text(example["prompt"]) if example.get("prompt") else ""
     coef = example.get("coefficients")
     weights = "coefficients " + ", ".join(f"{value:+.2f}" for value in coef) if coef is not None else ""
@@ -148,13 +148,13 @@ def _prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{role}: {content}" for role, content in prompt)
 
 
-def _figures(result: dict[str, Any], name: str) -> str:
+def _figures(result: JSONObject, name: str) -> str:
     title, note = _SECTIONS[name]
     values = _scalars(result.get(name, {}))
     return page.section(title, page.paragraph(note, "note"), page.metric_table(values)) if values else ""
 
 
-def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+def _scalars(values: JSONObject) -> JSONObject:
     """The single figures among nested results (null is a figure that was not finite)."""
     return {
         name: value

@@ -8,10 +8,11 @@ Shapes: U people, C answers of the enumerated space, S samples, K basis outputs.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from rewards.files import JSONObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def summarise_enumerated(
     coef: Float[np.ndarray, "u k"],
     shrunk: np.ndarray,
     beta: float,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[JSONObject, np.ndarray]:
     """All exact figures of one prompt, and the U×U matrix.
 
     Args:
@@ -118,7 +119,7 @@ def summarise_samples(
     texts: list[list[str]],
     coef: Float[np.ndarray, "u k"],
     valid: np.ndarray | None,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[JSONObject, np.ndarray]:
     """Figures of freely sampled answers: texts[u][s] was given to person u, with basis rewards phi[u, s].
 
     Args:

@@ -4,21 +4,21 @@ import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 from markupsafe import Markup, escape
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import write_text
+from rewards.files import JSONObject, write_text
 from rlhf.report.verdict import Verdict
 from rlhf.run.metric_docs import METRICS, MetricDoc
 
 FILE = "report.html"
 
 
-def _breakable(value: Any) -> Markup:
+def _breakable(value: object) -> Markup:
     """Escaped, and names such as kl_to_optimum may break at their underscores; cells break nowhere else in a word."""
     return Markup(str(escape(value)).replace("_", "_<wbr>"))
 
@@ -40,7 +40,7 @@ def joined(parts: Iterable[str]) -> Markup:
     return Markup("").join(parts)
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A figure for people: counts whole, others with four significant digits, null as "not finite"."""
     if value is None:
         return "not finite"
@@ -55,7 +55,7 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def is_interval(value: Any) -> bool:
+def is_interval(value: object) -> TypeGuard[dict[str, float]]:
     return isinstance(value, dict) and set(value) == {"mean", "low", "high"}
 
 
@@ -79,7 +79,7 @@ def figure(svg: str, caption: str = "") -> Markup:
     return _PARTS.figure(Markup(svg), caption)
 
 
-def table(head: list[str], rows: Iterable[Iterable[Any]], numbers: tuple[int, ...] = ()) -> Markup:
+def table(head: list[str], rows: Iterable[Iterable[object]], numbers: tuple[int, ...] = ()) -> Markup:
     """A table of escaped cells that becomes a list on a narrow screen; columns in `numbers` are figures."""
     cells = [
         [(number(cell) if column in numbers else cell, column in numbers) for column, cell in enumerate(row)]
@@ -88,7 +88,7 @@ def table(head: list[str], rows: Iterable[Iterable[Any]], numbers: tuple[int, ..
     return _PARTS.table(head, cells) if cells else Markup("")
 
 
-def metric_table(values: dict[str, Any]) -> Markup:
+def metric_table(values: JSONObject) -> Markup:
     """Every figure beside what it means; a name without an explanation is shown all the same."""
     rows = []
     for name, value in values.items():
@@ -117,7 +117,7 @@ def write_page(directory: Path, title: str, verdict: Verdict, sections: Iterable
 
 def provenance(directory: Path) -> Markup:
     """Where the numbers come from: environment.json and config.yaml of the run, as far as they are there."""
-    record: dict[str, Any] = {}
+    record: JSONObject = {}
     with contextlib.suppress(UserError):
         record = hashed.read_record(directory / "environment.json")
     rows = [("seed", record["seed"])] if "seed" in record else []

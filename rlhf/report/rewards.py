@@ -1,10 +1,10 @@
 """report.html of `chorus rewards fit` and `chorus rewards evaluate`."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.report import comparison, page, plots
 from rlhf.report.verdict import rewards_verdict
@@ -38,7 +38,7 @@ def axis_items(prefs: Preferences, phi: np.ndarray, count: int = 3) -> list[dict
     return result
 
 
-def write_rewards_report(directory: Path, result: dict[str, Any]) -> None:
+def write_rewards_report(directory: Path, result: JSONObject) -> None:
     """Write report.html; parts whose numbers are not in `result` are left out.
 
     Args:
@@ -71,14 +71,14 @@ def write_rewards_report(directory: Path, result: dict[str, Any]) -> None:
     page.write_page(Path(directory), "Rewards and people's coefficients", rewards_verdict(result), sections)
 
 
-def _without_chosen(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _without_chosen(evaluation: JSONObject) -> JSONObject:
     """A model whose belief is not Gaussian chooses no questions: its one curve is that of random ones."""
     if "accuracy_random" not in evaluation or evaluation.get("accuracy") != evaluation["accuracy_random"]:
         return evaluation
     return {name: value for name, value in evaluation.items() if name != "accuracy"}
 
 
-def _curve(evaluation: dict[str, Any]) -> str:
+def _curve(evaluation: JSONObject) -> str:
     evaluation = _without_chosen(evaluation)
     curves = {
         label: evaluation[name]
@@ -102,7 +102,7 @@ def _curve(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _curve_table(evaluation: dict[str, Any]) -> str:
+def _curve_table(evaluation: JSONObject) -> str:
     accuracy = evaluation.get("accuracy") or {}
     evaluation = _without_chosen(evaluation)
     columns = [
@@ -136,7 +136,7 @@ def _explained(names: list[str]) -> str:
     )
 
 
-def _people(evaluation: dict[str, Any]) -> str:
+def _people(evaluation: JSONObject) -> str:
     recorded = evaluation.get("person_accuracy") or {}
     if not recorded:
         return ""
@@ -151,7 +151,7 @@ def _people(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _swap(evaluation: dict[str, Any]) -> str:
+def _swap(evaluation: JSONObject) -> str:
     swap = evaluation.get("swap")
     if not swap:
         return ""
@@ -163,7 +163,7 @@ def _swap(evaluation: dict[str, Any]) -> str:
     ) + page.metric_table({name: value for name, value in swap.items() if name != "answers"})
 
 
-def _axes(result: dict[str, Any]) -> str:
+def _axes(result: JSONObject) -> str:
     names = result.get("axes") or []
     if not names:
         return ""
@@ -193,7 +193,7 @@ def _texts(texts: list[str], length: int = 160) -> str:
     return " · ".join(text if len(text) <= length else text[: length - 1] + "…" for text in texts)
 
 
-def _columns(result: dict[str, Any]) -> str:
+def _columns(result: JSONObject) -> str:
     """Columns in use with what they measured about themselves, and those switched off, first, with the reason."""
     columns = result.get("columns") or {"used": {}, "off": {}}
     rows = [(name, "switched off", reason) for name, reason in columns["off"].items()]
@@ -208,7 +208,7 @@ def _columns(result: dict[str, Any]) -> str:
     return page.table(["column", "state", "measured"], rows)
 
 
-def _candidates(result: dict[str, Any]) -> str:
+def _candidates(result: JSONObject) -> str:
     candidates = result.get("candidates") or []
     rows = [
         (c["num_basis"], c["dims"], c["loss_nats"], c["loss_se"], "chosen" if c["chosen"] else "")

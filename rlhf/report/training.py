@@ -1,11 +1,11 @@
 """report.html of `chorus train`: every metric of metrics.jsonl as a curve beside what it means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rewards.files import JSONObject
 from rlhf.report import page, plots
 from rlhf.report.verdict import Verdict
 from rlhf.run.metric_docs import METRICS, MetricDoc, explained
@@ -19,7 +19,7 @@ _SAMPLED = "train/kl_coef"  # only runs that sample their own completions have i
 
 
 def write_training_report(
-    directory: Path, metrics_rows: list[dict[str, Any]], findings: Sequence[Mapping[str, Any]] = ()
+    directory: Path, metrics_rows: list[JSONObject], findings: Sequence[JSONObject] = ()
 ) -> None:
     """Write report.html from the lines of metrics.jsonl (`rlhf.run.metrics.read_metrics`).
 
@@ -49,7 +49,7 @@ def write_training_report(
     page.write_page(Path(directory), "Training", verdict, sections)
 
 
-def _findings_section(findings: Sequence[Mapping[str, Any]]) -> str:
+def _findings_section(findings: Sequence[JSONObject]) -> str:
     rows = []
     for one in findings:
         numbers = ", ".join(f"{name} {page.number(value)}" for name, value in one["evidence"].items())
@@ -60,7 +60,7 @@ def _findings_section(findings: Sequence[Mapping[str, Any]]) -> str:
     return page.section("What goes wrong", table, note)
 
 
-def _with_findings(verdict: Verdict, findings: Sequence[Mapping[str, Any]]) -> Verdict:
+def _with_findings(verdict: Verdict, findings: Sequence[JSONObject]) -> Verdict:
     """The first line names what was found; a run that must be stopped has not been won."""
     names = ", ".join(one["name"] for one in findings if one["severity"] != "note")
     if not names:
@@ -129,7 +129,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
     return float(values[:width].mean()), float(values[-width:].mean())
 
 
-def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(rows: list[JSONObject], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that have the metric; null (not finite) is NaN."""
     kept = [(row["step"], row[name]) for row in rows if name in row]
     steps = np.array([step for step, _ in kept])

@@ -1,12 +1,13 @@
 """The first line of a report: did personalisation help? It is allowed to say no."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from rewards.comparison.replay import Interval, bootstrap
+from rewards.files import JSONObject
 from rlhf.report.figures import off_diagonal_mean
 from rlhf.run.directory import plain
 
@@ -24,7 +25,7 @@ class Verdict(NamedTuple):
     text: str
 
 
-def evaluation_verdict(result: dict[str, Any], matrix: np.ndarray) -> Verdict:
+def evaluation_verdict(result: JSONObject, matrix: np.ndarray) -> Verdict:
     """Judge a policy by the people by people matrix [U, U] and the aggregate policy's reward for each person.
 
     Won needs both 95 % intervals over people above zero: own minus swapped, which must also exceed
@@ -84,7 +85,7 @@ def evaluation_verdict(result: dict[str, Any], matrix: np.ndarray) -> Verdict:
     )
 
 
-def rewards_verdict(result: dict[str, Any]) -> Verdict:
+def rewards_verdict(result: JSONObject) -> Verdict:
     """Judge coefficients of people never seen by `result["evaluation"]`.
 
     Where the models were compared, their sentence is the verdict, after alarms: texts that give the choice away,
@@ -133,7 +134,7 @@ def rewards_verdict(result: dict[str, Any]) -> Verdict:
     return Verdict("won", f"Personalisation helps here: {said} ({against}).{tail}{caution}")
 
 
-def _comparison_verdict(board: dict[str, Any]) -> Verdict:
+def _comparison_verdict(board: JSONObject) -> Verdict:
     """The comparison's sentence; a win that also happens where nobody differs is none."""
     own, caution = board["models"][board["judged"]], _few(board["people"])
     if own["ignores_user"]:  # the sentence says so
@@ -159,7 +160,7 @@ def _few(people: int | None) -> str:
     return f" Only {people} people: the intervals say little." if people and people < FEW_PEOPLE else ""
 
 
-def paired_gain(evaluation: dict[str, Any], answers: str) -> Interval | None:
+def paired_gain(evaluation: JSONObject, answers: str) -> Interval | None:
     """Accuracy after `answers` minus the pooled model's, person by person; None where not both are recorded."""
     personal = evaluation.get("person_accuracy", {}).get(answers)
     pooled = evaluation.get("pooled_person_accuracy")
@@ -168,14 +169,14 @@ def paired_gain(evaluation: dict[str, Any], answers: str) -> Interval | None:
     return _interval(np.asarray(personal) - np.asarray(pooled))
 
 
-def aggregate_rewards(result: dict[str, Any]) -> np.ndarray | None:
+def aggregate_rewards(result: JSONObject) -> np.ndarray | None:
     """The aggregate policy's reward for each person, [U]; None where it was not measured."""
     per_person = result.get("enumerated", {}).get("per_person", {})
     values = per_person.get("aggregate_reward")
     return None if values is None or "own_reward" not in per_person else np.asarray(values, np.float64)
 
 
-def _judged(evaluation: dict[str, Any]) -> tuple[str, dict[str, float]]:
+def _judged(evaluation: JSONObject) -> tuple[str, dict[str, float]]:
     """The number of answers by which the verdict is given: that of the swap, else the largest up to ten."""
     counts = sorted(map(int, evaluation["accuracy"]))
     wanted = (evaluation.get("swap") or {}).get(

@@ -25,8 +25,9 @@ import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import remove_leftovers, write_text
+from rewards.files import JSONObject, remove_leftovers, write_text
 from rewards.shown import without_credentials
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
 
@@ -61,7 +62,7 @@ class Run:
         self.directory, self.resumed, self._lock = directory, resumed, lock
 
     @classmethod
-    def open(cls, output_dir: str | os.PathLike[str], config: Any, kind: str) -> "Run":
+    def open(cls, output_dir: str | os.PathLike[str], config: RunConfig, kind: str) -> "Run":
         """Create the run directory, or resume it when it holds the same configuration.
 
         Args:
@@ -94,14 +95,14 @@ class Run:
             raise
         return run
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: JSONObject) -> None:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null.
 
         It is what says that a run is finished: nothing of the run is written after it.
         """
         hashed.write_record(self.directory / RESULT, plain(result))
 
-    def stored_result(self) -> dict[str, Any]:
+    def stored_result(self) -> JSONObject:
         """metrics.json of a run that an earlier session finished; says so on stderr."""
         _LOG.info(f"{self.directory}: finished earlier; this is its stored result")
         return read_result(self.directory)
@@ -141,12 +142,12 @@ class Run:
                 self.directory.rmdir()
 
 
-def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_result(directory: str | os.PathLike[str]) -> JSONObject:
     """metrics.json of a finished run."""
     return hashed.read_record(Path(directory) / RESULT, "restore it, or remove it and run the command again")
 
 
-def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
+def _check_before_creating(directory: Path, config: RunConfig, kind: str) -> bool:
     """True when `directory` holds this very run, False when it is free; otherwise a UserError."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir {directory}: a file of this name exists; choose another output_dir")
@@ -175,10 +176,11 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
         raise UserError(
             f"output_dir {directory}: holds a {stored_kind} run, not {kind}; choose another output_dir"
         )
-    stored = _texts_kept(stored, to_dict(config))
+    wanted = to_dict(config)
+    kept: JSONObject = {key: _texts_kept(value, wanted.get(key)) for key, value in stored.items()}
     with contextlib.suppress(UserError):  # keys that are younger than the run had their defaults then
-        stored = to_dict(validate(stored, type(config), {}, str(path)))
-    difference = first_difference(stored, to_dict(config))
+        kept = to_dict(validate(kept, type(config), {}, str(path)))
+    difference = first_difference(kept, wanted)
     if difference is not None:
         key, old, new = difference
         raise UserError(
@@ -188,7 +190,7 @@ def _check_before_creating(directory: Path, config: Any, kind: str) -> bool:
     return True
 
 
-def _texts_kept(stored: Any, wanted: Any) -> Any:
+def _texts_kept(stored: object, wanted: object) -> object:
     """`stored` with its texts: runs made under YAML 1.1 hold text such as 1e5 without quotes, a number today."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         return {key: _texts_kept(value, wanted.get(key)) for key, value in stored.items()}
@@ -197,9 +199,7 @@ def _texts_kept(stored: Any, wanted: Any) -> Any:
     return stored
 
 
-def first_difference(
-    stored: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
-) -> tuple[str, str, str] | None:
+def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -> tuple[str, str, str] | None:
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
@@ -215,7 +215,7 @@ def first_difference(
     return None
 
 
-def _cut(value: Any) -> str:
+def _cut(value: object) -> str:
     text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
     text = without_credentials(text)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -243,7 +243,7 @@ def _acquire(directory: Path) -> int:
     return handle
 
 
-def _record_environment(directory: Path, config: Any, kind: str) -> None:
+def _record_environment(directory: Path, config: RunConfig, kind: str) -> None:
     """Append this session to environment.json. Environment variables are left out: they hold secrets."""
     path = directory / ENVIRONMENT
     sessions = []
@@ -280,7 +280,7 @@ def _devices() -> list[str]:
     return [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
 
 
-def _revision() -> dict[str, Any] | None:
+def _revision() -> JSONObject | None:
     """Commit of the code when it runs from a checkout; None for an installed package."""
 
     def git(*args: str) -> str:

@@ -10,6 +10,7 @@ from typing import Self
 
 from rewards import hashed, jsonl
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.run.progress import ProgressLine
 
 FILE = "metrics.jsonl"
@@ -17,7 +18,7 @@ _CONSOLE = 4
 """Numbers shown on the console when the caller names none."""
 
 
-def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float | None]]:
+def read_metrics(directory: str | os.PathLike[str]) -> list[JSONObject]:
     """Lines of metrics.jsonl; a last line torn by a kill is left out, a damaged earlier one is an error."""
     path = Path(directory) / FILE
     rows = []

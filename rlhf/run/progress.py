@@ -4,12 +4,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards.shown import printable
+
+T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds of silence that need no explanation
 
@@ -91,7 +93,7 @@ class ProgressLine:
         self.close()
 
 
-def watched(pieces: Sequence[Any], title: str) -> Iterator[Any]:
+def watched(pieces: Sequence[T], title: str) -> Iterator[T]:
     """The pieces one by one; work that takes longer than `PATIENCE` gets a line of progress.
 
     Not where a line is open already, such as that of the training of which this work is a step.

@@ -17,13 +17,16 @@ compiled for it.
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyEntry
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from rewards.files import JSONObject
 
 T = TypeVar("T")
 
@@ -52,14 +55,14 @@ def record(cls: type[T]) -> type[T]:
     static = tuple(name for name in fields if name not in data)
     keys = [jax.tree_util.GetAttrKey(name) for name in data]
 
-    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten(value: T) -> tuple[tuple[object, ...], tuple[object, ...]]:
         return tuple(getattr(value, name) for name in data), tuple(getattr(value, name) for name in static)
 
-    def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten_with_keys(value: T) -> tuple[tuple[tuple[KeyEntry, object], ...], tuple[object, ...]]:
         children, words = flatten(value)
         return tuple(zip(keys, children, strict=True)), words
 
-    def unflatten(words: tuple[Any, ...], children: Any) -> T:
+    def unflatten(words: tuple[object, ...], children: Iterable[object]) -> T:
         return _made(made, dict(zip((*static, *data), (*words, *children), strict=True)))
 
     # Not `register_dataclass`: it rebuilds through the constructor, where pydantic would refuse arrays, tracers and
@@ -81,21 +84,21 @@ def traced(settings: T) -> T:
     return _made(type(settings), values)
 
 
-def _made(cls: type[T], values: dict[str, Any]) -> T:
+def _made(cls: type[T], values: JSONObject) -> T:
     """A record that holds these values, unchecked."""
     made = object.__new__(cls)
     made.__dict__.update(values)
     return made
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def _options(hint: object) -> tuple[object, ...]:
     """The members of a union but None; of anything else itself."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return tuple(one for one in typing.get_args(hint) if one is not types.NoneType) if union else (hint,)
 
 
-def _is_number(hint: Any) -> bool:
-    def varies(one: Any) -> bool:
+def _is_number(hint: object) -> bool:
+    def varies(one: object) -> bool:
         if typing.get_origin(one) is Annotated:
             base, *marks = typing.get_args(one)
             return varies(base) or any(isinstance(mark, _Varies) for mark in marks)
@@ -104,5 +107,5 @@ def _is_number(hint: Any) -> bool:
     return all(varies(one) for one in _options(hint))
 
 
-def _is_record(hint: Any) -> bool:
+def _is_record(hint: object) -> bool:
     return all(one in _NUMBERS for one in _options(hint) if isinstance(one, Callable))

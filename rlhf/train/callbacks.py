@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from rlhf.run.metrics import MetricWriter
 from rlhf.run.progress import ProgressLine
@@ -27,7 +28,7 @@ class Callback:
     `checkpoint` every so many steps and after the last, `end` whatever happens.
     """
 
-    def restore(self, state: Any) -> tuple[int, Any] | None:
+    def restore(self, state: PyTree) -> tuple[int, PyTree] | None:
         """(steps done, state) to go on from instead of `state`; None starts afresh."""
         return None
 
@@ -37,7 +38,7 @@ class Callback:
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         """Step `number`, counted from 1, and its metrics (docs/metrics.md). An exception ends the training."""
 
-    def checkpoint(self, number: int, state: Any) -> None:
+    def checkpoint(self, number: int, state: PyTree) -> None:
         """The state after step `number`; its arrays are given away at the next step, so copy what is kept."""
 
     def end(self) -> None:
@@ -68,7 +69,7 @@ class History(Callback):
 class Function(Callback):
     """A plain function of (step, metrics)."""
 
-    def __init__(self, function: Callable[[int, Mapping[str, float]], Any]):
+    def __init__(self, function: Callable[[int, Mapping[str, float]], object]):
         self._function = function
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -113,7 +114,7 @@ class Metrics(Callback):
         if self._writer is not None and (number % self._every == 0 or number in (1, self._last)):
             self._writer.write(number, metrics)
 
-    def checkpoint(self, number: int, state: Any) -> None:
+    def checkpoint(self, number: int, state: PyTree) -> None:
         if self._writer is not None:
             self._writer.flush()
 
@@ -128,7 +129,7 @@ class Checkpoints(Callback):
     def __init__(self, directory: Path, keep: int):
         self._checkpointer = Checkpointer(directory / "checkpoints", keep=keep)
 
-    def restore(self, state: TrainState) -> tuple[int, Any] | None:
+    def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
         restored = self._checkpointer.restore(state)
         return None if restored is None else restored[:2]
 
@@ -136,7 +137,7 @@ class Checkpoints(Callback):
         self._checkpointer.save(number, state, {"next_step": number})
 
 
-def of_user(given: Iterable[Any]) -> list[Callback]:
+def of_user(given: Iterable[object]) -> list[Callback]:
     """Callbacks as they were passed: objects of `Callback`, or functions of (step, metrics).
 
     Raises:

@@ -13,13 +13,14 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from rewards.errors import UserError
-from rlhf.train.checkpoint_files import ARRAYS, Damaged, read_arrays, sync, verify, write_step
+from rewards.files import JSONObject
+from rlhf.train.checkpoint_files import ARRAYS, Damaged, Leaf, Wanted, read_arrays, sync, verify, write_step
 
 _LOG = logging.getLogger("chorus")
 
@@ -43,7 +44,7 @@ class Checkpointer:
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if _STEP.match(path.name))
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any] | None = None) -> None:
+    def save(self, step: int, tree: PyTree, meta: JSONObject | None = None) -> None:
         """Write one step. A process killed here at any instant leaves the earlier steps as they were.
 
         Later steps (of a past that damage made us leave) and those beyond `keep` are removed afterwards.
@@ -79,7 +80,7 @@ class Checkpointer:
             if other > step or other not in [s for s in self.steps() if s <= step][-self.keep :]:
                 self._remove(self._path(other))
 
-    def restore(self, target_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, target_tree: PyTree) -> tuple[int, PyTree, JSONObject] | None:
         """Load the newest good step → (step, tree, meta), or None when there is no step at all.
 
         Damaged steps are named on stderr and passed over.
@@ -101,7 +102,7 @@ class Checkpointer:
         tree = jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
         return step, tree, manifest["meta"]
 
-    def _newest_good(self) -> tuple[int, dict[str, Any]] | None:
+    def _newest_good(self) -> tuple[int, JSONObject] | None:
         """The newest good step and its manifest; a UserError when there are steps and none is good."""
         problems: list[str] = []
         for step in reversed(self.steps()):
@@ -138,12 +139,12 @@ class Checkpointer:
         for path in self.directory.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _check_space(self, leaves: dict[str, Any]) -> None:
+    def _check_space(self, leaves: dict[str, Leaf]) -> None:
         needed = sum(_nbytes(leaf) for leaf in leaves.values())
         if shutil.disk_usage(self.directory).free < needed:
             raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {os.strerror(errno.ENOSPC).lower()}")
 
-    def _refused(self, step: int, reason: str) -> UserError:
+    def _refused(self, step: int, reason: str | None) -> UserError:
         return UserError(
             f"{self._path(step)}: cannot save the checkpoint ({reason}); free some space and run the same "
             "command again, it resumes from the last good step"
@@ -153,9 +154,9 @@ class Checkpointer:
         return self.directory / f"{step:08d}"
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def _named_leaves(tree: PyTree) -> dict[str, PyTree]:
     """Leaves under dotted names, in tree order; names are what messages and the manifest speak of."""
-    named: dict[str, Any] = {}
+    named: dict[str, PyTree] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = ".".join(_part(entry) for entry in path) or "value"
         if name in named:
@@ -166,7 +167,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
-def _part(entry: Any) -> str:
+def _part(entry: object) -> str:
     """One step of a tree path as text: dict key, attribute or position."""
     for attribute in ("key", "name", "idx"):
         if hasattr(entry, attribute):
@@ -174,12 +175,12 @@ def _part(entry: Any) -> str:
     raise TypeError(f"unknown tree path entry {entry!r}")
 
 
-def _nbytes(leaf: Any) -> int:
+def _nbytes(leaf: Leaf) -> int:
     leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
     return int(leaf.size) * leaf.dtype.itemsize
 
 
-def _compare(wanted: dict[str, Any], stored: dict[str, Any], where: Path) -> None:
+def _compare(wanted: dict[str, Wanted], stored: JSONObject, where: Path) -> None:
     """Raise a UserError that names the first leaf in which the two trees differ."""
     advice = "the checkpoint belongs to another model or configuration; choose another output_dir"
     for name, leaf in wanted.items():

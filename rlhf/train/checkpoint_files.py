@@ -13,13 +13,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewards.files import read_json, sha256_file, write_json
+from rewards.files import JSONObject, read_json, sha256_file, write_json
+
+Leaf = jax.Array | np.ndarray
+Wanted = Leaf | jax.ShapeDtypeStruct
 
 ARRAYS, _MANIFEST, _MARKER = "arrays", "manifest.json", "COMPLETE"
 
@@ -28,7 +31,7 @@ class Damaged(Exception):
     """A checkpoint on disk that is not what was written; the message says which file and how."""
 
 
-def write_step(folder: Path, step: int, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
+def write_step(folder: Path, step: int, leaves: dict[str, Leaf], meta: JSONObject) -> None:
     """Arrays, then the manifest over them, then the marker over the manifest; each synced before the next."""
     ocp = _orbax()
     with _quiet():
@@ -48,7 +51,7 @@ def write_step(folder: Path, step: int, leaves: dict[str, Any], meta: dict[str, 
     sync(folder)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> JSONObject:
     """The manifest of a step whose every byte is as written."""
     try:
         expected = (folder / _MARKER).read_bytes()
@@ -65,7 +68,7 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_arrays(folder: Path, wanted: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+def read_arrays(folder: Path, wanted: dict[str, Wanted], stored: JSONObject) -> dict[str, Leaf]:
     """Load the wanted leaves only, each placed as its target says."""
     ocp = _orbax()
     empty = {name: leaf for name, leaf in wanted.items() if leaf.size == 0}
@@ -85,7 +88,7 @@ def read_arrays(folder: Path, wanted: dict[str, Any], stored: dict[str, Any]) ->
     return {name: zeros[name] if name in zeros else arrays[name] for name in wanted}
 
 
-def _placed(leaf: Any) -> Any:
+def _placed(leaf: Wanted) -> Wanted:
     """Give an abstract leaf without a sharding the default device; Orbax wants one."""
     if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -101,7 +104,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _orbax() -> Any:
+def _orbax() -> ModuleType:
     """Orbax's v1 interface, imported late (a second); it still lives under `experimental`, so only here."""
     with _quiet():
         import orbax.checkpoint.experimental.v1 as ocp

@@ -3,6 +3,7 @@
 The records of the algorithms stand beside their mathematics; here they are put together.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.optim import OptimizerConfig
 
@@ -34,6 +36,7 @@ class PolicyModelConfig(NameConfig):
     adapter_layers: int | None = Field(
         default=None,
         ge=1,
+        le=1_000,
         description="Only the top so many layers carry adapters (the rest may be cached); null means all.",
     )
     remat: bool = Field(
@@ -47,25 +50,35 @@ class TuneConfig:
     mode: Literal["lora", "full"] = Field(
         default="lora", description="Train low-rank adapters, or all weights."
     )
-    lora_rank: int = Field(default=16, ge=1, description="Rank of each adapter (lora only).")
+    lora_rank: int = Field(default=16, ge=1, le=16_384, description="Rank of each adapter (lora only).")
     lora_alpha: float = Field(
-        default=32.0, gt=0, description="Adapters are scaled by lora_alpha / lora_rank (lora only)."
+        default=32.0, gt=0, le=1e6, description="Adapters are scaled by lora_alpha / lora_rank (lora only)."
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.mode == "full":
+            yield Unread(["lora_rank", "lora_alpha"], "mode", "tune.mode full")
 
 
 @record
 class TrainConfig:
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    batch_rows: int = Field(default=8, ge=1, description="Packed rows in one forward pass.")
+    steps: int = Field(ge=1, le=1_000_000_000, description="Optimiser steps.")
+    batch_rows: int = Field(default=8, ge=1, le=1_000_000, description="Packed rows in one forward pass.")
     accumulation_steps: int = Field(
-        default=1, ge=1, description="Forward passes whose gradients make one optimiser step."
+        default=1, ge=1, le=100_000, description="Forward passes whose gradients make one optimiser step."
     )
-    log_every: int = Field(default=10, ge=1, description="Steps between metric lines.")
+    log_every: int = Field(default=10, ge=1, le=1_000_000_000, description="Steps between metric lines.")
     checkpoint_every: int = Field(
-        default=100, ge=1, description="Steps between checkpoints; one is always written at the end."
+        default=100,
+        ge=1,
+        le=1_000_000_000,
+        description="Steps between checkpoints; one is always written at the end.",
     )
     keep_checkpoints: int = Field(
-        default=2, ge=1, description="Newest checkpoints kept; 2 leaves one to fall back on."
+        default=2,
+        ge=1,
+        le=1_000_000_000,
+        description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
 
 
@@ -74,6 +87,7 @@ class SFTTrainConfig(TrainConfig):
     row_length: int = Field(
         default=512,
         ge=8,
+        le=1_000_000,
         description="Tokens in a packed row of several examples; a longer example is an error.",
     )
 
@@ -83,6 +97,7 @@ class GroupsConfig:
     completions: int | None = Field(
         default=2,
         ge=2,
+        le=1_024,
         description="Completions of one prompt in a packed row; 2 is the ordinary pair, null all of them. "
         "Losses on people's own labels take these two only.",
     )
@@ -146,6 +161,13 @@ class DPOConfig(RunConfig):
     groups: GroupsConfig = Field(
         default=GroupsConfig(), description="How completions of one prompt are packed."
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if not self.loss.personal:
+            sections = ["conditioner", "users", "rail"] + (
+                ["rewards"] if self.loss.annotation == "none" else []
+            )
+            yield Unread(sections, "loss.kind", f"loss.kind {self.loss.kind}, one policy for all")
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -5,10 +5,10 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from rewards import hashed
 from rewards.annotation.basis import run_margins
@@ -16,6 +16,7 @@ from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.read import read_preferences, require_people
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
@@ -29,9 +30,11 @@ from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import optim
+from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
+from rlhf.train.config import DPOConfig
 from rlhf.train.loop import run_steps
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.sft import (
     base_record,
     batches,
@@ -50,14 +53,14 @@ _LOG = logging.getLogger("chorus")
 
 
 def run(
-    config: Any,
+    config: DPOConfig,
     *,
     prefs: Preferences | None = None,
     base: policy_store.Base | None = None,
     rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
@@ -71,6 +74,7 @@ def run(
         if rewards is not None:
             basis, people = rewards(job.directory)
         elif config.loss.personal or config.loss.annotation != "none":
+            assert config.rewards is not None, "asked for where the configuration is read"
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
@@ -90,7 +94,7 @@ def run(
 
 
 def train(
-    config: Any,
+    config: DPOConfig,
     prefs: Preferences,
     base: policy_store.Base,
     rewards: FittedBasis | None = None,
@@ -109,6 +113,7 @@ def train(
       own: a user's own optimiser.
     """
     if config.loss.kind == "observed":
+        assert people is not None, "their own labels need people"
         prefs = known_people(require_people(prefs, "loss.kind observed"), people)
     annotation = annotation_mixture(config, prefs, rewards, people)
     if not config.loss.personal:
@@ -120,6 +125,7 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
     data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    memory.check_rows(config, base, data, rows.packed)
     drawn_from = population(config, rewards, people)
     state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
     params = params._replace(**state.params)
@@ -129,17 +135,18 @@ def train(
 
 
 def annotation_mixture(
-    config: Any, prefs: Preferences, rewards: FittedBasis | None, people: People | None
+    config: DPOConfig, prefs: Preferences, rewards: FittedBasis | None, people: People | None
 ) -> Mixture | None:
     """Kinds of answer under the coefficients of the rewards; None unless `loss.annotation` asks for them."""
     if config.loss.annotation == "none" or rewards is None:
         return None
+    assert people is not None, "rewards come with their people"
     phi = encoder.item_features(rewards.basis, require_people(prefs, "loss.annotation mixture"))
     return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, people))
 
 
 def build_rows(
-    config: Any,
+    config: DPOConfig,
     prefs: Preferences,
     base: policy_store.Base,
     people: People | None,
@@ -158,11 +165,14 @@ def build_rows(
     )
     if config.loss.kind != "observed":
         return rows
+    assert people is not None, "their own labels need people"
     place = {user_id: index for index, user_id in enumerate(people.user_ids)}
     return rows._replace(user=np.array([place[prefs.user_ids[user]] for user in rows.user], np.int32))
 
 
-def adapter_spec(config: Any, rewards: FittedBasis | None, base: policy_store.Base) -> AdapterSpec | None:
+def adapter_spec(
+    config: DPOConfig | RLConfig, rewards: FittedBasis | None, base: policy_store.Base
+) -> AdapterSpec | None:
     """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
     if rewards is None:
@@ -209,10 +219,10 @@ def item_rewards(rewards: FittedBasis | None, prefs: Preferences, rows: PairRows
 def reference_logprobs(
     cache: Path | None,
     base: policy_store.Base,
-    graphdef: Any,
+    graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PairRows,
-    hidden: Any,
+    hidden: np.ndarray | None,
 ) -> np.ndarray:
     """log π_ref of every completion, float32[R, C]; computed once, kept in the folder `cache` where there is one.
 
@@ -228,17 +238,18 @@ def reference_logprobs(
     )
 
 
-def population(config: Any, rewards: FittedBasis | None, people: People | None) -> Population | None:
+def population(config: DPOConfig, rewards: FittedBasis | None, people: People | None) -> Population | None:
     """Whose coefficients training rows get; None without people."""
     if rewards is None:
         return None
+    assert people is not None, "rewards come with their people"
     return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
 
 
 def _train(
-    config: Any,
+    config: DPOConfig,
     callbacks: Sequence[Callback],
-    graphdef: Any,
+    graphdef: nnx.GraphDef,
     params: PolicyParams,
     data: dpo.DPOBatch,
     drawn_from: Population | None,
@@ -278,7 +289,7 @@ def _train(
     )
 
 
-def _personal_record(config: Any, rewards: FittedBasis | None) -> dict[str, Any]:
+def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
     """What a policy must remember of the population it was trained for."""
     if rewards is None:
         return {"beta": config.loss.dpo_beta, "eta": 0.0}

@@ -2,7 +2,7 @@
 
 A row holds completions y_c of one prompt and the coefficients w of one person:
     h_c = β (log π(y_c|x,z) − log π_ref(y_c|x)),   target_c = w_eff·φ(x, y_c)
-Any pair teaches every person, because φ says what each person would answer:
+Every pair teaches every person, because φ says what each person would answer:
     soft        −t log σ(Δh) − (1−t) log σ(−Δh),  t = σ(Δtarget)
     regression  (Δh − Δtarget)²
     observed    DPO on the person's own labels, with the mixture reference when the rail is on
@@ -17,12 +17,14 @@ Shapes: A micro-batches, B rows, C completions, P pairs, K basis outputs.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
+from rlhf.models.layout import AnyArray
 from rlhf.objectives import preference as losses
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows
@@ -43,9 +45,9 @@ class DPOBatch(NamedTuple):
     """
 
     rows: PairRows
-    ref_logprobs: jax.Array
-    basis_rewards: jax.Array
-    hidden: jax.Array | None
+    ref_logprobs: AnyArray
+    basis_rewards: AnyArray
+    hidden: AnyArray | None
 
 
 @record
@@ -79,12 +81,12 @@ class DPOProgram:
     with_nll: bool = False
     with_rail: bool = False
     dtype: str = "float32"
-    extra: Callable[[PolicyParams, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
 
 
 def row_coef(
-    kind: str, shares: UserShares, population: Population, users: jax.Array, key: jax.Array
+    kind: str, shares: UserShares, population: Population, users: AnyArray, key: jax.Array
 ) -> jax.Array:
     """Coefficients of the rows of one micro-batch, [B, K].
 
@@ -103,7 +105,7 @@ def pair_losses(
     rail: RailConfig,
     rows: PairRows,
     logprobs: jax.Array,
-    reference: jax.Array,
+    reference: AnyArray,
     target: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of each row, [B], and [B]-shaped diagnostics, from log-probs [B, C].
@@ -156,7 +158,7 @@ def pair_losses(
     return diagnostics["train/loss/pair"], diagnostics
 
 
-def supervised_target(rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array | None) -> jax.Array:
+def supervised_target(rows: PairRows, ref_logprobs: AnyArray, scores: jax.Array | None) -> jax.Array:
     """Distribution p[B, C] that the supervised term pulls a row's completions towards.
 
     soft, regression: softmax_c(log π_ref + target/β), the optimum restricted to the row. Others: the share of the
@@ -171,7 +173,7 @@ def supervised_target(rows: PairRows, ref_logprobs: jax.Array, scores: jax.Array
     return wins / jnp.maximum(jnp.sum(wins, axis=1, keepdims=True), 1e-9)
 
 
-def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def within_row(logprobs: jax.Array, ref_logprobs: AnyArray, valid: AnyArray) -> tuple[jax.Array, jax.Array]:
     """The policy renormalised over the row's completions, q[B, C], and KL(q‖q_ref)[B] in nats."""
     log_q = jax.nn.log_softmax(jnp.where(valid, logprobs, -jnp.inf), axis=1)
     log_ref = jax.nn.log_softmax(jnp.where(valid, ref_logprobs, -jnp.inf), axis=1)
@@ -180,7 +182,7 @@ def within_row(logprobs: jax.Array, ref_logprobs: jax.Array, valid: jax.Array) -
 
 
 def _loss(
-    trained: dict[str, Any],
+    trained: dict[str, PyTree],
     frozen: PolicyParams,
     batch: DPOBatch,
     population: Population | None,
@@ -211,7 +213,8 @@ def _loss(
         )
     scale = 1.0 / length if loss_config.length_normalise or loss_config.kind == "simpo" else 1.0
     loss, metrics = pair_losses(loss_config, rail, rows, summed * scale, reference * scale, target)
-    scores = target / loss_config.dpo_beta if loss_config.kind in ("soft", "regression") else None
+    pulled = loss_config.kind in ("soft", "regression")
+    scores = target / loss_config.dpo_beta if target is not None and pulled else None
     wanted = supervised_target(rows, batch.ref_logprobs, scores)
     supervised = -jnp.sum(wanted * jnp.where(valid, summed, 0.0), axis=1)
     if program.with_nll:
@@ -245,7 +248,7 @@ def step(
     settings: DPOSettings,
     *,
     program: DPOProgram,
-    extra: Any = None,
+    extra: PyTree = None,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
     """One optimiser step over A micro-batches (gradients averaged); the state's buffers are donated.
 

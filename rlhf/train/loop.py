@@ -6,16 +6,17 @@ No arithmetic, no files.
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import jax
+from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.run import signals
 from rlhf.train.callbacks import Callback
-from rlhf.train.optim import TrainState
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+State = TypeVar("State")
+Step = Callable[[State, PyTree], tuple[State, dict[str, jax.Array]]]
 
 
 class Length(Protocol):
@@ -28,14 +29,14 @@ class Length(Protocol):
 
 
 def run_steps(
-    state: TrainState,
-    step: Step,
-    batch_of: Callable[[int], Any],
+    state: State,
+    step: Step[State],
+    batch_of: Callable[[int], PyTree],
     train: Length,
     *,
     tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback] = (),
-) -> TrainState:
+) -> State:
     """Run `train.steps` optimiser steps and return the state after the last.
 
     Args:
@@ -67,13 +68,13 @@ def run_steps(
 
 def _loop(
     start: int,
-    state: TrainState,
-    step: Step,
-    batch_of: Callable[[int], Any],
+    state: State,
+    step: Step[State],
+    batch_of: Callable[[int], PyTree],
     train: Length,
-    tokens_per_step: Any,
+    tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback],
-) -> TrainState:
+) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
     mark = time.perf_counter()
@@ -106,13 +107,16 @@ def _loop(
     return state
 
 
-def _given_away(state: TrainState) -> bool:
+def _given_away(state: PyTree) -> bool:
     """Whether a compiled step has taken the state's buffers."""
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _report(
-    callbacks: Sequence[Callback], pending: tuple[int, dict[str, jax.Array]], mark: float, tokens: Any
+    callbacks: Sequence[Callback],
+    pending: tuple[int, dict[str, jax.Array]],
+    mark: float,
+    tokens: int | Callable[[dict[str, float]], float],
 ) -> float:
     """Read and hand on one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
     number, metrics = pending
@@ -125,8 +129,8 @@ def _report(
             f"step {number}: {', '.join(bad)} not finite; lower optimizer.learning_rate or optimizer.max_grad_norm, "
             "then start in a new output_dir"
         )
-    tokens = tokens(values) if callable(tokens) else tokens
-    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds}
+    count = tokens(values) if callable(tokens) else tokens
+    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
     for callback in callbacks:
         callback.step(number, values)
     return now

@@ -4,11 +4,12 @@ Its numbers are arrays in compiled code (`run.record.traced`), so another learni
 schedule is static. `num_steps` counts the optimiser steps of the run, at whose end the schedule ends.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 from pydantic import Field
 
 from rlhf.run.record import Count, record
@@ -19,21 +20,26 @@ class OptimizerConfig:
     """AdamW with warm-up and clipping by the global norm."""
 
     learning_rate: float = Field(
-        gt=0, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
+        gt=0, le=1e3, description="Peak learning rate; 1e-4 is usual for lora, 1e-5 for full."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine",
         description="Course after warm-up: constant, or linear/cosine to zero at the last step.",
     )
     warmup_steps: Count = Field(
-        default=0, ge=0, description="Optimiser steps of linear warm-up from zero; 0 means none."
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Optimiser steps of linear warm-up from zero; 0 means none.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay; 0 means none.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1e3, description="Decoupled weight decay; 0 means none."
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
-    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="Gradients with a larger global norm are scaled down to it."
+        default=1.0, gt=0, le=1e12, description="Gradients with a larger global norm are scaled down to it."
     )
 
 
@@ -45,12 +51,12 @@ class TrainState(NamedTuple):
     """What the next step needs: step number, trained arrays, optimiser state, key of the run."""
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: optax.OptState
     key: jax.Array
 
 
-def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array) -> jax.Array:
+def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array | int) -> jax.Array:
     """Learning rate of step 0, 1, …: up linearly over `warmup_steps`, then constant, linear or cosine to 0."""
     step = step.astype(jnp.float32)
     warm = jnp.minimum(1.0, (step + 1.0) / jnp.maximum(optimizer.warmup_steps, 1.0))
@@ -73,14 +79,14 @@ def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Any, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
+def init_state(params: PyTree, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
     """State of step 0; `own` as in `apply_gradients`."""
     opt_state = (own or _transform(optimizer)).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
 
 
 def apply_gradients(
-    state: TrainState, grads: Any, optimizer: OptimizerConfig, num_steps: jax.Array, own: Own = None
+    state: TrainState, grads: PyTree, optimizer: OptimizerConfig, num_steps: jax.Array | int, own: Own = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One AdamW step, or one of a user's own optimiser; returns the new state and the norms worth watching.
 

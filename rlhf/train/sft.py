@@ -3,18 +3,19 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from rewards.data import sources
 from rewards.data.completions import read_completions
 from rewards.data.memory import Numbered
 from rewards.data.read import read_preferences
 from rewards.data.sources import Source
+from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
@@ -23,21 +24,25 @@ from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import optim
+from rlhf.train import memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
+from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.loop import run_steps
+from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
+
+Tuning = SFTConfig | DPOConfig | RLConfig
 
 
 def run(
-    config: Any,
+    config: SFTConfig,
     *,
     prefs: Preferences | None = None,
     base: policy_store.Base | None = None,
     callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
@@ -54,7 +59,7 @@ def run(
 
 
 def train(
-    config: Any,
+    config: SFTConfig,
     prefs: Preferences,
     base: policy_store.Base,
     callbacks: Sequence[Callback] = (),
@@ -76,6 +81,8 @@ def train(
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    data = sft.SFTBatch(rows, hidden)
+    memory.check_rows(config, base, data, rows.packed)
     settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
@@ -87,7 +94,7 @@ def train(
     state = run_steps(
         state,
         step,
-        batches(config, sft.SFTBatch(rows, hidden), len(rows.weight)),
+        batches(config, data, len(rows.weight)),
         config.train,
         tokens_per_step=tokens_per_step(config, rows.packed),
         callbacks=callbacks,
@@ -111,7 +118,7 @@ def read_examples(source: Source, split: str = "train") -> Preferences:
     return read_preferences(table, people=False)
 
 
-def open_base(config: Any) -> policy_store.Base:
+def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
         config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
@@ -119,16 +126,17 @@ def open_base(config: Any) -> policy_store.Base:
 
 
 def fresh_policy(
-    config: Any, base: policy_store.Base, spec: AdapterSpec | None
+    config: Tuning, base: policy_store.Base, spec: AdapterSpec | None
 ) -> tuple[nnx.GraphDef, PolicyParams, jax.Array]:
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
+    memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     lora, conditioner = init_adapters(graphdef, shapes, init_key)
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
-def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, Any]:
+def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, PyTree]:
     """What the optimiser changes: base (in float32) or LoRA, and the conditioner where it has parameters."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params.base) if full else None
     parts = {"base": wide} if full else {"lora": params.lora}
@@ -141,7 +149,7 @@ def frozen_parts(params: PolicyParams, full: bool) -> PolicyParams:
     return params._replace(base=None) if full else params
 
 
-def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, Any]:
+def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObject:
     """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
@@ -155,17 +163,17 @@ def base_record(config: Any, base: policy_store.Base, kind: str) -> dict[str, An
     }
 
 
-def tokens_per_step(config: Any, packed: PackedRows) -> int:
+def tokens_per_step(config: SFTConfig | DPOConfig, packed: PackedRows) -> int:
     """Completion tokens of an average step."""
     per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
     return int(per_row * config.train.batch_rows * config.train.accumulation_steps)
 
 
-def batches(config: Any, data: Any, num_rows: int) -> Callable[[int], Any]:
+def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
     """Step number → its rows of `data` (an `SFTBatch` or `DPOBatch` of the whole data set), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> Any:
+    def batch_of(step: int) -> PyTree:
         index = batch_rows(config.seed, step, num_rows, config.train.batch_rows * accumulation)
         return microbatches(data, index, accumulation)
 

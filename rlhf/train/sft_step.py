@@ -10,12 +10,14 @@ Shapes: A micro-batches, B rows, C completions, N scored nodes.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
+from rlhf.models.layout import AnyArray
 from rlhf.policy.batches import SFTRows
 from rlhf.policy.logprobs import PolicyParams, merge, token_logprobs
 from rlhf.run.record import Count, record
@@ -26,7 +28,7 @@ class SFTBatch(NamedTuple):
     """rows: leaves [A, B, ...]; hidden: activations under the trained layers, or None."""
 
     rows: SFTRows
-    hidden: jax.Array | None
+    hidden: AnyArray | None
 
 
 @record
@@ -48,7 +50,7 @@ class SFTProgram:
 
 
 def _loss(
-    trained: dict[str, Any], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
+    trained: dict[str, PyTree], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """This micro-batch's share of the batch loss, and metrics that add up over micro-batches."""
     rows = batch.rows

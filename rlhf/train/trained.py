@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rewards.files import JSONObject
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
@@ -15,8 +15,11 @@ from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
+from rlhf.train.config import TrainConfig
+from rlhf.train.diagnosis.detectors import Finding
+from rlhf.train.rl.config import RLTrainConfig
 
-Diagnosis = Callable[[list[dict[str, Any]]], list[Any]]
+Diagnosis = Callable[[list[JSONObject]], list[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Trained:
     base: policy_store.Base
     params: PolicyParams
     spec: AdapterSpec | None
-    record: dict[str, Any]
+    record: JSONObject
     full: bool
     num_rows: int
 
@@ -58,7 +61,7 @@ def finished(job: Run) -> bool:
 
 def run_callbacks(
     job: Run,
-    train: Any,
+    train: TrainConfig | RLTrainConfig,
     title: str,
     own: Sequence[Callback] = (),
     *,
@@ -74,14 +77,14 @@ def run_callbacks(
     return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
 
 
-def stored(job: Run, diagnose: Diagnosis | None = None) -> dict[str, Any]:
+def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
     """`metrics.json` of a finished run; its report is written again where it is missing."""
     if not (job.directory / REPORT).is_file():
         _write_report(job, diagnose)
     return job.stored_result()
 
 
-def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> dict[str, Any]:
+def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> JSONObject:
     """Write report.html and metrics.json of a finished training run; returns the latter.
 
     Args:
@@ -93,7 +96,7 @@ def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> dict[st
     return read_result(job.directory)
 
 
-def _write_report(job: Run, diagnose: Diagnosis | None) -> list[dict[str, Any]]:
+def _write_report(job: Run, diagnose: Diagnosis | None) -> list[JSONObject]:
     from rlhf.report import write_training_report
 
     rows = read_metrics(job.directory)

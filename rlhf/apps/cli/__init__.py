@@ -166,8 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }.items():
         os.environ.setdefault(name, value)
     # A terminal or locale that cannot show a character gets its escape instead of a traceback.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     speak()
     try:
         with signals.handled():

@@ -63,12 +63,10 @@ def add_job(
     )
 
 
-def check_range(option: str, value: float, low: float, high: float | None) -> None:
-    """Refuse a number outside low … high (None: no upper end), not-a-number included."""
-    if not value >= low or (high is not None and value > high):
-        raise UserError(
-            f"{option} {value}: must be at least {low}" + (f" and at most {high}" if high is not None else "")
-        )
+def check_range(option: str, value: float, low: float, high: float) -> None:
+    """Refuse a number outside low … high, not-a-number included."""
+    if not low <= value <= high:
+        raise UserError(f"{option} {value}: must be at least {low} and at most {high}")
 
 
 def add_seed(parser: argparse.ArgumentParser, help: str) -> None:

@@ -100,7 +100,10 @@ def show_audit(result: JSONObject) -> None:
 def run_plan(args: argparse.Namespace) -> JSONObject:
     from rewards.annotation.planner import plan
 
-    check_range("--labels", args.labels, 32, None)
+    check_range("--labels", args.labels, 32, 1_000_000_000)
+    check_range("--num-basis", args.num_basis, 1, 1_000)
+    check_range("--dims", args.dims, 1, 1_000_000)
+    check_range("--spread", args.spread, 0.01, 100)
     return plan(args.labels, num_basis=args.num_basis, dims=args.dims, spread=args.spread, raters=args.raters)
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rlhf.apps.cli.common import Subparsers, add_command, show_path
+from rlhf.apps.cli.common import Subparsers, add_command, check_range, show_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,8 +37,11 @@ def parse_coefficients(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(
             f"--coefficients {text!r}: write numbers with commas between, for example 1.5,-2,0"
         ) from None
+    for number in numbers:
+        check_range("--coefficients", number, -1e6, 1e6)
+    return numbers

@@ -62,7 +62,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> JSONObject:
     if args.model is not None and (args.user is not None or args.coefficients is not None):
         raise UserError("--user and --coefficients need a policy; use --policy RUN instead of --model")
-    check_range("--max-new-tokens", args.max_new_tokens, 1, None)
+    check_range("--max-new-tokens", args.max_new_tokens, 1, 1_000_000)
     check_range("--temperature", args.temperature, 0, 1e6)
     check_range("--top-k", args.top_k, 0, 2**31 - 1)
     check_range("--top-p", args.top_p, 1e-6, 1)

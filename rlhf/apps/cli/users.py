@@ -119,12 +119,12 @@ def _add_person(parser: argparse.ArgumentParser) -> None:
 def run_ask(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
-    check_range("--max-questions", args.max_questions, 1, None)
+    check_range("--max-questions", args.max_questions, 1, 1_000_000)
     if args.stop_below is not None:
         check_range("--stop-below", args.stop_below, 0, 1)
     asking = users.Asking(args.rule, args.stop_below)
     if args.batch is not None:
-        check_range("--batch", args.batch, 1, None)
+        check_range("--batch", args.batch, 1, 1_000_000)
         for option, value in (("--answers", args.answers), ("--stop-below", args.stop_below)):
             if value is not None:
                 raise UserError(

@@ -9,14 +9,14 @@ Numbers are the model's logits, not normalised.
 
 import dataclasses
 import functools
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import sha256_json
+from rewards.files import JSONObject, sha256_json
 from rewards.types import Preferences
 from rlhf.models import layout
 from rlhf.models.config import FAMILIES, ModelConfig
@@ -130,7 +130,7 @@ def load_classifier(name: str) -> Classifier:
     return Classifier(base, kernel, labels, -1 if pad_id is None else int(pad_id))
 
 
-def check_architecture(directory: Any, raw: dict[str, Any]) -> None:
+def check_architecture(directory: str | Path, raw: JSONObject) -> None:
     """Refuse anything but a supported decoder with a classification head."""
     found = (raw.get("architectures") or ["none"])[0]
     if found not in SUPPORTED:
@@ -140,7 +140,7 @@ def check_architecture(directory: Any, raw: dict[str, Any]) -> None:
         )
 
 
-def labels_of(raw: dict[str, Any], source: str) -> tuple[str, ...]:
+def labels_of(raw: JSONObject, source: str) -> tuple[str, ...]:
     """Names of the outputs; transformers writes `id2label` unless there are the two default ones."""
     named = raw.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:

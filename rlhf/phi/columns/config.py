@@ -1,10 +1,12 @@
 """One off-the-shelf reward as a column of `encoder.kind: columns`. Which keys it takes depends on its kind."""
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic.dataclasses import is_pydantic_dataclass
 
+from rewards.files import JSONObject
 from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
 from rlhf.run.record import record
 
@@ -43,6 +45,8 @@ class ColumnConfig:
     )
     gate: float | None = Field(
         default=None,
+        ge=-1e30,
+        le=1e30,
         description="A number makes the column a gate instead of a reward: completions with a value below it are "
         "not accepted. Null: a reward.",
     )
@@ -77,6 +81,7 @@ class ColumnConfig:
     opponents: int = Field(
         default=4,
         ge=1,
+        le=1_000,
         description="Completions of its prompt that each one is compared with, in both orders (judge only).",
     )
     min_consistency: float = Field(
@@ -88,17 +93,24 @@ class ColumnConfig:
     )
     parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time (judge only).")
     timeout_seconds: float = Field(
-        default=120.0, gt=0, description="Longest wait for the server's next bytes (judge only)."
+        default=120.0, gt=0, le=1e6, description="Longest wait for the server's next bytes (judge only)."
     )
     retries: int = Field(
-        default=3, ge=0, description="Further tries after a time-out, a 429 or a 5xx answer (judge only)."
+        default=3,
+        ge=0,
+        le=100,
+        description="Further tries after a time-out, a 429 or a 5xx answer (judge only).",
     )
     max_tokens: int = Field(
-        default=1024, ge=1, description="Longest reasoning with its verdict, in tokens (judge only)."
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Longest reasoning with its verdict, in tokens (judge only).",
     )
     limit_seconds: float = Field(
         default=LIMIT_SECONDS,
         gt=0,
+        le=1e6,
         description="Longest time one call of the function may take; training has host.timeout_seconds as well "
         "(function only).",
     )
@@ -131,7 +143,9 @@ class ColumnConfig:
         for key in REQUIRED[self.kind]:
             if getattr(self, key) is None:
                 raise ValueError(f"column {self.name!r}: {key} is required for kind {self.kind}")
-        fields = type(self).__pydantic_fields__
+        cls = type(self)
+        assert is_pydantic_dataclass(cls)
+        fields = cls.__pydantic_fields__
         for key, info in fields.items():
             takes = key in SHARED or key in KEYS[self.kind]
             if not takes and getattr(self, key) != info.get_default():
@@ -165,7 +179,7 @@ def _check_pattern(name: str, pattern: str) -> None:
         )
 
 
-def plain(config: ColumnConfig) -> dict[str, Any]:
+def plain(config: ColumnConfig) -> JSONObject:
     """The keys that mean something for its kind, as JSON: what a basis stores to rebuild the column.
 
     A time limit changes no number; it is stored only where it was set, so that a basis keeps its hash.

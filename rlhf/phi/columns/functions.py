@@ -16,20 +16,23 @@ import numbers
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from rewards.errors import UserError, meant
 from rewards.files import sha256_file, sha256_json
-from rewards.types import Preferences
+from rewards.types import Columns, Preferences
 from rlhf.phi.columns import user_code
 from rlhf.phi.columns.config import LIMIT_SECONDS
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
 
 GIVEN = ("prompts", "completions")
 MEMORY = "memory:"
-_REMEMBERED: dict[str, Callable[..., Any]] = {}
+Code = Callable[..., object]
+"""A user's function."""
+_REMEMBERED: dict[str, Code] = {}
 IMPORT_SECONDS = 600.0
 
 
@@ -56,7 +59,7 @@ class FunctionColumn:
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
 
 
-def remember(function: Callable[..., Any]) -> str:
+def remember(function: Code) -> str:
     """A spec for a function of this process: its module and name where that finds it again, else one that lasts as long
     as the process.
     """
@@ -74,7 +77,7 @@ def remember(function: Callable[..., Any]) -> str:
     return f"{MEMORY}{name}"
 
 
-def _in_memory(spec: str) -> Callable[..., Any]:
+def _in_memory(spec: str) -> Code:
     if spec not in _REMEMBERED:
         raise UserError(
             f"function {spec!r}: was a function of another Python process; write it into a file and name file.py:function"
@@ -82,7 +85,7 @@ def _in_memory(spec: str) -> Callable[..., Any]:
     return _REMEMBERED[spec]
 
 
-def _source_text(function: Callable[..., Any]) -> str:
+def _source_text(function: Code) -> str:
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):  # typed at a prompt, or a callable object
@@ -121,7 +124,7 @@ def _today(module: str) -> str:
     return f"rlhf.phi.{module.removeprefix('rlhf.')}" if module.startswith("rlhf.columns.") else module
 
 
-def load_function(spec: str) -> Callable[..., Any]:
+def load_function(spec: str) -> Code:
     """Import the function, once for the same source: what its module holds lasts as long as the process.
 
     Raises:
@@ -131,7 +134,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _imported(spec: str, digest: str) -> Callable[..., Any]:
+def _imported(spec: str, digest: str) -> Code:
     """`digest` of the source stands in the key of the cache."""
     path, function = source_of(spec)
     where = spec.rpartition(":")[0]
@@ -148,7 +151,7 @@ def _imported(spec: str, digest: str) -> Callable[..., Any]:
     return found
 
 
-def _module(where: str, path: Path) -> Any:
+def _module(where: str, path: Path) -> ModuleType:
     if not where.endswith(".py"):
         return importlib.import_module(_today(where))
     loader = importlib.util.spec_from_file_location(f"chorus_column_{path.stem}", path)
@@ -158,9 +161,7 @@ def _module(where: str, path: Path) -> Any:
     return module
 
 
-def call(
-    function: Callable[..., Any], spec: str, prefs: Preferences, seconds: float = LIMIT_SECONDS
-) -> np.ndarray:
+def call(function: Code, spec: str, prefs: Preferences, seconds: float = LIMIT_SECONDS) -> np.ndarray:
     """The function's number for every item, float64[I]; NaN where it returned None.
 
     It is called once with all items. It gets the columns of the data that its signature names, or all of them
@@ -191,9 +192,7 @@ def call(
     return np.array([np.nan if value is None else float(value) for value in result], np.float64)
 
 
-def _arguments(
-    function: Callable[..., Any], spec: str, prefs: Preferences, first: np.ndarray
-) -> dict[str, list[Any]]:
+def _arguments(function: Code, spec: str, prefs: Preferences, first: np.ndarray) -> Columns:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built-in callables have none
@@ -223,24 +222,29 @@ def _arguments(
     return arguments
 
 
-def _run(function: Callable[..., Any], arguments: dict[str, list[Any]]) -> Any:
+def _run(function: Code, arguments: Columns) -> object:
     """It runs in a thread of its own, so that no event loop of the caller (a notebook) is in the way."""
     result = function(**arguments)
     if not inspect.isawaitable(result):
         return result
 
-    async def wait() -> Any:
+    async def wait() -> object:
         return await result
 
     return asyncio.run(wait())
 
 
-def _as_list(result: Any) -> Any:
+@runtime_checkable
+class _Array(Protocol):
+    def tolist(self) -> object: ...
+
+
+def _as_list(result: object) -> object:
     """NumPy and torch arrays as lists; anything else as it is."""
-    return result.tolist() if hasattr(result, "tolist") else result
+    return result.tolist() if isinstance(result, _Array) else result
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     try:
         return isinstance(value, numbers.Real) and math.isfinite(value)
     except OverflowError:  # an integer beyond every float
@@ -248,11 +252,11 @@ def _finite(value: Any) -> bool:
 
 
 def _failure(
-    function: Callable[..., Any],
+    function: Code,
     spec: str,
     prefs: Preferences,
     first: np.ndarray,
-    arguments: dict[str, list[Any]],
+    arguments: Columns,
     failure: user_code.Failed,
     seconds: float,
 ) -> str:
@@ -275,5 +279,5 @@ def _failure(
     return f"function {spec!r}: failed on {where}, {user_code.said(failure, path, seconds, option)}; mend the function"
 
 
-def _code_file(function: Callable[..., Any]) -> Path:
+def _code_file(function: Code) -> Path:
     return Path(getattr(getattr(function, "__code__", None), "co_filename", "?"))

@@ -5,14 +5,17 @@ Letters in shapes: I items, c outputs of one column.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
-from rewards.files import cache_dir
-from rewards.types import Preferences, Prompt
+from rewards.files import JSONObject, cache_dir
+from rewards.types import Preferences, Prompt, Values
+
+Text = str | list[dict[str, str]]
+"""A prompt or a completion as TRL has it: plain, or messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Measured:
 
     names: tuple[str, ...]
     values: np.ndarray
-    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    report: JSONObject = dataclasses.field(default_factory=dict)
     off: str | None = None
 
 
@@ -67,7 +70,7 @@ def place(prefs: Preferences, first: np.ndarray, item: int) -> str:
     return f"{prefs.source} item {item}"
 
 
-def data_column(prefs: Preferences, name: str, first: np.ndarray, *, constant: bool) -> list[Any]:
+def data_column(prefs: Preferences, name: str, first: np.ndarray, *, constant: bool) -> Values:
     """Values of a data column for every item, from the first comparison that holds it; None where none does.
 
     Args:
@@ -88,12 +91,12 @@ def data_column(prefs: Preferences, name: str, first: np.ndarray, *, constant: b
     return values
 
 
-def text_of(completion: Any) -> str:
+def text_of(completion: Text) -> str:
     """Text of a completion as TRL hands it over: a string, or messages of which the last one counts."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
-def as_trl(prompt: Prompt, completion: str) -> tuple[Any, Any]:
+def as_trl(prompt: Prompt, completion: str) -> tuple[Text, Text]:
     """(prompt, completion) in TRL's format: strings, or both as lists of messages."""
     if isinstance(prompt, str):
         return prompt, completion
@@ -107,11 +110,11 @@ def groups_of(prefs: Preferences) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(prefs.item_prompt[order])) + 1) if len(order) else []
 
 
-def texts_of(prefs: Preferences) -> list[list[Any]]:
+def texts_of(prefs: Preferences) -> list[list[Prompt]]:
     """[prompt, completion] of every item, as JSON: what a cache is looked up by."""
     return [[prefs.prompts[p], text] for p, text in zip(prefs.item_prompt, prefs.item_text, strict=True)]
 
 
-def remembered(content: Any, compute: Callable[[], np.ndarray]) -> np.ndarray:
+def remembered(content: object, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """`compute()`, or what it gave before for the same `content` (JSON), from the cache folder."""
     return hashed.cached(cache_dir() / "columns", content, compute)

@@ -15,14 +15,13 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import sha256_file, sha256_json
+from rewards.files import JSONObject, sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.models.tokenizer import Tokenizer
@@ -109,7 +108,7 @@ def checked(name: str, spec: str) -> Callable[..., jax.Array]:
     taken = [argument for argument in ARGUMENTS if argument in parameters]
 
     def call(*arrays: jax.Array) -> jax.Array:
-        given = dict(zip(ARGUMENTS, arrays, strict=True))
+        given: dict[str, jax.Array] = dict(zip(ARGUMENTS, arrays, strict=True))
         return jnp.asarray(function(**{argument: given[argument] for argument in taken}))
 
     rows, new, width = 3, 5, 7
@@ -145,6 +144,6 @@ def _summed(call: Callable[..., jax.Array], tokens, mask, prompt_tokens, prompt_
     return jnp.sum(per_token(call(tokens, mask, prompt_tokens, prompt_mask), mask), axis=1)
 
 
-def only_jit(settings: Sequence[dict[str, Any]]) -> bool:
+def only_jit(settings: Sequence[JSONObject]) -> bool:
     """Whether all columns of stored settings are jittable functions."""
     return bool(settings) and all(entry["settings"]["kind"] == "jit" for entry in settings)

@@ -20,13 +20,14 @@ import dataclasses
 import json
 import os
 import re
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from rewards import hashed
+from rewards.data.schema import ROLES
 from rewards.errors import UserError
-from rewards.files import cache_dir, sha256_json
+from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Preferences, Prompt
 from rlhf.phi.columns.items import Measured, groups_of
 from rlhf.run.config.address import check_address, may_send, refusal
@@ -40,6 +41,8 @@ Verdict: A
 Verdict: B
 Verdict: tie"""
 _VERDICT = re.compile(r"Verdict: (A|B|tie)")
+_TAG = re.compile(r"<\s*/?\s*(prompt|completion)", re.IGNORECASE)
+_HEADED, _ESCAPED = re.compile(rf"^(?=\[({'|'.join(ROLES)})\])", re.MULTILINE | re.IGNORECASE), r"\\"
 MAX_UNREADABLE = 0.05
 
 
@@ -76,7 +79,7 @@ class JudgeColumn:
         pairs = choose_pairs(prefs, self.opponents)
         verdicts = self._ask(prefs, pairs)
         readable = ~np.isnan(verdicts).any(axis=1)
-        report: dict[str, Any] = {"pairs": len(pairs), "unreadable": int((~readable).sum())}
+        report: JSONObject = {"pairs": len(pairs), "unreadable": int((~readable).sum())}
         off = None
         if len(pairs) == 0:
             off = f"{prefs.source} has no prompt with two different completions to compare"
@@ -179,12 +182,19 @@ def _spread(prefs: Preferences, scores: np.ndarray) -> np.ndarray:
 
 
 def request(question: str, prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
-    """The messages sent for one pair in one order."""
-    text = prompt if isinstance(prompt, str) else "\n".join(f"[{role}] {content}" for role, content in prompt)
-    material = (
-        f"<prompt>\n{text}\n</prompt>\n<completion_a>\n{first}\n</completion_a>\n"
-        f"<completion_b>\n{second}\n</completion_b>"
-    )
+    """The messages sent for one pair in one order.
+
+    Whoever writes a text cannot end its tags: where a text holds one, all tags carry a hash of the texts, which no text
+    can hold of itself; and a line that looks like the beginning of another message is escaped.
+    """
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        text = "\n".join(f"[{role}] {_HEADED.sub(_ESCAPED, content)}" for role, content in prompt)
+    texts = {"prompt": text, "completion_a": first, "completion_b": second}
+    forged = any(_TAG.search(held) for held in texts.values())
+    mark = f"-{sha256_json(list(texts.values()))[:16]}" if forged else ""
+    material = "\n".join(f"<{name}{mark}>\n{held}\n</{name}{mark}>" for name, held in texts.items())
     return [
         {"role": "system", "content": INSTRUCTIONS.format(question=question)},
         {"role": "user", "content": material},
@@ -213,7 +223,7 @@ class _Session:
         key = _key(column)
         # Left out, so that the client sends nothing that it finds in the environment.
         unsent = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
-        self._unsent: dict[str, Any] = {name: openai.Omit() for name in unsent}
+        self._unsent: JSONObject = {name: openai.Omit() for name in unsent}
         self._client = openai.OpenAI(
             base_url=column.address,
             api_key=key or "none",
@@ -241,7 +251,7 @@ class _Session:
             hashed.write_record(path, {"reply": reply})
         return verdict
 
-    def _post(self, body: dict[str, Any]) -> str:
+    def _post(self, body: JSONObject) -> str:
         import openai
 
         column = self._column
@@ -293,7 +303,7 @@ def _key(column: JudgeColumn) -> str:
     return key
 
 
-def _cached(path: Any) -> str | None:
+def _cached(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:

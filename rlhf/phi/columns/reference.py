@@ -14,10 +14,11 @@ Letters in shapes: n completions of a prompt, T tokens of its reference answer.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rewards.files import sha256_json
@@ -26,7 +27,7 @@ from rlhf.phi.columns.hidden import CHUNK, ROW_LENGTH
 from rlhf.phi.columns.items import Measured, data_column, first_rows, groups_of, place, remembered, texts_of
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import chunks, token_logprobs
-from rlhf.policy.packing import Sequences, fill_rows, pack
+from rlhf.policy.packing import PackedRows, Sequences, fill_rows, pack
 
 FLAT = 1e-4  # nats; smaller spreads are rounding of float32 sums
 
@@ -121,7 +122,7 @@ def answer_logprobs(
     rows = fill_rows(items, max(ROW_LENGTH, longest))
     packed = pack(rows)
     graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
-    out: list[Any] = [None] * prefs.num_items
+    out = [np.zeros(0)] * prefs.num_items
     for index in chunks(len(rows), CHUNK, "score references"):
         part = packed.take(index)
         values = np.asarray(_token_logprobs(graphdef, params, part), np.float64)
@@ -135,5 +136,5 @@ def answer_logprobs(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _token_logprobs(graphdef: Any, params: Any, rows: Any) -> jax.Array:
+def _token_logprobs(graphdef: nnx.GraphDef, params: PyTree, rows: PackedRows) -> jax.Array:
     return token_logprobs(graphdef, params, rows, None)[0]

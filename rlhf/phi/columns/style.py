@@ -8,9 +8,8 @@ arXiv:1306.6078 (politeness).
 """
 
 import re
-from typing import Any
 
-from rlhf.phi.columns.items import text_of
+from rlhf.phi.columns.items import Text, text_of
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _STRUCTURED = re.compile(r"\s*(?:[-*+•]\s|\d+[.)]\s|#{1,6}\s|\||>\s|```)")
@@ -37,12 +36,12 @@ _HEDGED = (
 _EXCLAMATION = re.compile(r"!|[\U0001F300-\U0001FAFF☀-➿]")
 
 
-def length_words(completions: list[Any], **columns: Any) -> list[float]:
+def length_words(completions: list[Text], **columns: object) -> list[float]:
     """Number of words."""
     return [float(len(_WORD.findall(text_of(completion)))) for completion in completions]
 
 
-def structure_share(completions: list[Any], **columns: Any) -> list[float]:
+def structure_share(completions: list[Text], **columns: object) -> list[float]:
     """Share of lines with text that are headings, list items, table rows, quotes or code fences."""
     shares = []
     for completion in completions:
@@ -51,7 +50,7 @@ def structure_share(completions: list[Any], **columns: Any) -> list[float]:
     return shares
 
 
-def formality(completions: list[Any], **columns: Any) -> list[float]:
+def formality(completions: list[Text], **columns: object) -> list[float]:
     """Formal connectives less contractions and colloquial words, per 100 words."""
     return [
         _rate(text, _FORMAL) - _rate(text, _INFORMAL) - _per_hundred(text, len(_EXCLAMATION.findall(text)))
@@ -59,12 +58,12 @@ def formality(completions: list[Any], **columns: Any) -> list[float]:
     ]
 
 
-def warmth(completions: list[Any], **columns: Any) -> list[float]:
+def warmth(completions: list[Text], **columns: object) -> list[float]:
     """Words of politeness and care, per 100 words."""
     return [_rate(text_of(completion), _WARM) for completion in completions]
 
 
-def certainty(completions: list[Any], **columns: Any) -> list[float]:
+def certainty(completions: list[Text], **columns: object) -> list[float]:
     """Boosters (certainly, always) less hedges (perhaps, might), per 100 words."""
     return [_rate(text, _CERTAIN) - _rate(text, _HEDGED) for text in map(text_of, completions)]
 

@@ -10,12 +10,11 @@ Letters in shapes: I items, C columns.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rewards.errors import UserError
-from rewards.files import sha256_json
+from rewards.files import JSONObject, sha256_json
 from rewards.methods.columns import check_spread, moments
 from rewards.types import Preferences
 from rlhf.phi.columns.classifier import ClassifierColumn
@@ -53,10 +52,10 @@ class Table:
     values: np.ndarray
     raw: np.ndarray
     gates: dict[str, np.ndarray]
-    report: dict[str, Any]
+    report: JSONObject
 
 
-def make(settings: dict[str, Any]) -> Column:
+def make(settings: JSONObject) -> Column:
     """The column of `rlhf.phi.columns.config.plain` settings."""
     kind = settings["kind"]
     fields = {"function": "spec"} if kind in ("function", "jit") else {}
@@ -64,7 +63,7 @@ def make(settings: dict[str, Any]) -> Column:
     return KINDS[kind](name=settings["name"], **own)
 
 
-def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.ndarray, dict[str, Any]]:
+def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.ndarray, JSONObject]:
     """Measure new columns; returns float64[I, C] and the settings that rebuild them.
 
     Raises:
@@ -72,8 +71,8 @@ def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.nda
     """
     if not configs:
         raise UserError("encoder.columns: empty, which encoder.kind columns needs; name at least one column")
-    kept: list[dict[str, Any]] = []
-    dropped: list[dict[str, Any]] = []
+    kept: list[JSONObject] = []
+    dropped: list[JSONObject] = []
     parts: list[np.ndarray] = []
     for config in configs:
         settings = plain(config)
@@ -111,7 +110,7 @@ def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.nda
     return np.concatenate(parts, axis=1), settings | {"names": list(column_names(settings))}
 
 
-def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
+def as_they_are(columns: Sequence[ColumnConfig]) -> JSONObject:
     """Stored settings of columns that are neither fitted nor standardised; what says nothing counts 0, as in TRL."""
     entries = []
     for config in columns:
@@ -124,7 +123,7 @@ def as_they_are(columns: Sequence[ColumnConfig]) -> dict[str, Any]:
     return settings | {"names": list(column_names(settings))}
 
 
-def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True) -> Table:
+def evaluate(prefs: Preferences, settings: JSONObject, *, gates: bool = True) -> Table:
     """Measure stored columns on other items; those that are off stay off.
 
     Args:
@@ -136,7 +135,7 @@ def evaluate(prefs: Preferences, settings: dict[str, Any], *, gates: bool = True
     return combine([(entry, column.measure(prefs, fitting=False)) for entry, column in opened])
 
 
-def open_columns(settings: dict[str, Any], *, gates: bool) -> list[tuple[dict[str, Any], Column]]:
+def open_columns(settings: JSONObject, *, gates: bool) -> list[tuple[JSONObject, Column]]:
     """Stored entries with their columns, ready to measure.
 
     Raises:
@@ -157,7 +156,7 @@ def open_columns(settings: dict[str, Any], *, gates: bool) -> list[tuple[dict[st
     return opened
 
 
-def combine(parts: Sequence[tuple[dict[str, Any], Measured]]) -> Table:
+def combine(parts: Sequence[tuple[JSONObject, Measured]]) -> Table:
     """Stored entries and what their columns measured, as one table."""
     raw, filled, names = [], [], []
     passed, report = {}, {}
@@ -174,7 +173,7 @@ def combine(parts: Sequence[tuple[dict[str, Any], Measured]]) -> Table:
     return Table(tuple(names), np.concatenate(filled, axis=1), np.concatenate(raw, axis=1), passed, report)
 
 
-def standardise_on(settings: dict[str, Any], samples: Preferences) -> dict[str, Any]:
+def standardise_on(settings: JSONObject, samples: Preferences) -> JSONObject:
     """`settings` with mean and standard deviation (within prompts) of every column over samples of π_ref.
 
     Raises:
@@ -187,14 +186,14 @@ def standardise_on(settings: dict[str, Any], samples: Preferences) -> dict[str, 
     return settings | {"reference": reference}
 
 
-def column_names(settings: dict[str, Any]) -> tuple[str, ...]:
+def column_names(settings: JSONObject) -> tuple[str, ...]:
     """Names of the columns that make up e, in order."""
     return tuple(
         name for entry in settings["columns"] if entry["settings"]["gate"] is None for name in entry["names"]
     )
 
 
-def summary(settings: dict[str, Any]) -> dict[str, Any]:
+def summary(settings: JSONObject) -> JSONObject:
     """What a report says: columns used with what they say about themselves, and those switched off, with the reason."""
     return {
         "used": {
@@ -209,7 +208,11 @@ def summary(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _means(measured: Measured, prefs: Preferences) -> np.ndarray:
     known = ~np.isnan(measured.values)
-    empty = [name for name, any_known in zip(measured.names, known.any(axis=0), strict=True) if not any_known]
+    empty = [
+        name
+        for name, any_known in zip(measured.names, np.asarray(known.any(axis=0)), strict=True)
+        if not any_known
+    ]
     if empty:
         raise UserError(
             f"column {empty[0]!r}: says nothing about any completion of {prefs.source}; remove it"
@@ -217,7 +220,7 @@ def _means(measured: Measured, prefs: Preferences) -> np.ndarray:
     return np.nanmean(measured.values, axis=0)
 
 
-def _subject(settings: dict[str, Any]) -> str:
+def _subject(settings: JSONObject) -> str:
     keys = {
         "function": "function",
         "jit": "function",

@@ -9,7 +9,9 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Failed(Exception):
@@ -20,13 +22,13 @@ class Failed(Exception):
         self.error = error
 
 
-def run(job: Callable[[], Any], seconds: float) -> Any:
+def run(job: Callable[[], T], seconds: float) -> T:
     """`job()`, given up after `seconds`.
 
     Raises:
       Failed: it raised anything at all, or took too long.
     """
-    results: list[Any] = []
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def work() -> None:

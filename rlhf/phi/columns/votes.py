@@ -14,13 +14,12 @@ import collections
 import dataclasses
 import decimal
 import re
-from typing import Any
 
 import numpy as np
 
 from rewards.data.sources import json_records
 from rewards.errors import UserError
-from rewards.files import sha256_file, sha256_json
+from rewards.files import JSONObject, sha256_file, sha256_json
 from rewards.types import Preferences
 from rlhf.phi.columns.items import Measured, groups_of
 
@@ -53,7 +52,7 @@ class VotesColumn:
             if winner is not None:
                 values[group] = [float(answers[item] == winner) for item in group]
                 shares.append(share)
-        report: dict[str, Any] = {
+        report: JSONObject = {
             "answered": float(np.mean([answer is not None for answer in answers])),
             "majority_share": float(np.mean(shares)) if shares else 0.0,
         }

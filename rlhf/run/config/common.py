@@ -49,15 +49,18 @@ class PeopleDataConfig(DataConfig):
     last_choices: int = Field(
         default=3,
         ge=1,
+        le=1_000_000,
         description="Last choices of each held-out person, kept for testing; earlier ones may be asked.",
     )
     min_comparisons: int = Field(
         default=1,
         ge=1,
+        le=1_000_000,
         description="People with fewer comparisons are left out, from fitting and from testing.",
     )
     max_people: int | None = Field(
         default=None,
         ge=2,
+        le=1_000_000_000,
         description="Keep only so many of those people, drawn by a hash of their names; null keeps all.",
     )

@@ -6,7 +6,10 @@ import inspect
 import re
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from rewards.errors import UserError
 from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
@@ -37,7 +40,7 @@ class Entry:
     key: str
     type: str
     required: bool
-    default: Any
+    default: object
     limits: str
     doc: str
 
@@ -50,6 +53,7 @@ def describe(schema: type) -> list[Entry]:
         if "section" in (words := _in_words(annotation)):
             continue
         parent = record_of(field_type(schema, path[:-1])) if path[:-1] else schema
+        assert parent is not None and is_pydantic_dataclass(parent), "a key stands in a record"
         info = parent.__pydantic_fields__[path[-1]]
         default = info.get_default(call_default_factory=True)
         entries.append(
@@ -76,17 +80,17 @@ def _from_docstring(record: type, name: str) -> str:
     return ""
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return (
         to_dict(value)
-        if dataclasses.is_dataclass(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
         else list(value)
         if isinstance(value, tuple)
         else value
     )
 
 
-def _in_words(annotation: Any) -> str:
+def _in_words(annotation: object) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return " | ".join(str(option) for option in args)
@@ -101,13 +105,14 @@ def _in_words(annotation: Any) -> str:
     if dataclasses.is_dataclass(annotation):
         return "section"
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}
+    assert isinstance(annotation, type), "what is left is a class"
     return names.get(annotation.__name__, str(annotation.__name__))
 
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
 
-def _limits(metadata: list[Any]) -> str:
+def _limits(metadata: Sequence[object]) -> str:
     found = [
         f"{sign} {getattr(item, name)}"
         for item in metadata

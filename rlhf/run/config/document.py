@@ -5,8 +5,8 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -14,6 +14,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import VersionedResolver
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 Key = tuple[str, ...]
 _MAX_DEPTH = 50
@@ -22,7 +23,7 @@ _MAX_VALUES = 100_000  # with every alias written out, so that a few lines canno
 _CORE, _MERGE = "tag:yaml.org,2002:", "<<"
 # YAML 1.2.2, section 10.3.2: how a plain scalar reads. What no row matches is text. By hand because
 # ruamel.yaml's own rows for 1.2 also take 0b1, 1_000 and dates.
-_ROWS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+_ROWS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("null", r"null|Null|NULL|~|", lambda text: None),
     ("bool", r"true|True|TRUE|false|False|FALSE", lambda text: text[0] in "tT"),
     ("int", r"[-+]?[0-9]+", int),
@@ -39,10 +40,10 @@ class _CoreSchema(VersionedResolver):
     """ruamel.yaml's resolver with the rows above, for reading and for the quotes that writing needs."""
 
     @property
-    def versioned_resolver(self) -> Any:
+    def versioned_resolver(self) -> dict[str, object]:
         return {}  # no row by first character
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+    def resolve(self, kind: type[Node], value: str, implicit: Sequence[bool]) -> object:
         if kind is ScalarNode and implicit[0]:
             tag = next((tag for tag, pattern, _ in _PATTERNS if pattern.fullmatch(value)), "str")
             return type(self.DEFAULT_SCALAR_TAG)(suffix=_CORE + tag)
@@ -56,7 +57,7 @@ def _yaml() -> YAML:
     return yaml
 
 
-def parse(text: str, source: str) -> tuple[Any, dict[Key, int]]:
+def parse(text: str, source: str) -> tuple[object, dict[Key, int]]:
     """Read one document.
 
     Args:
@@ -87,7 +88,7 @@ def parse(text: str, source: str) -> tuple[Any, dict[Key, int]]:
         )
 
 
-def parse_value(text: str, source: str) -> Any:
+def parse_value(text: str, source: str) -> object:
     """Read the value of an override: all of `text`, in which `#` and `: ` mean nothing unless it is written as a
     list, a section or in quotes."""
     _check_characters(text, source)
@@ -102,7 +103,7 @@ def parse_value(text: str, source: str) -> Any:
     return value
 
 
-def dump(value: Any, *, flow: bool = False) -> str:
+def dump(value: object, *, flow: bool = False) -> str:
     """Plain values as YAML that `parse` reads back equal; `flow`: in one line, without the line's end."""
     yaml = _yaml()
     yaml.default_flow_style = flow
@@ -186,7 +187,7 @@ def _name(node: Node, source: str) -> str:
     return node.value
 
 
-def _value(node: Node, source: str) -> Any:
+def _value(node: Node, source: str) -> object:
     tag = str(node.tag)
     kind = tag.removeprefix(_CORE)
     if isinstance(node, SequenceNode) and kind == "seq":
@@ -204,10 +205,10 @@ def _value(node: Node, source: str) -> Any:
             f"not valid YAML (the tag {tag.replace(_CORE, '!!')} is not read here); write the plain value")  # fmt: skip
 
 
-def _merged(values: dict[str, Any]) -> dict[str, Any]:
+def _merged(values: JSONObject) -> JSONObject:
     """`<<: *anchor`: the keys of the anchored sections, below those written here."""
     sections = values.pop(_MERGE)
-    merged: dict[str, Any] = {}
+    merged: JSONObject = {}
     for section in reversed(sections if isinstance(sections, list) else [sections]):
         if not isinstance(section, dict):
             return {_MERGE: sections} | values  # refused as an unknown key
@@ -215,7 +216,7 @@ def _merged(values: dict[str, Any]) -> dict[str, Any]:
     return merged | values
 
 
-def _scalar(text: str, source: str) -> Any:
+def _scalar(text: str, source: str) -> object:
     try:
         return next((read(text) for _, pattern, read in _PATTERNS if pattern.fullmatch(text)), text)
     except ValueError:  # an integer of more digits than Python reads

@@ -2,26 +2,38 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from rewards.errors import UserError, nearest
+from rewards.files import JSONObject
 from rewards.paths import expanded
 from rewards.shown import without_credentials
+from rlhf.run.config import unread
 from rlhf.run.config.document import Key, dump, parse, parse_value
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 _COMMAND_LINE = "command line"
 _MAX_LISTED = 3
+LARGEST = (
+    1e30  # of a configuration's numbers: float32 holds it, and its products with other such numbers of use
+)
+SMALLEST = (
+    1.1754943508222875e-38  # the least that float32 holds in full; below it a positive number may become 0
+)
 _MAX_DEPTH = 20  # names in the key of an override
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+def _read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
     """Read a configuration file → (mapping, source of every key as FILE:LINE)."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -38,7 +50,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     return value, {key: f"{path.name}:{line}" for key, line in lines.items()}
 
 
-def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, str], schema: type) -> None:
+def _apply_override(values: JSONObject, override: str, sources: dict[Key, str], schema: type) -> None:
     """Set one `key.sub=value` in `values`; a mapping as value replaces the whole section."""
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
@@ -67,7 +79,7 @@ def _apply_override(values: dict[str, Any], override: str, sources: dict[Key, st
     sources[path] = _COMMAND_LINE
 
 
-def record_of(annotation: Any) -> type | None:
+def record_of(annotation: object) -> type | None:
     """The dataclass inside an annotation (`X`, `X | None`, a list of `X`), or None for a plain value."""
     options = (
         typing.get_args(annotation)
@@ -79,12 +91,12 @@ def record_of(annotation: Any) -> type | None:
     )
 
 
-def field_type(schema: type, path: Sequence[str]) -> Any:
+def field_type(schema: type, path: Sequence[str]) -> object:
     """Annotation of the field at `path`, or None when there is no such field.
 
     A section of a list is named by its position: ("encoder", "columns", "0", "name").
     """
-    annotation: Any = schema
+    annotation: object = schema
     for name in path:
         record = record_of(annotation)
         if record is not None and typing.get_origin(annotation) is tuple and name.isdigit():
@@ -107,7 +119,7 @@ def key_paths(schema: type, prefix: Key = ()) -> Iterator[Key]:
             yield from key_paths(record, (*prefix, field.name))
 
 
-def _unknown_keys(values: Any, schema: type, path: Key = ()) -> Iterator[Key]:
+def _unknown_keys(values: object, schema: type, path: Key = ()) -> Iterator[Key]:
     """Keys that the schema does not have, in file order."""
     record = record_of(field_type(schema, path))
     if record is not None and isinstance(values, list):
@@ -143,7 +155,7 @@ def _source(path: Key, sources: dict[Key, str], default: str) -> str:
     return next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), default)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as it is written in YAML, cut to a readable length."""
     text = (
         "a section" if isinstance(value, dict) else without_credentials(json.dumps(value, ensure_ascii=False))
@@ -152,7 +164,7 @@ def _shown(value: Any) -> str:
 
 
 def _complaints(
-    error: ValidationError, values: dict[str, Any], schema: type, sources: dict[Key, str], default: str
+    error: ValidationError, values: JSONObject, schema: type, sources: dict[Key, str], default: str
 ) -> list[str]:
     """One line for every key pydantic refuses; branches of a union are joined by 'or'."""
     reasons: dict[Key, list[str]] = {}
@@ -179,7 +191,7 @@ def _complaints(
     return lines
 
 
-def _lookup(values: Any, path: Key) -> Any:
+def _lookup(values: object, path: Key) -> object:
     for name in path:
         if isinstance(values, list) and name.isdigit() and int(name) < len(values):
             values = values[int(name)]
@@ -202,18 +214,19 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
       schema_class: the record of a kind of run (`describe.schema_of`).
     Raises:
       UserError: an unknown, missing, mistyped or out-of-range key, with its path, place (file and line, or
-        command line), value and the nearest right key; several are listed in one line.
+        command line), value and the nearest right key; or a key that the choices made never read; several are listed in
+        one line.
     """
     path = Path(path)
     values, sources = _read(path)
     for override in overrides:
         _apply_override(values, override, sources, schema_class)
-    return build(values, schema_class, path.name, sources)
+    config = build(values, schema_class, path.name, sources)
+    unread.check(config, sources, _COMMAND_LINE)
+    return config
 
 
-def build(
-    values: dict[str, Any], schema_class: type[T], place: str, sources: dict[Key, str] | None = None
-) -> T:
+def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str] | None = None) -> T:
     """Plain values → record; unknown keys are named like everything else.
 
     Args:
@@ -228,21 +241,51 @@ def build(
     return validate(values, schema_class, sources, place)
 
 
-def validate(values: dict[str, Any], schema_class: type[T], sources: dict[Key, str], default: str) -> T:
+def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str], default: str) -> T:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
-    values = _at_home(values)
+    values = {key: _at_home(value) for key, value in values.items()}
     try:
         # Through JSON: strict mode takes lists for tuples and mappings for records only there.
-        return TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
+        config = TypeAdapter(schema_class).validate_json(json.dumps(values), strict=True)
     except TypeError:
         _raise(
             [f"[{default}]: holds a value that is no text, number, list or section; remove YAML tags (!!...)"]
         )
     except ValidationError as error:
         _raise(_complaints(error, values, schema_class, sources, default))
+    if lines := [
+        f"{'.'.join(path)} [{_source(path, sources, default)}]: {problem} (got {_shown(value)})"
+        for path, value in _numbers(values)
+        if (problem := _out_of_range(value))
+    ]:
+        _raise(lines)
+    return config
 
 
-def _at_home(values: Any) -> Any:
+def _numbers(values: Any, path: Key = ()) -> Iterator[tuple[Key, int | float]]:
+    """Every number with the key that holds it, those of lists and of tables whose keys the user chooses included."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _numbers(value, (*path, str(name)))
+    elif isinstance(values, list):
+        for place, value in enumerate(values):
+            yield from _numbers(value, (*path, str(place)) if isinstance(value, dict) else path)
+    elif isinstance(values, (int, float)) and not isinstance(values, bool):
+        yield path, values
+
+
+def _out_of_range(value: int | float) -> str | None:
+    """Why no key can hold this number: compiled code counts with 32 bits, in which it would be infinite, zero or another."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if abs(value) > LARGEST:
+        return f"too large a number; none here goes beyond {LARGEST:g}"
+    if 0 < abs(value) < SMALLEST:
+        return f"too close to 0; write 0 or at least {SMALLEST:g}"
+    return None
+
+
+def _at_home(values: object) -> object:
     """The values with `~/` at the beginning of a text as the home folder: such a text is a path."""
     if isinstance(values, dict):
         return {key: _at_home(value) for key, value in values.items()}
@@ -251,11 +294,11 @@ def _at_home(values: Any) -> Any:
     return expanded(values) if isinstance(values, str) else values
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: "DataclassInstance") -> JSONObject:
     """Resolved configuration as plain values (lists for tuples)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: "DataclassInstance") -> str:
     """Resolved configuration, every key written out; `load` gives back an equal record."""
     return dump(to_dict(config))

@@ -1,9 +1,10 @@
 """Rows of metrics.jsonl as arrays, and their means at both ends: what the detectors of `diagnosis` read."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+
+from rewards.files import JSONObject
 
 WINDOW = 10  # rows that are averaged: one iteration is noise
 MIN_ROWS = 8  # before that nothing is said of trends
@@ -12,7 +13,7 @@ MIN_ROWS = 8  # before that nothing is said of trends
 class Curves:
     """Rows as arrays, metric by metric, and their means at both ends."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    def __init__(self, rows: Sequence[JSONObject]):
         self.rows = rows
         self._series: dict[str, np.ndarray] = {}
         self.steps = [int(row["step"]) for row in rows]

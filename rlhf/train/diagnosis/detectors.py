@@ -9,11 +9,11 @@ every fault: docs/rl-diagnosis.md. Thresholds keep silent on healthy runs of the
 (`scripts/experiments/rl_faults.py`); where a published number exists it stands beside the constant.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rewards.files import JSONObject
 from rlhf.train.diagnosis.curves import MIN_ROWS, Curves
 from rlhf.train.diagnosis.findings import KINDS, Finding
 
@@ -272,7 +272,7 @@ DETECTORS: tuple[Callable[[Curves], Evidence], ...] = (
 # fmt: on
 
 
-def diagnose(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def diagnose(rows: Sequence[JSONObject]) -> list[Finding]:
     """What is wrong at the end of these rows, worst first; nothing for a healthy run.
 
     Args:

@@ -13,16 +13,20 @@ Shapes: H rows that teach, L slots (prompt | T completion slots), K basis output
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
 
 from rewards import hashed, jsonl
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people.population import load_people
+from rlhf.models.layout import AnyArray
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams
@@ -36,6 +40,10 @@ from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.sources import Source
 
 FILE = "hints.jsonl"
+Lesson = tuple[Reading, Reading, AnyArray]
+"""Rows as a student reads them, as the teacher does, and the mask of what was said."""
+Spoken = tuple[Reading, AnyArray]
+"""Rows as others read them, and that mask."""
 TOP = 128  # tokens kept of a teacher: 1.5 kB a slot, where a vocabulary of 128,000 would take 1.5 MB
 
 
@@ -52,7 +60,7 @@ class Lessons:
 
     config: HintsConfig
     seed: int
-    entries: list[dict[str, Any]]
+    entries: list[JSONObject]
     student: Reading
     teacher: Reading
     mask: np.ndarray
@@ -69,7 +77,7 @@ class Lessons:
         """Rows beside every part of an update, and their slots."""
         return self.taught + self.config.anchor_rows, self.student.tokens.shape[1]
 
-    def term(self, graphdef: Any) -> HintTerm:
+    def term(self, graphdef: nnx.GraphDef) -> HintTerm:
         """The term for a policy of this structure, as `RLProgram.extra` takes it."""
         return HintTerm(graphdef, self.mask.shape[1], TargetSpec(self.top))
 
@@ -102,7 +110,9 @@ def _take(reading: Reading, rows: np.ndarray) -> Reading:
 
 
 @functools.partial(jax.jit, static_argnames="term")
-def _rows(params: PolicyParams, own: Any, held: Any, coef: jax.Array, *, term: HintTerm) -> HintRows:
+def _rows(
+    params: PolicyParams, own: Lesson, held: Spoken | None, coef: jax.Array, *, term: HintTerm
+) -> HintRows:
     """Hinted rows and anchors. The completions are of the past, from no policy that is known, so no ratio counts."""
     student, teacher, mask = own
     key = jax.random.key(0)  # of draws from the rest, which are not made here
@@ -130,7 +140,7 @@ def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
         )
     gate = Gate.of(run.prior, config.kl.coef, config.rail.eta)
 
-    def z_of(coef: Any) -> np.ndarray:
+    def z_of(coef: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
         """z[…, K] of people's coefficients, shrunk as those of the rollout are."""
         return np.asarray(gate(np.asarray(coef, np.float32)), np.float32)
 

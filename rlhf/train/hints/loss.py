@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from rlhf.models.decoder import Decoder
+from rlhf.models.layout import AnyArray
 from rlhf.objectives import distill
 from rlhf.objectives.distill import Kind, Target
 from rlhf.policy import sampling, scoring
@@ -44,9 +45,9 @@ class Reading(NamedTuple):
       z: float32[H, K], or None without people.
     """
 
-    tokens: jax.Array
-    starts: jax.Array
-    z: jax.Array | None
+    tokens: AnyArray
+    starts: AnyArray
+    z: AnyArray | None
 
 
 class HintRows(NamedTuple):
@@ -61,7 +62,7 @@ class HintRows(NamedTuple):
     """
 
     student: Reading
-    mask: jax.Array
+    mask: AnyArray
     logprobs: jax.Array
     by_ratio: jax.Array
     target: Target
@@ -174,7 +175,7 @@ def with_hint(
     prompts: Sequence[Sequence[int]],
     hints: Sequence[Sequence[int]],
     completions: np.ndarray,
-    z: jax.Array | None,
+    z: AnyArray | None,
 ) -> Reading:
     """How a teacher reads completions int32[H, T]: each prompt's tokens, its hint's tokens, the completion."""
     both = [[*prompt, *hint] for prompt, hint in zip(prompts, hints, strict=True)]
@@ -186,9 +187,9 @@ def hint_rows(
     params: PolicyParams,
     student: Reading,
     teacher: Reading,
-    mask: jax.Array,
+    mask: AnyArray,
     logprobs: jax.Array | None,
-    coef: float,
+    coef: float | jax.Array,
     key: jax.Array,
     *,
     term: HintTerm,
@@ -211,8 +212,8 @@ def hint_rows(
 def anchor_rows(
     params: PolicyParams,
     reading: Reading,
-    mask: jax.Array,
-    coef: float,
+    mask: AnyArray,
+    coef: float | jax.Array,
     key: jax.Array,
     *,
     term: HintTerm,

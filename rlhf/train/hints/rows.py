@@ -8,7 +8,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from rewards.basis.store import RewardRun
 from rewards.data import schema, sources
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError, meant
-from rewards.files import sha256_json
+from rewards.files import JSONObject, sha256_json
 from rewards.people import edits, records
 from rewards.people.population import load_people
 from rewards.types import Prompt
 from rlhf.policy.store import Base
 from rlhf.train.hints import gate as hint_gate
+from rlhf.train.rl.settings import RolloutConfig
 
 _LOG = logging.getLogger("chorus")
 
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     belief: Belief
 
 
-def read(path: str, run: RewardRun, base: Base, rollout: Any) -> list[Row]:
+def read(path: str, run: RewardRun, base: Base, rollout: RolloutConfig) -> list[Row]:
     """All rows of a file, checked and encoded.
 
     Args:
@@ -77,7 +78,12 @@ def read(path: str, run: RewardRun, base: Base, rollout: Any) -> list[Row]:
 
 
 def _parse(
-    number: int, record: Any, run: RewardRun, beliefs: dict[str, Belief], base: Base, rollout: Any
+    number: int,
+    record: object,
+    run: RewardRun,
+    beliefs: dict[str, Belief],
+    base: Base,
+    rollout: RolloutConfig,
 ) -> Row:
     if not isinstance(record, Mapping):
         raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
@@ -148,7 +154,7 @@ def _belief(run: RewardRun, beliefs: dict[str, Belief], user_id: str) -> Belief:
     return beliefs[user_id]
 
 
-def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[str, Any]:
+def judge(row: Row, run: RewardRun, z_of: Callable[[np.ndarray], np.ndarray]) -> JSONObject:
     """The line of hints.jsonl: what the gate decides; and nothing is taught to somebody at z = 0, where nothing can be."""
     decision = hint_gate.decide(row.hint, run=run, posterior=row.belief, verified=row.verified)
     distil, reason = decision.distil, decision.reason
@@ -165,7 +171,7 @@ def judge(row: Row, run: RewardRun, z_of: Callable[[Any], np.ndarray]) -> dict[s
     return dict(zip(LINE, (*said, distil, stated, reason, coef, row.sha256), strict=True))
 
 
-def as_started(rows: list[Row], path: Path, source: str) -> list[dict[str, Any]]:
+def as_started(rows: list[Row], path: Path, source: str) -> list[JSONObject]:
     """The lines that a run in progress started with; raises UserError where they are not of these rows."""
     try:
         entries = [hashed.checked_row(row) for row in jsonl.rows(path)]
@@ -182,7 +188,7 @@ def as_started(rows: list[Row], path: Path, source: str) -> list[dict[str, Any]]
     return entries
 
 
-def why_none(entries: list[dict[str, Any]], run: RewardRun) -> str:
+def why_none(entries: list[JSONObject], run: RewardRun) -> str:
     """Why a file teaches nothing, and what to do, in one line."""
     commands = _commands(entries, run)
     if not commands:
@@ -198,7 +204,7 @@ def why_none(entries: list[dict[str, Any]], run: RewardRun) -> str:
     )
 
 
-def announce(entries: list[dict[str, Any]], run: RewardRun, source: str, path: Path) -> None:
+def announce(entries: list[JSONObject], run: RewardRun, source: str, path: Path) -> None:
     """Say on stderr how many rows teach, which commands apply statements, and why the rest does nothing."""
     commands = _commands(entries, run)
     stated = sum(bool(entry["edits"]) for entry in entries)
@@ -220,7 +226,7 @@ def announce(entries: list[dict[str, Any]], run: RewardRun, source: str, path: P
         _LOG.info("hints: %s", line)
 
 
-def _commands(entries: list[dict[str, Any]], run: RewardRun) -> list[str]:
+def _commands(entries: list[JSONObject], run: RewardRun) -> list[str]:
     """The command behind every distinct statement, on one line and without what a terminal would obey."""
     found = {}
     for entry in entries:

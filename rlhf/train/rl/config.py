@@ -4,7 +4,8 @@ A step is one iteration: prompts × people × completions are sampled, rewarded,
 passes over `algorithm.minibatches` parts. `docs/rl.md` has the equation behind every key.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,12 +16,15 @@ from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.config import PolicyModelConfig, TuneConfig, check_conditioner
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
 from rlhf.train.rl.settings import Algorithm, RLSettings, RolloutConfig, check_algorithm
+
+Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 @record
@@ -38,11 +42,11 @@ class PromptDataConfig(DataConfig):
 class PopulationConfig:
     """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run."""
 
-    mean: tuple[float, ...] = Field(
+    mean: tuple[Coefficient, ...] = Field(
         min_length=1,
         description="μ: the average person's coefficient of each column, in nats a standard deviation.",
     )
-    sd: tuple[float, ...] = Field(
+    sd: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
         min_length=1, description="How far people differ: standard deviation of each column's coefficient."
     )
     standardise: bool = Field(
@@ -55,8 +59,17 @@ class PopulationConfig:
         min_length=1,
         description="Samples of π_ref (JSON lines of prompt, completion); null: they are drawn at the start.",
     )
-    prompts: int = Field(default=32, ge=1, description="Prompts for which samples of π_ref are drawn.")
-    completions: int = Field(default=8, ge=2, description="Samples of π_ref drawn for each.")
+    prompts: int = Field(
+        default=32, ge=1, le=100_000, description="Prompts for which samples of π_ref are drawn."
+    )
+    completions: int = Field(default=8, ge=2, le=10_000, description="Samples of π_ref drawn for each.")
+
+    def unread(self) -> Iterator[Unread]:
+        if not self.standardise:
+            keys = ["reference", "prompts", "completions"]
+            yield Unread(keys, "standardise", "population.standardise false")
+        elif self.reference is not None:
+            yield Unread(["prompts", "completions"], "reference", "population.reference given")
 
     @model_validator(mode="after")
     def _one_a_column(self):
@@ -73,20 +86,33 @@ class PopulationConfig:
 
 @record
 class RLTrainConfig:
-    steps: int = Field(ge=1, description="Iterations: sample, reward, learn.")
-    log_every: int = Field(default=1, ge=1, description="Iterations between metric lines.")
+    steps: int = Field(ge=1, le=1_000_000_000, description="Iterations: sample, reward, learn.")
+    log_every: int = Field(default=1, ge=1, le=1_000_000_000, description="Iterations between metric lines.")
     checkpoint_every: int = Field(
-        default=50, ge=1, description="Iterations between checkpoints; one is always written at the end."
+        default=50,
+        ge=1,
+        le=1_000_000_000,
+        description="Iterations between checkpoints; one is always written at the end.",
     )
     keep_checkpoints: int = Field(
-        default=2, ge=1, description="Newest checkpoints kept; 2 leaves one to fall back on."
+        default=2,
+        ge=1,
+        le=1_000_000_000,
+        description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
     samples_every: int = Field(
-        default=10, ge=0, description="Iterations between entries of samples.jsonl; 0 means none."
+        default=10,
+        ge=0,
+        le=1_000_000_000,
+        description="Iterations between entries of samples.jsonl; 0 means none.",
     )
     sample_rows: int = Field(
-        default=4, ge=1, description="Completions written each time, of different groups."
+        default=4, ge=1, le=100_000, description="Completions written each time, of different groups."
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if not self.samples_every:
+            yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
 
 
 @record
@@ -105,7 +131,7 @@ class RLConfig(RunConfig):
         default=None,
         description="Whose coefficients the columns get; null: one policy for all, rewards as they are.",
     )
-    weights: tuple[float, ...] | None = Field(
+    weights: tuple[Coefficient, ...] | None = Field(
         default=None, description="Coefficients of the columns where there are no people; null means 1 each."
     )
     rollout: RolloutConfig = Field(description="What an iteration samples.")
@@ -135,6 +161,12 @@ class RLConfig(RunConfig):
     def personal(self) -> bool:
         """Whether there are people whose coefficients condition the policy."""
         return self.rewards is not None or self.population is not None
+
+    def unread(self) -> Iterator[Unread]:
+        if not self.personal:
+            yield Unread(
+                ["conditioner", "users"], "population", "columns without a population, one policy for all"
+            )
 
     @model_validator(mode="after")
     def _consistent(self):

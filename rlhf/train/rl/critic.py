@@ -9,18 +9,21 @@ frozen base and from the same lower activations, which begin as copies of the po
 Shapes: B rows, T completion slots, D width, H hidden, K basis outputs, C channels.
 """
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from pydantic import Field
 
 from rlhf.models.decoder import Decoder
 from rlhf.objectives.advantages import num_channels
 from rlhf.policy.logprobs import PolicyParams
+from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
-Critic = dict[str, Any]  # w1, b1, w2, b2; and "lora", "conditioner" where the backbone is separate
+Critic = dict[str, PyTree]  # w1, b1, w2, b2; and "lora", "conditioner" where the backbone is separate
 
 
 @record
@@ -46,16 +49,21 @@ class CriticConfig:
     stop_gradient: bool = Field(
         default=True, description="Keep the value loss out of the policy's adapters (shared only)."
     )
-    hidden: int = Field(default=128, ge=1, description="Width of the heads' one hidden layer.")
+    hidden: int = Field(default=128, ge=1, le=65_536, description="Width of the heads' one hidden layer.")
     rate: float = Field(
-        default=1.0, gt=0, description="Learning rate of the critic, as a multiple of the policy's."
+        default=1.0, gt=0, le=1e6, description="Learning rate of the critic, as a multiple of the policy's."
     )
-    coef: float = Field(default=0.5, gt=0, description="Weight of the value loss.")
+    coef: float = Field(default=0.5, gt=0, le=1e6, description="Weight of the value loss.")
     value_clip: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="Values may leave the old ones by so much before the loss turns worse; null means no clipping.",
     )
+
+    def unread(self) -> Iterator[Unread]:
+        if self.separate:
+            yield Unread(["stop_gradient"], "backbone", "critic.backbone separate")
 
     @property
     def separate(self) -> bool:

@@ -1,7 +1,6 @@
 """The critic of a finished PPO run: `critic/critic.safetensors` and `critic/critic.json`, written and read strictly."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 
 from rewards import hashed
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.policy.store import Base
 from rlhf.train.rl.critic import Critic, CriticConfig
 
@@ -16,7 +16,7 @@ FOLDER, NAME, RECORD = "critic", "critic", "critic.json"
 YOUNGER = {"from_rewards": False}  # what a spec means that was stored before it had these
 
 
-def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> dict[str, Any]:
+def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> JSONObject:
     """What a critic's numbers mean something for: the base under its adapters, and the outputs it values.
 
     Args:
@@ -25,7 +25,7 @@ def made_for(base: Base, names: tuple[str, ...], rewards: str | None = None) -> 
     return {"base": base.fingerprint, "outputs": list(names)} | ({"rewards": rewards} if rewards else {})
 
 
-def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> dict[str, Any]:
+def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> JSONObject:
     """What has to agree for one critic's tensors to be another's; arguments as of `critic.init_critic`."""
     return {
         "num_basis": num_basis,
@@ -37,13 +37,13 @@ def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> dict[str, A
     }
 
 
-def save(directory: Path, spec: dict[str, Any], critic: Critic, purpose: dict[str, Any]) -> str:
+def save(directory: Path, spec: JSONObject, critic: Critic, purpose: JSONObject) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
     record = {"format": 1, "spec": spec, "made_for": purpose}
     return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
-def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose: dict[str, Any]) -> Critic:
+def load(directory: str | Path, spec: JSONObject, template: Critic, purpose: JSONObject) -> Critic:
     """Read the critic of a run.
 
     Args:
@@ -60,7 +60,7 @@ def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose:
         )
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
 
-    def shapes(record: dict[str, Any]) -> hashed.Shapes:
+    def shapes(record: JSONObject) -> hashed.Shapes:
         if YOUNGER | (record.get("spec") or {}) != spec:
             raise UserError(f"{record_path}: spec: {record.get('spec')} is another critic than {spec}")
         for name, wanted in purpose.items():
@@ -77,13 +77,13 @@ def load(directory: str | Path, spec: dict[str, Any], template: Critic, purpose:
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
 
 
-def _named(critic: Critic) -> dict[str, Any]:
+def _named(critic: Critic) -> dict[str, np.ndarray]:
     """Leaves under dotted paths, in tree order."""
     leaves = jax.tree_util.tree_leaves_with_path(critic)
     return {".".join(_part(entry) for entry in path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _part(entry: Any) -> str:
+def _part(entry: object) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from rewards.data.columns import OWN
 from rewards.data.schema import RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Prompt
 from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
@@ -19,6 +20,7 @@ from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.rollout import Prompts
+from rlhf.train.rl.size import check_sampling
 
 _LOG = logging.getLogger("chorus")
 
@@ -43,7 +45,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     source = sources.name_of(path)
     prompts: list[Prompt] = []
     numbers: list[int] = []
-    records: list[dict[str, Any]] = []
+    records: list[JSONObject] = []
     problems: list[tuple[int, RowError]] = []
     seen: set[Prompt] = set()
     for number, record in sources.open_source(path, split):
@@ -69,7 +71,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, source)
 
 
-def _parse(record: Any) -> tuple[Prompt, bool]:
+def _parse(record: object) -> tuple[Prompt, bool]:
     """The prompt of a record, and whether the record is about completions (then equal prompts are one)."""
     if not isinstance(record, Mapping):
         raise RowError("row", f"must be a JSON object with named fields, not {schema.show(record)}")
@@ -82,8 +84,8 @@ def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | Non
     """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
-      UserError: a prompt is too long (row and length) and data.too_long is error; none is left; or prompt and completion
-        do not fit into the model's context.
+      UserError: a prompt is too long (row and length) and data.too_long is error; none is left; prompt and completion do
+        not fit into the model's context; or an iteration does not fit into memory.
     """
     rows = read_prompts(config.data.path, config.data.split) if rows is None else rows
     encoded = [base.tokenizer.encode_prompt(prompt) for prompt in rows.prompts]
@@ -115,6 +117,7 @@ def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | Non
             f"{rows.source} row {rows.row[longest]}: prompt of {len(encoded[longest])} tokens and rollout.max_new_tokens "
             f"{new} exceed the model's context of {room}; lower one of them or rollout.max_prompt_tokens"
         )
+    check_sampling(config, base, len(encoded[longest]))
     tokens, starts = left_pad(encoded)
     return PromptSet(rows, tokens, starts, int(np.sum(~fits)))
 

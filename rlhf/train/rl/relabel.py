@@ -51,7 +51,7 @@ def for_others(
     keys = jax.random.split(jax.random.fold_in(key, KEY_NUMBER), times)
     drawn = [rollouts.people_rows(each, people, batch, settings, program) for each in keys]
     coef = jnp.concatenate([coef for coef, _ in drawn])
-    z = jnp.concatenate([z for _, z in drawn])
+    z = jnp.concatenate([z for _, z in drawn if z is not None])
     again = jax.tree.map(lambda part: jnp.concatenate([part] * times), rollout._replace(rows=None))
     rows = jax.tree.map(lambda part: jnp.concatenate([part] * times), rows)
     group = jnp.arange(times * batch) // group_size
@@ -60,7 +60,7 @@ def for_others(
     return again._replace(rows=rows, coef=coef, z=z, logprobs=jnp.where(again.mask, logprobs, 0.0))
 
 
-def importance(rollout: Rollout, others: Rollout, limit: jax.Array) -> jax.Array:
+def importance(rollout: Rollout, others: Rollout, limit: jax.Array | float) -> jax.Array:
     """ρ float32[R·B] of the completions for other people; 1 where both would say it as readily."""
     sampled = jnp.tile(rollout.logprobs.sum(axis=1), others.mask.shape[0] // rollout.mask.shape[0])
     return jnp.minimum(jnp.exp(jnp.minimum(others.logprobs.sum(axis=1) - sampled, 30.0)), limit)

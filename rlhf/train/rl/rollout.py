@@ -8,11 +8,12 @@ Shapes: see `rlhf.train.rl.settings`.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from rlhf.objectives.advantages import EXTRA_CHANNELS, num_channels
 from rlhf.policy import logprobs as policy
@@ -149,7 +150,7 @@ def reference_logprobs(program: RLProgram, frozen: PolicyParams, rows: scoring.R
 @functools.partial(jax.jit, static_argnames="program")
 def rollout(
     frozen: PolicyParams,
-    trained: dict[str, Any],
+    trained: dict[str, PyTree],
     prompts: Prompts,
     coef: jax.Array,
     z: jax.Array | None,

@@ -6,10 +6,10 @@ tokenisation, without which a compiled reward may differ from that of the text).
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from rewards import jsonl
 from rlhf.models.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class Samples:
         self._every, self._count = config.train.samples_every, config.train.sample_rows
         self._group, self._opened = config.rollout.completions, False
 
-    def take(self, batch: PromptBatch, rollout: Rollout, rewards: Any) -> None:
+    def take(self, batch: PromptBatch, rollout: Rollout, rewards: ArrayLike) -> None:
         """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
         step = batch.number + 1
         if not self._opened:

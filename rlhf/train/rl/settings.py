@@ -8,15 +8,16 @@ weighed (w_1 … w_K, −β, −penalty).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 from pydantic import Field, model_validator
 
 from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithmConfig, listed
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
+from rlhf.policy.logprobs import PolicyParams
 from rlhf.run.record import Count, record
 from rlhf.train import optim
 from rlhf.train.optim import OptimizerConfig
@@ -29,26 +30,33 @@ Algorithm = PPOAlgorithmConfig | GRPOAlgorithmConfig
 class RolloutConfig:
     """What one iteration samples: prompts × people × completions rows."""
 
-    prompts_per_step: int = Field(default=8, ge=1, description="Prompts in an iteration.")
+    prompts_per_step: int = Field(default=8, ge=1, le=100_000, description="Prompts in an iteration.")
     users_per_prompt: int = Field(
-        default=1, ge=1, description="People drawn for each prompt; each gets completions of their own."
+        default=1,
+        ge=1,
+        le=10_000,
+        description="People drawn for each prompt; each gets completions of their own.",
     )
     completions: int = Field(
         default=4,
         ge=1,
+        le=10_000,
         description="Completions of one prompt for one person: the group that is centred together.",
     )
     max_prompt_tokens: int = Field(
-        default=512, ge=1, description="Longest prompt, in tokens; see data.too_long."
+        default=512, ge=1, le=1_000_000, description="Longest prompt, in tokens; see data.too_long."
     )
-    max_new_tokens: int = Field(ge=1, description="Longest completion, in tokens.")
+    max_new_tokens: int = Field(ge=1, le=1_000_000, description="Longest completion, in tokens.")
     temperature: float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         description="Sampling temperature; log-probs are those of the untempered policy, so other values than 1 "
         "bias the gradient.",
     )
-    top_k: int = Field(default=0, ge=0, description="Sample from the k likeliest tokens; 0 means all.")
+    top_k: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Sample from the k likeliest tokens; 0 means all."
+    )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this mass; 1 means all."
     )
@@ -106,7 +114,7 @@ class RLProgram:
     shares: UserShares | None = None
     filtered: bool = False
     dtype: str = "float32"
-    extra: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
 
 

@@ -1,27 +1,23 @@
 """How much memory an iteration takes, estimated before it compiles."""
 
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from rlhf.policy import store as policy_store
 from rlhf.policy.scoring import LOGITS_BYTES
+from rlhf.train import memory
 from rlhf.train.rl.config import GRPOConfig, PPOConfig
 
 _LOG = logging.getLogger("chorus")
-
-GIGABYTE = 1e9
-PER_LAYER = (
-    16  # activations the backward pass keeps of a layer, in multiples of the width, for Llama's proportions
-)
 
 
 def estimate(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
-    state: Any,
+    state: PyTree,
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> dict[str, float]:
@@ -43,7 +39,7 @@ def estimate(
         kept = (
             2 * model.width
             if config.model.remat
-            else (PER_LAYER * model.width + 2 * model.num_heads * length)
+            else (memory.PER_LAYER * model.width + 2 * model.num_heads * length)
         )
         logits = 4 * min(LOGITS_BYTES, 4 * rows * config.rollout.max_new_tokens * model.vocab_size)
         return rows * length * layers * kept * bytes_each + logits
@@ -52,17 +48,27 @@ def estimate(
     begins = isinstance(config, PPOConfig) and config.critic.from_rewards
     begun = 4 * 4 * rows * config.rollout.max_new_tokens * model.width if begins else 0
     return {
-        "weights": _nbytes(base.tree) / GIGABYTE,
-        "training state": _nbytes(state) / GIGABYTE,
-        "sampling": (max(_nbytes(base.tree["stages"]) + cache, begun) + hidden) / GIGABYTE,
-        "update": (hidden + learning(part, length) + learning(*hinted)) / GIGABYTE,
+        "weights": _nbytes(base.tree) / memory.GIGABYTE,
+        "training state": _nbytes(state) / memory.GIGABYTE,
+        "sampling": (max(_nbytes(base.tree["stages"]) + cache, begun) + hidden) / memory.GIGABYTE,
+        "update": (hidden + learning(part, length) + learning(*hinted)) / memory.GIGABYTE,
     }
+
+
+def check_sampling(config: PPOConfig | GRPOConfig, base: policy_store.Base, prompt_slots: int) -> None:
+    """Refuse iterations whose sampling cannot fit, before anything is made for them; raises UserError with the estimate."""
+    parts = estimate(config, base, None, prompt_slots)
+    rows = float(config.rows)
+    held = {name: parts[name] * memory.GIGABYTE for name in ("weights", "sampling")}
+    held["tokens"] = rows * (prompt_slots + config.rollout.max_new_tokens) * 16
+    lower = "rollout.prompts_per_step, users_per_prompt, completions or max_new_tokens"
+    memory.check(held, lower)
 
 
 def memory_line(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
-    state: Any,
+    state: PyTree,
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> None:
@@ -77,7 +83,7 @@ def memory_line(
     )
 
 
-def _nbytes(tree: Any) -> int:
+def _nbytes(tree: PyTree) -> int:
     return sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

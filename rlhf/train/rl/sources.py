@@ -8,7 +8,6 @@ can be asked, served and evaluated as after a fit; `columns` alone, one policy f
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
@@ -172,7 +172,7 @@ def refuse_unreliable(
         _refuse_off(table.prepare(samples, own)[1])
 
 
-def _refuse_off(settings: dict[str, Any]) -> None:
+def _refuse_off(settings: JSONObject) -> None:
     if settings["dropped"]:
         off = settings["dropped"][0]
         raise UserError(f"column {off['name']!r}: switched off, {off['reason']}; mend or remove it")

@@ -7,14 +7,15 @@ step is one program; otherwise the completions are decoded and rewarded between 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
@@ -70,7 +71,7 @@ def run(
     rewards: Rewards | None = None,
     callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Train and write the run directory; returns its `metrics.json`. A finished run is not trained again.
 
     Args:
@@ -153,7 +154,7 @@ class Trainer:
         self,
         config: PPOConfig | GRPOConfig,
         base: policy_store.Base,
-        graphdef: Any,
+        graphdef: nnx.GraphDef,
         params: PolicyParams,
         key: jax.Array,
         source: Source,
@@ -164,13 +165,14 @@ class Trainer:
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
         self.settings = traced(config.settings)
+        self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
             reference=structure(base.config, base.stages, None, config.model.dtype, config.model.remat)[0],
             shares=source.shares,
             filtered=config.rollout.filtered,
             dtype=config.model.dtype,
-            extra=None if lessons is None else lessons.term(graphdef),
+            extra=self.term,
             own=own,
         )
         full = config.tune.mode == "full"
@@ -199,8 +201,8 @@ class Trainer:
         rest = (self.sampling, self.stop, self.settings)
         # The teacher is the policy of the run's start, also in a session that goes on.
         extra = None
-        if self.lessons is not None:
-            extra = self.lessons.rows(batch.number, self.frozen, self.program.extra)
+        if self.lessons is not None and self.term is not None:
+            extra = self.lessons.rows(batch.number, self.frozen, self.term)
         reward = self.source.reward
         if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
@@ -245,7 +247,7 @@ def named(metrics: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, ja
 
 def _critic(
     config: PPOConfig, base: policy_store.Base, params: PolicyParams, source: Source, key: jax.Array
-) -> tuple[Critic, dict[str, Any]]:
+) -> tuple[Critic, JSONObject]:
     """A fresh critic, or that of `critic.start`; and what it is, for its record."""
     if config.critic.from_rewards and not source.reward.can.beginnings:
         raise UserError(
@@ -263,17 +265,17 @@ def _critic(
     return critic, spec
 
 
-def _purpose(config: PPOConfig, base: policy_store.Base, source: Source) -> dict[str, Any]:
+def _purpose(config: PPOConfig, base: policy_store.Base, source: Source) -> JSONObject:
     rewards = source.run.hash if config.critic.from_rewards and source.run is not None else None
     return rl_critic.made_for(base, source.names, rewards)
 
 
-def _record(config: RLConfig, source: Source, kl_coef: float) -> dict[str, Any]:
+def _record(config: RLConfig, source: Source, kl_coef: float) -> JSONObject:
     """What a policy must remember: the price of KL it ended with, and the population it was trained for.
 
     η moves along with β, so that ρ = η/(β+η), by which coefficients were shrunk in training, stays what it was.
     """
-    record: dict[str, Any] = {"beta": kl_coef, "eta": config.rail.eta * kl_coef / config.kl.coef}
+    record: JSONObject = {"beta": kl_coef, "eta": config.rail.eta * kl_coef / config.kl.coef}
     run = source.run
     if run is None:
         return record | {"names": list(source.names), "weights": np.asarray(source.people).tolist()}

@@ -9,10 +9,12 @@ Shapes: see `rlhf.train.rl.settings`.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
 
 from rlhf.objectives import surrogate as objectives
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, RunningScale
@@ -42,8 +44,8 @@ class RLState(NamedTuple):
     """
 
     step: jax.Array
-    params: dict[str, Any]
-    opt_state: Any
+    params: dict[str, PyTree]
+    opt_state: optax.OptState
     key: jax.Array
     iteration: jax.Array
     kl_coef: jax.Array
@@ -51,7 +53,7 @@ class RLState(NamedTuple):
 
 
 def init_state(
-    params: dict[str, Any], settings: RLSettings, key: jax.Array, own: optim.Own = None
+    params: dict[str, PyTree], settings: RLSettings, key: jax.Array, own: optim.Own = None
 ) -> RLState:
     """State of iteration 0, all of it typed arrays (a Python number would compile a second time); `own` as in `optim`."""
     start = optim.init_state(params, settings.optimizer, key, own)
@@ -76,13 +78,13 @@ class Minibatch(NamedTuple):
 
 
 def loss_of(
-    trained: dict[str, Any],
+    trained: dict[str, PyTree],
     frozen: PolicyParams,
     batch: Minibatch,
     kl_price: jax.Array,
     settings: RLSettings,
     program: RLProgram,
-    extra: Any = None,
+    extra: PyTree = None,
 ) -> tuple[jax.Array, Metrics]:
     """Loss of one minibatch, and its diagnostics as scalars.
 
@@ -106,9 +108,10 @@ def loss_of(
     value_loss = kl_loss = jnp.zeros(())
     value_coef = 0.0
     if values is not None and settings.critic is not None:
-        value_coef = settings.critic.coef
+        value_coef, clip = settings.critic.coef, settings.critic.value_clip
+        assert clip is not None, "no limit is inf in here"
         values = values if old.value_start is None else values + old.value_start
-        of_channels = objectives.value_loss(values, old.values, batch.returns, settings.critic.value_clip)
+        of_channels = objectives.value_loss(values, old.values, batch.returns, clip)
         value_loss = objectives.aggregate(of_channels.mean(axis=-1), mask, "token")
     if settings.kl.place == "loss":
         kl_loss = over_tokens(objectives.kl_estimate(logprobs, old.ref_logprobs, mask, settings.kl.estimator))
@@ -137,7 +140,7 @@ def _optimise(
     kl_price: jax.Array,
     settings: RLSettings,
     program: RLProgram,
-    extra: Any,
+    extra: PyTree,
 ) -> tuple[optim.TrainState, jax.Array, Metrics]:
     """One optimiser step, or none when the policy is already too far: state, whether it stopped, metrics."""
     gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -166,7 +169,7 @@ def _epochs(
     key: jax.Array,
     settings: RLSettings,
     program: RLProgram,
-    extra: Any,
+    extra: PyTree,
 ) -> tuple[optim.TrainState, Metrics]:
     """All epochs and minibatches; metrics are means over the optimiser steps that were made (ratio_max: the largest)."""
     batch, epochs, minibatches = (
@@ -210,7 +213,7 @@ def _update(
     frozen: PolicyParams,
     settings: RLSettings,
     program: RLProgram,
-    extra: Any = None,
+    extra: PyTree = None,
     people: People | None = None,
 ) -> tuple[RLState, Metrics]:
     algorithm, critic = settings.algorithm, settings.critic
@@ -293,7 +296,7 @@ def update(
     settings: RLSettings,
     *,
     program: RLProgram,
-    extra: Any = None,
+    extra: PyTree = None,
     people: People | None = None,
 ) -> tuple[RLState, Metrics]:
     """All optimiser steps of one iteration on a rollout whose rewards are known; the state's buffers are donated.
@@ -333,14 +336,14 @@ def iterate(
     prompts: Prompts,
     people: People,
     frozen: PolicyParams,
-    reward_arrays: Any,
+    reward_arrays: PyTree,
     sampling: SamplingSettings,
     stop: jax.Array,
     settings: RLSettings,
     *,
     program: RLProgram,
     reward: Kernel,
-    extra: Any = None,
+    extra: PyTree = None,
 ) -> tuple[RLState, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
 

@@ -2,7 +2,8 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import Callback
@@ -21,7 +22,7 @@ class Watch(Callback):
         self.directory = directory
         self.said: set[str] = set()
 
-    def checkpoint(self, number: int, state: Any) -> None:
+    def checkpoint(self, number: int, state: PyTree) -> None:
         for finding in diagnose(read_metrics(self.directory)):
             if finding.name not in self.said:
                 self.said.add(finding.name)

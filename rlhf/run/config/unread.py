@@ -1,0 +1,83 @@
+"""Keys that the choices of their own configuration never read, such as `tune.lora_rank` with `tune.mode: full`.
+
+A record says by `unread()` which of its keys the choices in it leave without an effect; here that is compared with what
+somebody has written. A key at its default counts for nothing: resolved configurations write every key out.
+"""
+
+import logging
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from rewards.errors import UserError
+from rlhf.run.config.document import Key
+
+_LOG = logging.getLogger("chorus")
+_MAX_LISTED = 3
+
+
+class Unread(NamedTuple):
+    """Keys without an effect under a choice; dotted, from the record that says so.
+
+    Attributes:
+      keys: keys or whole sections. choice: the key that decides. says: what it says, in words.
+    """
+
+    keys: Sequence[str]
+    choice: str
+    says: str
+
+
+def check(config: Any, sources: dict[Key, str], command_line: str) -> None:
+    """Refuse keys that nothing reads, of those that were written.
+
+    A key in a file is only spoken of where the choice was made on the command line: a file may serve several choices.
+
+    Args:
+      sources: where every key was written. command_line: what `sources` calls the command line.
+    Raises:
+      UserError: keys, places and the choice that does not read them.
+    """
+    refused = []
+    for path, choice, says in _unread(config):
+        place, decided = _source(path, sources), _source(choice, sources)
+        if place is None:
+            continue
+        name = ".".join(path)
+        if place != command_line and decided == command_line:
+            _LOG.warning(f"note: {name} [{place}] is not read with {says}")
+        else:
+            refused.append(f"{name} [{place}]: not read with {says}; remove it or change {'.'.join(choice)}")
+    if refused:
+        more = f" (and {len(refused) - _MAX_LISTED} more)" if len(refused) > _MAX_LISTED else ""
+        raise UserError("; ".join(refused[:_MAX_LISTED]) + more)
+
+
+def _source(path: Key, sources: dict[Key, str]) -> str | None:
+    return next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), None)
+
+
+def _unread(record: Any, prefix: Key = ()) -> Iterator[tuple[Key, Key, str]]:
+    """(key, the choice that does not read it, what that says) of every key that is not at its default."""
+    if hasattr(record, "unread"):
+        for keys, choice, says in record.unread():
+            for key in keys:
+                for path in _changed(record, tuple(key.split("."))):
+                    yield (*prefix, *path), (*prefix, *choice.split(".")), says
+    for name in type(record).__pydantic_fields__:
+        value = getattr(record, name)
+        if hasattr(type(value), "__pydantic_fields__"):
+            yield from _unread(value, (*prefix, name))
+
+
+def _changed(record: Any, path: Key) -> Iterator[Key]:
+    """The keys at or below `path` that differ from their defaults."""
+    name, rest = path[0], path[1:]
+    value, info = getattr(record, name), type(record).__pydantic_fields__[name]
+    if hasattr(type(value), "__pydantic_fields__"):
+        names = [rest] if rest else [(inner,) for inner in type(value).__pydantic_fields__]
+        for below in names:
+            for found in _changed(value, typing.cast(Key, below)):
+                yield (name, *found)
+    elif value != info.get_default(call_default_factory=True):
+        yield (name,)

@@ -1,0 +1,105 @@
+"""Refuses what cannot fit before it is made: sizes of a run × the model, against the memory of the device.
+
+The estimates leave out what a compiler may save (scores of attention, logits), so that hardly anything is refused that
+would have run.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rewards.errors import UserError
+from rlhf.policy import store as policy_store
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.packing import PackedRows
+
+GIGABYTE = 1e9
+CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+PER_LAYER = 16  # activations that the backward pass keeps of a layer, in widths, for Llama's proportions
+ADAM = 3  # a trained number and its two moments, float32 each
+
+
+def device_bytes() -> float:
+    """Memory of the device that computes; on a CPU that of the machine, or what the process's container may take of it."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CONTAINER:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(path.read_text()))
+    return float(min(limits))
+
+
+def check(needed: Mapping[str, float], lower: str) -> None:
+    """Refuse more bytes than there are.
+
+    Args:
+      needed: bytes by use. lower: the keys that make it smaller.
+    Raises:
+      UserError: how much is needed, of what, and how much there is.
+    """
+    total, room = sum(needed.values()), device_bytes()
+    if total > room:
+        listed = ", ".join(
+            f"{name} {size / GIGABYTE:.3g}" for name, size in needed.items() if size > 0.01 * total
+        )
+        raise UserError(
+            f"memory: at least {total / GIGABYTE:.3g} GB are needed ({listed}), and there are {room / GIGABYTE:.3g} GB; "
+            f"lower {lower}"
+        )
+
+
+def check_policy(config: Any, base: policy_store.Base, shapes: PolicyParams, conditioned: bool) -> None:
+    """Refuse adapters of more layers than there are, and trained parameters that do not fit, from shapes alone.
+
+    Raises:
+      UserError: the key and the model's number, or the estimate.
+    """
+    layers = config.model.adapter_layers
+    if layers is not None and layers > base.config.num_layers:
+        raise UserError(
+            f"model.adapter_layers {layers}: {base.name} has {base.config.num_layers} layers; give at most as many, or null "
+            "for all"
+        )
+    full = config.tune.mode == "full"
+    widest = max(base.config.width, base.config.mlp_width)
+    if not full and config.tune.lora_rank > widest:
+        raise UserError(
+            f"tune.lora_rank {config.tune.lora_rank}: the widest matrix of {base.name} has {widest} rows, more ranks add "
+            "nothing; lower it, or train all weights (tune.mode=full)"
+        )
+    held = {"weights": 4 * _size(shapes.base) if full else policy_bytes(base)}
+    held["optimiser"] = 4 * (ADAM - 1) * _size(shapes.base) if full else 0.0
+    held["adapters"] = 0.0 if full else 4.0 * ADAM * _size(shapes.lora)
+    held["conditioner"] = 4.0 * ADAM * _size(shapes.conditioner)
+    keys = "tune.mode full (take lora)" if full else "tune.lora_rank"
+    check(
+        held,
+        f"{keys}{', conditioner.rank or conditioner.slots' if conditioned else ''} or model.adapter_layers",
+    )
+
+
+def check_rows(config: Any, base: policy_store.Base, data: Any, packed: PackedRows) -> None:
+    """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
+    rows = float(config.train.batch_rows)
+    num_rows, length = packed.tokens.shape
+    each = 2 if config.model.dtype == "bfloat16" else 4
+    row = sum(leaf.nbytes for leaf in jax.tree.leaves(data)) / num_rows
+    held = {"rows of a step": rows * config.train.accumulation_steps * row}
+    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
+    held["activations"] = rows * length * base.stages[-1] * kept * each
+    check(held, "train.batch_rows, train.accumulation_steps or the length of rows")
+
+
+def policy_bytes(base: policy_store.Base) -> float:
+    """Bytes of the frozen weights."""
+    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base.tree)))
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
