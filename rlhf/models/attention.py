@@ -74,3 +74,20 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("bgrts,bsgh->btgrh", weights, value)
     return out.reshape(batch, num_queries, num_heads, head_dim)
+
+
+def attend_one(
+    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, scale: float, softcap: float | None
+) -> jax.Array:
+    """`attend` for one query a row, query[B, 1, H, h], over a cache: keys[B, G, h, S], values[B, G, S, h].
+
+    Both products read the cache as it lies; `attend` would have it copied into another order at every token.
+    """
+    batch, _, num_heads, head_dim = query.shape
+    num_groups = keys.shape[1]
+    query = query.reshape(batch, num_groups, num_heads // num_groups, head_dim)
+    scores = jnp.einsum("bgrh,bghs->bgrs", query, keys, preferred_element_type=jnp.float32) * scale
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bgrs,bgsh->bgrh", weights, values).reshape(batch, 1, num_heads, head_dim)

@@ -21,17 +21,18 @@ class Cache(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """keys, values: [B, S, G, h] of one layer."""
+    """keys [B, G, h, S] and values [B, G, S, h] of one layer: as the products with one query read them."""
 
     keys: jax.Array
     values: jax.Array
 
-    def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array) -> "LayerCache":
-        """Put keys and values [B, T, G, h] into the slots from `slot` on."""
-        start = (0, slot, 0, 0)
+    def write(self, key: jax.Array, value: jax.Array, slot: jax.Array) -> "LayerCache":
+        """Put the key and the value of one token a row, [B, 1, G, h], into a slot."""
+        key = key.transpose(0, 2, 3, 1).astype(self.keys.dtype)
+        value = value.transpose(0, 2, 1, 3).astype(self.values.dtype)
         return LayerCache(
-            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), start),
-            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), start),
+            jax.lax.dynamic_update_slice(self.keys, key, (0, 0, 0, slot)),
+            jax.lax.dynamic_update_slice(self.values, value, (0, 0, slot, 0)),
         )
 
 
@@ -41,7 +42,7 @@ def layer_caches(
     """One cache a layer, bottom first, from the stages' keys and values [layers, B, S, G, h], with `room` slots more."""
     padding = [(0, 0), (0, room), (0, 0), (0, 0)]
     return tuple(
-        LayerCache(*(jnp.pad(part, padding) for part in layer))
+        LayerCache(jnp.pad(key, padding).transpose(0, 2, 3, 1), jnp.pad(value, padding).transpose(0, 2, 1, 3))
         for stage in zip(*kept, strict=True)
-        for layer in zip(*stage, strict=True)
+        for key, value in zip(*stage, strict=True)
     )

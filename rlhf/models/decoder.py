@@ -103,11 +103,19 @@ class Attention(nnx.Module):
             rope, mask = _choose(sliding, (context.rope_local, context.window_mask), (rope, mask))
         unrotated = query
         query, key = attention.rotate(query, rope), attention.rotate(key, rope)
-        kept = LayerCache(key, value) if cache is None else cache.write(key, value, context.index)
-        key, value = kept
-        if words is not None:
-            key, value = (jnp.concatenate(pair, axis=1) for pair in zip(words, kept, strict=True))
-        out = attention.attend(query, key, value, mask, config.query_scale, config.attention_softcap)
+        capped = (config.query_scale, config.attention_softcap)
+        if isinstance(cache, LayerCache):
+            kept = cache.write(key, value, context.index)
+            out = attention.attend_one(query, *kept, mask, *capped)
+        else:
+            if cache is not None:
+                start = (0, context.index, 0, 0)
+                key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
+                value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
+            kept = (key, value)
+            if words is not None:
+                key, value = (jnp.concatenate(pair, axis=1) for pair in zip(words, kept, strict=True))
+            out = attention.attend(query, key, value, mask, *capped)
         if self.prefix is not None and context.z is not None:
             out = out + self.prefix(unrotated, context.z)
         out = self.o(out.reshape(batch, num_tokens, -1), context.gate)
@@ -282,7 +290,7 @@ class Decoder(nnx.Module):
                 return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache, layer_words)
 
             body = jax.checkpoint(body) if self.remat else body
-            stage_cache = None if cache is None else LayerCache(cache.keys[index], cache.values[index])
+            stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
             words = context.words
             stage_words = None if words is None else (words.keys[index], words.values[index])
             if (
@@ -295,8 +303,8 @@ class Decoder(nnx.Module):
                 flags = np.asarray(sliding[offset : offset + size])
                 x, new = jax.lax.scan(body, x, (state, flags, stage_cache, stage_words))
             if cache is not None:
-                keys.append(new.keys)
-                values.append(new.values)
+                keys.append(new[0])
+                values.append(new[1])
         return x, (tuple(keys), tuple(values))
 
     def step(

@@ -25,7 +25,7 @@ class State(NamedTuple):
     """What the next token needs of all those before it.
 
     Attributes:
-      caches: one a layer, [B, W + S, …]; the words that z writes are in the first W slots.
+      caches: one a layer, of W + S slots; the words that z writes are in the first W slots.
       slot: int32 scalar, where the next token goes, 0 … S−1.
       starts: int32[B], slot of each row's first token; what lies before it is not seen.
       z: [B, K], None for the aggregate policy.
@@ -123,7 +123,7 @@ def step(decoder: Decoder, state: State, tokens: jax.Array) -> tuple[jax.Array, 
     The decoder's layers are stages of their own (`apart`).
     """
     num_words = 0 if state.words is None else state.words.valid.shape[1]
-    context = _context(decoder, state, 1, state.caches[0].keys.shape[1] - num_words)
+    context = _context(decoder, state, 1, state.caches[0].keys.shape[-1] - num_words)
     # The words' positions are part of the context; their keys and values are in the caches.
     context = dataclasses.replace(context, words=None, index=num_words + state.slot)
     hidden, caches = decoder.step(decoder.embed_tokens(tokens[:, None]), context, state.caches)

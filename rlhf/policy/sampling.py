@@ -54,25 +54,54 @@ class Samples(NamedTuple):
     mask: jax.Array
 
 
-def filter_logits(logits: jax.Array, settings: SamplingSettings) -> jax.Array:
+def filter_logits(logits: jax.Array, settings: SamplingSettings, likeliest: int = 512) -> jax.Array:
     """Apply top-k, then top-p, then min-p to tempered logits[B, V]; removed tokens become −inf.
 
     Order and meaning as in transformers' logits warpers; the likeliest token always stays.
+
+    Args:
+      likeliest: so many tokens are sorted at first. Where they do not settle every row (top_k is larger, or top_p needs
+        more of them) all V are.
     """
-    num_tokens = logits.shape[-1]
-    descending = jnp.sort(logits, axis=-1)[:, ::-1]
-    k = jnp.where(settings.top_k > 0, settings.top_k, num_tokens)
-    kth = jnp.take_along_axis(descending, jnp.clip(k - 1, 0, num_tokens - 1)[:, None], axis=1)
-    logits = jnp.where(logits < kth, -jnp.inf, logits)
-    descending = jnp.where(descending < kth, -jnp.inf, descending)
-    probs = jax.nn.softmax(descending, axis=-1)
-    before = jnp.cumsum(probs, axis=-1) - probs
-    # Float32 sums of many small probabilities reach 1 before the end; top_p = 1 still keeps every token.
-    kept = (before < settings.top_p[:, None]) | (settings.top_p[:, None] >= 1.0)
-    threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+    if likeliest >= logits.shape[-1]:
+        threshold = _threshold(jnp.sort(logits, axis=-1)[:, ::-1], logits, settings)[0]
+    else:
+        top, settled = _threshold(_largest(logits, likeliest), logits, settings)
+        threshold = jax.lax.cond(
+            jnp.all(settled),
+            lambda: top,
+            lambda: _threshold(jnp.sort(logits, axis=-1)[:, ::-1], logits, settings)[0],
+        )
     logits = jnp.where(logits < threshold, -jnp.inf, logits)
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.maximum(settings.min_p, 1e-38))[:, None]
     return jnp.where(logits < floor, -jnp.inf, logits)
+
+
+def _largest(logits: jax.Array, size: int) -> jax.Array:
+    """[B, size] in descending order; the barriers keep XLA from making a whole sort of it again."""
+    return jax.lax.optimization_barrier(jax.lax.top_k(jax.lax.optimization_barrier(logits), size))[0]
+
+
+def _threshold(
+    descending: jax.Array, logits: jax.Array, settings: SamplingSettings
+) -> tuple[jax.Array, jax.Array]:
+    """The least logit that top-k and top-p keep, [B, 1], from the largest in order, [B, n]; whether these settle it, [B]."""
+    size = descending.shape[-1]
+    limited, wanted = settings.top_k > 0, settings.top_p < 1.0
+    kth = jnp.take_along_axis(descending, jnp.clip(settings.top_k - 1, 0, size - 1)[:, None], axis=1)
+    kth = jnp.where(limited[:, None], kth, -jnp.inf)
+    # Tokens as likely as the k-th stay, too, and the last one of `descending` may have equals beyond it.
+    within = limited & (settings.top_k <= size) & (descending[:, -1] < kth[:, 0])
+    kept = jnp.where(descending < kth, -jnp.inf, descending)
+    total = jnp.where(within, jax.nn.logsumexp(kept, axis=-1), jax.nn.logsumexp(logits, axis=-1))
+    probs = jnp.exp(kept - total[:, None])
+    before = jnp.cumsum(probs, axis=-1) - probs
+    # Float32 sums of many small probabilities reach 1 before the end; top_p = 1 still keeps every token.
+    stays = before < settings.top_p[:, None]
+    last = jnp.min(jnp.where(stays, kept, jnp.inf), axis=-1, keepdims=True)
+    threshold = jnp.where(wanted[:, None], jnp.maximum(kth, last), kth)
+    settled = (within | ~limited) & (~wanted | within | ~stays[:, -1])
+    return threshold, settled | (size == logits.shape[-1])
 
 
 def first_max(scores: jax.Array) -> jax.Array:

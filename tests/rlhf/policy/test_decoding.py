@@ -71,8 +71,8 @@ def test_the_loop_writes_no_weights_and_keeps_its_cache_in_place(kind, spec):
     looped = list(program.looped())
     assert len(looped) > 50, "no loop found"
     assert not [one for one in looped if one.size >= smallest]
-    cache = (2, 16, 2, 16)
-    changed = [one for one in looped if cache in one.shapes]
+    cache = {(2, 2, 16, 16)}
+    changed = [one for one in looped if cache & set(one.shapes)]
     assert len(changed) == 2 * base.config.num_layers, "one write of keys and one of values a layer"
     assert all("dynamic-update-slice" in one.name for one in changed), changed
     assert not program.host_transfers()

@@ -130,13 +130,23 @@ def test_rows_that_share_a_prompt_read_it_once(policy):
     assert len({tuple(row) for row in shared[0]}) > len(PROMPTS)  # their continuations are their own
 
 
-def test_filters_equal_transformers():
+@pytest.mark.parametrize("likeliest", [512, 20, 3])
+def test_filters_equal_transformers(likeliest):
+    """Whether the likeliest tokens settle it (20: for all rows but two, 3: for none but one) or all are sorted."""
     rng = np.random.default_rng(0)
     logits = (3.0 * rng.standard_normal((6, 50))).astype(np.float32)
     top_k = np.array([0, 5, 1, 0, 200, 7], np.int32)
     top_p = np.array([1.0, 1.0, 0.9, 0.6, 0.95, 0.3], np.float32)
     min_p = np.array([0.0, 0.1, 0.0, 0.05, 0.02, 0.5], np.float32)
-    ours = filter_logits(jnp.asarray(logits), SamplingSettings(np.ones(6, np.float32), top_k, top_p, min_p))
+    settings = SamplingSettings(np.ones(6, np.float32), top_k, top_p, min_p)
+    ours = filter_logits(jnp.asarray(logits), settings, likeliest)
+    apart = [  # a row that is not settled must not decide for the others
+        filter_logits(
+            jnp.asarray(logits[i : i + 1]), SamplingSettings(*(a[i : i + 1] for a in settings)), likeliest
+        )
+        for i in range(6)
+    ]
+    np.testing.assert_array_equal(np.concatenate(apart), ours)
     for row in range(6):
         scores = torch.tensor(logits[row : row + 1])
         warpers = []
@@ -150,6 +160,14 @@ def test_filters_equal_transformers():
             scores = warper(None, scores)
         np.testing.assert_array_equal(ours[row], scores[0].numpy())
     assert np.isinf(ours).sum(axis=1)[0] == 0  # a row without filters keeps all
+
+
+def test_filters_keep_equals_of_the_last_token_that_stays():
+    logits = jnp.asarray([[3.0, 1.0, 1.0, 1.0, 0.0, -1.0]])
+    for settings in ({"top_k": 2}, {"top_k": 2, "top_p": 0.95}, {"top_p": 0.8}):
+        whole, part = (filter_logits(logits, SamplingSettings.of(1, **settings), size) for size in (6, 2))
+        np.testing.assert_array_equal(part, whole)
+        assert np.isfinite(whole).sum() == 4
 
 
 def test_no_filter_keeps_every_token_however_unlikely():
