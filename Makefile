@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test coverage lint clean
+.PHONY: install quickstart test test-slow test-all coverage lint clean
 
 install: .venv/installed
 
@@ -22,7 +22,12 @@ quickstart: install
 	$(BIN)/chorus quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-all: test test-slow
 
 coverage: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=rlhf --cov=rewards --cov-report=term:skip-covered

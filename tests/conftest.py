@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -29,8 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
     speak()  # as a command does
     config.addinivalue_line("markers", "real_model: needs a published model; uses the user's own cache")
+    config.addinivalue_line("markers", "slow: left to `make test-all`; tests/slow.txt says which")
     config.addinivalue_line("markers", "download: needs the package index; uses the user's own cache")
     config.addinivalue_line("filterwarnings", r"error:::(rlhf|rewards)(\..*)?$")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the slow tier (tests/slow.txt, made by scripts/slow_tests.py)."""
+    listed = set(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split())
+    for item in items:
+        if item.nodeid.partition("[")[0] in listed:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)
