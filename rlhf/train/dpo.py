@@ -264,7 +264,7 @@ def _train(
     )
     program = dpo.DPOProgram(
         graphdef=graphdef,
-        shares=UserShares.of(config.train.batch_rows, config.users) if drawn_from else None,
+        shares=UserShares.of(config.users) if drawn_from else None,
         with_nll=config.loss.nll_coef > 0,
         with_rail=config.rail.eta > 0,
         dtype=config.model.dtype,

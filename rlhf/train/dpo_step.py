@@ -28,7 +28,15 @@ from rlhf.models.layout import AnyArray
 from rlhf.objectives import preference as losses
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows
-from rlhf.policy.conditioning import Gate, Population, RailConfig, UserShares, coef_of_users, sample_coef
+from rlhf.policy.conditioning import (
+    GENERIC,
+    Gate,
+    Population,
+    RailConfig,
+    UserShares,
+    coef_of_users,
+    sample_coef,
+)
 from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
 from rlhf.run.record import Count, record
 from rlhf.train import optim
@@ -90,13 +98,15 @@ def row_coef(
 ) -> jax.Array:
     """Coefficients of the rows of one micro-batch, [B, K].
 
-    Observed labels need their own person's; the last `shares.generic` rows still belong to nobody (w = μ), so the
-    aggregate policy is trained in every batch.
+    Observed labels need their own person's; the generic share of the rows still belongs to nobody (w = μ), so the
+    aggregate policy is trained as well.
     """
+    batch = users.shape[0]
     if kind != "observed":
-        return sample_coef(key, population, shares)
-    coef = coef_of_users(key, population, users)
-    generic = jnp.arange(users.shape[0]) >= users.shape[0] - shares.generic
+        return sample_coef(key, population, shares, batch)
+    draw_key, kind_key = jax.random.split(key)
+    coef = coef_of_users(draw_key, population, users)
+    generic = shares.kinds(kind_key, batch) == GENERIC
     return jnp.where(generic[:, None], population.conditioning.mean, coef)
 
 

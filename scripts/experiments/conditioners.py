@@ -101,7 +101,7 @@ def train(task: Task, spec: AdapterSpec, single: bool, rate: float, seed: int):
     lora, conditioner = init_adapters(policy.graphdef, policy.params, jax.random.key(seed))
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, task.rows.packed, None)
-    shares = UserShares.of(BATCH, ONE if single else MIX)
+    shares = UserShares.of(ONE if single else MIX)
     optimizer = {"learning_rate": rate, "schedule": "cosine", "weight_decay": 0.0}
     settings = steps.make_settings("soft", optimizer=optimizer, num_steps=STEPS, dpo_beta=BETA, nll_coef=0.1)
     program = dpo.DPOProgram(policy.graphdef, shares, with_nll=True)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf.policy.conditioning import UserShares, UsersMixConfig
+from rlhf.policy.conditioning import UserShares
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.update import RLState, draw, iterate, update
@@ -55,7 +55,7 @@ class Fault:
 CRITIC: dict[str, Any] = {"critic": {"coef": 1.0}}
 UNTRAINED: dict[str, Any] = {"critic": {"coef": 1e-12}}  # far below AdamW's eps
 PERSONAL = CRITIC | {"people": steps.make_population()}
-EVERYBODY_AVERAGE = UserShares.of(GROUPS, UsersMixConfig(posterior=0, prior=0, extremes=0, generic=1))
+EVERYBODY_AVERAGE = UserShares(0.0, 0.0, 0.0, 1.0)
 FREE = {"kl": {"coef": 1e-9}}
 # A key that is said here and is not what users get (`critic.coef`, `algorithm.scale_decay`) is what the detectors were
 # measured with.

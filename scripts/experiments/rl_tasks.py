@@ -217,7 +217,7 @@ def train(
     """Train and judge; `every` > 0 adds a curve, judged every so many iterations; `relabel` as in `rl.relabel`."""
     graphdef, reference, start = model(seed)
     own = settings(algorithm, place, probe.beta, iterations, relabel=relabel, relabel_limit=relabel_limit)
-    program, own = RLProgram(graphdef, reference, UserShares.of(groups, MIX)), traced(own)
+    program, own = RLProgram(graphdef, reference, UserShares.of(MIX)), traced(own)
     parts = {"lora": start.lora, "conditioner": start.conditioner}
     if own.critic:
         key, width = jax.random.key(seed + 100), MODEL["hidden_size"]

@@ -58,7 +58,7 @@ def train(kind: str, *, eta: float = 0.0, nll_coef: float = 0.0):
     params = policy.params._replace(lora=lora, conditioner=conditioner)
     reference = all_logprobs(policy.graphdef, params, rows.packed, None)
     mix = UsersMixConfig(posterior=0.4, prior=0.3, extremes=0.1, generic=0.2)
-    program = dpo.DPOProgram(policy.graphdef, UserShares.of(BATCH, mix), nll_coef > 0, eta > 0)
+    program = dpo.DPOProgram(policy.graphdef, UserShares.of(mix), nll_coef > 0, eta > 0)
     optimizer = {"learning_rate": 0.01, "schedule": "cosine", "weight_decay": 0.0}
     settings = steps.make_settings(
         kind, optimizer=optimizer, num_steps=STEPS, eta=eta, dpo_beta=BETA, nll_coef=nll_coef

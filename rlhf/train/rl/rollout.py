@@ -85,6 +85,7 @@ def user_rows(
     key: jax.Array,
     population: Population,
     shares: UserShares,
+    groups: int,
     group_size: int,
     beta: jax.Array | float,
     eta: jax.Array | float,
@@ -95,7 +96,7 @@ def user_rows(
     always belongs to the same kind.
     """
     draw_key, order_key = jax.random.split(key)
-    coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares))
+    coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares, groups))
     coef, z = Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
     return jnp.asarray(coef), jnp.asarray(z)
 
@@ -107,7 +108,8 @@ def people_rows(
     if isinstance(people, Population):
         assert program.shares is not None, "a population needs shares"
         beta, eta = settings.kl.coef, settings.rail.eta
-        return user_rows(key, people, program.shares, settings.rollout.completions, beta, eta)
+        size = settings.rollout.completions
+        return user_rows(key, people, program.shares, batch // size, size, beta, eta)
     return jnp.broadcast_to(people, (batch, people.shape[0])), None
 
 

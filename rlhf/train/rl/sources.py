@@ -47,7 +47,7 @@ class Source:
 
     Attributes:
       names: K labels. run: the reward run, None for one policy for all.
-      people: whose coefficients are drawn, or float32[K] weights without people; shares: how many groups for whom.
+      people: whose coefficients are drawn, or float32[K] weights without people; shares: which share of the groups for whom.
       reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
     """
 
@@ -126,11 +126,10 @@ def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: polic
     names = run.basis.gauge.names
     people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
-    groups = config.rollout.prompts_per_step * config.rollout.users_per_prompt
     users = config.users
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
-    shares = UserShares.of(groups, users)
+    shares = UserShares.of(users)
     return Source(
         names, run, drawn_from, shares, _reward_of(run, base, config.host, config.rollout.completions)
     )

@@ -12,7 +12,7 @@ from rewards.basis import gauge
 from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
-from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, UsersMixConfig, sample_coef
+from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, sample_coef
 
 K = 3
 
@@ -74,18 +74,27 @@ def test_z_whitens_the_population_and_is_zero_at_its_mean():
     np.testing.assert_allclose(back, people, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 16, 33])
-@pytest.mark.parametrize(
-    "shares", [(0.5, 0.3, 0.1, 0.1), (0.98, 0.0, 0.0, 0.02), (0.25, 0.25, 0.25, 0.25), (0.0, 0.0, 0.0, 1.0)]
-)
-def test_shares_add_up_and_someone_is_generic(batch, shares):
-    names = ("posterior", "prior", "extremes", "generic")
-    counts = UserShares.of(batch, UsersMixConfig(**dict(zip(names, shares, strict=True))))
-    split = np.array([counts.posterior, counts.prior, counts.extremes, counts.generic])
-    assert split.sum() == batch and (split >= 0).all()
-    assert counts.generic >= 1 or batch == 1
-    assert np.abs(split - np.array(shares) * batch).max() < 2
-    assert all(count == 0 for count, share in zip(split, shares, strict=True) if share == 0)
+MIXES = [
+    (0.5, 0.3, 0.1, 0.1),
+    (0.98, 0.0, 0.0, 0.02),
+    (0.25, 0.25, 0.25, 0.25),
+    (0.0, 0.0, 0.0, 1.0),
+    (1.0, 0.0, 0.0, 0.0),
+    (0.0, 0.7, 0.3, 0.0),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 16, 33])
+@pytest.mark.parametrize("mix", MIXES)
+def test_shares_hold_over_the_step_and_the_run(batch, mix):
+    """In every step within one row of the share, over a run exactly: also with two rows and four kinds."""
+    shares, steps = UserShares(*mix), 4000
+    kinds = jax.vmap(lambda key: shares.kinds(key, batch))(jax.random.split(jax.random.key(3), steps))
+    counts = np.stack([np.sum(np.asarray(kinds) == kind, axis=1) for kind in range(4)], axis=1)
+    assert (counts.sum(axis=1) == batch).all()
+    assert np.abs(counts - np.array(mix) * batch).max() < 1 + 1e-5
+    np.testing.assert_allclose(counts.mean(axis=0) / batch, mix, atol=0.025)
+    assert (counts[:, np.array(mix) == 0] == 0).all()
 
 
 def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
@@ -95,9 +104,9 @@ def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
     people = [Belief.from_precision(m, h, 3) for m, h in zip(means, precision, strict=True)]
     population = Population.from_posteriors(prior, people, extreme_sd=2.5)
     num = 20_000
-    shares = UserShares(num, num, num, 5)
-    coef = np.asarray(sample_coef(jax.random.key(0), population, shares))
-    assert coef.shape == (3 * num + 5, K)
+    shares = UserShares(1 / 4, 1 / 4, 1 / 4, 1 / 4)
+    coef = np.asarray(sample_coef(jax.random.key(0), population, shares, 4 * num))
+    assert coef.shape == (4 * num, K)
     own, drawn, extreme, generic = np.split(coef, [num, 2 * num, 3 * num])
     first = own[:, 0] > 0
     assert abs(first.mean() - 0.5) < 0.02  # both people about equally often; 5σ apart on axis 0
@@ -111,7 +120,7 @@ def test_training_coefficients_have_the_stated_moments_in_the_stated_order():
     assert {(int(np.abs(row).argmax()), bool(row.max() > 1)) for row in z[:500]} == {
         (a, s) for a in range(K) for s in (0, 1)
     }
-    np.testing.assert_array_equal(generic, np.tile(prior.mean, (5, 1)))
+    np.testing.assert_array_equal(generic, np.tile(prior.mean, (num, 1)))
 
 
 def test_a_change_of_basis_changes_no_answer():

@@ -124,9 +124,9 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
     population = steps.make_population(spread=False)
     mean = population.conditioning.mean
     batch = steps.make_batch(personal)
-    shares = UserShares(0, 0, 0, 4)
+    shares = UserShares(0, 0, 0, 1)
     if kind == "observed":
-        shares = UserShares(3, 0, 0, 1)
+        shares = UserShares(0.75, 0, 0, 0.25)
         coef = np.concatenate([population.user_mean[[0, 1, 0]], mean[None]])
     else:
         coef = np.tile(mean, (4, 1))
@@ -163,7 +163,7 @@ def test_personal_losses_with_the_rail_by_hand(personal, kind):
 def test_the_stop_gradient_of_the_mixture_reference(personal):
     """π_agg in the reference teaches nothing: the gradient is that with a constant in its place."""
     population, batch = steps.make_population(spread=False), steps.make_batch(personal)
-    settings, shares = steps.make_settings("observed", eta=ETA), UserShares(0, 0, 0, 4)
+    settings, shares = steps.make_settings("observed", eta=ETA), UserShares(0, 0, 0, 1)
     _, metrics = run(personal, batch, settings, population=population, shares=shares, with_rail=True)
     aggregate = own_logprobs(personal)(personal.params)
     mixture = (BETA * batch.ref_logprobs[0, :, :3] + ETA * aggregate) / (BETA + ETA)
@@ -204,7 +204,7 @@ def test_accuracy_counts_ties_half(plain, kind):
 
 def test_observed_rows_get_their_own_person_and_the_last_rows_nobody():
     population = steps.make_population()
-    shares = UserShares(3000, 0, 0, 1000)
+    shares = UserShares(0.75, 0, 0, 0.25)
     users = jnp.tile(jnp.array([0, 1]), 2000)
     coef = np.asarray(dpo.row_coef("observed", shares, population, users, jax.random.key(0)))
     np.testing.assert_array_equal(coef[3000:], np.tile(population.conditioning.mean, (1000, 1)))
@@ -247,7 +247,7 @@ def test_ten_people_and_settings_compile_nothing(personal):
             settings,
             population=steps.make_population(number),
             seed=number,
-            shares=UserShares(1, 1, 1, 1),
+            shares=UserShares(0.25, 0.25, 0.25, 0.25),
             with_nll=True,
             with_rail=True,
         )

@@ -331,7 +331,7 @@ def test_the_term_joins_the_loss_of_dpo_once_a_step():
     rows = hints.hint_rows(policy.params, student, teacher, MASK, None, 0.5, jax.random.key(0), term=term)
     value = float(loss_and_gradient(term, policy.params, rows)[0][0])
     batch = steps.make_batch(policy, accumulation=2)
-    shares = dpo.UserShares(1, 1, 0, 0)
+    shares = dpo.UserShares(0.5, 0.5, 0, 0)
     program, settings = dpo.DPOProgram(policy.graphdef, shares, extra=term), steps.make_settings("soft")
     results = []
     for extra in (None, rows):

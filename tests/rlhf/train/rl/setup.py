@@ -149,7 +149,7 @@ def make_task(
         key, width = jax.random.key(seed + 7), base.config.width
         parts["critic"] = init_critic(values, params, width, key, num_basis=num_basis, personal=personal)
     if personal and shares is None:
-        shares = UserShares.of(groups, MIX)
+        shares = UserShares.of(MIX)
     rows = np.repeat(np.resize(np.arange(len(prompts)), groups), group_size)
     tokens, starts = left_pad([prompts[row] for row in rows], multiple=4)
     arrays = (

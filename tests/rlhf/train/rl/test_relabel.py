@@ -97,7 +97,7 @@ def test_oneself_as_another_person_is_nothing_new():
     )
     results = []
     for times in (0, 1):
-        task = make_task(people=same, algorithm={"relabel": times}, shares=UserShares(2, 0, 0, 0))
+        task = make_task(people=same, algorithm={"relabel": times}, shares=UserShares(1, 0, 0, 0))
         rollout = setup.made_up_rollout(task)
         state, metrics = update(
             task.state,

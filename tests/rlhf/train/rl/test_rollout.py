@@ -8,7 +8,7 @@ from flax import nnx
 
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import scoring
-from rlhf.policy.conditioning import UserShares, UsersMixConfig
+from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import structure
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.update import draw
@@ -93,10 +93,10 @@ def test_rows_and_iterations_draw_from_their_own_keys():
 
 def test_people_are_drawn_a_group_and_shuffled_over_groups():
     population = steps.make_population(spread=False)
-    shares = UserShares.of(8, UsersMixConfig(posterior=0.5, prior=0.0, extremes=0.0, generic=0.5))
+    shares = UserShares(0.5, 0, 0, 0.5)
 
     def generic_groups(seed):
-        coef, z = rollouts.user_rows(jax.random.key(seed), population, shares, 3, 0.5, 0.5)
+        coef, z = rollouts.user_rows(jax.random.key(seed), population, shares, 8, 3, 0.5, 0.5)
         assert coef.shape == z.shape == (24, 2)
         groups = np.asarray(coef).reshape(8, 3, 2)
         np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], 3, axis=1))
