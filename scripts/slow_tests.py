@@ -31,9 +31,15 @@ def durations(report: Path) -> dict[str, dict[str, float]]:
 
 def chosen(seconds: dict[str, dict[str, float]], budget: float) -> list[str]:
     """Functions of the slow tier as FILE::FUNCTION: the dearest, but never all of a file."""
-    kept_always = {file: min(functions, key=lambda name: functions[name]) for file, functions in seconds.items()}
+    kept_always = {
+        file: min(functions, key=lambda name: functions[name]) for file, functions in seconds.items()
+    }
     costs = sorted(
-        ((cost, f"{file}::{name}") for file, functions in seconds.items() for name, cost in functions.items()),
+        (
+            (cost, f"{file}::{name}")
+            for file, functions in seconds.items()
+            for name, cost in functions.items()
+        ),
         reverse=True,
     )
     total, slow = sum(cost for cost, _ in costs), []
@@ -48,7 +54,9 @@ def chosen(seconds: dict[str, dict[str, float]], budget: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path)
     parser.add_argument("--budget", type=float, default=600.0)
     arguments = parser.parse_args()

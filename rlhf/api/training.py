@@ -4,7 +4,6 @@ Without `output_dir` nothing is written. With it the run directory is the one of
 command reads it.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from rewards.basis.store import FittedBasis
 from rewards.data.read import read_preferences
 from rewards.data.sources import Source
 from rewards.errors import UserError
-from rewards.files import JSONObject, sha256_json
+from rewards.files import JSONObject
 from rewards.people import population
 from rewards.people.population import People
 from rewards.types import Preferences
@@ -29,6 +28,7 @@ from rlhf.api.policies import Policy, load_policy
 from rlhf.api.settings import configuration
 from rlhf.phi.columns.functions import remember
 from rlhf.policy import store as policy_store
+from rlhf.run import inputs
 from rlhf.train import dpo, sft
 from rlhf.train.callbacks import Callback, History, Progress, of_user
 from rlhf.train.rl import prompts as rl_prompts
@@ -241,7 +241,7 @@ def _config(
     defaults = {
         "seed": int(seed),
         "output_dir": MEMORY if output_dir is None else str(output_dir),
-        "data.path": MEMORY if output_dir is None else f"{MEMORY}:{_content(data)}",
+        "data.path": MEMORY if output_dir is None else f"{MEMORY}:{inputs.content(data)}",
         "model.name": str(name),
         "optimizer.learning_rate": 1e-5 if full else 1e-4,
         "train.steps": steps,
@@ -287,16 +287,6 @@ def _prompt_rows(data: Data | Sequence[str]) -> rl_prompts.PromptRows:
     columns = {name: [values[row] for row in first] for name, values in prefs.columns.items()}
     asked = tuple(prefs.prompts[prefs.item_prompt[prefs.chosen[row]]] for row in first)
     return rl_prompts.PromptRows(asked, prefs.row[first], columns, prefs.source)
-
-
-def _content(data: Preferences | rl_prompts.PromptRows) -> str:
-    """sha256 over what was read."""
-    fields = dataclasses.asdict(data) if isinstance(data, Preferences) else vars(data)
-    return sha256_json({name: _listed(value) for name, value in fields.items()})
-
-
-def _listed(value: object) -> object:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _opened(rewards: object) -> FittedRewards | None:

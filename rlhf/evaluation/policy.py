@@ -23,6 +23,7 @@ from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
+from rlhf.run import inputs
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 
 MATRIX = "matrix.json"
@@ -43,12 +44,13 @@ class People:
 def run(config: EvaluateConfig) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
-    A finished evaluation is not repeated as long as the policy is the one that it judged.
+    A finished evaluation is not repeated as long as policy and data are those of then.
     """
     with Run.open(config.output_dir, config, "evaluate") as job:
-        if finished(job, config):
-            return job.stored_result()
         prefs = read_preferences(config.data.path, config.data.split)
+        data = inputs.content(prefs)
+        if finished(job, config, data):
+            return job.stored_result()
         prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
         rewards = load_reward_run(config.rewards)
         policy = policy_store.load_policy(config.policy)
@@ -56,6 +58,7 @@ def run(config: EvaluateConfig) -> JSONObject:
         _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
         judged = judge(config, policy, rewards, prefs, held)
         names = {"run_dir": str(job.directory), "policy_sha256": policy_store.identity(config.policy)}
+        names["data_sha256"] = data
         matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
         write_json(job.directory / MATRIX, matrix)
         write_report(job.directory, names | judged.figures, judged)
@@ -119,12 +122,16 @@ def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> polic
     )
 
 
-def finished(job: Run, config: EvaluateConfig) -> bool:
-    """Whether an earlier session evaluated this very policy (whose record names its reward run and base model)."""
+def finished(job: Run, config: EvaluateConfig, data: str) -> bool:
+    """Whether an earlier session evaluated this very policy (whose record names its reward run and base model) on this data."""
     written = all((job.directory / name).is_file() for name in (REPORT, RESULT))
     if not job.resumed or not written or not policy_store.is_run(config.policy):
         return False
-    return read_result(job.directory).get("policy_sha256") == policy_store.identity(config.policy)
+    result = read_result(job.directory)
+    # Evaluations from before the data was recorded are taken as they are.
+    return result.get("policy_sha256") == policy_store.identity(config.policy) and (
+        result.get("data_sha256") in (None, data)
+    )
 
 
 def check_match(config: EvaluateConfig, policy: policy_store.Policy, rewards: FittedBasis) -> None:

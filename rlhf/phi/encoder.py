@@ -6,7 +6,7 @@ Shapes: I items, D width.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from rlhf.phi.columns.items import texts_of
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
+from rlhf.run import inputs
 
 
 def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> JSONObject:
@@ -59,7 +60,7 @@ def prepare(
         return embed_items(prefs, settings), settings
     assert model is not None, "a language model has a name"
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
-    settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint)
+    settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint) | {"files": dict(base.files)}
     if base.tokenizer.template_date:
         settings["template_date"] = base.tokenizer.template_date
     return _remembered(prefs, settings, lambda: _embed(prefs, settings, base)), settings
@@ -74,7 +75,7 @@ def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
     """Embed every item with a stored encoder, float32[I, D].
 
     Raises:
-      UserError: the data lacks precomputed features, or the encoder's model has other weights than at the fit.
+      UserError: the data lacks precomputed features, or the encoder's model is another than at the fit.
     """
     if settings["kind"] == "precomputed":
         return precomputed_features(prefs)
@@ -83,17 +84,43 @@ def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
     if settings["kind"] == "columns":
         return table.evaluate(prefs, settings, gates=False).values
 
-    def compute() -> np.ndarray:
-        base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
-        base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
-        if base.fingerprint != settings["fingerprint"]:
-            raise UserError(
-                f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or "
-                "fit again"
-            )
-        return _embed(prefs, settings, base)
+    now = files_now(settings)
+    _check_files(settings, now)
+    key = settings if "files" in settings or not now else settings | {"files": now}
+    return _remembered(prefs, key, lambda: _embed(prefs, settings, open_encoder(settings)))
 
-    return _remembered(prefs, settings, compute)
+
+def open_encoder(settings: JSONObject) -> policy_store.Base:
+    """The language model of a stored encoder, as it was at the fit.
+
+    Raises:
+      UserError: it cannot be loaded, or has other weights, another tokenizer or other settings.
+    """
+    base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
+    base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(settings.get("template_date")))
+    if base.fingerprint != settings["fingerprint"]:
+        raise UserError(
+            f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or "
+            "fit again"
+        )
+    _check_files(settings, base.files)
+    return base
+
+
+def files_now(settings: JSONObject) -> dict[str, str]:
+    """sha256 by name of the tokenizer and settings of a stored encoder's model; nothing where it is not there."""
+    try:
+        return policy_store.files_under(settings["model"])
+    except UserError:  # what needs the model says so
+        return {}
+
+
+def _check_files(settings: JSONObject, now: Mapping[str, str]) -> None:
+    """Rewards from before these were recorded are taken as they are; what is remembered for them is told apart by its key."""
+    if now and "files" in settings and (changed := inputs.change(settings["files"], now)):
+        raise UserError(
+            f"{settings['model']}: {changed} since the rewards were fitted; restore it or fit again"
+        )
 
 
 def _remembered(prefs: Preferences, settings: JSONObject, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -20,8 +20,9 @@ from rewards.methods.linear import LinearFitted
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.phi.config import RewardsConfig
-from rlhf.phi.fit import close, divided, embedded, stored_model
+from rlhf.phi.fit import close, divided, embedded, read_by, stored_model
 from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_names, training_answers
+from rlhf.run import inputs
 from rlhf.run.config.load import load, to_dict
 from rlhf.run.directory import CONFIG, RESULT, Run, read_result
 
@@ -44,6 +45,7 @@ def evaluate_rewards(config: RewardsConfig) -> JSONObject:
     prefs, training, held_out = divided(config)
     fitted = dataclasses.replace(config, evaluation=load(directory / CONFIG, [], RewardsConfig).evaluation)
     with Run.open(directory, fitted, "rewards") as run:
+        inputs.check(run, read_by(config, prefs), begun=True)
         model = stored_model(directory)
         if isinstance(model, LinearFitted):
             encoded_with = model.basis.encoder

@@ -8,6 +8,7 @@ import numpy as np
 from rewards.api.fitting import fitted_rewards
 from rewards.basis import store
 from rewards.comparison.replay import padded_rows
+from rewards.data.completions import read_completions
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
@@ -17,6 +18,7 @@ from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
 from rewards.types import Preferences
 from rlhf.phi import encoder
+from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.methods import (
@@ -27,6 +29,8 @@ from rlhf.phi.methods import (
     training_answers,
     unread_settings,
 )
+from rlhf.policy import store as policy_store
+from rlhf.run import inputs
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
@@ -43,7 +47,9 @@ def fit(config: RewardsConfig) -> JSONObject:
     estimator = make_model(config, config.fit.model)
     prefs, training, held_out = divided(config)
     with Run.open(config.output_dir, config, "rewards") as run:
-        if run.resumed and (run.directory / RESULT).is_file():
+        done = run.resumed and (run.directory / RESULT).is_file()
+        inputs.check(run, read_by(config, prefs), begun=done)
+        if done:
             stored_model(run.directory)
             if not (run.directory / REPORT).is_file():
                 close(run, read_result(run.directory))
@@ -76,6 +82,18 @@ def fit(config: RewardsConfig) -> JSONObject:
         if made.fit is not None:
             result |= _axes_result(prefs, made.fit.phi, made.fit.people)
         return close(run, result)
+
+
+def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, str]]:
+    """What a fit reads: the answers, and what its encoder is made of."""
+    found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
+    if config.encoder.kind == "lm":
+        name = config.model.name
+        found["model.name"] = {"weights": policy_store.fingerprint_of(name), **policy_store.files_under(name)}
+    if config.encoder.reference is not None:
+        place = config.encoder.reference
+        found["encoder.reference"] = {place: inputs.content(read_completions(place))}
+    return found | made_of(config.encoder.columns)
 
 
 def stored_model(directory: Path) -> FittedModel:

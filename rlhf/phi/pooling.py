@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.models.decoder import Decoder
 from rlhf.models.layout import Tree
-from rlhf.phi.encoder import num_layers_of
+from rlhf.phi.encoder import num_layers_of, open_encoder
 from rlhf.policy import scoring
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
@@ -86,13 +85,9 @@ def load_encoder(
     """The stored encoder of a basis, cut to the layers it needs; `policy` as for `cut_encoder`.
 
     Raises:
-      UserError: its model cannot be loaded or has other weights than at the fit.
+      UserError: its model cannot be loaded or is another than at the fit.
     """
-    base = policy_store.load_base(settings["model"], adapter_layers=None, dtype="float32")
-    if base.fingerprint != settings["fingerprint"]:
-        raise UserError(
-            f"{settings['model']}: weights differ from those the reward basis was fitted with; restore them or fit again"
-        )
+    base = open_encoder(settings)
     return base, *cut_encoder(base, settings["layer"], settings["pool"], policy)
 
 

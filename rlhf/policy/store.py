@@ -2,6 +2,7 @@
 
     policy/policy.json          kind, base model, adapters, conditioning, hashes
     policy/weights.safetensors  LoRA and conditioner (and the base, when all weights were trained)
+    policy/base.json            hashes of the base's tokenizer and settings, where policy.json is older than they are in it
 
 `load_base` reads a Hugging Face model, or a training run with its adapters folded in, as frozen base weights;
 `load_policy` reads a run as it was trained. Both are strict: every tensor is accounted for and hashed.
@@ -10,6 +11,8 @@
 import dataclasses
 import functools
 import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -31,11 +34,25 @@ from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
+from rlhf.run import inputs
 
-POLICY, WEIGHTS = "policy.json", "weights.safetensors"
+_LOG = logging.getLogger("chorus")
+
+POLICY, WEIGHTS, BASE = "policy.json", "weights.safetensors", "base.json"
 IN_MEMORY = "(in memory)"
 """Name of a base that stands in no directory."""
 AGAIN = "restore it or train again"
+FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""Besides the weights, what decides how a model reads and where it stops."""
 NEEDED = ("base", "base_fingerprint", "adapter_layers", "dtype", "full", "spec", "weights_sha256")
 
 
@@ -50,6 +67,8 @@ class Base:
     stages: tuple[int, ...]
     tokenizer: Tokenizer
     fingerprint: str
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """sha256 of its `FILES`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +96,23 @@ def fingerprint(directory: Path) -> str:
         digest.update(path.name.encode())
         digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns).encode())
     return digest.hexdigest()
+
+
+def files_of(directory: Path) -> dict[str, str]:
+    """sha256 by name of a model directory's `FILES`, those that there are."""
+    found = {}
+    for name in FILES:
+        if (path := directory / name).is_file():
+            status = path.stat()
+            found[name] = _file_digest(path, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def files_under(name: str | Path) -> dict[str, str]:
+    """`files_of` the model directory under a model or a training run, without loading."""
+    while is_run(name):
+        name = _located(record_of(name), name)["base"]
+    return files_of(resolve_model(name))
 
 
 @functools.lru_cache
@@ -135,7 +171,9 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
             f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
         )
     tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(str(name), directory, config, tree, stages, tokenizer, fingerprint(directory))
+    return Base(
+        str(name), directory, config, tree, stages, tokenizer, fingerprint(directory), files_of(directory)
+    )
 
 
 def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -263,6 +301,7 @@ def load_policy(run: str | Path) -> Policy:
         raise UserError(
             f"{record['base']}: weights differ from those that {run} was trained from; restore them or train again"
         )
+    _check_files(record, base, directory)
     spec = AdapterSpec.from_record(record["spec"]) if record["spec"] else None
     graphdef, params, shapes = base_state(base, spec, record["dtype"], False)
     roles = ("lora", "conditioner", *(("base",) if record["full"] else ()))
@@ -275,6 +314,30 @@ def load_policy(run: str | Path) -> Policy:
     params = params._replace(**{role: _filled(getattr(shapes, role), role, tensors) for role in roles})
     gate = Gate.from_record(record, str(directory / POLICY))
     return Policy(base, graphdef, params, spec, gate, record)
+
+
+def _check_files(record: JSONObject, base: Base, directory: Path) -> None:
+    """The base's tokenizer and settings are those of training; a policy from before they were recorded gets them now."""
+    then = record.get("base_files")
+    if then is None and (directory / BASE).is_file():
+        then = hashed.read_record(directory / BASE, AGAIN)["base_files"]
+    if then is None:
+        _adopt(directory, base)
+    elif changed := inputs.change(then, base.files):
+        raise UserError(
+            f"{base.directory}: {changed} since {directory.parent} was trained; restore it or train again"
+        )
+
+
+def _adopt(directory: Path, base: Base) -> None:
+    try:
+        hashed.write_record(directory / BASE, {"base_files": dict(base.files)})
+    except UserError:  # it cannot be written here: as before
+        return
+    _LOG.info(
+        f"{directory.parent}: trained before policies recorded their model's tokenizer and settings; those of "
+        f"{base.directory} are taken as they are and recorded now"
+    )
 
 
 def _filled(expected: nnx.State, role: str, tensors: dict[str, np.ndarray]) -> nnx.State:

@@ -2,6 +2,7 @@
 
 config.yaml        resolved configuration (first line: what made it)
 environment.json   versions, seed, devices, code revision, command of every session
+inputs.json        hashes of what a training run reads (`rlhf.run.inputs`)
 metrics.jsonl, tensorboard/, checkpoints/, users/, metrics.json, report.html   written by others
 run.lock           held while a process works here
 """
@@ -34,7 +35,7 @@ from rlhf.run.config.load import to_dict, to_yaml, validate
 _LOG = logging.getLogger("chorus")
 
 CONFIG, ENVIRONMENT, RESULT, LOCK = "config.yaml", "environment.json", "metrics.json", "run.lock"
-REPORT = "report.html"
+REPORT, INPUTS = "report.html", "inputs.json"
 _PACKAGES = (
     "chorus-rlhf",
     "jax",
@@ -126,7 +127,7 @@ class Run:
     def _withdraw(self) -> None:
         """Undo a fresh run that ended in the user's mistake before it made anything, so that the mended
         configuration may use the same output_dir."""
-        made = {CONFIG, ENVIRONMENT, LOCK}
+        made = {CONFIG, ENVIRONMENT, LOCK, INPUTS}
         for path in sorted(self.directory.rglob("*"), reverse=True):
             if path.is_file() and path.name == "metrics.jsonl" and path.stat().st_size == 0:
                 path.unlink()

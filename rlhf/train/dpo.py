@@ -16,7 +16,7 @@ from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.read import read_preferences, require_people
 from rewards.errors import UserError
-from rewards.files import JSONObject
+from rewards.files import JSONObject, sha256_json
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
@@ -27,6 +27,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
+from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
@@ -41,6 +42,7 @@ from rlhf.train.sft import (
     fresh_policy,
     frozen_parts,
     open_base,
+    read_by,
     tokens_per_step,
     trained_parts,
 )
@@ -79,10 +81,12 @@ def run(
             basis, people = run, load_people(run)
         if prefs is None:
             prefs = read_preferences(config.data.path, config.data.split, people=False)
+        base = base or open_base(config)
+        inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
         trained = train(
             config,
             prefs,
-            base or open_base(config),
+            base,
             basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),
@@ -132,6 +136,21 @@ def train(
     record = base_record(config, base, "dpo") | _personal_record(config, rewards)
     record |= {"annotation": annotation.record()} if annotation else {}
     return Trained(base, params, spec, record, full, len(rows.user))
+
+
+def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dict[str, str]]:
+    """What a run reads of its rewards: the basis, its prior, whom it was fitted on, and the encoder's tokenizer and settings."""
+    if rewards is None:
+        return {}
+    found = {"basis": rewards.hash, "prior": inputs.arrays([rewards.prior.mean, rewards.prior.cov])}
+    if people is not None:
+        posteriors = people.posteriors
+        moments = [part for one in posteriors for part in (one.mean, one.precision)]
+        found["people"] = sha256_json([*people.user_ids, inputs.arrays(moments)])
+    settings = rewards.basis.encoder
+    if settings["kind"] == "lm":
+        found |= {f"encoder {name}": digest for name, digest in encoder.files_now(settings).items()}
+    return {"rewards": found}
 
 
 def annotation_mixture(
@@ -230,9 +249,10 @@ def reference_logprobs(
     """
     if cache is None:
         return all_logprobs(graphdef, params, rows.packed, hidden)
+    key = [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()]
     return hashed.cached(
         cache,
-        [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()],
+        [*key, dict(base.files)],
         lambda: all_logprobs(graphdef, params, rows.packed, hidden),
         prefix="ref_logprobs-",
     )

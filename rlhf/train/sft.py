@@ -22,6 +22,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows, microbatches, sft_rows
 from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
+from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import memory, optim
@@ -52,8 +53,10 @@ def run(
         if finished(job):
             return stored(job)
         prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
+        base = base or open_base(config)
+        inputs.check(job, read_by(config, base, prefs))
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base or open_base(config), beside, own)
+        trained = train(config, prefs, base, beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -118,6 +121,14 @@ def read_examples(source: Source, split: str = "train") -> Preferences:
     return read_preferences(table, people=False)
 
 
+def read_by(config: Tuning, base: policy_store.Base, table: object) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model."""
+    return {
+        "data.path": {str(config.data.path): inputs.content(table)},
+        "model.name": {"weights": base.fingerprint, **base.files},
+    }
+
+
 def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
@@ -157,6 +168,7 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
         "kind": kind,
         "base": None if base.name == policy_store.IN_MEMORY else str(place),
         "base_fingerprint": base.fingerprint,
+        "base_files": dict(base.files),
         "adapter_layers": config.model.adapter_layers,
         "dtype": config.model.dtype,
         "seed": config.seed,

@@ -26,6 +26,7 @@ from rewards.files import sha256_file, sha256_json
 from rewards.types import Columns, Preferences
 from rlhf.phi.columns import user_code
 from rlhf.phi.columns.config import LIMIT_SECONDS
+from rlhf.phi.columns.imports import sources
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
 
 GIVEN = ("prompts", "completions")
@@ -45,11 +46,15 @@ class FunctionColumn:
     limit_seconds: float = LIMIT_SECONDS
 
     def identity(self) -> str:
-        """sha256 over the function's name and its source file, read without running anything."""
+        """sha256 over the function's name, its source file and the project's files that it imports, none of them run."""
+        return identity_of(self.spec)
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Of before imported files were a part of it."""
         if self.spec.startswith(MEMORY):
-            return sha256_json([self.spec, _source_text(_in_memory(self.spec))])
+            return ()
         path, function = source_of(self.spec)
-        return sha256_json([function, sha256_file(path)])
+        return (sha256_json([function, sha256_file(path)]),)
 
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
@@ -57,6 +62,27 @@ class FunctionColumn:
     def measure(self, prefs: Preferences, *, fitting: bool) -> Measured:
         values = call(load_function(self.spec), self.spec, prefs, self.limit_seconds)
         return Measured((self.name,), values[:, None], {"missing": int(np.isnan(values).sum())})
+
+
+def identity_of(spec: str, *more: str) -> str:
+    """sha256 over a function's name and everything of the project that it is made of; `more` counts as well.
+
+    A function that imports nothing of its project has the identity it always had.
+    """
+    if spec.startswith(MEMORY):
+        return sha256_json([spec, _source_text(_in_memory(spec)), *more])
+    path, function = source_of(spec)
+    own, *imported = parts_of(spec).values()
+    return sha256_json([function, own, *more, *([imported] if imported else [])])
+
+
+def parts_of(spec: str) -> dict[str, str]:
+    """sha256 by file of what a function is made of, its own file first."""
+    if spec.startswith(MEMORY):
+        return {spec: sha256_json(_source_text(_in_memory(spec)))}
+    path, _ = source_of(spec)
+    found = sources(path)
+    return {path.name: found.pop(path.resolve().name), **found}
 
 
 def remember(function: Code) -> str:

@@ -26,7 +26,7 @@ from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import user_code
-from rlhf.phi.columns.functions import IMPORT_SECONDS, load_function, source_of
+from rlhf.phi.columns.functions import IMPORT_SECONDS, identity_of, load_function, source_of
 from rlhf.phi.columns.items import Measured
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
@@ -43,9 +43,15 @@ class JitColumn:
     model: str | None
 
     def identity(self) -> str:
-        """sha256 over the function's name, its source file and the tokenizer."""
+        """sha256 over the function's name, what it is made of, and the tokenizer."""
+        return identity_of(self.spec, sha256_file(self._directory() / "tokenizer.json"))
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Of before imported files were a part of it."""
         path, function = source_of(self.spec)
-        return sha256_json([function, sha256_file(path), sha256_file(self._directory() / "tokenizer.json")])
+        return (
+            sha256_json([function, sha256_file(path), sha256_file(self._directory() / "tokenizer.json")]),
+        )
 
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)

@@ -41,7 +41,13 @@ class ReferenceColumn:
     reference: str
 
     def identity(self) -> str:
-        return sha256_json([policy_store.fingerprint_of(self.model), self.reference])
+        """Hash of weights, tokenizer and settings of the model."""
+        files = policy_store.files_under(self.model)
+        return sha256_json([policy_store.fingerprint_of(self.model), self.reference, files])
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Of before tokenizer and settings were a part of it."""
+        return (sha256_json([policy_store.fingerprint_of(self.model), self.reference]),)
 
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)

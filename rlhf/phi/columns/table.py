@@ -19,7 +19,7 @@ from rewards.methods.columns import check_spread, moments
 from rewards.types import Preferences
 from rlhf.phi.columns.classifier import ClassifierColumn
 from rlhf.phi.columns.config import KEYS, ColumnConfig, plain
-from rlhf.phi.columns.functions import FunctionColumn
+from rlhf.phi.columns.functions import FunctionColumn, parts_of
 from rlhf.phi.columns.items import Column, Measured
 from rlhf.phi.columns.jit import JitColumn
 from rlhf.phi.columns.judge import JudgeColumn
@@ -61,6 +61,19 @@ def make(settings: JSONObject) -> Column:
     fields = {"function": "spec"} if kind in ("function", "jit") else {}
     own = {fields.get(key, key): settings[key] for key in KEYS[kind] if key in settings}
     return KINDS[kind](name=settings["name"], **own)
+
+
+def made_of(columns: Sequence[ColumnConfig]) -> dict[str, dict[str, str]]:
+    """By column, hashes of what it is made of: sources of functions, weights of classifiers, settings of judges."""
+    found: dict[str, dict[str, str]] = {}
+    for config in columns:
+        settings = plain(config)
+        if settings["kind"] in ("function", "jit"):
+            own = parts_of(settings["function"])
+        else:
+            own = {settings["kind"]: make(settings).identity()}
+        found[f"column {config.name!r}"] = own
+    return found
 
 
 def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.ndarray, JSONObject]:
@@ -147,13 +160,18 @@ def open_columns(settings: JSONObject, *, gates: bool) -> list[tuple[JSONObject,
         if own["gate"] is not None and not gates:
             continue
         column = make(own)
-        if column.identity() != entry["identity"]:
+        if entry["identity"] != column.identity() and entry["identity"] not in _former(column):
             raise UserError(
                 f"column {own['name']!r}: {_subject(own)} is not what the rewards were fitted with (sha256 "
                 "differs); restore it or fit again"
             )
         opened.append((entry, column))
     return opened
+
+
+def _former(column: Column) -> tuple[str, ...]:
+    """Identities that the same column had in older versions."""
+    return getattr(column, "former_identities", tuple)()
 
 
 def combine(parts: Sequence[tuple[JSONObject, Measured]]) -> Table:

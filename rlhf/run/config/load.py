@@ -262,7 +262,7 @@ def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str],
     return config
 
 
-def _numbers(values: Any, path: Key = ()) -> Iterator[tuple[Key, int | float]]:
+def _numbers(values: object, path: Key = ()) -> Iterator[tuple[Key, int | float]]:
     """Every number with the key that holds it, those of lists and of tables whose keys the user chooses included."""
     if isinstance(values, dict):
         for name, value in values.items():

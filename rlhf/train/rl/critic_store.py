@@ -43,6 +43,11 @@ def save(directory: Path, spec: JSONObject, critic: Critic, purpose: JSONObject)
     return hashed.save(directory / FOLDER, NAME, _named(critic), record)
 
 
+def identity(directory: str | Path) -> str:
+    """Hash of a run's critic, whose record holds that of its tensors."""
+    return hashed.record_identity(Path(directory) / FOLDER / RECORD)
+
+
 def load(directory: str | Path, spec: JSONObject, template: Critic, purpose: JSONObject) -> Critic:
     """Read the critic of a run.
 

@@ -157,6 +157,11 @@ def _with_model(config: RLConfig) -> list[ColumnConfig]:
     ]
 
 
+def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:
+    """What the columns of a configuration are made of, for `rlhf.run.inputs`."""
+    return table.made_of(_with_model(config))
+
+
 def refuse_unreliable(
     config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base, prompts: PromptSet
 ) -> None:

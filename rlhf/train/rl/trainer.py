@@ -13,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
+from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rewards.people.population import People, load_people
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.policy.sampling import SamplingSettings
+from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
-from rlhf.train.dpo import Rewards, adapter_spec
+from rlhf.train.dpo import Rewards, adapter_spec, read_of
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
 from rlhf.train.loop import run_steps
@@ -49,7 +52,7 @@ from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
-from rlhf.train.sft import base_record, fresh_policy, open_base, trained_parts
+from rlhf.train.sft import base_record, fresh_policy, open_base, read_by, trained_parts
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
 _LOG = logging.getLogger("chorus")
@@ -85,12 +88,33 @@ def run(
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
         basis, people = (None, None) if rewards is None else rewards(job.directory)
+        inputs.check(job, _read(config, base, prompts.rows, basis, people))
         source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
         trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
         trained.save(job.directory)
         return close(job, trained.num_rows, diagnose)
+
+
+def _read(
+    config: RLConfig,
+    base: policy_store.Base,
+    rows: PromptRows,
+    basis: FittedBasis | None,
+    people: People | None,
+) -> inputs.Inputs:
+    """What a run reads: prompts, model, rewards (fitted, or the columns they are made of) and the critic it starts from."""
+    if basis is None and config.rewards is not None:
+        run = load_reward_run(config.rewards)
+        basis, people = run, load_people(run)
+    found = read_by(config, base, rows) | read_of(basis, people) | rl_rewards.columns_read(config)
+    if config.population is not None and config.population.reference is not None:
+        place = config.population.reference
+        found["population.reference"] = {place: inputs.content(read_completions(place))}
+    if isinstance(config, PPOConfig) and config.critic.start is not None:
+        found["critic.start"] = {config.critic.start: rl_critic.identity(config.critic.start)}
+    return found
 
 
 def kind_of(config: RLConfig) -> str:

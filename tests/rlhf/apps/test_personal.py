@@ -156,14 +156,30 @@ def test_the_z_of_another_policy_is_refused(world, capsys, tmp_path):
         assert said in capsys.readouterr().err
 
 
-def test_a_finished_evaluation_is_repeated_only_for_another_policy(world, capsys):
+def test_a_finished_evaluation_is_repeated_only_for_another_policy_or_data(world, capsys, monkeypatch):
+    """Or where its report is missing, as runs of before left it when they were killed between their last files."""
     first = result_of(capsys, "evaluate", world / "evaluation.yaml")
     report, record = world / "evaluation" / "report.html", world / "policy" / "policy" / "policy.json"
-    report.unlink()
-    assert cli.main(["evaluate", str(world / "evaluation.yaml"), "--json"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "judge", None)  # nothing is judged
+        assert cli.main(["evaluate", str(world / "evaluation.yaml"), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == first and "finished earlier" in captured.err
-    assert not report.exists()
+    report.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write_report", None)
+        (world / "evaluation" / "metrics.json").rename(world / "evaluation" / "before")
+        with pytest.raises(TypeError):  # killed before the report: not finished
+            cli.main(["evaluate", str(world / "evaluation.yaml")])
+        assert not (world / "evaluation" / "metrics.json").exists()
+        (world / "evaluation" / "before").rename(world / "evaluation" / "metrics.json")
+    capsys.readouterr()
+    assert result_of(capsys, "evaluate", world / "evaluation.yaml") == first
+    assert report.is_file()
+    data = (world / "pairs.jsonl").read_text()
+    (world / "pairs.jsonl").write_text(data + data.splitlines()[-1] + "\n")
+    assert result_of(capsys, "evaluate", world / "evaluation.yaml")["data_sha256"] != first["data_sha256"]
+    (world / "pairs.jsonl").write_text(data)
     text = record.read_text()
     try:
         hashed.write_record(record, policy_store.record_of(world / "policy") | {"note": "another"})

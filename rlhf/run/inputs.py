@@ -1,0 +1,101 @@
+"""What a run reads, by content: a run that is resumed with something else is refused, and told what it is.
+
+inputs.json   {"inputs": {where: {what: sha256}}}, for example {"model.name": {"weights": …, "tokenizer.json": …}}
+
+Until the first checkpoint nothing depends on what was read, so that a mended file may be used with the same output_dir.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rewards import hashed
+from rewards.errors import UserError
+from rewards.shown import without_credentials
+from rlhf.run.directory import INPUTS, Run
+
+_LOG = logging.getLogger("chorus")
+
+AGAIN = "restore it or choose another output_dir"
+Inputs = Mapping[str, Mapping[str, str]]
+"""Where it is named (a key of the configuration) → what of it → sha256."""
+
+
+class Change(NamedTuple):
+    """Something that is not what it was; a hash is None where there was nothing, or is nothing any more."""
+
+    what: str
+    then: str | None
+    now: str | None
+
+    def __str__(self) -> str:
+        return f"{self.what} changed (sha256 {_short(self.then)} then, {_short(self.now)} now)"
+
+
+def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
+    """Record what a run reads, or compare it with what an earlier session of it read.
+
+    Args:
+      begun: whether something in the run depends on it; by default, whether there is a checkpoint.
+    Raises:
+      UserError: a resumed run finds something else; the line names what.
+    """
+    path = job.directory / INPUTS
+    stored: dict[str, dict[str, str]] = {}
+    if begun is None:
+        begun = any((job.directory / "checkpoints").glob("*/COMPLETE"))
+    if job.resumed and begun:
+        if path.is_file():
+            stored = hashed.read_record(path, AGAIN)["inputs"]
+        else:
+            _LOG.info(
+                f"{job.directory}: begun before runs recorded what they read; it is taken as it is and recorded now"
+            )
+    for where, now in found.items():
+        if where in stored and (changed := change(stored[where], now)):
+            raise UserError(
+                f"output_dir {job.directory}: {without_credentials(where)}: {without_credentials(str(changed))}; {AGAIN}"
+            )
+    if missing := sorted(stored.keys() - found.keys()):
+        raise UserError(f"output_dir {job.directory}: {missing[0]} is not read any more; {AGAIN}")
+    wanted = {where: dict(parts) for where, parts in found.items()}
+    if wanted != stored:
+        hashed.write_record(path, {"inputs": wanted})
+
+
+def change(then: Mapping[str, str], now: Mapping[str, str]) -> Change | None:
+    """The first thing by name that is not what it was."""
+    for what in sorted({*then, *now}):
+        if then.get(what) != now.get(what):
+            return Change(what, then.get(what), now.get(what))
+    return None
+
+
+def content(table: object) -> str:
+    """sha256 over a table of rows (a dataclass), wherever it was read from."""
+    fields = {name: value for name, value in vars(table).items() if name != "source"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=_listed)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arrays(values: Iterable[ArrayLike]) -> str:
+    """sha256 over arrays, their shapes and types."""
+    digest = hashlib.sha256()
+    for value in values:
+        array = np.ascontiguousarray(value)
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _listed(value: object) -> object:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+def _short(sha256: str | None) -> str:
+    return "absent" if sha256 is None else f"{sha256[:12]}…"
