@@ -25,7 +25,7 @@ from rewards.people.book import Book
 from rewards.people.calibration import Calibration
 from rewards.people.pool import Question, make_pool, read_pool, write_pool
 from rewards.people.population import People
-from rewards.types import Preferences, Prompt
+from rewards.types import Preferences, Prompt, as_messages
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -276,4 +276,4 @@ def load(directory: str | Path, *, encoder: Encoder | None = None) -> FittedRewa
 
 
 def _messages(prompt: Prompt) -> object:
-    return prompt if isinstance(prompt, str) else [{"role": role, "content": text} for role, text in prompt]
+    return prompt if isinstance(prompt, str) else as_messages(prompt)
