@@ -107,6 +107,7 @@ def _read(
     """What a run reads: prompts, model, rewards (fitted, or the columns they are made of) and the critic it starts from."""
     if basis is None and config.rewards is not None:
         run = load_reward_run(config.rewards)
+        rl_rewards.refuse_known_answers_only(run)  # before its people are read
         basis, people = run, load_people(run)
     found = read_by(config, base, rows) | read_of(basis, people) | rl_rewards.columns_read(config)
     if config.population is not None and config.population.reference is not None:
