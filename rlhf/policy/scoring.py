@@ -129,7 +129,7 @@ def completion_states(decoder: Decoder, rows: Rows) -> jax.Array:
 
 
 def token_scores(
-    decoder: Decoder, states: jax.Array, taken: jax.Array, z: jax.Array | None
+    decoder: Decoder, states: jax.Array, taken: AnyArray, z: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the taken tokens and entropies of their distributions, float32[B, T], nats.
 
@@ -147,11 +147,11 @@ def token_scores(
     batch, num_slots = taken.shape
     size = max(1, LOGITS_BYTES // (4 * batch * decoder.config.vocab_size))
     if size >= num_slots:
-        return score((states, taken))
+        return score((states, jnp.asarray(taken)))
     num_chunks = -(-num_slots // size)
     size = -(-num_slots // num_chunks)
 
-    def chunked(values: jax.Array) -> jax.Array:
+    def chunked(values: AnyArray) -> jax.Array:
         padding = [(0, 0), (0, num_chunks * size - num_slots)] + [(0, 0)] * (values.ndim - 2)
         parts = jnp.pad(values, padding).reshape(batch, num_chunks, size, *values.shape[2:])
         return jnp.moveaxis(parts, 1, 0)

@@ -6,6 +6,7 @@ A row of `attacks()` is a name and a function that prepares a world (tests/test_
 The commands run in this process, one after the other. Prints what is wrong, and the slowest.
 """
 
+# ruff: noqa: E501  (what is attacked with stands on one line)
 import argparse
 import contextlib
 import io
