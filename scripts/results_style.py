@@ -28,7 +28,6 @@ from rewards import jsonl
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.errors import UserError
-from rlhf.apps import generate
 from rlhf.phi import encoder
 from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
@@ -152,7 +151,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     names, sd = list(rewards.basis.gauge.names), rewards.prior.sd
     people, coef = numbers.people_of(names, sd, args.draws, args.seed)
     rows = test_prompts(args.data, config, policy, args.prompts)
-    reference = generate.load(None, policy.record["base"])
+    reference = policy_store.without_adapters(policy.record["base"])
     z = policy_store.coefficients_to_z(policy, np.concatenate([coef, np.zeros((1, len(names)))]))
     spoken = sample(policy, rows, z, args.samples, config, args.seed)
     arms = arms_of([*people, GENERIC], spoken, rows, args.samples, rewards, reference)
@@ -184,6 +183,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings_of(config: GRPOConfig, policy: policy_store.Policy) -> dict[str, Any]:
     """What the page says about the run."""
+    assert policy.gate is not None
     return {
         "model": config.model.name,
         "seed": config.seed,

@@ -261,9 +261,7 @@ def load_policy(directory: str | Path) -> Policy:
 
 def plain_model(model: str | Path) -> Policy:
     """A model without adapters, as a policy for everybody."""
-    base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
-    graphdef, params, _ = policy_store.base_state(base, None, "float32", False)
-    return Policy(policy_store.Policy(base, graphdef, params, None, None, {}))
+    return Policy(policy_store.without_adapters(model))
 
 
 def untied(raw: JSONObject) -> JSONObject:

@@ -280,6 +280,13 @@ def _located(record: JSONObject, run: str | Path) -> JSONObject:
     return record | found
 
 
+def without_adapters(model: str | Path) -> Policy:
+    """A model as it is, as a policy for everybody."""
+    base = load_base(model, adapter_layers=None, dtype="float32")
+    graphdef, params, _ = base_state(base, None, "float32", False)
+    return Policy(base, graphdef, params, None, None, {})
+
+
 def load_policy(run: str | Path) -> Policy:
     """Read a training run's policy.
 

@@ -12,7 +12,7 @@ from flax import nnx
 from rlhf.models.adapters import AdapterSpec
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
-from rlhf.policy import sampling, scoring
+from rlhf.policy import sampling, scoring, vocabulary
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import init_adapters, structure
 from rlhf.run.record import traced
@@ -72,7 +72,7 @@ class Trainer:
         # Plain text as the other sides get it: no chat template, no end.
         ids = [self.base.tokenizer.encode_completion(text)[:-1] for text in texts]
         tokens, starts = sampling.left_pad([row for row in ids for _ in range(self.group_size)])
-        return jax.device_put(Prompts(tokens, starts))
+        return Prompts(*jax.device_put((tokens, starts)))
 
     def prompt_logprob(self, text: str) -> float:
         """Mean log-prob of a prompt's tokens after the first, nats: the same number on every side, or models differ."""
@@ -81,7 +81,7 @@ class Trainer:
         states = scoring.completion_states(
             decoder, scoring.rows_of(tokens, jax.numpy.zeros(1, int), None, later)
         )
-        return float(scoring.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
+        return float(vocabulary.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
 
     def draw(self, prompts: Prompts) -> Rollout:
         arguments = (prompts, self.weights, self.frozen, self.sampling, self.stop, self.settings)
@@ -112,7 +112,9 @@ class Trainer:
         score = jax.jit(rollouts.score, static_argnums=1)
         reference = jax.jit(rollouts.reference_logprobs, static_argnums=0)
         lower = jax.jit(scoring.with_lower_states, static_argnums=0)
-        rows, plain = rollout.rows, rollout.rows._replace(prompt_hidden=None, hidden=None)
+        rows = rollout.rows
+        assert rows is not None
+        plain = rows._replace(prompt_hidden=None, hidden=None)
 
         def generate():
             return sampling.generate(

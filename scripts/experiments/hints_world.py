@@ -5,7 +5,7 @@ A topic is answered by a chain of words, six to ten of them but for a small shar
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.objectives.advantages import GRPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
-from rlhf.policy import scoring
+from rlhf.policy import scoring, vocabulary
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import traced
@@ -83,14 +83,14 @@ def _teach_language(state, batch, settings: SFTSettings, *, graphdef):
     def loss(base):
         decoder = nnx.merge(graphdef, base, nnx.State({}), nnx.State({}))
         states = scoring.completion_states(decoder, scoring.rows_of(tokens, starts, None, T))
-        logprobs, _ = scoring.token_scores(decoder, states, tokens[:, -T:], None)
+        logprobs, _ = vocabulary.token_scores(decoder, states, tokens[:, -T:], None)
         return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask)
 
     value, grads = jax.value_and_grad(loss)(state.params)
     return optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)[0], value
 
 
-def make_optimizer(rate: float, schedule: str) -> optim.OptimizerConfig:
+def make_optimizer(rate: float, schedule: Literal["constant", "cosine"]) -> optim.OptimizerConfig:
     return optim.OptimizerConfig(learning_rate=rate, schedule=schedule, beta2=0.99, eps=1e-6)
 
 

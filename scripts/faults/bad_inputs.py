@@ -8,6 +8,7 @@ of time. What is timed is the command: neither imports nor the preparation of it
 and how many inputs each command got.
 """
 
+# ruff: noqa: E501  (what is attacked with stands on one line)
 import argparse
 import collections
 import contextlib

@@ -141,7 +141,7 @@ def test_phi_is_that_of_the_quoted_text_and_its_person(world, store):
 
 def test_reference_logprobs_against_a_plain_forward_pass(world):
     base = policy_store.load_base(world / "model", adapter_layers=None, dtype="float32")
-    reference = results_style.generate.load(None, str(world / "model"))
+    reference = policy_store.without_adapters(world / "model")
     rows = results_style.read_prompts(str(world / "held.jsonl")).take(np.arange(2))
     config = results_style.load(world / "run.yaml", [], results_style.GRPOConfig)
     spoken = results_style.sample(reference, rows, None, 2, config, seed=5)

@@ -22,8 +22,8 @@ from typing import NoReturn
 from rewards import jsonl
 from rewards.errors import UserError, meant
 from rewards.paths import expanded
-from rewards.shown import Shown, printable, speak, without_credentials
-from rlhf.run import signals
+from rewards.shown import Shown, speak, without_credentials
+from rlhf.run import programs, signals
 
 GROUPS = (
     "quickstart",
@@ -144,6 +144,7 @@ def entry() -> NoReturn:
     Leaving the interpreter joins other libraries' threads and collects garbage through JAX's callbacks, where a finished
     command has been seen to hang, and a signal to end in a traceback. Everything of ours is written when `main` returns.
     """
+    programs.remember()
     try:
         status = main()
     except Exception:
@@ -198,5 +199,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"chorus: {printable(without_credentials(' '.join(message.split())))}", file=sys.stderr)
+    said = str(UserError(without_credentials(" ".join(message.split()))))  # names in it escaped and cut
+    print(f"chorus: {said}", file=sys.stderr)
     return _MISTAKE

@@ -29,9 +29,7 @@ class Unread(NamedTuple):
 
 
 def check(config: Any, sources: dict[Key, str], command_line: str) -> None:
-    """Refuse keys that nothing reads, of those that were written.
-
-    A key in a file is only spoken of where the choice was made on the command line: a file may serve several choices.
+    """Refuse keys on the command line that nothing reads; those in a file, which may serve several choices, get a note.
 
     Args:
       sources: where every key was written. command_line: what `sources` calls the command line.
@@ -40,11 +38,10 @@ def check(config: Any, sources: dict[Key, str], command_line: str) -> None:
     """
     refused = []
     for path, choice, says in _unread(config):
-        place, decided = _source(path, sources), _source(choice, sources)
+        place, name = _source(path, sources), ".".join(path)
         if place is None:
             continue
-        name = ".".join(path)
-        if place != command_line and decided == command_line:
+        if place != command_line:
             _LOG.warning(f"note: {name} [{place}] is not read with {says}")
         else:
             refused.append(f"{name} [{place}]: not read with {says}; remove it or change {'.'.join(choice)}")

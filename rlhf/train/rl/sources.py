@@ -111,7 +111,7 @@ def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) ->
 
 
 def refuse_known_answers_only(run: FittedBasis) -> None:
-    """To be called before a run's people are read: what is wrong with the choice of rewards comes first."""
+    """Before the people of a run are read: what is wrong with the choice of rewards comes first."""
     kind = run.basis.encoder["kind"]
     if kind not in ("lm", "columns"):
         raise UserError(

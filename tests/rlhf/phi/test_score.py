@@ -211,7 +211,7 @@ def test_chat_rows(column_run, capsys, monkeypatch):
         ([feature_row(1, reward=0.5)], (), "row 1: field 'reward': stands there already"),
         ([feature_row(1)], ("--user", "nobody"), "no record of user 'nobody'"),
         ([feature_row(1)], ("--coefficients", "1,2,3"), "must be 2 finite numbers"),
-        ([feature_row(1)], ("--coefficients", "1,nan"), "must be 2 finite numbers"),
+        ([feature_row(1)], ("--coefficients", "1,nan"), "--coefficients nan: must be at least"),
         ([feature_row(1)], ("--coefficients", "1,x"), "write numbers with commas"),
         ([feature_row(1)], ("--user", "ada", "--coefficients", "1,2"), "not allowed with"),
         ([], (), "holds no rows"),

@@ -270,7 +270,7 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     base = policy_store.load_base(world / "model", adapter_layers=1, dtype="float32")
     path = write(world, "jit", columns=[column(world, "length", "jit")])
     config = load(path, [], GRPOConfig)
-    source = rl_rewards.prepare(config, None, base, rl_data.prompt_set(config, base))
+    source = rl_rewards.prepare(config, base, rl_data.prompt_set(config, base))
     assert (
         source.reward.can.compiled
         and source.names == ("length",)
@@ -279,7 +279,7 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     config = load(
         write(world, "jit", columns=[column(world, "length", "jit"), column(world, "words")]), [], GRPOConfig
     )
-    source = rl_rewards.prepare(config, None, base, rl_data.prompt_set(config, base))
+    source = rl_rewards.prepare(config, base, rl_data.prompt_set(config, base))
     assert not source.reward.can.compiled and source.names == ("length", "words")
 
 
