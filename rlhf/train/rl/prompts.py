@@ -18,7 +18,7 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
-from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.rollout import Prompts
 
 _LOG = logging.getLogger("chorus")
@@ -52,10 +52,9 @@ def read_prompts(path: Source, split: str = "train", columns: Mapping[str, str] 
     found: dict[str, None] = {}
     for number, record in sources.open_source(path, split, columns):
         try:
-            if isinstance(record, RowError):
-                raise record
-            found |= dict.fromkeys(record) if isinstance(record, Mapping) else {}
-            prompt, compared = _parse(record)
+            fields = schema.row_object(record)
+            found |= dict.fromkeys(fields)
+            prompt, compared = _parse(fields)
         except RowError as error:
             problems.append((number, error))
             continue
@@ -64,7 +63,7 @@ def read_prompts(path: Source, split: str = "train", columns: Mapping[str, str] 
         seen.add(prompt)
         prompts.append(prompt)
         numbers.append(number)
-        records.append(dict(record))
+        records.append(dict(fields))
     if found and not found.keys() & {"prompt", *COMPLETIONS}:
         listed = ", ".join(map(str, found))[:200]
         raise UserError(f"{source}: column 'prompt' is missing (columns: {listed}); {naming('prompt')}")
@@ -77,12 +76,10 @@ def read_prompts(path: Source, split: str = "train", columns: Mapping[str, str] 
     return PromptRows(tuple(prompts), np.array(numbers, np.int32), others, source)
 
 
-def _parse(record: object) -> tuple[Prompt, bool]:
+def _parse(record: Mapping[str, object]) -> tuple[Prompt, bool]:
     """The prompt of a record, and whether the record is about completions (then equal prompts are one)."""
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {schema.show(record)}")
     if record.get("prompt") is None and _open_ended(record.get("messages")):
-        return schema.parse_prompt(record["messages"]), False
+        return schema.parse_prompt(record.get("messages")), False
     if any(record.get(name) is not None for name in COMPLETIONS):
         return schema.parse_completions(record)[0], True
     return schema.parse_prompt(record.get("prompt")), False
@@ -94,7 +91,9 @@ def _open_ended(messages: object) -> bool:
     return isinstance(last, Mapping) and last.get("role") != "assistant"
 
 
-def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | None = None) -> PromptSet:
+def prompt_set(
+    config: PPOConfig | GRPOConfig, base: policy_store.Base, rows: PromptRows | None = None
+) -> PromptSet:
     """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
