@@ -34,6 +34,7 @@ from rlhf.train import dpo_step as dpo
 from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
+from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.sft import (
@@ -125,6 +126,7 @@ def train(
     if not config.loss.personal:
         rewards = people = None
     rows = build_rows(config, prefs, base, people, annotation)
+    config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = adapter_spec(config, rewards, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
@@ -281,7 +283,7 @@ def _train(
 ) -> optim.TrainState:
     settings = traced(
         dpo.DPOSettings(
-            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=config.train.steps
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
         )
     )
     program = dpo.DPOProgram(

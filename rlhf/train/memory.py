@@ -88,12 +88,24 @@ def check_rows(config: Any, base: policy_store.Base, data: Any, packed: PackedRo
     """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
     rows = float(config.train.batch_rows)
     num_rows, length = packed.tokens.shape
-    each = 2 if config.model.dtype == "bfloat16" else 4
     row = sum(leaf.nbytes for leaf in jax.tree.leaves(data)) / num_rows
     held = {"rows of a step": rows * config.train.accumulation_steps * row}
-    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
-    held["activations"] = rows * length * base.stages[-1] * kept * each
+    held["activations"] = _activations(config, base, length, rows)
     check(held, "train.batch_rows, train.accumulation_steps or the length of rows")
+
+
+def rows_that_fit(config: Any, base: policy_store.Base, packed: PackedRows, rows: int) -> int:
+    """The largest half, quarter … of `rows` whose activations take no more than half of the memory."""
+    while rows > 1 and _activations(config, base, packed.tokens.shape[1], rows) > device_bytes() / 2:
+        rows //= 2
+    return rows
+
+
+def _activations(config: Any, base: policy_store.Base, length: int, rows: float) -> float:
+    """Bytes that the backward pass keeps of so many rows."""
+    each = 2 if config.model.dtype == "bfloat16" else 4
+    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
+    return rows * length * base.stages[-1] * kept * each
 
 
 def policy_bytes(base: policy_store.Base) -> float:

@@ -25,6 +25,7 @@ from rlhf.train import memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
@@ -80,13 +81,14 @@ def train(
         row_length=config.train.row_length,
         max_positions=base.config.max_positions,
     )
+    config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     data = sft.SFTBatch(rows, hidden)
     memory.check_rows(config, base, data, rows.packed)
-    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
+    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
         sft.step,
@@ -163,7 +165,7 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
 def tokens_per_step(config: SFTConfig | DPOConfig, packed: PackedRows) -> int:
     """Completion tokens of an average step."""
     per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
-    return int(per_row * config.train.batch_rows * config.train.accumulation_steps)
+    return int(per_row * rows_a_step(config))
 
 
 def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
@@ -171,7 +173,7 @@ def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Calla
     accumulation = config.train.accumulation_steps
 
     def batch_of(step: int) -> PyTree:
-        index = batch_rows(config.seed, step, num_rows, config.train.batch_rows * accumulation)
+        index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
         return microbatches(data, index, accumulation)
 
     return batch_of

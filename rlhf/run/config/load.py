@@ -184,11 +184,31 @@ def _complaints(
             reasons[path].append(message)
         if detail["type"] not in ("missing", "value_error"):
             shown[path] = f" (got {_shown(_lookup(values, path))})"
+    missing = [
+        path for path, messages in reasons.items() if [m.lower() for m in messages] == ["field required"]
+    ]
     lines = []
+    if len(missing) > 1 or any(record_of(field_type(schema, path)) for path in missing):
+        keys = [".".join(key) for path in missing for key in _required(schema, path)]
+        lines.append(f"[{default}]: missing: {', '.join(keys)}; chorus config describe says what they are")
+        reasons = {path: messages for path, messages in reasons.items() if path not in missing}
     for path, messages in reasons.items():
         place = f"{'.'.join(path)} [{_source(path, sources, default)}]" if path else f"[{default}]"
         lines.append(f"{place}: {' or '.join(messages)}{shown.get(path, '')}")
     return lines
+
+
+def _required(schema: type, path: Key) -> Iterator[Key]:
+    """The keys that must be given where the key or section at `path` is missing."""
+    parent = record_of(field_type(schema, path))
+    if parent is None:
+        yield path
+        return
+    for name, info in parent.__pydantic_fields__.items():
+        if info.is_required():
+            yield from _required(schema, (*path, name))
+    if "steps" in parent.__pydantic_fields__:  # or epochs, so neither is required alone
+        yield (*path, "steps (or epochs)")
 
 
 def _lookup(values: object, path: Key) -> object:
@@ -219,9 +239,23 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     """
     path = Path(path)
     values, sources = _read(path)
+    sources |= overridden(values, overrides, schema_class, sources)
+    return made(values, schema_class, path.name, sources)
+
+
+def overridden(
+    values: JSONObject, overrides: Sequence[str], schema_class: type, sources: dict[Key, str] | None = None
+) -> dict[Key, str]:
+    """Set `key.sub=value` in `values`, in order; returns where every key was written."""
+    sources = {} if sources is None else sources
     for override in overrides:
         _apply_override(values, override, sources, schema_class)
-    config = build(values, schema_class, path.name, sources)
+    return sources
+
+
+def made(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str]) -> T:
+    """`build`, and a refusal of what was written and is not read."""
+    config = build(values, schema_class, place, sources)
     unread.check(config, sources, _COMMAND_LINE)
     return config
 

@@ -31,6 +31,7 @@ from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
+from rlhf.train.length import in_steps
 from rlhf.train.loop import run_steps
 from rlhf.train.rl import (
     critic_store as rl_critic,
@@ -143,6 +144,8 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
+    config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
     spec = adapter_spec(config, source.run, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:

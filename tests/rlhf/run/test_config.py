@@ -130,7 +130,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path_factory, seed, rate, eta, name,
             lambda s: s.replace("1e-4", ".inf"),
             "optimizer.learning_rate [a.yaml:8]: input should be a finite number",
         ),
-        (lambda s: s.replace("  steps: 10", "  log_every: 2"), "train.steps [a.yaml:9]: field required"),
+        (lambda s: s.replace("  steps: 10", "  log_every: 2"), "train [a.yaml:9]: steps is required; give a number of steps, or epochs"),
         (lambda s: s.replace("seed: 1\n", ""), "seed [a.yaml]: field required"),
         (
             lambda s: s.replace("{path: pairs.jsonl}", "pairs.jsonl"),
