@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import edits as edits_module
 from rewards.people.answers import Answer, UserRecord
 from rewards.people.edits import Edit
+from rewards.types import MESSAGE_KEYS, message_of
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
@@ -31,9 +33,7 @@ def to_json(record: UserRecord) -> dict[str, Any]:
         "coef_precision": np.asarray(record.posterior.precision, np.float64).tolist(),
         "answers": [
             {
-                "prompt": answer.prompt
-                if isinstance(answer.prompt, str)
-                else [{"role": role, "content": content} for role, content in answer.prompt],
+                "prompt": jsonl.prompt_value(answer.prompt),
                 "chosen": answer.chosen,
                 "rejected": answer.rejected,
                 "outcome": answer.outcome,
@@ -105,8 +105,8 @@ def _parse_answer(path: Path, index: int, value: Any) -> Answer:
         )
     if isinstance(prompt, list):
         for message in prompt:
-            _check_keys(path, f"{place}.prompt", message, ("role", "content"))
-        prompt = tuple((message["role"], message["content"]) for message in prompt)
+            _check_keys(path, f"{place}.prompt", message, ("role", "content"), MESSAGE_KEYS)
+        prompt = tuple(map(message_of, prompt))
     for key in ("chosen", "rejected", "time"):
         if not isinstance(value[key], str):
             raise UserError(f"{path}: {place}.{key} is {value[key]!r}, expected text; restore the record")

@@ -56,7 +56,10 @@ def sweep_verdict(result: JSONObject, rows: list[JSONObject]) -> Verdict:
     params = ", ".join(f"{key} {_value(value)}" for key, value in best["params"].items())
     text = f"Trial {best['trial']} is best: {found} with {params} ({counts})."
     if len(best["values"]) > 1:
-        text = f"Trial {best['trial']} is the middle of {len(result['front'])} trials that no other beats: {found} with {params} ({counts})."
+        text = (
+            f"Trial {best['trial']} is the middle of {len(result['front'])} trials that no other beats: {found} with "
+            f"{params} ({counts})."
+        )
     [name, *_] = best["values"]
     others = [row["values"][name] for row in rows if row["state"] == "complete"]
     if len(others) < _FEW:

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject
+from rlhf.run.config import unread
 from rlhf.run.config.common import RunConfig
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.document import Key, parse_value
-from rlhf.run.config import unread
 from rlhf.run.config.load import COMMAND_LINE, apply_override, build, field_type, read, to_dict, to_yaml
 from rlhf.run.record import record
 from rlhf.sweep import measures
