@@ -88,8 +88,7 @@ def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, st
     """What a fit reads: the answers, and what its encoder is made of."""
     found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
     if config.encoder.kind == "lm":
-        name = config.model.name
-        found["model.name"] = {"weights": policy_store.fingerprint_of(name), **policy_store.files_under(name)}
+        found["model.name"] = policy_store.parts_of(config.model.name)
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}
