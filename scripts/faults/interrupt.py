@@ -22,9 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import page
-from runs import COMMANDS, Changes, Ended, World
+from runs import COMMANDS, Changes, Ended, World, preload
 
 KILLS_IN_A_ROW = 3
+WHOLE = 0.4
+"""Share of interrupted processes that import everything themselves, as a command does; the others are forks of one that has."""
 SIGNALS: dict[str, tuple[int, ...]] = {
     "SIGTERM": (signal.SIGTERM,),
     "SIGINT": (signal.SIGINT,),
@@ -35,10 +37,10 @@ SIGNALS: dict[str, tuple[int, ...]] = {
 }
 
 
-def instant(world: World, name: str, rng: random.Random) -> float | Changes:
-    """When a command is hit: at a random time, or after a random change of its files."""
-    if rng.random() < 0.5:
-        return rng.uniform(0.0, 1.1 * world.seconds[name])
+def instant(world: World, name: str, rng: random.Random, *, whole: bool = False) -> float | Changes:
+    """When a command is hit: at a random time (of imports, too, where it does them), or after a random change of its files."""
+    if whole or rng.random() < 0.5:
+        return rng.uniform(0.0, 1.1 * world.seconds[name] + (world.imports if whole else 0.0))
     return Changes(rng.randint(1, max(1, world.changes[name])))
 
 
@@ -60,11 +62,12 @@ def kill_round(world: World, name: str, rng: random.Random) -> dict[str, Any]:
 def signal_round(world: World, name: str, kind: str, rng: random.Random) -> dict[str, Any]:
     """Interrupt a command, see how it ends, run it again to its end, compare."""
     world.forget(name)
-    when, numbers = instant(world, name, rng), SIGNALS[kind]
+    whole = rng.random() < WHOLE
+    when, numbers = instant(world, name, rng, whole=whole), SIGNALS[kind]
     # A person's second Ctrl-C comes after some tenths of a second; a script's at once.
     plan = [(when, numbers[0]), *((rng.choice((0.0, 0.02, 0.3)), number) for number in numbers[1:])]
-    ended = world.run(name, plan)
-    found: dict[str, Any] = {"command": name, "signals": kind, "status": ended.status, "ends": 1}
+    ended = world.run(name, plan, forked=not whole)
+    found: dict[str, Any] = {"command": name, "signals": kind, "status": ended.status, "ends": 1, "whole": whole}
     found["seconds_after"] = round(ended.after, 2)
     problems = []
     if ended.status == 0:
@@ -127,9 +130,15 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, world: World) -> None:
+    preload()
     rng, end = random.Random(args.seed), time.monotonic() + 60 * args.minutes
     for name in args.only:
         world.make(name)
+    if args.kind == "signals":
+        first = args.only[0]
+        world.forget(first)
+        world.imports = world.run(first, forked=False).seconds - world.seconds[first]
+        world.restore(first)
     done, number, seen = 0, 0, Counter()
     while done < args.rounds and time.monotonic() < end:
         name = args.only[number % len(args.only)]

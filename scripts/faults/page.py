@@ -50,7 +50,7 @@ def count(part: dict[str, Any], one: dict[str, Any]) -> None:
     sums = part["counts"].setdefault(key, {"rounds": 0, "right": 0})
     sums["rounds"] += 1
     sums["right"] += "problem" not in one
-    for name in ("kills", "ends", "answers", "refused", "same", "late", "checkpoint_kept"):
+    for name in ("kills", "ends", "answers", "refused", "same", "late", "whole"):
         if name in one:
             sums[name] = sums.get(name, 0) + int(one[name])
     if "seconds_after" in one:

@@ -45,7 +45,12 @@ def tiny_quickstart(args: argparse.Namespace) -> object:
     return job.run(args.output_dir, seed=args.seed)
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Before `start`."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     importlib.import_module("rlhf.apps.cli.quickstart").run = tiny_quickstart
+
+
+if __name__ == "__main__":
+    prepare()
     start()

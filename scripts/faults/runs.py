@@ -6,6 +6,7 @@ it left against what the undisturbed one left.
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[2]
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 INPUTS = ROOT / "tests" / "golden" / "old_runs" / "inputs"
 LIMIT_SECONDS = 240
 """No command here takes a tenth of it: one that is still there hangs."""
@@ -57,6 +58,77 @@ class Ended:
     err: str
 
 
+class Forked:
+    """A command in a fork of this process: what was imported here need not be imported again.
+
+    This process must have started neither JAX's backend nor threads of its own.
+    """
+
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], out: int, err: int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _become(words, folder, environment, out, err)
+            finally:
+                os._exit(70)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (1e9 if timeout is None else timeout)
+        while self.poll() is None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired("a forked command", timeout or 0.0)
+            time.sleep(min(left, 0.005))
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _become(words: list[str], folder: Path, environment: dict[str, str], out: int, err: int) -> None:
+    """The rest of a forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `rlhf.__main__` does first
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = [str(HERE / "process.py"), *words]
+    import jax
+    import process
+
+    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    process.prepare()
+    process.start()
+
+
+def preload() -> None:
+    """Import what commands import, for `Forked`."""
+    for name in (
+        *("rlhf.phi.fit", "rlhf.phi.evaluate", "rlhf.train.sft", "rlhf.train.dpo", "rlhf.train.rl.trainer"),
+        *("rlhf.evaluation.policy", "rlhf.apps.quickstart", "rlhf.report", "tensorboardX", "process"),
+        *("orbax.checkpoint.experimental.v1", "transformers", "sklearn.linear_model", "scipy.optimize"),
+    ):
+        importlib.import_module(name)
+    importlib.import_module("transformers").PreTrainedTokenizerFast  # noqa: B018  it imports late
+
+
 @dataclasses.dataclass
 class Changes:
     """So many changes of the run directory's files; `seen` of them."""
@@ -75,6 +147,7 @@ class World:
         self.folder, self.every, self.compiled = folder, every, compiled or folder / "compiled"
         self.seconds: dict[str, float] = {}
         self.changes: dict[str, int] = {}
+        self.imports = 0.0  # seconds
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "inputs").exists():
             shutil.copytree(INPUTS, folder / "inputs")
@@ -95,6 +168,7 @@ class World:
             if ended.status != 0:
                 raise SystemExit(f"{name}: status {ended.status} undisturbed\n{ended.err}")
         self.seconds[name], self.changes[name] = ended.seconds, watched.seen
+        shutil.rmtree(self._kept(name), ignore_errors=True)
         shutil.copytree(self.directory(name), self._kept(name))
 
     def forget(self, name: str) -> None:
@@ -110,7 +184,8 @@ class World:
     def _kept(self, name: str) -> Path:
         return self.folder / "kept" / name
 
-    def start(self, name: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *, forked: bool) -> "subprocess.Popen[bytes] | Forked":
+        """A command in a process of its own; forked: from this one, which has imported what it needs."""
         words = [*COMMANDS[name][0].format(every=self.every).split(), "--json"]
         own = {
             "PYTHONPATH": str(ROOT),
@@ -119,23 +194,24 @@ class World:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        out, err = self.folder / "out.txt", self.folder / "err.txt"
-        with out.open("w") as stdout, err.open("w") as stderr:
+        with (self.folder / "out.txt").open("wb") as out, (self.folder / "err.txt").open("wb") as err:
+            if forked:
+                return Forked(words, self.folder, own, out.fileno(), err.fileno())
             return subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / "faults" / "process.py"), *words],
+                [sys.executable, str(HERE / "process.py"), *words],
                 cwd=self.folder,
                 env=os.environ | own,
                 stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                text=True,
-                restore_signals=True,
+                stdout=out,
+                stderr=err,
             )
 
-    def run(self, name: str, plan: Sequence[tuple[float | Changes, int]] = ()) -> Ended:
+    def run(
+        self, name: str, plan: Sequence[tuple[float | Changes, int]] = (), *, forked: bool = True
+    ) -> Ended:
         """Run a command and send it signals: (what to wait for, number) one after the other."""
         began = time.monotonic()
-        process = self.start(name)
+        process = self.start(name, forked=forked)
         last = None
         for pause, number in plan:
             if self._ends_within(name, process, pause):
@@ -150,7 +226,7 @@ class World:
             status, now - began, now - since, out.read_text(errors="replace"), err.read_text(errors="replace")
         )
 
-    def _ends_within(self, name: str, process: subprocess.Popen[str], pause: "float | Changes") -> bool:
+    def _ends_within(self, name: str, process: "subprocess.Popen[bytes] | Forked", pause: "float | Changes") -> bool:
         if isinstance(pause, Changes):
             before = None
             while pause.seen < pause.count:
@@ -167,7 +243,7 @@ class World:
             return False
         return True
 
-    def _wait(self, process: subprocess.Popen[str], seconds: float) -> int | None:
+    def _wait(self, process: "subprocess.Popen[bytes] | Forked", seconds: float) -> int | None:
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -158,8 +158,8 @@ def edit(path, old=None, new=""):
         ("grpo", "parts/inner.py", ("1.0", "2.0"), "column 'long': parts/inner.py changed"),
         ("grpo", "parts/__init__.py", (None, "x = 1\n"), "column 'long': parts/__init__.py changed"),
         ("grpo", "pairs.jsonl", ("Which", "item"), "data.path: pairs.jsonl changed"),
-        ("ppo", "judge/model.safetensors", (), "column 'good': classifier changed"),
-        ("ppo", "judge/config.json", ("100.0", "200.0"), "column 'good': classifier changed"),
+        ("ppo", "judge/model.safetensors", (), "column 'good': weights changed"),
+        ("ppo", "judge/config.json", ("100.0", "200.0"), "column 'good': config.json changed"),
     ],
 )
 def test_a_resumed_run_refuses_what_has_changed(here, capsys, kind, file, change, said):
