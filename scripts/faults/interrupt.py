@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # this checkout is what is tried
 
 import page
 from runs import COMMANDS, Changes, Ended, World, preload
@@ -67,7 +67,13 @@ def signal_round(world: World, name: str, kind: str, rng: random.Random) -> dict
     # A person's second Ctrl-C comes after some tenths of a second; a script's at once.
     plan = [(when, numbers[0]), *((rng.choice((0.0, 0.02, 0.3)), number) for number in numbers[1:])]
     ended = world.run(name, plan, forked=not whole)
-    found: dict[str, Any] = {"command": name, "signals": kind, "status": ended.status, "ends": 1, "whole": whole}
+    found: dict[str, Any] = {
+        "command": name,
+        "signals": kind,
+        "status": ended.status,
+        "ends": 1,
+        "whole": whole,
+    }
     found["seconds_after"] = round(ended.after, 2)
     problems = []
     if ended.status == 0:

@@ -120,6 +120,8 @@ def _become(words: list[str], folder: Path, environment: dict[str, str], out: in
 
 def preload() -> None:
     """Import what commands import, for `Forked`."""
+    rlhf = importlib.import_module("rlhf").__file__ or ""
+    assert rlhf.startswith(str(ROOT)), f"{rlhf} is not of {ROOT}"
     for name in (
         *("rlhf.phi.fit", "rlhf.phi.evaluate", "rlhf.train.sft", "rlhf.train.dpo", "rlhf.train.rl.trainer"),
         *("rlhf.evaluation.policy", "rlhf.apps.quickstart", "rlhf.report", "tensorboardX", "process"),
@@ -226,7 +228,9 @@ class World:
             status, now - began, now - since, out.read_text(errors="replace"), err.read_text(errors="replace")
         )
 
-    def _ends_within(self, name: str, process: "subprocess.Popen[bytes] | Forked", pause: "float | Changes") -> bool:
+    def _ends_within(
+        self, name: str, process: "subprocess.Popen[bytes] | Forked", pause: "float | Changes"
+    ) -> bool:
         if isinstance(pause, Changes):
             before = None
             while pause.seen < pause.count:

@@ -77,7 +77,9 @@ def _files(module: str, where: list[str] | None) -> Iterator[Path]:
         return
     for part in module.split("."):
         if part == "*":
-            yield from (file.resolve() for folder in where or () for file in sorted(Path(folder).glob("*.py")))
+            yield from (
+                file.resolve() for folder in where or () for file in sorted(Path(folder).glob("*.py"))
+            )
             return
         spec = _spec(part, where)
         if spec is None:

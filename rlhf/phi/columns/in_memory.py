@@ -80,11 +80,15 @@ class _Described:
     def _class(self, cls: type) -> object:
         try:
             file = inspect.getsourcefile(cls)
-        except TypeError:  # of a module without a file: built in, or typed at a prompt
-            file = None if cls.__module__ == "__main__" else "built in"
-        if not _own(cls.__module__, file or "<typed>"):
+        except (OSError, TypeError):  # of a module without a file: typed at a prompt, or built in
+            file = "<typed>" if cls.__module__ == "__main__" else None
+        if file is None or not _own(cls.__module__, file):
             return ["class", cls.__module__, cls.__qualname__]
-        parts = {name: self.of(part) for name, part in sorted(vars(cls).items()) if not name.startswith("__") or callable(part)}
+        parts = {
+            name: self.of(part)
+            for name, part in sorted(vars(cls).items())
+            if not name.startswith("__") or callable(part)
+        }
         return ["class", cls.__qualname__, [self.of(base) for base in cls.__bases__], parts]
 
 
