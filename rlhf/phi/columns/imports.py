@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from pathlib import Path
 
 from rewards.files import sha256_file
@@ -97,10 +97,10 @@ def _files(module: str, where: list[str] | None) -> Iterator[Path]:
 def _spec(name: str, where: list[str] | None) -> ModuleSpec | None:
     """Nothing is imported: each finder is asked, as `import` asks them."""
     for finder in sys.meta_path:
+        if where is not None and finder in (BuiltinImporter, FrozenImporter):  # these have no packages
+            continue
         try:
-            # Below the first part only the last name counts, and no built-in module is meant.
-            full = name if where is None else f"_.{name}"
-            if (spec := finder.find_spec(full, where)) is not None:
+            if (spec := finder.find_spec(name, where)) is not None:
                 return spec
         except (AttributeError, ImportError, ValueError):
             continue

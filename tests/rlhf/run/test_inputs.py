@@ -402,6 +402,10 @@ def test_imports_are_found_however_they_are_written(here):
     (here / "parts" / "_compiled.so").write_bytes(b"")
     (here / "names.py").write_text("from parts import *\nimport sys, yaml\n")
     (here / "words.py").write_text('__import__("helper")\nfrom importlib import import_module as load\n')
+    (here / "spread" / "deep").mkdir(parents=True)  # a package without __init__.py
+    (here / "spread" / "deep" / "end.py").write_text("from spread.deep import nothing")
+    (here / "far.py").write_text("from spread.deep import end\n")
+    assert list(sources(here / "far.py")) == ["far.py", "spread/deep/end.py"]
     (here / "parts" / "near.py").write_text('from .time import x\nimport_module(".inner", __package__)\n')
     assert {"parts/inner.py", "parts/time.py", "parts/__init__.py", "names.py"} <= sources(
         here / "names.py"
