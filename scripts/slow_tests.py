@@ -24,6 +24,8 @@ def durations(report: Path) -> dict[str, dict[str, float]]:
     """Seconds of each test function (its cases together, with what they set up), by file."""
     seconds: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
     for case in ElementTree.parse(report).iter("testcase"):
+        if "classname" not in case.attrib:  # of a run that was interrupted
+            continue
         file = case.attrib["classname"].replace(".", "/") + ".py"
         seconds[file][re.sub(r"\[.*", "", case.attrib["name"], flags=re.S)] += float(case.attrib["time"])
     return seconds

@@ -1,8 +1,15 @@
-"""Settings of the whole suite: shapes checked at run time, key reuse refused, the user's cache left alone."""
+"""Settings of the whole suite: shapes checked at run time, key reuse refused, the user's cache left alone, programs kept."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Files compile the same tiny programs again and again, in two workers and in processes of their own: one cache for all.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest

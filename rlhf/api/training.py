@@ -34,6 +34,7 @@ from rlhf.train.callbacks import Callback, History, Progress, of_user
 from rlhf.train.rl import prompts as rl_prompts
 from rlhf.train.rl import sources as rl_sources
 from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.size import check_sampling
 from rlhf.train.trained import Trained
 
 Data = Preferences | PreferenceSet | Source
@@ -207,6 +208,7 @@ def _train_rl(
     base = base or sft.open_base(config)
     basis, people = _people(fitted)
     prompts = rl_prompts.prompt_set(config, base, rows)
+    check_sampling(config, base, prompts.tokens.shape[1])
     source = rl_sources.prepare(config, base, prompts, None, basis, people)
     beside = _in_memory(kind, history, callbacks, rl.SHOWN)
     return _policy(rl.train(config, base, prompts, source, beside, own=own), history, fitted)

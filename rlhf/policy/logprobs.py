@@ -23,6 +23,7 @@ from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.models.layout import AnyArray
+from rlhf.policy import vocabulary
 from rlhf.policy.packing import PackedRows
 from rlhf.run.progress import watched
 
@@ -140,13 +141,9 @@ def token_logprobs(
     first = 0 if hidden is None else len(decoder.stages) - 1
     start = decoder.embed_tokens(rows.tokens) if hidden is None else hidden
     states, _ = decoder.run_stages(start, context, first=first)
-    logits = decoder.logits(jnp.take_along_axis(states, rows.heads[:, :, None], axis=1), z)
-    logsumexp = jax.nn.logsumexp(logits, axis=-1)
-    entropy = logsumexp - jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(logits)) * logits, axis=-1)
-    tokens = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
-    row = jnp.arange(tokens.shape[0])[:, None]
-    taken = logits[row, rows.scored_head, tokens]
-    return taken - jnp.take_along_axis(logsumexp, rows.scored_head, axis=1), entropy
+    read = jnp.take_along_axis(states, rows.heads[:, :, None], axis=1)
+    taken = jnp.take_along_axis(rows.tokens, rows.scored, axis=1)
+    return vocabulary.tree_scores(decoder, read, rows.scored_head, taken, z)
 
 
 def completion_sums(values: jax.Array, rows: PackedRows) -> jax.Array:

@@ -1,7 +1,7 @@
-"""One teacher-forced pass over left-padded prompts and completions: log-probs, entropies, hidden states.
+"""One teacher-forced pass over left-padded prompts and completions: hidden states.
 
 The state before completion token t is the output at slot W−1+t; it predicts the token and carries its value. Only these T
-slots meet the vocabulary, a few at a time when B·T·V numbers are many.
+slots meet the vocabulary (`vocabulary.token_scores`).
 
 Shapes: B completions of N prompts, W prompt slots, T completion slots, D width, V vocabulary, K basis outputs.
 """
@@ -17,8 +17,6 @@ from rlhf.models.conditioners import WordKeys
 from rlhf.models.decoder import Context, Decoder
 from rlhf.models.layout import AnyArray
 from rlhf.policy.logprobs import PolicyParams
-
-LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much
 
 
 class Rows(NamedTuple):
@@ -126,38 +124,3 @@ def completion_states(decoder: Decoder, rows: Rows) -> jax.Array:
     tokens, hidden = jax.tree.map(lambda part: part[:, :-1], (rows.tokens, rows.hidden))
     at_prompts, after = states_after(decoder, rows._replace(tokens=tokens, hidden=hidden), first=first)
     return jnp.concatenate([at_prompts[rows.group, -1:], after], axis=1)
-
-
-def token_scores(
-    decoder: Decoder, states: jax.Array, taken: jax.Array, z: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probs of the taken tokens and entropies of their distributions, float32[B, T], nats.
-
-    Both are differentiable. Slots are taken in chunks of at most `LOGITS_BYTES` of logits, recomputed in the backward pass.
-    """
-
-    def score(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        states, taken = inputs
-        logits = decoder.logits(states, z)
-        logsumexp = jax.nn.logsumexp(logits, axis=-1)
-        logprobs = jnp.take_along_axis(logits, taken[..., None], axis=-1)[..., 0] - logsumexp
-        expected = jnp.sum(jnp.exp(logits - logsumexp[..., None]) * logits, axis=-1)
-        return logprobs, logsumexp - expected
-
-    batch, num_slots = taken.shape
-    size = max(1, LOGITS_BYTES // (4 * batch * decoder.config.vocab_size))
-    if size >= num_slots:
-        return score((states, taken))
-    num_chunks = -(-num_slots // size)
-    size = -(-num_slots // num_chunks)
-
-    def chunked(values: jax.Array) -> jax.Array:
-        padding = [(0, 0), (0, num_chunks * size - num_slots)] + [(0, 0)] * (values.ndim - 2)
-        parts = jnp.pad(values, padding).reshape(batch, num_chunks, size, *values.shape[2:])
-        return jnp.moveaxis(parts, 1, 0)
-
-    def joined(parts: jax.Array) -> jax.Array:
-        return jnp.moveaxis(parts, 0, 1).reshape(batch, -1)[:, :num_slots]
-
-    logprobs, entropy = jax.lax.map(jax.checkpoint(score), (chunked(states), chunked(taken)))
-    return joined(logprobs), joined(entropy)

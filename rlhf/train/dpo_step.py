@@ -266,16 +266,15 @@ def step(
     """
     key = jax.random.fold_in(state.key, state.step)
 
-    def accumulate(grads, inputs):
+    def gradient(inputs: tuple[DPOBatch, jax.Array]) -> tuple[PyTree, dict[str, jax.Array]]:
         micro, micro_key = inputs
-        gradient = jax.value_and_grad(_loss, has_aux=True)
-        (_, metrics), new = gradient(state.params, frozen, micro, population, micro_key, settings, program)
-        return jax.tree.map(jnp.add, grads, new), metrics
+        return jax.grad(_loss, has_aux=True)(
+            state.params, frozen, micro, population, micro_key, settings, program
+        )
 
     num_micro = batch.ref_logprobs.shape[0]
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, metrics = jax.lax.scan(accumulate, zeros, (batch, jax.random.split(key, num_micro)))
-    grads = jax.tree.map(lambda g: g / num_micro, grads)
+    grads, metrics = optim.accumulate(gradient, (batch, jax.random.split(key, num_micro)))
+    grads = jax.tree.map(lambda g: g / num_micro, grads)  # of one, the compiler leaves it out
     metrics = jax.tree.map(jnp.mean, metrics)
     further = program.extra
     if further is not None and extra is not None:

@@ -4,6 +4,7 @@ Its numbers are arrays in compiled code (`run.record.traced`), so another learni
 schedule is static. `num_steps` counts the optimiser steps of the run, at whose end the schedule ends.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -83,6 +84,29 @@ def init_state(params: PyTree, optimizer: OptimizerConfig, key: jax.Array, own: 
     """State of step 0; `own` as in `apply_gradients`."""
     opt_state = (own or _transform(optimizer)).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
+
+
+def accumulate(gradient: Callable[[PyTree], tuple[PyTree, PyTree]], inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """Sum of the gradients of A micro-batches, one after the other.
+
+    Args:
+      gradient: inputs of one micro-batch → (gradient, metrics).
+      inputs: leaves [A, …]. With A = 1 there is no loop, which would cost a tree of zeros, an addition and two copies of the
+        gradient.
+    Returns:
+      The sum, and metrics with leaves [A, …].
+    """
+    if jax.tree.leaves(inputs)[0].shape[0] == 1:
+        grads, metrics = gradient(jax.tree.map(lambda leaf: leaf[0], inputs))
+        return grads, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+    def add(total: PyTree, one: PyTree) -> tuple[PyTree, PyTree]:
+        grads, metrics = gradient(one)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    shapes = jax.eval_shape(lambda: gradient(jax.tree.map(lambda leaf: leaf[0], inputs))[0])
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, zeros, inputs)
 
 
 def apply_gradients(

@@ -73,12 +73,10 @@ def step(
     """One optimiser step over A micro-batches; the state's buffers are donated."""
     total = jnp.sum(batch.rows.weight[..., None] * batch.rows.packed.member)
 
-    def accumulate(grads, micro):
-        gradient = jax.value_and_grad(_loss, has_aux=True)
-        (_, metrics), new = gradient(state.params, frozen, micro, total, program)
-        return jax.tree.map(jnp.add, grads, new), metrics
+    def gradient(micro: SFTBatch) -> tuple[PyTree, dict[str, jax.Array]]:
+        return jax.grad(_loss, has_aux=True)(state.params, frozen, micro, total, program)
 
-    grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.params), batch)
+    grads, metrics = optim.accumulate(gradient, batch)
     state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     metrics = {
         "train/loss/total": jnp.sum(metrics["train/loss/total"]),

@@ -12,7 +12,7 @@ from flax import nnx
 from rlhf.models.adapters import AdapterSpec
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
-from rlhf.policy import sampling, scoring
+from rlhf.policy import sampling, scoring, vocabulary
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import init_adapters, structure
 from rlhf.run.record import traced
@@ -81,7 +81,7 @@ class Trainer:
         states = scoring.completion_states(
             decoder, scoring.rows_of(tokens, jax.numpy.zeros(1, int), None, later)
         )
-        return float(scoring.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
+        return float(vocabulary.token_scores(decoder, states, tokens[:, 1:], None)[0].mean())
 
     def draw(self, prompts: Prompts) -> Rollout:
         arguments = (prompts, self.weights, self.frozen, self.sampling, self.stop, self.settings)

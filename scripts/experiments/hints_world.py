@@ -17,7 +17,7 @@ from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.objectives.advantages import GRPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
-from rlhf.policy import scoring
+from rlhf.policy import scoring, vocabulary
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import traced
@@ -83,7 +83,7 @@ def _teach_language(state, batch, settings: SFTSettings, *, graphdef):
     def loss(base):
         decoder = nnx.merge(graphdef, base, nnx.State({}), nnx.State({}))
         states = scoring.completion_states(decoder, scoring.rows_of(tokens, starts, None, T))
-        logprobs, _ = scoring.token_scores(decoder, states, tokens[:, -T:], None)
+        logprobs, _ = vocabulary.token_scores(decoder, states, tokens[:, -T:], None)
         return -jnp.sum(jnp.where(mask, logprobs, 0.0)) / jnp.sum(mask)
 
     value, grads = jax.value_and_grad(loss)(state.params)

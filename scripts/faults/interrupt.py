@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # this checkout is what is tried
 
-import page
-from runs import COMMANDS, Changes, Ended, World, preload
+import page  # noqa: E402
+from runs import COMMANDS, Changes, Ended, World, preload  # noqa: E402
 
 KILLS_IN_A_ROW = 3
 WHOLE = 0.4

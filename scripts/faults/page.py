@@ -79,13 +79,13 @@ def write(path: Path) -> None:
     lines = [
         "# Kills, signals, concurrent updates, damaged files",
         "",
-        "`scripts/faults/interrupt.py`, `scripts/faults/concurrent.py` and `scripts/faults/flips.py`, on the tiny model of",
+        "`scripts/faults/interrupt.py`, `scripts/faults/at_once.py` and `scripts/faults/flips.py`, on the tiny model of",
         "`tests/golden/old_runs`. Half of the instants are uniform over the time of an undisturbed command, the seconds of",
         "imports included; the other half follow a change of the run directory's files. *Right* means: for a kill, that the same",
         "command then ended with the numbers, weights and reports of an undisturbed one and left no temporary file; for a",
-        "signal, that besides the status was that of the signal (130, 143, 129), that there was no traceback, and that in training no",
-        "step whose numbers were written was missing from the checkpoint (of a single signal). Left out of what is compared: times,",
-        "speeds, TensorBoard's files.",
+        "signal, that besides the status was that of the signal (130, 143, 129), that there was no traceback, and that in",
+        "training no step whose numbers were written was missing from the checkpoint (of a single signal). Left out of what is",
+        "compared: times, speeds, TensorBoard's files. Where a process hangs for four minutes it counts as not right.",
     ]
     for kind in KINDS:
         if kind in stored:
@@ -123,7 +123,8 @@ def _section(kind: str, part: dict[str, Any]) -> list[str]:
             )
             in_time = one["rounds"] - one.get("late", 0)
             lines.append(
-                f"| {signals} | {in_time} | {statuses} | {one['right']} of {one['rounds']} | {one['ends']} | {one['seconds_after']} |"
+                f"| {signals} | {in_time} | {statuses} | {one['right']} of {one['rounds']} | {one['ends']} "
+                f"| {one['seconds_after']} |"
             )
         commands = sorted({name.split(" / ")[0] for name in counts})
         lines += ["", f"Over {', '.join(commands)}; {total['rounds'] - total.get('late', 0)} in time. {made}"]

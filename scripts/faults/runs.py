@@ -186,16 +186,19 @@ class World:
     def _kept(self, name: str) -> Path:
         return self.folder / "kept" / name
 
-    def start(self, name: str, *, forked: bool) -> "subprocess.Popen[bytes] | Forked":
-        """A command in a process of its own; forked: from this one, which has imported what it needs."""
-        words = [*COMMANDS[name][0].format(every=self.every).split(), "--json"]
-        own = {
+    def environment(self) -> dict[str, str]:
+        return {
             "PYTHONPATH": str(ROOT),
             "CHORUS_CACHE": str(self.folder / "cache"),
             "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+
+    def start(self, name: str, *, forked: bool) -> "subprocess.Popen[bytes] | Forked":
+        """A command in a process of its own; forked: from this one, which has imported what it needs."""
+        words = [*COMMANDS[name][0].format(every=self.every).split(), "--json"]
+        own = self.environment()
         with (self.folder / "out.txt").open("wb") as out, (self.folder / "err.txt").open("wb") as err:
             if forked:
                 return Forked(words, self.folder, own, out.fileno(), err.fileno())

@@ -23,7 +23,7 @@ from rewards import jsonl
 from rewards.errors import UserError, meant
 from rewards.paths import expanded
 from rewards.shown import Shown, printable, speak, without_credentials
-from rlhf.run import signals
+from rlhf.run import programs, signals
 
 GROUPS = (
     "quickstart",
@@ -144,6 +144,7 @@ def entry() -> NoReturn:
     Leaving the interpreter joins other libraries' threads and collects garbage through JAX's callbacks, where a finished
     command has been seen to hang, and a signal to end in a traceback. Everything of ours is written when `main` returns.
     """
+    programs.remember()
     try:
         status = main()
     except Exception:

@@ -123,7 +123,6 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _filled(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents
+        return cell.cell_contents is not cell
     except ValueError:
         return False
-    return True

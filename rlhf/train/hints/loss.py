@@ -31,7 +31,7 @@ from rlhf.models.decoder import Decoder
 from rlhf.models.layout import AnyArray
 from rlhf.objectives import distill
 from rlhf.objectives.distill import Kind, Target
-from rlhf.policy import sampling, scoring
+from rlhf.policy import sampling, scoring, vocabulary
 from rlhf.policy.logprobs import PolicyParams
 
 LARGEST_RATIO = 2.0
@@ -132,10 +132,10 @@ def teach(params: PolicyParams, reading: Reading, key: jax.Array, *, term: HintT
     def keep(states, slots):
         top = vocab if spec.top is None else spec.top
         own = jax.random.fold_in(key, slots[0, 0]) if spec.draws else None
-        return distill.keep(decoder.logits(states, reading.z), top, draws=spec.draws, key=own)
+        return distill.keep(decoder.logits(states, reading.z), top, draws=spec.draws, key=own), ()
 
     slots = jnp.broadcast_to(jnp.arange(term.num_slots), states.shape[:2])
-    return _in_chunks(keep, vocab, states, slots)
+    return vocabulary.in_chunks(keep, vocab, states, slots)[0]
 
 
 def slot_divergence(
@@ -149,26 +149,9 @@ def slot_divergence(
         logits = decoder.logits(states, student.z)
         value = distill.kept_divergence(target, logits, term.kind, term.alpha, drawn=term.target.draws > 0)
         own = jnp.take_along_axis(logits, taken[..., None], axis=-1)[..., 0]
-        return value, own - jax.nn.logsumexp(logits, axis=-1)
+        return (value, own - jax.nn.logsumexp(logits, axis=-1)), ()
 
-    return _in_chunks(score, decoder.config.vocab_size, states, target, taken)
-
-
-def _in_chunks(function, vocab: int, *arrays):
-    """`function` of [H, T, …] arrays, a few slots at a time where their logits are many; recomputed going back."""
-    batch, num_slots = arrays[0].shape[:2]
-    num_chunks = min(num_slots, max(1, -(-4 * batch * num_slots * vocab // scoring.LOGITS_BYTES)))
-    size = -(-num_slots // num_chunks)
-
-    def split(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.take(leaf, jnp.minimum(jnp.arange(num_chunks * size), num_slots - 1), axis=1)
-        return jnp.moveaxis(leaf.reshape(batch, num_chunks, size, *leaf.shape[2:]), 1, 0)
-
-    def join(leaf: jax.Array) -> jax.Array:
-        return jnp.moveaxis(leaf, 0, 1).reshape(batch, num_chunks * size, *leaf.shape[3:])[:, :num_slots]
-
-    chunks = jax.tree.map(split, arrays)
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(lambda parts: function(*parts)), chunks))
+    return vocabulary.in_chunks(score, decoder.config.vocab_size, states, target, taken)[0]
 
 
 def with_hint(

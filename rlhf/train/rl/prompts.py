@@ -20,7 +20,6 @@ from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.rollout import Prompts
-from rlhf.train.rl.size import check_sampling
 
 _LOG = logging.getLogger("chorus")
 
@@ -117,7 +116,6 @@ def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | Non
             f"{rows.source} row {rows.row[longest]}: prompt of {len(encoded[longest])} tokens and rollout.max_new_tokens "
             f"{new} exceed the model's context of {room}; lower one of them or rollout.max_prompt_tokens"
         )
-    check_sampling(config, base, len(encoded[longest]))
     tokens, starts = left_pad(encoded)
     return PromptSet(rows, tokens, starts, int(np.sum(~fits)))
 

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from rlhf.objectives.advantages import EXTRA_CHANNELS, num_channels
 from rlhf.policy import logprobs as policy
-from rlhf.policy import scoring
+from rlhf.policy import scoring, vocabulary
 from rlhf.policy.conditioning import Gate, Population, UserShares, sample_coef
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings, generate
@@ -124,7 +124,7 @@ def score(
     decoder = nnx.merge(program.graphdef, *params)
     z = None if rows.z is None else rows.z[rows.group]
     states = scoring.completion_states(decoder, rows)
-    logprobs, entropy = scoring.token_scores(decoder, states, rows.tokens, z)
+    logprobs, entropy = vocabulary.token_scores(decoder, states, rows.tokens, z)
     if critic is None or settings.critic is None:
         return logprobs, entropy, None
     own = critics.backbone(settings.critic, critic, params)
@@ -146,7 +146,7 @@ def reference_logprobs(program: RLProgram, frozen: PolicyParams, rows: scoring.R
     empty = nnx.State({})
     decoder = nnx.merge(program.reference, frozen.base, empty, empty)
     states = scoring.completion_states(decoder, rows._replace(z=None))
-    return scoring.token_scores(decoder, states, rows.tokens, None)[0]
+    return vocabulary.token_scores(decoder, states, rows.tokens, None)[0]
 
 
 @functools.partial(jax.jit, static_argnames="program")

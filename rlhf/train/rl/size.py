@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rlhf.policy import store as policy_store
-from rlhf.policy.scoring import LOGITS_BYTES
+from rlhf.policy.vocabulary import LOGITS_BYTES
 from rlhf.train import memory
 from rlhf.train.rl.config import GRPOConfig, PPOConfig
 

@@ -106,13 +106,12 @@ def prepare(
 
 def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
     run = load_reward_run(directory)
-    _refuse_known_answers_only(
-        run
-    )  # before its people are read: what is wrong with the choice of rewards comes first
+    refuse_known_answers_only(run)
     return _personal(config, run, load_people(run), base)
 
 
-def _refuse_known_answers_only(run: FittedBasis) -> None:
+def refuse_known_answers_only(run: FittedBasis) -> None:
+    """Before the people of a run are read: what is wrong with the choice of rewards comes first."""
     kind = run.basis.encoder["kind"]
     if kind not in ("lm", "columns"):
         raise UserError(
@@ -122,7 +121,7 @@ def _refuse_known_answers_only(run: FittedBasis) -> None:
 
 
 def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
-    _refuse_known_answers_only(run)
+    refuse_known_answers_only(run)
     names = run.basis.gauge.names
     people = list(people_of.posteriors)
     drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)

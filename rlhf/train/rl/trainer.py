@@ -49,7 +49,7 @@ from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.critic import Critic, init_critic
 from rlhf.train.rl.prompts import PromptSet
 from rlhf.train.rl.settings import RLProgram
-from rlhf.train.rl.size import memory_line
+from rlhf.train.rl.size import check_sampling, memory_line
 from rlhf.train.rl.sources import Source
 from rlhf.train.rl.watch import Watch
 from rlhf.train.sft import base_record, fresh_policy, open_base, read_by, trained_parts
@@ -92,6 +92,7 @@ def run(
             return stored(job, diagnose)
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
+        check_sampling(config, base, prompts.tokens.shape[1])
         source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
@@ -110,6 +111,7 @@ def _read(
     """What a run reads: prompts, model, rewards (fitted, or the columns they are made of) and the critic it starts from."""
     if basis is None and config.rewards is not None:
         run = load_reward_run(config.rewards)
+        rl_rewards.refuse_known_answers_only(run)
         basis, people = run, load_people(run)
     found = read_by(config, rows, base) | read_of(basis, people) | rl_rewards.columns_read(config)
     if config.population is not None and config.population.reference is not None:

@@ -108,7 +108,10 @@ def test_what_nobody_would_read_is_refused_before_anything_is_computed(house, tm
     for overrides, said in (
         (["fit.model=loer"], "did you mean 'lore'?"),
         (["fit.model=lore", "fit.settings={num_base: 3}"], "did you mean 'num_basis'?"),
-        (["fit.model=lore", "fit.settings={ridge: .inf}"], "fit.settings.ridge [command line]: must be a finite number"),
+        (
+            ["fit.model=lore", "fit.settings={ridge: .inf}"],
+            "fit.settings.ridge [command line]: must be a finite number",
+        ),
         (
             ["evaluation.models=[lore, vlp]"],
             "evaluation.models: model: 'vlp' is unknown; did you mean 'vpl'?",

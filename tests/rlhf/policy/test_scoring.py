@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy import scoring
+from rlhf.policy import scoring, vocabulary
 from rlhf.policy.sampling import left_pad
 from tests.rlhf import tiny
 
@@ -33,7 +33,7 @@ def logprobs(policy, rows, lower: bool):
         known = scoring.with_lower_states(policy.graphdef, params, rows) if lower else rows
         decoder = nnx.merge(policy.graphdef, *params)
         states = scoring.completion_states(decoder, known)
-        own = scoring.token_scores(decoder, states, known.tokens, known.z[known.group])[0]
+        own = vocabulary.token_scores(decoder, states, known.tokens, known.z[known.group])[0]
         return jnp.sum(own * jnp.arange(1.0, 1.0 + own.size).reshape(own.shape)), own
 
     (_, own), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(policy.params)
@@ -44,7 +44,7 @@ def scores(policy, rows):
     """Log-probs alone: no gradient to compile."""
     decoder = nnx.merge(policy.graphdef, *policy.params)
     states = scoring.completion_states(decoder, rows)
-    return scoring.token_scores(decoder, states, rows.tokens, rows.z[rows.group])[0]
+    return vocabulary.token_scores(decoder, states, rows.tokens, rows.z[rows.group])[0]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_mapping_as_override_replaces_the_section(write):
 @given(
     seed=st.integers(0, 2**31),
     rate=st.floats(1e-12, 1e3),
-    eta=st.floats(0, 1e6),
+    eta=st.just(0.0) | st.floats(1e-30, 1e6),
     name=st.text(min_size=1).filter(
         lambda text: text.strip() and "\0" not in text and text[0] != "~"
     ),  # paths

@@ -73,3 +73,22 @@ def test_no_warm_up_starts_at_the_full_rate():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="cosin"):
         make_optimizer("cosin")
+
+
+@pytest.mark.parametrize("num_micro", [1, 3])
+def test_micro_batches_add_up(num_micro):
+    inputs = jnp.arange(2.0 * num_micro).reshape(num_micro, 2)
+
+    def gradient(one):
+        return {"a": one, "b": one.sum()}, {"metric": one[0]}
+
+    total, metrics = jax.jit(lambda inputs: optim.accumulate(gradient, inputs))(inputs)
+    np.testing.assert_allclose(total["a"], inputs.sum(axis=0))
+    np.testing.assert_allclose(total["b"], inputs.sum())
+    np.testing.assert_allclose(metrics["metric"], inputs[:, 0])
+
+
+def test_one_micro_batch_has_no_loop():
+    program = jax.jit(lambda inputs: optim.accumulate(lambda one: (jnp.sin(one), one.sum()), inputs))
+    assert "while" not in program.lower(jnp.ones((1, 4))).as_text()
+    assert "while" in program.lower(jnp.ones((2, 4))).as_text()

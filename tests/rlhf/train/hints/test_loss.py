@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.models.adapters import AdapterSpec
 from rlhf.objectives import distill
-from rlhf.policy import scoring
+from rlhf.policy import vocabulary
 from rlhf.train.hints import loss as hints
 from rlhf.train.rl import update as updates
 from tests.rlhf import tiny
@@ -275,7 +275,7 @@ def test_few_slots_at_a_time_give_the_same(monkeypatch):
     student, teacher = readings()
     whole = hints.hint_rows(params, student, teacher, MASK, None, 1.0, jax.random.key(0), term=term)
     (expected, _), slope = loss_and_gradient(term, params, whole)
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * len(PROMPTS) * 32 * 2)
+    monkeypatch.setattr(vocabulary, "LOGITS_BYTES", 4 * len(PROMPTS) * 32 * 2)
     jax.clear_caches()
     parts = hints.hint_rows(params, student, teacher, MASK, None, 1.0, jax.random.key(0), term=term)
     (found, _), again = loss_and_gradient(term, params, parts)

@@ -32,7 +32,7 @@ def others_of(task, rollout):
 
 
 def test_each_group_goes_to_another_person_and_keeps_its_tokens():
-    task = make_task({"relabel": 2})
+    task = make_task({"relabel": 2}, shares=UserShares(1, 1, 0, 0))
     rollout = draw(task.state, *task.arguments(), program=task.program)
     others = others_of(task, rollout)
     assert others.coef.shape == (16, 2)
@@ -40,8 +40,7 @@ def test_each_group_goes_to_another_person_and_keeps_its_tokens():
     people = np.asarray(others.coef).reshape(4, G, 2)
     np.testing.assert_array_equal(people, np.broadcast_to(people[:, :1], people.shape))
     own = np.asarray(rollout.coef)[::G]
-    # One of two groups is drawn for the generic person each time; the three others are three people.
-    assert len(np.unique(np.concatenate([people[:, 0], own]), axis=0)) == 4
+    assert len(np.unique(np.concatenate([people[:, 0], own]), axis=0)) == 6
     assert np.abs(np.asarray(others.logprobs[:8] - rollout.logprobs)).max() > 1e-3
     np.testing.assert_array_equal(others.ref_logprobs[8:], rollout.ref_logprobs)
 
@@ -124,7 +123,7 @@ def test_the_people_are_drawn_with_a_key_of_their_own():
     others = others_of(task, rollout)
     key = jax.random.fold_in(task.state.key, task.state.iteration)
     for again in (*jax.random.split(key, 3),):
-        coef, _ = user_rows(again, task.people, task.program.shares, G, 0.1, 0.0)
+        coef, _ = user_rows(again, task.people, task.program.shares, 8, G, 0.1, 0.0)
         assert not np.array_equal(np.asarray(coef), np.asarray(others.coef))
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy import scoring
+from rlhf.policy import vocabulary
 from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import structure
 from rlhf.train.rl import rollout as rollouts
@@ -119,11 +119,11 @@ def test_chunks_of_the_vocabulary_change_neither_values_nor_gradients(monkeypatc
     taken = jnp.asarray(rng.integers(0, 32, (3, 5)))
 
     def both(params, states):
-        logprobs, entropy = scoring.token_scores(nnx.merge(policy.graphdef, *params), states, taken, None)
+        logprobs, entropy = vocabulary.token_scores(nnx.merge(policy.graphdef, *params), states, taken, None)
         return jnp.sum(logprobs * np.arange(5)) + jnp.sum(entropy**2), (logprobs, entropy)
 
     whole = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(policy.params, states)
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 3 * 32 * 4 * 2)  # two slots at a time: 2 + 2 + 1
+    monkeypatch.setattr(vocabulary, "LOGITS_BYTES", 3 * 32 * 4 * 2)  # two slots at a time: 2 + 2 + 1
     parts = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(policy.params, states)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
     probs = jax.nn.softmax(nnx.merge(policy.graphdef, *policy.params).logits(states))
