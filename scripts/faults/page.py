@@ -149,7 +149,8 @@ def _section(kind: str, part: dict[str, Any]) -> list[str]:
             for name, one in counts.items()
         ]
         lines += [
-            f"| all | {total['rounds']} | {total.get('refused', 0)} | {total.get('same', 0)} | {total['rounds'] - total['right']} |"
+            f"| all | {total['rounds']} | {total.get('refused', 0)} | {total.get('same', 0)} "
+            f"| {total['rounds'] - total['right']} |"
         ]
         lines += ["", made]
     if problems:

@@ -12,6 +12,7 @@ import argparse
 import faulthandler
 import importlib
 import signal
+from typing import Any
 
 TINY = {
     "rewards": (
@@ -37,7 +38,7 @@ TINY = {
 
 def tiny_quickstart(args: argparse.Namespace) -> object:
     """All stages of the quickstart on inputs/: seconds instead of minutes."""
-    job = importlib.import_module("rlhf.apps.quickstart")
+    job: Any = importlib.import_module("rlhf.apps.quickstart")
     whole = job._config
     job.fetch.fetch = lambda name: "inputs/model"
     job.stated_choice.fetch = lambda name: "inputs/pairs.jsonl"
@@ -48,7 +49,8 @@ def tiny_quickstart(args: argparse.Namespace) -> object:
 def prepare() -> None:
     """Before `start`."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    importlib.import_module("rlhf.apps.cli.quickstart").run = tiny_quickstart
+    group: Any = importlib.import_module("rlhf.apps.cli.quickstart")
+    group.run = tiny_quickstart
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ defaults, globals and attributes, other functions and classes of the script, fil
 """
 
 import functools
-import hashlib
 import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from rewards.files import sha256_json
 from rlhf.phi.columns.imports import OWN, of_project, sources
+from rlhf.run import inputs
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -56,8 +58,8 @@ class _Described:
             return ["partial", self.of(value.func), self.of(value.args), self.of(value.keywords)]
         if isinstance(value, type):
             return self._class(value)
-        if hasattr(value, "dtype") and hasattr(value, "tobytes"):
-            return [str(value.dtype), str(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+        if hasattr(value, "__array__"):  # of NumPy, JAX, torch
+            return ["array", inputs.arrays([np.asarray(value)])]
         return [self.of(type(value)), self.of(getattr(value, "__dict__", None))]
 
     def _module(self, module: types.ModuleType) -> object:

@@ -60,6 +60,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
         seen.add(prompt)
         prompts.append(prompt)
         numbers.append(number)
+        assert isinstance(record, Mapping), "else it has no prompt"
         records.append(dict(record))
     schema.raise_first(source, problems)
     if not prompts:
