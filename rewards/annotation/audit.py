@@ -228,8 +228,8 @@ def random_answerers(
     people = sorted(coin)
     if not people:
         return {"tested": 0, "named": 0, "user_ids": []}
-    p_coin = np.array([stats.combine_pvalues(np.maximum(coin[u], 1e-12)).pvalue for u in people])
-    p_typical = np.array([stats.combine_pvalues(np.maximum(typical[u], 1e-12)).pvalue for u in people])
+    p_coin = np.array([stats.combine_pvalues(np.maximum(coin[u], 1e-12))[1] for u in people])
+    p_typical = np.array([stats.combine_pvalues(np.maximum(typical[u], 1e-12))[1] for u in people])
     named = (stats.false_discovery_control(p_typical) <= LEVEL) & (p_coin > LEVEL)
     return {
         "tested": len(people),

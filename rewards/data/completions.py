@@ -47,16 +47,15 @@ def read_records(
     width: int | None = None
     for number, record in sources.open_source(path, split, columns):
         try:
-            if isinstance(record, RowError):
-                raise record
-            row = schema.parse_completions(record)
-            schema.parse_attributes(_both_sides(record.get("attributes")))
+            fields = schema.row_object(record)
+            row = schema.parse_completions(fields)
+            schema.parse_attributes(_both_sides(fields.get("attributes")))
             width = _same_width(row, width, first=not parsed)
         except RowError as error:
             problems.append((number, error))
             continue
         numbers.append(number)
-        records.append(dict(record))
+        records.append(dict(fields))
         parsed.append(row)
     schema.raise_first(source, problems)
     if not records:
@@ -114,7 +113,7 @@ def _table(path: str, numbers: list[int], records: list[JSONObject], parsed: lis
     )
 
 
-def _both_sides(value: object) -> Any:
+def _both_sides(value: object) -> object:
     """Attributes of one `completion` as those of both sides of a comparison with itself."""
     if isinstance(value, Mapping) and "completion" in value:
         return {**value, "chosen": value["completion"], "rejected": value["completion"]}

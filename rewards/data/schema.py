@@ -58,6 +58,19 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def row_object(record: object) -> Mapping[str, object]:
+    """The record, when it is a JSON object.
+
+    Raises:
+      RowError: it is none, or could not be read (then it is the error itself).
+    """
+    if isinstance(record, RowError):
+        raise record
+    if not isinstance(record, Mapping):
+        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    return record
+
+
 def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     """Check one record (a JSON object) and bring it into one shape; without a `user_column` nobody in particular chose.
 
@@ -66,18 +79,17 @@ def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     Raises:
       RowError: names the field, the value and the fix.
     """
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    record = row_object(record)
     prompt, chosen, rejected = _texts(record)
     features = _features(record, "chosen_features"), _features(record, "rejected_features")
-    if (features[0] is None) != (features[1] is None):
-        lacking = "chosen_features" if features[0] is None else "rejected_features"
-        raise RowError(lacking, "is missing while the other side has features; give both or neither")
-    if features[0] is not None and len(features[0]) != len(features[1]):
-        raise RowError(
-            "rejected_features", f"{len(features[1])} numbers, but chosen_features has {len(features[0])}"
-        )
-    if features[0] is not None and not chosen and np.array_equal(*features):
+    first, second = features
+    if first is None or second is None:
+        if first is not second:
+            lacking = "chosen_features" if first is None else "rejected_features"
+            raise RowError(lacking, "is missing while the other side has features; give both or neither")
+    elif len(first) != len(second):
+        raise RowError("rejected_features", f"{len(second)} numbers, but chosen_features has {len(first)}")
+    elif not chosen and np.array_equal(first, second):
         raise RowError("rejected_features", "equals chosen_features and there is no text; drop the row")
     optional = {
         name: _OPTIONAL_CHECKS[name](name, value) if name in _OPTIONAL_CHECKS and value is not None else value
@@ -99,8 +111,7 @@ def parse_completions(record: object) -> tuple[Prompt, dict[str, str], dict[str,
     Raises:
       RowError: as `parse_row`.
     """
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    record = row_object(record)
     pair = "chosen" in record or "rejected" in record or "chosen_features" in record
     fields = ("chosen", "rejected") if pair else ("completion",)
     found = {field: _features(record, f"{field}_features") for field in fields}
@@ -130,10 +141,7 @@ def _texts(record: Mapping[str, object]) -> tuple[Prompt, str, str]:
     prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if record.get("chosen_features") is not None and chosen is None and rejected is None:
         return ("" if prompt is None else parse_prompt(prompt)), "", ""  # features stand in for the text
-    if isinstance(chosen, list) != isinstance(rejected, list):
-        kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
-        raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
-    if isinstance(chosen, list):
+    if isinstance(chosen, list) and isinstance(rejected, list):
         context, chosen = _conversation("chosen", chosen)
         other, rejected = _conversation("rejected", rejected)
         if context != other:
@@ -141,6 +149,9 @@ def _texts(record: Mapping[str, object]) -> tuple[Prompt, str, str]:
                 "rejected", "differs from chosen before the last message; only the final answer may differ"
             )
         prompt = _merged_prompt(prompt, context)
+    elif isinstance(chosen, list) or isinstance(rejected, list):
+        kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
+        raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
     else:
         chosen, rejected = _text("chosen", chosen), _text("rejected", rejected)
         prompt = parse_prompt(prompt)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rewards import jsonl
 from rewards.data import memory, stated_choice
 from rewards.data.schema import RowError, show
@@ -204,7 +206,7 @@ def tensorflow_datasets(name: str, split: str) -> list[tuple[int, object]]:
 
 def _from_tfds(record: JSONObject) -> JSONObject:
     """NumPy and bytes → plain Python; undo what our own builder did to fit rows into features."""
-    row = {name: _plain(value) for name, value in record.items()}
+    row: JSONObject = {name: _plain(value) for name, value in record.items()}
     # TFDS has no null; '' stands for it wherever an empty text cannot be meant.
     for optional in ("timestamp", "frame", "reason", "hint", "item_id", "shown_first", "repeat_of"):
         if row.get(optional) == "":
@@ -220,7 +222,7 @@ def _plain(value: object) -> object:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):
-        parts = {name: _plain(part) for name, part in value.items()}
+        parts: JSONObject = {name: _plain(part) for name, part in value.items()}
         if parts.keys() == {"role", "content"} and isinstance(parts["role"], list):
             # A sequence of messages comes back as one list per key.
             return [
@@ -228,7 +230,7 @@ def _plain(value: object) -> object:
                 for role, text in zip(parts["role"], parts["content"], strict=True)
             ]
         return parts
-    if hasattr(value, "tolist"):
+    if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list):
         return [_plain(part) for part in value]

@@ -62,7 +62,9 @@ class ChorusPreferences(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, JSONObject]]]:
-        path = self.builder_config.path or stated_choice.fetch(_SET_NAMES[self.builder_config.name])
+        config = self.builder_config
+        assert isinstance(config, PreferenceConfig)
+        path = config.path or stated_choice.fetch(_SET_NAMES[config.name])
         return {"train": self._generate_examples(read_preferences(str(path)))}
 
     def _generate_examples(self, prefs: Preferences) -> Iterator[tuple[int, JSONObject]]:

@@ -195,6 +195,7 @@ class RewardModel(abc.ABC):
     """An estimator. Subclasses are frozen, validated dataclasses of settings (`rewards.basis.fit.FitConfig`'s way)."""
 
     kind: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
     def fit(
         self,

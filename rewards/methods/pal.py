@@ -155,7 +155,7 @@ class PALB(PALA):
         keep = pca.explained_variance_ > 1e-9 * max(float(np.mean(vectors[shown] ** 2)), 1e-30)
         if not keep.any():
             return None
-        projection = pca.components_[keep].T / np.sqrt(pca.explained_variance_[keep])
+        projection = np.asarray(pca.components_)[keep].T / np.sqrt(pca.explained_variance_[keep])
         source = "mean" if given is None else "encoder"
         return _Context((vectors - pca.mean_) @ projection, projection, pca.mean_ @ projection, source)
 

@@ -14,7 +14,7 @@ Letters in shapes: U people, n answers, K basis outputs, V vertices (prototypes,
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,20 +29,6 @@ MAX_PEOPLE = 1024  # people a call; bounds the padded arrays
 HULL_STEPS = 400
 
 Result = tuple[Float[np.ndarray, "U K"], Float[np.ndarray, "U K K"]]
-
-
-class Rule(Protocol):
-    """Answers → coefficients and precision; without answers the precision is `precision`."""
-
-    precision: Float[np.ndarray, "K K"]
-    lapse: float
-
-    def __call__(
-        self,
-        delta: Float[np.ndarray, "U n K"],
-        outcome: Float[np.ndarray, "U n"],
-        weight: Float[np.ndarray, "U n"],
-    ) -> Result: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +93,10 @@ class FixedRule:
     def __call__(self, delta, outcome, weight) -> Result:
         people = len(delta)
         return np.tile(_f32(self.mean), (people, 1)), np.tile(_f32(self.precision), (people, 1, 1))
+
+
+Rule = GaussianRule | HullRule | GroupRule | FixedRule
+"""Answers → coefficients and precision; without answers the precision is `precision`."""
 
 
 @jax.jit
@@ -211,7 +201,7 @@ def scalars(rule: Rule) -> dict[str, Any]:
     name = name_of(rule)
     numbers = {
         field.name: float(getattr(rule, field.name))
-        for field in dataclasses.fields(rule)  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(rule)
         if field.name not in _SHAPES[name]
     }
     count = {"num_vertices": len(rule.vertices)} if isinstance(rule, HullRule | GroupRule) else {}

@@ -19,6 +19,7 @@ import dataclasses
 from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 
@@ -252,7 +253,7 @@ class VPL(RewardModel):
             *(jax.device_put(part) for part in around.parts(around.take(answers, people)))
         )
         key, steps = jax.random.key(self.seed + 1), plan.total_steps // self.rounds
-        weights = network.Weights(np.float32(self.kl_weight), np.float32(getattr(self, "guidance", 0.0)))
+        weights = network.Weights(jnp.float32(self.kl_weight), jnp.float32(getattr(self, "guidance", 0.0)))
         best, best_loss, best_round = params, np.inf, -1
         for number in range(self.rounds):
             params, opt_state, metrics = network.train_steps(

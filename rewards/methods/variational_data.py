@@ -121,7 +121,7 @@ def flat(state) -> dict[str, np.ndarray]:
 
 def _context_and_rest(
     answers: Comparisons, size: int, max_context: int
-) -> tuple[network.Answers, network.Answers]:
+) -> tuple[network.Answers[np.ndarray], network.Answers[np.ndarray]]:
     """The first `size` answers of everybody, half of their answers at most, and all the others."""
     counts = (answers.weight > 0).sum(axis=1)
     given = np.minimum(size, counts // 2)[:, None]

@@ -105,10 +105,12 @@ class Attention(nnx.Module):
         query, key = attention.rotate(query, rope), attention.rotate(key, rope)
         capped = (config.query_scale, config.attention_softcap)
         if isinstance(cache, LayerCache):
+            assert context.index is not None, "a cache needs the slot to write to"
             kept = cache.write(key, value, context.index)
             out = attention.attend_one(query, *kept, mask, *capped)
         else:
             if cache is not None:
+                assert context.index is not None, "a cache needs the slot to write to"
                 start = (0, context.index, 0, 0)
                 key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
                 value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)

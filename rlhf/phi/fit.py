@@ -87,8 +87,9 @@ def fit(config: RewardsConfig) -> JSONObject:
 def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, str]]:
     """What a fit reads: the answers, and what its encoder is made of."""
     found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
-    if config.encoder.kind == "lm":
-        found["model.name"] = policy_store.parts_of(config.model.name)
+    name = config.model.name
+    if config.encoder.kind == "lm" and name is not None:
+        found["model.name"] = policy_store.parts_of(name)
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}

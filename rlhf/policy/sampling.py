@@ -101,7 +101,7 @@ def _threshold(
     last = jnp.min(jnp.where(stays, kept, jnp.inf), axis=-1, keepdims=True)
     threshold = jnp.where(wanted[:, None], jnp.maximum(kth, last), kth)
     settled = (within | ~limited) & (~wanted | within | ~stays[:, -1])
-    return threshold, settled | (size == logits.shape[-1])
+    return threshold, jnp.logical_or(settled, size == logits.shape[-1])
 
 
 def first_max(scores: jax.Array) -> jax.Array:

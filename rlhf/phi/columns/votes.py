@@ -133,7 +133,8 @@ def probe_accuracy(path: str, rule: str) -> tuple[float, int]:
     for number, row in json_records(path):
         if isinstance(row, Exception):
             raise UserError(f"{path}: row {number}: {row}")
-        completions = row.get("completions") if isinstance(row, dict) else None
+        fields = row if isinstance(row, dict) else {}
+        completions, answer = fields.get("completions"), fields.get("answer")
         if (
             not isinstance(completions, list)
             or not completions
@@ -143,12 +144,12 @@ def probe_accuracy(path: str, rule: str) -> tuple[float, int]:
                 f"{path}: row {number}: completions must be a list of texts; a probe row is "
                 '{"prompt": …, "completions": [...], "answer": …}'
             )
-        if not isinstance(row.get("answer"), str | int | float) or isinstance(row["answer"], bool):
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
             raise UserError(
-                f"{path}: row {number}: answer {row.get('answer')!r}: write the known answer as text or number"
+                f"{path}: row {number}: answer {answer!r}: write the known answer as text or number"
             )
         winner, _ = majority([extract(completion, rule) for completion in completions])
-        right += winner is not None and winner == _canonical(str(row["answer"]))
+        right += winner is not None and winner == _canonical(str(answer))
         count += 1
     if not count:
         raise UserError(f"{path}: holds no probe rows; give prompts with completions and the known answer")

@@ -18,7 +18,7 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
-from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.rollout import Prompts
 
 _LOG = logging.getLogger("chorus")
@@ -49,9 +49,8 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     seen: set[Prompt] = set()
     for number, record in sources.open_source(path, split):
         try:
-            if isinstance(record, RowError):
-                raise record
-            prompt, compared = _parse(record)
+            fields = schema.row_object(record)
+            prompt, compared = _parse(fields)
         except RowError as error:
             problems.append((number, error))
             continue
@@ -60,8 +59,7 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
         seen.add(prompt)
         prompts.append(prompt)
         numbers.append(number)
-        assert isinstance(record, Mapping), "else it has no prompt"
-        records.append(dict(record))
+        records.append(dict(fields))
     schema.raise_first(source, problems)
     if not prompts:
         raise UserError(f"{source}: holds no rows; give at least one prompt")
@@ -71,16 +69,16 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, source)
 
 
-def _parse(record: object) -> tuple[Prompt, bool]:
+def _parse(record: Mapping[str, object]) -> tuple[Prompt, bool]:
     """The prompt of a record, and whether the record is about completions (then equal prompts are one)."""
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {schema.show(record)}")
     if any(record.get(name) is not None for name in COMPLETIONS):
         return schema.parse_completions(record)[0], True
     return schema.parse_prompt(record.get("prompt")), False
 
 
-def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | None = None) -> PromptSet:
+def prompt_set(
+    config: PPOConfig | GRPOConfig, base: policy_store.Base, rows: PromptRows | None = None
+) -> PromptSet:
     """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
