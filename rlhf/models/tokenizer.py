@@ -1,20 +1,18 @@
 """Text ↔ token ids, with the model's chat template."""
 
-import contextlib
 import datetime
 import functools
 import json
 import logging
 import os
-import threading
-import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import JSONObject, read_json
 from rewards.types import Prompt
+from rlhf.models import chat
 
 _LOG = logging.getLogger("chorus")
 
@@ -23,7 +21,6 @@ DATE = datetime.date(2025, 1, 1)
 """What templates that write today's date into prompts get: today's would give other ids tomorrow."""
 OWN_DATE, OWN_TRUST = "chorus_template_date", "chorus_control_tokens_in_text"
 """Keys of tokenizer_config.json: another date for the template; true where prompts may spell control tokens."""
-_CLOCK = threading.Lock()
 _ANCHORS = ("\n", ".", "a")
 _AFTER_ANCHOR = ("x", " x", "1", "the end", "\u00e9")
 
@@ -111,7 +108,7 @@ class Tokenizer:
     def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
-            with _clock(self._date if self.template_date else None):
+            with chat.bounded(self._date, sum(len(content) for _, content in messages)):
                 return self._fast.apply_chat_template(conversation, **how)
         except (
             Exception
@@ -268,28 +265,6 @@ class Tokenizer:
             if whole.startswith(before):
                 return whole[len(before) :]
         return self._fast.decode(plain, skip_special_tokens=True)
-
-
-@contextlib.contextmanager
-def _clock(date: datetime.date | None) -> Iterator[None]:
-    """Templates read `date` from transformers' clock; None leaves it alone.
-
-    By hand because `apply_chat_template` takes no function from its caller, `strftime_now` included.
-    """
-    if date is None:
-        yield
-        return
-    from transformers.utils import chat_template_utils
-
-    module: Any = chat_template_utils
-    with _CLOCK:
-        real = module.datetime
-        fixed = datetime.datetime.combine(date, datetime.time())
-        module.datetime = types.SimpleNamespace(now=lambda: fixed)
-        try:
-            yield
-        finally:
-            module.datetime = real
 
 
 def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str) -> None:
