@@ -12,12 +12,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rewards import hashed
+from rewards import hashed, jsonl
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people import questions, records
-from rewards.types import Preferences, Prompt
+from rewards.types import Message, Preferences, Prompt, message_of
 
 FILE = "questions.json"
 AGAIN = "fit the run again or use --answers FILE"
@@ -72,8 +72,14 @@ def make_pool(prefs: Preferences, phi: np.ndarray) -> tuple[Question, ...]:
 
 def write_pool(directory: Path, identity: str, pool: Sequence[Question]) -> None:
     """Write the pool of the basis with hash `identity`."""
-    rows = [dataclasses.asdict(question) for question in pool]
+    rows = [_row(question) for question in pool]
     hashed.write_record(directory / FILE, {"basis": identity, "questions": rows})
+
+
+def _row(question: Question) -> dict[str, Any]:
+    prompt = question.prompt
+    more = isinstance(prompt, tuple) and any(isinstance(message, Message) for message in prompt)
+    return {**vars(question), "prompt": jsonl.prompt_value(prompt) if more else prompt}
 
 
 def read_pool(run: RewardRun) -> tuple[Question, ...]:
@@ -111,7 +117,7 @@ def prompt_of(value: Any) -> Prompt:
     """A prompt from JSON: text, or messages as (role, content) pairs or as objects."""
     if isinstance(value, str):
         return value
-    return tuple((m["role"], m["content"]) if isinstance(m, dict) else (m[0], m[1]) for m in value)
+    return tuple(message_of(m) if isinstance(m, dict) else (m[0], m[1]) for m in value)
 
 
 def deltas(pool: Sequence[Question]) -> np.ndarray:

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people import edits as edits_module
 from rewards.people.answers import Answer, UserRecord
 from rewards.people.edits import Edit
+from rewards.types import MESSAGE_KEYS, message_of
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
@@ -32,9 +34,7 @@ def to_json(record: UserRecord) -> JSONObject:
         "coef_precision": np.asarray(record.posterior.precision, np.float64).tolist(),
         "answers": [
             {
-                "prompt": answer.prompt
-                if isinstance(answer.prompt, str)
-                else [{"role": role, "content": content} for role, content in answer.prompt],
+                "prompt": jsonl.prompt_value(answer.prompt),
                 "chosen": answer.chosen,
                 "rejected": answer.rejected,
                 "outcome": answer.outcome,
@@ -106,8 +106,8 @@ def _parse_answer(path: Path, index: int, value: Any) -> Answer:
         )
     if isinstance(prompt, list):
         for message in prompt:
-            _check_keys(path, f"{place}.prompt", message, ("role", "content"))
-        prompt = tuple((message["role"], message["content"]) for message in prompt)
+            _check_keys(path, f"{place}.prompt", message, ("role", "content"), MESSAGE_KEYS)
+        prompt = tuple(map(message_of, prompt))
     for key in ("chosen", "rejected", "time"):
         if not isinstance(value[key], str):
             raise UserError(f"{path}: {place}.{key} is {value[key]!r}, expected text; restore the record")

@@ -47,7 +47,7 @@ def run(config: EvaluateConfig) -> JSONObject:
     A finished evaluation is not repeated as long as policy and data are those of then.
     """
     with Run.open(config.output_dir, config, "evaluate") as job:
-        prefs = read_preferences(config.data.path, config.data.split)
+        prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
         data = inputs.content(prefs)
         if finished(job, config, data):
             return job.stored_result()

@@ -80,7 +80,9 @@ def run(
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
-            prefs = read_preferences(config.data.path, config.data.split, people=False)
+            prefs = read_preferences(
+                config.data.path, config.data.split, columns=config.data.columns, people=False
+            )
         base = base or open_base(config)
         inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
         trained = train(
