@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +26,7 @@ from rewards.people.book import Book
 from rewards.people.calibration import Calibration
 from rewards.people.pool import Question, make_pool, read_pool, write_pool
 from rewards.people.population import People
-from rewards.types import Preferences, Prompt
+from rewards.types import Preferences, Prompt, as_messages
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -290,5 +291,5 @@ def _one_each(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return [tuple(messages)] * count if messages else each
 
 
-def _messages(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt if isinstance(prompt, str) else [{"role": role, "content": text} for role, text in prompt]
+def _messages(prompt: Prompt) -> str | list[dict[str, Any]]:
+    return prompt if isinstance(prompt, str) else as_messages(prompt)

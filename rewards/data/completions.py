@@ -21,19 +21,20 @@ FEATURES = ("completion_features", "chosen_features", "rejected_features")
 
 
 def read_completions(
-    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None, *, texts: bool = False
 ) -> Preferences:
     """The table alone; see `read_records`."""
-    return read_records(path, split, columns)[0]
+    return read_records(path, split, columns, texts=texts)[0]
 
 
 def read_records(
-    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None, *, texts: bool = False
 ) -> tuple[Preferences, list[JSONObject]]:
     """Read and check completions, with the records they came from.
 
     Args:
       path: as in `rewards.data.read.read_preferences`; `-` is standard input. columns: our names → the source's.
+      texts: whether rows may be plain texts (`text`), completions of nothing.
     Returns:
       the table, in file order, and one record a comparison of it.
     Raises:
@@ -48,7 +49,7 @@ def read_records(
     for number, record in sources.open_source(path, split, columns):
         try:
             fields = schema.row_object(record)
-            row = schema.parse_completions(fields)
+            row = schema.parse_completions(fields, texts=texts)
             schema.parse_attributes(_both_sides(fields.get("attributes")))
             width = _same_width(row, width, first=not parsed)
         except RowError as error:

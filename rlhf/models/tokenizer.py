@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import JSONObject, read_json
-from rewards.types import Prompt
+from rewards.types import Message, Prompt, as_messages
 from rlhf.models import chat
 
 _LOG = logging.getLogger("chorus")
@@ -106,9 +106,12 @@ class Tokenizer:
         return {**raw.get("text_config", {}), **raw}
 
     def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
-        conversation = [{"role": role, "content": content} for role, content in messages]
+        conversation = as_messages(tuple(messages))
         try:
-            with chat.bounded(self._date, sum(len(content) for _, content in messages)):
+            letters = sum(
+                len(one[1]) + (len(one.more) if isinstance(one, Message) else 0) for one in messages
+            )
+            with chat.bounded(self._date, letters):
                 return self._fast.apply_chat_template(conversation, **how)
         except (
             Exception
@@ -130,7 +133,9 @@ class Tokenizer:
         messages stay text; the template writes its own.
         """
         self._check_kept(tuple(role for role, _ in messages))
-        _check_said(self.directory, messages, self._render(messages))
+        text = self._render(messages)
+        _check_said(self.directory, messages, text)
+        self._check_more(messages, text)
         go_on = open_end and messages[-1][0] == "assistant"
         ids = self._template(
             messages,
@@ -153,6 +158,26 @@ class Tokenizer:
             if text is not None:
                 _check_said(self.directory, probes, text)
             self._kept.add(roles)
+
+    def _check_more(self, messages: Sequence[tuple[str, str]], text: str) -> None:
+        """Refuse tool calls that the template leaves out; a name that it leaves out is spoken of once."""
+        for place, one in enumerate(messages):
+            if not isinstance(one, Message):
+                continue
+            for field in json.loads(one.more):
+                rest = {name: value for name, value in json.loads(one.more).items() if name != field}
+                bare = Message(*one, json.dumps(rest)) if rest else (one[0], one[1])
+                try:
+                    left_out = self._render([*messages[:place], bare, *messages[place + 1 :]]) == text
+                except UserError:  # the template cannot do without it, so it reads it
+                    left_out = False
+                if left_out and field == "tool_calls":
+                    raise UserError(
+                        f"{self.directory}: the chat template leaves out the tool_calls of message {place}; write them "
+                        "into its content, or take a model whose template knows tools"
+                    )
+                if left_out:
+                    _say_left_out(str(self.directory), field)
 
     def _end_of_turn(self) -> int | None:
         """First special token after an assistant's message, None where the template puts none."""
@@ -209,9 +234,13 @@ class Tokenizer:
         Control tokens spelt out in the text stay text, unless tokenizer_config.json says
         `"chorus_control_tokens_in_text": true`.
 
+        Without messages it is what stands before a text: the beginning-of-text token.
+
         Raises:
           UserError: chat messages for a model without a template, roles the template refuses or leaves out.
         """
+        if not prompt:
+            return self._beginning()
         if isinstance(prompt, str):
             if not self.has_chat_template:
                 text = self._fast.encode(prompt, add_special_tokens=False) if self._trusted else None
@@ -222,6 +251,11 @@ class Tokenizer:
                 f"{self.directory}: no chat template for a prompt of messages; give the prompt as one string"
             )
         return self._encode_messages(prompt, open_end=True)
+
+    def _beginning(self) -> list[int]:
+        """What stands before a plain text, in models that put nothing there the token that separates texts."""
+        separator = _ids([self._fast.bos_token_id, self._fast.eos_token_id, self.end_id])
+        return self._begin or separator[:1]
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a completion and the token that closes it; special tokens spelt out in `text` stay text."""
@@ -298,6 +332,12 @@ def _say_date(directory: str, date: str) -> None:
         f"{directory}: the chat template writes today's date into prompts; it gets {date} at all times "
         f"({OWN_DATE} in tokenizer_config.json)"
     )
+
+
+@functools.cache
+def _say_left_out(directory: str, field: str) -> None:
+    """Once a model and field."""
+    _LOG.warning(f"note: {directory}: the chat template does not show the {field!r} of messages to the model")
 
 
 def _ids(values: Iterable[int | list[int] | tuple[int, ...] | None]) -> list[int]:

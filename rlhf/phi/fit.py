@@ -106,7 +106,7 @@ def stored_model(directory: Path) -> FittedModel:
 
 def divided(config: RewardsConfig) -> tuple[Preferences, np.ndarray, np.ndarray]:
     """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
-    prefs = read_preferences(config.data.path, config.data.split)
+    prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
     prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
     return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 

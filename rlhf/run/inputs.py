@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.shown import without_credentials
+from rewards.types import Message
 from rlhf.run.directory import INPUTS, Run
 
 _LOG = logging.getLogger("chorus")
@@ -100,6 +101,14 @@ def change(then: Mapping[str, str], now: Mapping[str, str]) -> Change | None:
 def content(table: object) -> str:
     """sha256 over a table of rows (a dataclass), wherever it was read from."""
     fields = {name: value for name, value in vars(table).items() if name != "source"}
+    if more := [
+        one.more
+        for prompt in fields.get("prompts", ())
+        if isinstance(prompt, tuple)
+        for one in prompt
+        if isinstance(one, Message)
+    ]:
+        fields["messages say more"] = more
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=_listed)
     return hashlib.sha256(text.encode()).hexdigest()
 

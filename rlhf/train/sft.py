@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -10,11 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from rewards.data import sources
-from rewards.data.completions import read_completions
-from rewards.data.memory import Numbered
-from rewards.data.read import read_preferences
-from rewards.data.sources import Source
+from rewards.data.examples import read_examples
 from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
@@ -50,11 +46,23 @@ def run(
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
     with Run.open(config.output_dir, config, "sft") as job:
+<<<<<<< HEAD
         done = finished(job)
         prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
         inputs.check(job, read_by(config, prefs, base), begun=done or None)
         if done:
             return stored(job)
+=======
+        if finished(job):
+            return stored(job)
+        prefs = (
+            read_examples(config.data.path, config.data.split, config.data.columns)
+            if prefs is None
+            else prefs
+        )
+        base = base or open_base(config)
+        inputs.check(job, read_by(config, base, prefs))
+>>>>>>> main
         beside = run_callbacks(job, config.train, "sft", callbacks)
         trained = train(config, prefs, base or open_base(config), beside, own)
         trained.save(job.directory)
@@ -106,6 +114,7 @@ def train(
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
 
 
+<<<<<<< HEAD
 def read_examples(source: Source, split: str = "train") -> Preferences:
     """What is learnt from: rows of prompt and completion (or messages), or both sides of preferences.
 
@@ -128,6 +137,14 @@ def read_by(
     name = config.model.name
     model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
     return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
+=======
+def read_by(config: Tuning, base: policy_store.Base, table: object) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model."""
+    return {
+        "data.path": {str(config.data.path): inputs.content(table)},
+        "model.name": {"weights": base.fingerprint, **base.files},
+    }
+>>>>>>> main
 
 
 def open_base(config: Tuning) -> policy_store.Base:

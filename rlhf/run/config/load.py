@@ -16,12 +16,13 @@ from rewards.files import JSONObject
 from rewards.paths import expanded
 from rewards.shown import without_credentials
 from rlhf.run.config import unread
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import Key, dump, parse, parse_value
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RunConfig)
 _COMMAND_LINE = "command line"
 _MAX_LISTED = 3
 LARGEST = (
