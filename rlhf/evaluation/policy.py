@@ -49,18 +49,10 @@ def run(config: EvaluateConfig) -> JSONObject:
     A finished evaluation is not repeated as long as all that it read is as it was then.
     """
     with Run.open(config.output_dir, config, "evaluate") as job:
-<<<<<<< HEAD
-        prefs, rewards = (
-            read_preferences(config.data.path, config.data.split),
-            load_reward_run(config.rewards),
-        )
+        prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
+        rewards = load_reward_run(config.rewards)
         found = read_by(config, prefs, rewards)
         if finished(job, found):
-=======
-        prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
-        data = inputs.content(prefs)
-        if finished(job, config, data):
->>>>>>> main
             return job.stored_result()
         prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
         policy = policy_store.load_policy(config.policy)

@@ -79,18 +79,12 @@ def run(
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
-<<<<<<< HEAD
-            prefs = read_preferences(config.data.path, config.data.split, people=False)
-        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
-        if done:
-            return stored(job)
-=======
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False
             )
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
->>>>>>> main
+        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
+        if done:
+            return stored(job)
         trained = train(
             config,
             prefs,

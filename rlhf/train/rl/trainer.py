@@ -85,7 +85,8 @@ def run(
     with Run.open(config.output_dir, config, kind) as job:
         done = finished(job)
         if rows is None:
-            rows = rl_data.read_prompts(config.data.path, config.data.split)
+            data = config.data
+            rows = rl_data.read_prompts(data.path, data.split, data.columns)
         basis, people = (None, None) if rewards is None else rewards(job.directory)
         inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
         if done:
