@@ -16,12 +16,14 @@ from rewards.files import JSONObject
 from rewards.paths import expanded
 from rewards.shown import without_credentials
 from rlhf.run.config import unread
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import Key, dump, parse, parse_value
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RunConfig)
+Record = TypeVar("Record")
 COMMAND_LINE = "command line"
 _MAX_LISTED = 3
 LARGEST = (
@@ -226,7 +228,7 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     return config
 
 
-def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str] | None = None) -> T:
+def build(values: JSONObject, schema_class: type[Record], place: str, sources: dict[Key, str] | None = None) -> Record:
     """Plain values → record; unknown keys are named like everything else.
 
     Args:
@@ -241,7 +243,7 @@ def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[K
     return validate(values, schema_class, sources, place)
 
 
-def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str], default: str) -> T:
+def validate(values: JSONObject, schema_class: type[Record], sources: dict[Key, str], default: str) -> Record:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
     values = {key: _at_home(value) for key, value in values.items()}
     try:
