@@ -25,7 +25,7 @@ distinguishes (Converse 1964; Zaller & Feldman 1992).
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,7 @@ from rewards.annotation.em import CONSTRUCTED, GENUINE, NON_ATTITUDE
 from rewards.annotation.measurements import Measurements, measure, same_cue
 from rewards.basis import joint
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people.acquisition import AnswerModel
 from rewards.types import Preferences
 
@@ -103,7 +104,7 @@ class Mixture:
         """ρ_G of every row, divided among the rows of its question: weights for a fit on rows."""
         return (self.responsibility[:, GENUINE] * self.repeat).astype(np.float32)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSONObject:
         """What the population's parameters are, as JSON."""
         return {
             "genuine": float(self.share[GENUINE]),

@@ -12,7 +12,7 @@ Letters in shapes: I items, D embedding width, P reduced width, K basis outputs,
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from rewards.basis.prior import empirical_bayes
 from rewards.basis.readout import Readout
 from rewards.basis.reduce import Reduction, whitened_components
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
@@ -114,7 +115,7 @@ def fit_basis(
     embeddings: np.ndarray,
     config: FitConfig,
     *,
-    encoder: dict[str, Any],
+    encoder: JSONObject,
     encoder_hash: str = "",
     weight: np.ndarray | None = None,
     on_round: OnRound | None = None,

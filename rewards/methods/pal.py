@@ -19,7 +19,7 @@ affine in the prompt.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ import pydantic
 from sklearn.decomposition import PCA
 
 from rewards.basis import readout
+from rewards.files import JSONObject
 from rewards.methods import training as shared
 from rewards.methods.base import RewardModel
 from rewards.methods.linear import RANK, LinearFitted, finish_head
@@ -116,7 +117,7 @@ class PALA(shared.Reduced, RewardModel):
             quadratic=quadratic,
         )
 
-    def _start(self, problem: shared.Problem, context: "_Context | None") -> dict[str, Any]:
+    def _start(self, problem: shared.Problem, context: "_Context | None") -> JSONObject:
         directions, logits = shared.simplex_start(problem, self.num_prototypes, self.ridge, self.lapse)
         width = min(self.width, problem.reduction.rank)
         plane = np.linalg.svd(directions, full_matrices=True)[0][:, :width]

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from rewards.basis import likelihood, users
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 MAX_PEOPLE = 1024  # people a call; bounds the padded arrays
 HULL_STEPS = 400
@@ -196,7 +197,7 @@ def arrays(rule: Rule) -> dict[str, np.ndarray]:
     return {name: _f32(getattr(rule, name)) for name in _SHAPES[name_of(rule)]}
 
 
-def scalars(rule: Rule) -> dict[str, Any]:
+def scalars(rule: Rule) -> JSONObject:
     """Name and numbers of a rule, JSON; with the number of vertices for those that have some."""
     name = name_of(rule)
     numbers = {
@@ -208,20 +209,20 @@ def scalars(rule: Rule) -> dict[str, Any]:
     return {"name": name} | numbers | count
 
 
-def shapes(record: dict[str, Any], num_basis: int) -> dict[str, tuple[int, ...]]:
+def shapes(record: JSONObject, num_basis: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of the rule that `scalars` described."""
     size = {"K": num_basis, "V": record.get("num_vertices", 0)}
     return {name: tuple(size[axis] for axis in axes) for name, axes in _shapes_of(record).items()}
 
 
-def restore(record: dict[str, Any], own: dict[str, np.ndarray]) -> Rule:
+def restore(record: JSONObject, own: dict[str, np.ndarray]) -> Rule:
     """The inverse of `arrays` and `scalars`."""
     parts = {name: own[name] for name in _shapes_of(record)}
     numbers = {name: value for name, value in record.items() if name not in ("name", "num_vertices")}
     return RULES[record["name"]](**parts, **numbers)
 
 
-def _shapes_of(record: dict[str, Any]) -> dict[str, str]:
+def _shapes_of(record: JSONObject) -> dict[str, str]:
     if record["name"] not in _SHAPES:
         raise UserError(
             f"reward model: rule {record['name']!r} is unknown; this version knows {', '.join(RULES)}"

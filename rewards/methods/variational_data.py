@@ -6,7 +6,6 @@ Letters in shapes: U people, M answers (padded), n context answers, L latent wid
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from flax import nnx
 
 from rewards.data.order import by_content
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import variational_net as network
 from rewards.methods.base import Comparisons
 from rewards.types import Preferences
@@ -150,7 +150,7 @@ def prediction_loss(graph, params, x, answers: Comparisons, max_context: int) ->
     return float(np.mean(losses))
 
 
-def monitors(graph, params, x, answers: Comparisons, max_context: int) -> dict[str, Any]:
+def monitors(graph, params, x, answers: Comparisons, max_context: int) -> JSONObject:
     """Does the model use the person? Numbers over `answers`, people it was preferably not fitted on."""
     context, rest = _context_and_rest(answers, max_context, max_context)
     latent, _, kl = (np.asarray(part) for part in network.encode(graph, params, x, context))
@@ -195,7 +195,7 @@ def length(kind: str, tensors: dict[str, np.ndarray], name: str) -> int:
     return len(tensors[name])
 
 
-def check_settings(kind: str, settings: dict[str, Any]) -> network.Shape:
+def check_settings(kind: str, settings: JSONObject) -> network.Shape:
     """The sizes in stored settings.
 
     Raises:

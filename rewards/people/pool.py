@@ -15,6 +15,7 @@ import numpy as np
 from rewards import hashed, jsonl
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import questions, records
 from rewards.types import Message, Preferences, Prompt, message_of
 
@@ -89,7 +90,7 @@ def read_pool(run: RewardRun) -> tuple[Question, ...]:
     """
     path = run.directory / FILE
 
-    def parse(content: dict[str, Any]) -> tuple[Question, ...]:
+    def parse(content: JSONObject) -> tuple[Question, ...]:
         listed = isinstance(content.get("questions"), list) and content["questions"]
         if not listed or content.get("basis") != run.hash:
             raise UserError(f"{path}: not the questions of this run's basis; {AGAIN}")
@@ -130,7 +131,7 @@ def open_questions(pool: Sequence[Question], record: records.UserRecord) -> np.n
     return np.array([question.key not in closed for question in pool])
 
 
-def choosing(run: FittedBasis, name: str, number: int, rule: str) -> dict[str, Any]:
+def choosing(run: FittedBasis, name: str, number: int, rule: str) -> JSONObject:
     """Arguments of `questions.choose` and `choose_batch` for question `number` of a person."""
     return {"rule": rule, "prior": run.prior, "key": key_for(name, number), "lapse": run.lapse}
 

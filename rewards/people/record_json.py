@@ -8,6 +8,7 @@ import numpy as np
 from rewards import jsonl
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import edits as edits_module
 from rewards.people.answers import Answer, UserRecord
 from rewards.people.edits import Edit
@@ -19,9 +20,9 @@ EDIT_KEYS = ("name", "text", "direction", "value", "sd", "time")
 OPTIONAL_KEYS = ("edits", "skipped")  # written when there are any
 
 
-def to_json(record: UserRecord) -> dict[str, Any]:
+def to_json(record: UserRecord) -> JSONObject:
     """The record as in the file."""
-    events: dict[str, Any] = {}
+    events: JSONObject = {}
     if record.edits:
         events["edits"] = [edits_module.to_json(edit) for edit in record.edits]
     if record.skipped:
@@ -71,7 +72,7 @@ def parse(path: Path, value: Any) -> UserRecord:
     return UserRecord(value["user_id"], value["basis"], posterior, answers, edits, skipped)
 
 
-def _parse_events(path: Path, value: dict[str, Any]) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
+def _parse_events(path: Path, value: JSONObject) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
     """Edits and skipped questions; absent from records written before there were any."""
     edits, skipped = value.get("edits", []), value.get("skipped", [])
     if not (isinstance(skipped, list) and all(isinstance(key, str) for key in skipped)):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf.models.config import Rope
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def tree_mask(end: AnyArray) -> jax.Array:
+def tree_mask(end: HostOrDevice) -> jax.Array:
     """bool[B, T, T]: node j sees i iff i ≤ j < end[i], i is j or one of its ancestors (depth-first order)."""
     index = jnp.arange(end.shape[1])
     return (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < end[:, None, :])

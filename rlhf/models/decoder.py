@@ -21,7 +21,7 @@ from rlhf.models.adapters import AdapterSpec, Linear, gate_of
 from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 
 class _Unsaid(enum.Enum):
@@ -218,12 +218,12 @@ class Decoder(nnx.Module):
         self.config, self.spec, self.remat = config, spec, remat
         self.stage_sizes, self.adapted = stages, adapted
 
-    def embed_tokens(self, tokens: AnyArray) -> jax.Array:
+    def embed_tokens(self, tokens: HostOrDevice) -> jax.Array:
         """int32[B, T] → [B, T, D]."""
         x = self.embed.embedding[...][tokens]
         return x * jnp.asarray(self.config.embed_scale, x.dtype) if self.config.embed_scale != 1.0 else x
 
-    def read_words(self, z: AnyArray | None) -> WordKeys | None:
+    def read_words(self, z: HostOrDevice | None) -> WordKeys | None:
         """Run the words that z[B, K] writes through the layers; None for other conditioners and for nobody (z None).
 
         They depend on z alone, so a decoding loop reads them once and gives them to every `context`.
@@ -324,7 +324,7 @@ class Decoder(nnx.Module):
             new.append(cache)
         return x, tuple(new)
 
-    def logits(self, hidden: jax.Array, z: AnyArray | None | _Unsaid = _Unsaid.Z) -> jax.Array:
+    def logits(self, hidden: jax.Array, z: HostOrDevice | None | _Unsaid = _Unsaid.Z) -> jax.Array:
         """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].
 
         Args:

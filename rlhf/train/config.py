@@ -78,7 +78,8 @@ class TrainConfig:
         default=8,
         ge=1,
         le=1_000_000,
-        description="Packed rows in one forward pass; null: 8 an optimiser step, in as few passes as memory allows.",
+        description="Packed rows in one forward pass; null: 8 an optimiser step (fewer of few), in as few passes as "
+        "memory allows.",
     )
     accumulation_steps: int = Field(
         default=1, ge=1, le=100_000, description="Forward passes whose gradients make one optimiser step."

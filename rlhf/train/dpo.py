@@ -71,8 +71,7 @@ def run(
         from where the configuration says.
     """
     with Run.open(config.output_dir, config, "dpo") as job:
-        if finished(job):
-            return stored(job)
+        done = finished(job)
         basis = people = None
         if rewards is not None:
             basis, people = rewards(job.directory)
@@ -84,12 +83,13 @@ def run(
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False
             )
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
+        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
+        if done:
+            return stored(job)
         trained = train(
             config,
             prefs,
-            base,
+            base or open_base(config),
             basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),

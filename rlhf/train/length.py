@@ -18,8 +18,11 @@ def settled(config: Config, base: policy_store.Base, packed: PackedRows) -> Conf
     given: Any = config
     train = given.train
     if train.batch_rows is None:
-        rows = memory.rows_that_fit(given, base, packed, ROWS)
-        train = dataclasses.replace(train, batch_rows=rows, accumulation_steps=ROWS // rows)
+        wanted = ROWS
+        while wanted > 1 and wanted > packed.tokens.shape[0]:  # few rows: no step visits one twice
+            wanted //= 2
+        rows = memory.rows_that_fit(given, base, packed, wanted)
+        train = dataclasses.replace(train, batch_rows=rows, accumulation_steps=wanted // rows)
         given = dataclasses.replace(given, train=train)
     return in_steps(given, packed.tokens.shape[0], train.batch_rows * train.accumulation_steps)
 

@@ -47,17 +47,14 @@ def run(
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
     with Run.open(config.output_dir, config, "sft") as job:
-        if finished(job):
+        done = finished(job)
+        if prefs is None:
+            prefs = read_examples(config.data.path, config.data.split, config.data.columns)
+        inputs.check(job, read_by(config, prefs, base), begun=done or None)
+        if done:
             return stored(job)
-        prefs = (
-            read_examples(config.data.path, config.data.split, config.data.columns)
-            if prefs is None
-            else prefs
-        )
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs))
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base, beside, own)
+        trained = train(config, prefs, base or open_base(config), beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -108,12 +105,13 @@ def train(
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
 
 
-def read_by(config: Tuning, base: policy_store.Base, table: object) -> dict[str, dict[str, str]]:
-    """What every training run reads: its rows and the model."""
-    return {
-        "data.path": {str(config.data.path): inputs.content(table)},
-        "model.name": {"weights": base.fingerprint, **base.files},
-    }
+def read_by(
+    config: Tuning, table: object, base: policy_store.Base | None = None
+) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model, which is not loaded for it."""
+    name = config.model.name
+    model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
+    return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
 def open_base(config: Tuning) -> policy_store.Base:
