@@ -43,6 +43,10 @@ def policy(path: Path) -> object:
     ]
 
 
+def base(path: Path) -> object:
+    return policy(Path("runs/sft"))
+
+
 def critic(path: Path) -> object:
     from rewards import hashed
 
@@ -157,7 +161,7 @@ def samples(path: Path) -> object:
 
 
 READERS: tuple[tuple[str, Reader], ...] = (
-    (r"inputs/model/.*", policy),
+    (r"inputs/model/.*", base),
     (r"inputs/pairs\.jsonl", again("sft")),
     (r"inputs/prompts\.jsonl", again("grpo")),
     (r"runs/(sft|dpo|grpo|ppo)/policy/.*", policy),
@@ -270,7 +274,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         world = World(args.folder or Path(temporary), every=1, compiled=args.compiled)
         for name in COMMANDS:
-            if name != "quickstart":
+            if name != "quickstart" and not world.directory(name).is_dir():  # of an earlier call with this folder
                 world.make(name)
         shutil.rmtree(world.folder / "cache", ignore_errors=True)
         os.environ["CHORUS_CACHE"] = str(world.folder / "cache")
@@ -279,6 +283,8 @@ def main() -> None:
         embeddings(Path())
         rng, found = random.Random(args.seed), []
         every = kinds(world.folder)
+        for files in every.values():
+            value_of(files[0][1], files[0][0])
         for number in range(args.flips):
             kind = list(every)[number % len(every)]
             path, reader = rng.choice(every[kind])
