@@ -35,6 +35,7 @@ GROUPS = (
     "generate",
     "evaluate",
     "export",
+    "sweep",
     "config",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
