@@ -277,6 +277,7 @@ def sampled_answers(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         batch=64,
+        skip_special_tokens=settings.skip_special_tokens,
     )
     texts = [completion.text for completion in completions]
     known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)

@@ -472,7 +472,13 @@ def ended(make: Make, root: Path) -> Outcome:
     after = snapshot(root)
     if after != before or world.out.exists():
         wrong.append(f"left behind {sorted(set(after) ^ set(before)) or 'a change'}")
-    return Outcome(wrong, seconds, gigabytes, last, " ".join(argv[:2]))
+    return Outcome(wrong, seconds, gigabytes, last, _command(argv))
+
+
+def _command(argv: list[str]) -> str:
+    """Group and subcommand."""
+    alone = argv[0] in ("generate", "evaluate", "export", "quickstart") or len(argv) == 1
+    return argv[0] if alone else " ".join(argv[:2])
 
 
 def main() -> int:
