@@ -22,9 +22,11 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_directory, write_json
 from rlhf.models import layout
 from rlhf.models.attention import rope_frequencies
-from rlhf.models.config import ModelConfig, Rope
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import ARCHITECTURES
 from rlhf.models.gguf_tokenizer import check_tokenizer, write_tokenizer
-from rlhf.models.layout import ARCHITECTURES, SINGLE, TOKENIZER_FILES
+from rlhf.models.layout import SINGLE, TOKENIZER_FILES
+from rlhf.models.rope import Rope
 
 MODEL_TYPES = {
     "llama": "llama",

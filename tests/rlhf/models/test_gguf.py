@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from rewards.errors import UserError
 from rlhf.models.attention import rope_frequencies
-from rlhf.models.config import ModelConfig, Rope
+from rlhf.models.config import ModelConfig
 from rlhf.models.gguf import convert_gguf
 from rlhf.models.load import load_params, read_hf_config, resolve_model
+from rlhf.models.rope import Rope
 from rlhf.models.tokenizer import Tokenizer
 from tests.rlhf.models import families, gguf_files
 from tests.rlhf.models.gguf_files import QuantType
