@@ -229,7 +229,7 @@ def _whole_array(path: Path, identity: str) -> np.ndarray | None:
 
 def _array_hash(identity: str, values: np.ndarray) -> str:
     digest = hashlib.sha256(f"{identity} {values.dtype} {values.shape}\n".encode())
-    digest.update(np.ascontiguousarray(values).view(np.uint8) if values.size else b"")
+    digest.update(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"")
     return digest.hexdigest()
 
 

@@ -61,7 +61,9 @@ def prompt_value(prompt: "Prompt") -> Any:
     """A prompt as rows hold it: text, or a list of messages."""
     if isinstance(prompt, str):
         return prompt
-    return [{"role": role, "content": content} for role, content in prompt]
+    from rewards.types import as_messages
+
+    return as_messages(prompt)
 
 
 def raw_lines(file: str | os.PathLike[str]) -> Iterator[bytes]:

@@ -4,17 +4,70 @@ Letters in shapes: I items, U users, N comparisons, D embedding width, K basis o
 """
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 
 Prompt = str | tuple[tuple[str, str], ...]
-"""A plain string, or chat messages as ((role, content), ...)."""
+"""A plain string, or chat messages as ((role, content), ...); without any message, nothing: the text begins there."""
+
+
+MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id")
+"""What a message may say besides role and content."""
+
+
+class Message(tuple[str, str]):
+    """(role, content) of a message that says more: a `name`, `tool_calls`, a `tool_call_id`.
+
+    Attributes:
+      more: those fields as JSON text, keys in order.
+    """
+
+    more: str
+
+    def __new__(cls, role: str, content: str, more: str) -> "Message":
+        made = super().__new__(cls, (role, content))
+        made.more = more
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str, str]:
+        return self[0], self[1], self.more
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and tuple(self) == tuple(other) and self.more == other.more
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((*self, self.more))
+
+
+def as_messages(prompt: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+    """Messages as chat templates and files have them."""
+    return [
+        {"role": one[0], "content": one[1]} | (json.loads(one.more) if isinstance(one, Message) else {})
+        for one in prompt
+    ]
+
+
 NOBODY = "-"
 """The one user id of comparisons that do not say who chose."""
 Values = list[Any]
 """One value per row, of whatever kind the data has; what uses them checks them."""
 Columns = dict[str, Values]
+
+
+def message_of(value: dict[str, Any]) -> tuple[str, str]:
+    """The inverse of `as_messages`, for one message."""
+    more = {name: part for name, part in value.items() if name not in ("role", "content")}
+    role, content = value["role"], value["content"]
+    return (
+        Message(role, content, json.dumps(more, sort_keys=True, ensure_ascii=False))
+        if more
+        else (role, content)
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -61,17 +61,20 @@ def packed_of(path: Path) -> Path:
 
 def _lines(value: Any, depth: int = 0) -> str:
     """JSON on one line where that is short enough or holds nothing but plain values; else a line a part."""
-    whole, is_dict = json.dumps(value, ensure_ascii=False, allow_nan=False), isinstance(value, dict)
-    parts = list(value.values() if is_dict else value) if isinstance(value, dict | list) else []
+    whole = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, dict):
+        parts = list(value.values())
+    else:
+        parts = value if isinstance(value, list) else []
     if depth and (len(whole) <= LINE or not any(isinstance(part, dict | list) for part in parts)):
         return whole
     texts = [_lines(part, depth + 1) for part in parts]
-    if is_dict:
+    if isinstance(value, dict):
         texts = [
             f"{json.dumps(str(key), ensure_ascii=False)}: {text}"
             for key, text in zip(value, texts, strict=True)
         ]
-    start, end = "{}" if is_dict else "[]"
+    start, end = "{}" if isinstance(value, dict) else "[]"
     return f"{start}\n {' ' * depth}" + f",\n {' ' * depth}".join(texts) + f"\n{' ' * depth}{end}"
 
 

@@ -140,6 +140,7 @@ def one_seed(
 ) -> dict[str, Any]:
     """Train; then sample and measure held-out prompts before and after, before with the same random numbers."""
     rl.run(config)
+    assert config.rewards is not None
     run, reference = load_reward_run(config.rewards), plain_model(config.model.name).loaded
     policies = {"before": reference, "after": policy_store.load_policy(config.output_dir)}
     samples = {

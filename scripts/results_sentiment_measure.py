@@ -134,7 +134,9 @@ def measured(
         "ended": share(np.array([one.finished for one in samples])),
         "tokens": float(tokens.mean()),
         "positive": {name: share(score > 0) for name, score in votes.items()},
-        "correlation": {name: float(spearmanr(reward, score)[0]) for name, score in votes.items()},
+        "correlation": {
+            name: float(np.asarray(spearmanr(reward, score))[0]) for name, score in votes.items()
+        },
     }
 
 

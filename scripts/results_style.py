@@ -183,6 +183,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings_of(config: GRPOConfig, policy: policy_store.Policy) -> dict[str, Any]:
     """What the page says about the run."""
+    assert policy.gate is not None
     return {
         "model": config.model.name,
         "seed": config.seed,

@@ -702,8 +702,9 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Every file but the cache and environment.json, which lists each attempt to resume a run."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.name != "environment.json")
+    """Every file but the cache, and what every attempt to resume adds to: environment.json, identities on first use."""
+    added = ("environment.json", "inputs.json")
+    files = (path for path in root.rglob("*") if path.is_file() and path.name not in added)
     return {str(path.relative_to(root)): path.read_bytes() for path in files if "cache" not in path.parts}
 
 

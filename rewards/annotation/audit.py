@@ -6,7 +6,6 @@ a model links the two, with the flip rate ε it implies:
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from rewards.annotation.measurements import Measurements, measure
 from rewards.annotation.triads import Triads, is_cyclic, triads
 from rewards.data.check import agreement
 from rewards.data.leak import wilson_interval
+from rewards.files import JSONObject
 from rewards.types import Preferences
 
 LEVEL = 0.05  # expected share of wrong accusations among the people named
@@ -26,7 +26,7 @@ MIN_POSITION = 8  # answers with a recorded order from which a person's habit of
 TIME_COLUMNS = ("seconds", "response_seconds", "response_time_seconds", "duration_seconds")
 
 
-def audit(prefs: Preferences, seed: int = 0) -> dict[str, Any]:
+def audit(prefs: Preferences, seed: int = 0) -> JSONObject:
     """Plain numbers (JSON values) about the quality of the answers in `prefs`; None where nothing says it.
 
     Keys:
@@ -46,7 +46,7 @@ def audit(prefs: Preferences, seed: int = 0) -> dict[str, Any]:
     rng, data = np.random.default_rng(seed), measure(prefs)
     untied = prefs.outcome != 0.5
     found = triads(prefs)
-    result: dict[str, Any] = {
+    result: JSONObject = {
         "source": prefs.source,
         "users": len(np.unique(prefs.user_index)),
         "comparisons": prefs.num_comparisons,
@@ -121,11 +121,11 @@ class Couples:
         )
 
 
-def _repeats(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> dict[str, Any] | None:
+def _repeats(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> JSONObject | None:
     couples = Couples.of(data)
     if not len(couples.user):
         return None
-    result: dict[str, Any] = _agreeing(couples, np.ones(len(couples.user), bool), rng) or {}
+    result: JSONObject = _agreeing(couples, np.ones(len(couples.user), bool), rng) or {}
     if any(name in prefs.columns for name in ("shown_first", "frame")):
         same, other = (_agreeing(couples, mask, rng) for mask in (couples.same, ~couples.same))
         result |= {"same_condition": same, "other_condition": other}
@@ -134,7 +134,7 @@ def _repeats(prefs: Preferences, data: Measurements, rng: np.random.Generator) -
     return result
 
 
-def _agreeing(couples: Couples, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any] | None:
+def _agreeing(couples: Couples, mask: np.ndarray, rng: np.random.Generator) -> JSONObject | None:
     if not mask.any():
         return None
     rate, interval = rate_interval(couples.agree[mask].astype(float), couples.user[mask], rng)
@@ -146,18 +146,16 @@ def _agreeing(couples: Couples, mask: np.ndarray, rng: np.random.Generator) -> d
     }
 
 
-def _order(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> dict[str, Any] | None:
+def _order(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> JSONObject | None:
     return _pushed(prefs, data, "order", rng)
 
 
-def _frames(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> dict[str, Any] | None:
+def _frames(prefs: Preferences, data: Measurements, rng: np.random.Generator) -> JSONObject | None:
     found = {kind: _pushed(prefs, data, kind, rng) for kind in data.kinds if kind != "order"}
     return {kind: value for kind, value in found.items() if value} or None
 
 
-def _pushed(
-    prefs: Preferences, data: Measurements, kind: str, rng: np.random.Generator
-) -> dict[str, Any] | None:
+def _pushed(prefs: Preferences, data: Measurements, kind: str, rng: np.random.Generator) -> JSONObject | None:
     """Share of untied answers that went the way a cue points."""
     if kind not in data.kinds:
         return None
@@ -169,7 +167,7 @@ def _pushed(
     return {"rows": len(rows), "share": rate, "interval": interval, "effect": 2.0 * rate - 1.0}
 
 
-def _cycles(found: Triads, num_users: int, rng: np.random.Generator) -> dict[str, Any] | None:
+def _cycles(found: Triads, num_users: int, rng: np.random.Generator) -> JSONObject | None:
     if not len(found.user):
         return None
     cyclic = found.cyclic
@@ -187,12 +185,12 @@ def _cycles(found: Triads, num_users: int, rng: np.random.Generator) -> dict[str
     }
 
 
-def _agreement(prefs: Preferences, untied: np.ndarray) -> dict[str, Any] | None:
+def _agreement(prefs: Preferences, untied: np.ndarray) -> JSONObject | None:
     found = agreement(prefs, ~untied)
     return found | {"flip_rate": flip_rate_of_agreement(found["rate"])} if found else None
 
 
-def _flip_rate(result: dict[str, Any]) -> float:
+def _flip_rate(result: JSONObject) -> float:
     """The population's ε, from whichever of repeats and triads there are more of; a usual 10 % without either."""
     repeats, cycles = result["repeats"], result["cycles"]
     if repeats and (not cycles or repeats["couples"] >= cycles["triads"]):
@@ -202,7 +200,7 @@ def _flip_rate(result: dict[str, Any]) -> float:
 
 def random_answerers(
     prefs: Preferences, data: Measurements, found: Triads, flip_rate: float, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> JSONObject:
     """People whose answers look like a coin's, tested on everything they left behind.
 
     Three kinds of evidence: agreement of their own repeats (coin: ½), cycles in their own triads (coin: ¼; both
@@ -228,8 +226,8 @@ def random_answerers(
     people = sorted(coin)
     if not people:
         return {"tested": 0, "named": 0, "user_ids": []}
-    p_coin = np.array([stats.combine_pvalues(np.maximum(coin[u], 1e-12)).pvalue for u in people])
-    p_typical = np.array([stats.combine_pvalues(np.maximum(typical[u], 1e-12)).pvalue for u in people])
+    p_coin = np.array([stats.combine_pvalues(np.maximum(coin[u], 1e-12))[1] for u in people])
+    p_typical = np.array([stats.combine_pvalues(np.maximum(typical[u], 1e-12))[1] for u in people])
     named = (stats.false_discovery_control(p_typical) <= LEVEL) & (p_coin > LEVEL)
     return {
         "tested": len(people),
@@ -303,7 +301,7 @@ def _triad_evidence(found: Triads, flip_rate: float, rng: np.random.Generator) -
     return evidence
 
 
-def _position(prefs: Preferences, data: Measurements) -> dict[str, Any] | None:
+def _position(prefs: Preferences, data: Measurements) -> JSONObject | None:
     """People who take the same place at least nine times in ten, beyond chance at 5 % false discoveries."""
     if "order" not in data.kinds:
         return None
@@ -325,7 +323,7 @@ def _position(prefs: Preferences, data: Measurements) -> dict[str, Any] | None:
     return {"tested": len(people), "always_first": always_first, "always_second": always_second}
 
 
-def _seconds(prefs: Preferences) -> dict[str, Any] | None:
+def _seconds(prefs: Preferences) -> JSONObject | None:
     for name in TIME_COLUMNS:
         values = prefs.columns.get(name) or [
             (context or {}).get(name) for context in prefs.columns.get("choice_context", [])

@@ -1,15 +1,14 @@
 """An audit in words: one sentence on what the answers are worth, and what to do."""
 
-from typing import Any
-
 from rewards.annotation.audit import flip_rate_of_agreement, flip_rate_of_cycles
 from rewards.annotation.planner import AUDIT_SHARE
+from rewards.files import JSONObject
 
 NOISY = 0.15  # flip rate from which weighting and more answers matter
 GAP = 0.05  # repeats that move with the condition
 
 
-def verdict(result: dict[str, Any]) -> str:
+def verdict(result: JSONObject) -> str:
     """One sentence: consistency, what pushes the answers, who stands out."""
     parts = [_consistency(result)]
     pushes = _pushes(result)
@@ -24,7 +23,7 @@ def verdict(result: dict[str, Any]) -> str:
     return "; ".join(parts + ([apart] if apart else [])) + "."
 
 
-def _consistency(result: dict[str, Any]) -> str:
+def _consistency(result: JSONObject) -> str:
     repeats, cycles = result["repeats"], result["cycles"]
     if repeats and (not cycles or repeats["couples"] >= cycles["triads"]):
         where = f"{repeats['couples']:,} repeats ({repeats['agreement']:.1%} agree)"
@@ -40,7 +39,7 @@ def _consistency(result: dict[str, Any]) -> str:
     return f"Answers are {word}: flip rate about {rate:.0%}, from {where}"
 
 
-def _pushes(result: dict[str, Any]) -> list[str]:
+def _pushes(result: JSONObject) -> list[str]:
     found = []
     for name, part in [("what stood first", result["order"]), *(result["frames"] or {}).items()]:
         if part and not part["interval"][0] <= 0.5 <= part["interval"][1]:
@@ -50,7 +49,7 @@ def _pushes(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _disagreement(result: dict[str, Any]) -> str:
+def _disagreement(result: JSONObject) -> str:
     """Do people differ more than their own noise explains?"""
     two, own = result["agreement"], result["cycles"] or result["repeats"]
     if not two or not own:
@@ -61,7 +60,7 @@ def _disagreement(result: dict[str, Any]) -> str:
     return f"{share}, about what their own noise explains"
 
 
-def to_do(result: dict[str, Any]) -> list[str]:
+def to_do(result: JSONObject) -> list[str]:
     """What to do next, most important first."""
     lines = []
     if result["random"]["named"]:
@@ -92,14 +91,14 @@ def to_do(result: dict[str, Any]) -> list[str]:
     return lines or ["nothing: train on it as it is"]
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def table(result: JSONObject) -> list[str]:
     """The audit as lines `what  value  interval  meaning`; what was not recorded says so."""
     lines = []
 
     def line(name: str, value: str, meaning: str = "") -> None:
         lines.append(f"{name:<26} {value:<26} {meaning}".rstrip())
 
-    def share(part: dict[str, Any], key: str) -> str:
+    def share(part: JSONObject, key: str) -> str:
         low, high = part["interval"]
         return f"{part[key]:.1%} ({low:.1%}–{high:.1%})"
 
@@ -150,5 +149,5 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _implied(part: dict[str, Any], count: str) -> str:
+def _implied(part: JSONObject, count: str) -> str:
     return f"flip rate {part['flip_rate']:.1%}, {part[count]:,} {count.replace('_', ' ')}"

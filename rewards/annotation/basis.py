@@ -1,7 +1,6 @@
 """The basis fitted to answers weighted by how genuine they look: `fit_basis` and the mixture in turn."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from rewards.annotation.mixture import Margins, Mixture, MixtureConfig, fit_mixt
 from rewards.basis.belief import Belief
 from rewards.basis.fit import FitConfig, FitResult, fit_basis
 from rewards.basis.readout import Readout
+from rewards.files import JSONObject
 from rewards.people.population import People
 from rewards.types import Preferences
 
@@ -18,7 +18,7 @@ def fit_basis_mixture(
     embeddings: np.ndarray,
     config: FitConfig,
     *,
-    encoder: dict[str, Any],
+    encoder: JSONObject,
     encoder_hash: str = "",
     mixture: MixtureConfig | None = None,
 ) -> tuple[FitResult, Mixture]:

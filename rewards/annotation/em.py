@@ -18,7 +18,7 @@ PERSON_STEPS = 20  # EM steps of the π_u once π stands
 SLIP_PRIOR = (2.0, 20.0)  # Beta: slips are rare, and few repeats must not say that everything is one
 
 
-class Data(NamedTuple):
+class Questions(NamedTuple):
     """Questions on the device, in the orientation of their first side, sorted by person.
 
     `cue` holds the J distinct rows of cues; `count` how often each occurred among a question's answers.
@@ -33,15 +33,17 @@ class Data(NamedTuple):
     log_down: Float[Array, " Q"]
 
 
-class State(NamedTuple):
+class MixtureState(NamedTuple):
+    """What EM estimates: π, the π_u of the people, κ and the share of slips e."""
+
     share: Float[Array, " 3"]
     user_share: Float[Array, "U 3"]
     kappa: Float[Array, " F"]
     slip: Float[Array, ""]
 
 
-class Hyper(NamedTuple):
-    """`slips` and `cues`[F] are 1 where e and κ are learned, 0 where they stay."""
+class MixtureSettings(NamedTuple):
+    """What stays while EM runs; `slips` and `cues`[F] are 1 where e and κ are learned, 0 where they stay."""
 
     concentration: Float[Array, ""]
     cue_sd: Float[Array, ""]
@@ -49,7 +51,7 @@ class Hyper(NamedTuple):
     cues: Float[Array, " F"]
 
 
-def _expect(state: State, data: Data):
+def _expect(state: MixtureState, data: Questions):
     """E-step: log joint of the kinds [Q, 3] and ã [Q], the attitude for the first side."""
     slips = data.answers - data.wins
     # xlogy has 0 · log 0 = 0, for e = 0 and answers that need no slip.
@@ -70,7 +72,9 @@ def _xlogy(x: Array, y: Array) -> Array:
     return jnp.where(x > 0, x * jnp.log(jnp.maximum(y, 1e-30)), 0.0)
 
 
-def _maximise(state: State, data: Data, rho: Array, attitude: Array, hyper: Hyper) -> State:
+def _maximise(
+    state: MixtureState, data: Questions, rho: Array, attitude: Array, hyper: MixtureSettings
+) -> MixtureState:
     """M-step of π and e, and one Newton step of κ; everybody has π."""
     counted = (data.answers > 0).astype(jnp.float32)
     rho = rho * counted[:, None]
@@ -88,10 +92,12 @@ def _maximise(state: State, data: Data, rho: Array, attitude: Array, hyper: Hype
         curvature = weight * jax.nn.sigmoid(push) * jax.nn.sigmoid(-push)
         hessian = (data.cue * curvature[:, None]).T @ data.cue + jnp.eye(kappa.shape[0]) / hyper.cue_sd**2
         kappa = kappa + hyper.cues * jnp.clip(jnp.linalg.solve(hessian, gradient), -1.0, 1.0)
-    return State(share, jnp.broadcast_to(share, state.user_share.shape), kappa, slip)
+    return MixtureState(share, jnp.broadcast_to(share, state.user_share.shape), kappa, slip)
 
 
-def _user_shares(state: State, data: Data, rho: Array, hyper: Hyper) -> Float[Array, "U 3"]:
+def _user_shares(
+    state: MixtureState, data: Questions, rho: Array, hyper: MixtureSettings
+) -> Float[Array, "U 3"]:
     """π_u = (concentration · π + Σ ρ) / (concentration + questions) of every person."""
     rho = rho * (data.answers > 0)[:, None]
     num_users = state.user_share.shape[0]
@@ -101,7 +107,7 @@ def _user_shares(state: State, data: Data, rho: Array, hyper: Hyper) -> Float[Ar
 
 
 @jax.jit
-def fit(state: State, data: Data, hyper: Hyper, max_steps):
+def fit(state: MixtureState, data: Questions, hyper: MixtureSettings, max_steps):
     """EM of π, κ, e until none moves by 1e-5, then of the π_u: state, ρ [Q, 3], ã [Q], loss a question, steps.
 
     While π is sought everybody has it: π_u that follow their own ρ would pull π away from what was planted.
@@ -132,5 +138,5 @@ def fit(state: State, data: Data, hyper: Hyper, max_steps):
     return state, jax.nn.softmax(joint_log, axis=1), attitude, loss, steps
 
 
-def _shared(state: State) -> tuple[Array, Array, Array]:
+def _shared(state: MixtureState) -> tuple[Array, Array, Array]:
     return state.share, state.kappa, state.slip[None]

@@ -25,9 +25,8 @@ distinguishes (Converse 1964; Zaller & Feldman 1992).
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
@@ -38,6 +37,7 @@ from rewards.annotation.em import CONSTRUCTED, GENUINE, NON_ATTITUDE
 from rewards.annotation.measurements import Measurements, measure, same_cue
 from rewards.basis import joint
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people.acquisition import AnswerModel
 from rewards.types import Preferences
 
@@ -104,7 +104,7 @@ class Mixture:
         """ρ_G of every row, divided among the rows of its question: weights for a fit on rows."""
         return (self.responsibility[:, GENUINE] * self.repeat).astype(np.float32)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSONObject:
         """What the population's parameters are, as JSON."""
         return {
             "genuine": float(self.share[GENUINE]),
@@ -195,21 +195,22 @@ def _em(
     num_kinds = len(data.kinds)
     if start is None:
         share = np.array([0.7, 0.2, 0.1]) if num_kinds else np.array([0.8, 0.2, 0.0])
-        state = em.State(
-            share.astype(np.float32),
-            np.tile(share, (prefs.num_users, 1)).astype(np.float32),
-            np.full(num_kinds, em.CUE_NATS, np.float32),
-            np.float32(0.05 if repeats else 0.0),
+        parts = (
+            share,
+            np.tile(share, (prefs.num_users, 1)),
+            np.full(num_kinds, em.CUE_NATS),
+            0.05 if repeats else 0.0,
         )
     else:
-        state = em.State(start.share, start.user_share, start.kappa, np.float32(start.slip))
-    state = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), state)
-    hyper = em.Hyper(*map(np.float32, (config.concentration, config.cue_sd, repeats, learned)))
-    state, rho, attitude, loss, steps = em.fit(state, on_device, hyper, max_steps)
+        parts = (start.share, start.user_share, start.kappa, start.slip)
+    state = em.MixtureState(*(jnp.asarray(part, jnp.float32) for part in parts))
+    fixed = (config.concentration, config.cue_sd, repeats, learned)
+    settings = em.MixtureSettings(*(jnp.asarray(part, jnp.float32) for part in fixed))
+    state, rho, attitude, loss, steps = em.fit(state, on_device, settings, max_steps)
     return _mixture(prefs, data, config, state, (np.asarray(rho), np.asarray(attitude)), loss, steps)
 
 
-def _device_data(data: Measurements, margins: Margins) -> em.Data:
+def _device_data(data: Measurements, margins: Margins) -> em.Questions:
     """Questions with E[log σ(±s)] under the belief about their margin."""
     num_questions = len(data.user)
     mean, var = (np.asarray(part, np.float32) for part in margins)
@@ -224,11 +225,12 @@ def _device_data(data: Measurements, margins: Margins) -> em.Data:
     count = np.zeros((num_questions, len(cue)), np.float32)
     np.add.at(count, (data.question, pattern.reshape(-1)), data.measured)
     wins = np.bincount(data.question, data.measured & ~data.turned, num_questions).astype(np.float32)
-    return em.Data(cue, count, data.user, wins, data.num_answers.astype(np.float32), log_up, log_down)
+    answers = data.num_answers.astype(np.float32)
+    return em.Questions(*map(jnp.asarray, (cue, count, data.user, wins, answers, log_up, log_down)))
 
 
 def _mixture(
-    prefs, data: Measurements, config: MixtureConfig, state: em.State, found, loss, steps
+    prefs, data: Measurements, config: MixtureConfig, state: em.MixtureState, found, loss, steps
 ) -> Mixture:
     rho, attitude = found
     user_share = np.asarray(state.user_share, np.float64)

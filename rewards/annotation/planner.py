@@ -14,12 +14,12 @@ Letters: N labels, m raters, n pairs a rater, K basis outputs, D embedding dimen
 
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 AUDIT_SHARE = 0.125
 """Labels spent on repeats of earlier questions in the other order: 10–15 %, to estimate π, κ and e."""
@@ -68,7 +68,7 @@ def plan(
     spread: float = MEASURED.spread,
     raters: int | None = None,
     law: Law = MEASURED,
-) -> dict[str, Any]:
+) -> JSONObject:
     """How many raters and pairs each for a budget, and what other divisions would cost.
 
     Args:
@@ -143,7 +143,7 @@ def _terms(labels: int, raters: np.ndarray, num_basis: int, dims: int) -> np.nda
     return np.stack([directions, num_basis / raters, num_basis * raters / labels], axis=1)
 
 
-def _law_record(labels: int, num_basis: int, dims: int, spread: float, law: Law) -> dict[str, Any]:
+def _law_record(labels: int, num_basis: int, dims: int, spread: float, law: Law) -> JSONObject:
     a, b, c = (float(value) for value in constants(law))
     fitted = predicted_loss(law.labels, np.array(law.raters), law.num_basis, law.dims, law.spread, law)
     worst = float(np.max(np.abs(fitted - (law.oracle - np.array(law.accuracy)))))

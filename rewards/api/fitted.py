@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +26,7 @@ from rewards.people.book import Book
 from rewards.people.calibration import Calibration
 from rewards.people.pool import Question, make_pool, read_pool, write_pool
 from rewards.people.population import People
-from rewards.types import Preferences, Prompt
+from rewards.types import Preferences, Prompt, as_messages
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -189,7 +190,7 @@ class FittedRewards:
           UserError: the encoder does not read new texts, or none was given to `rewards.load`.
         """
         texts = [completions] if isinstance(completions, str) else list(completions)
-        asked = [prompts] * len(texts) if isinstance(prompts, str) else list(prompts)
+        asked = _one_each(prompts, len(texts))
         if len(asked) != len(texts):
             raise UserError(f"score: {len(asked)} prompts for {len(texts)} completions; give one for each")
         settings = self.basis.basis.encoder
@@ -275,5 +276,20 @@ def load(directory: str | Path, *, encoder: Encoder | None = None) -> FittedRewa
     return FittedRewards(method, model, encoder, {}, run, Book(run))
 
 
-def _messages(prompt: Prompt) -> object:
-    return prompt if isinstance(prompt, str) else [{"role": role, "content": text} for role, text in prompt]
+def _one_each(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
+    """The prompts as a list; a text or a conversation that stands alone is the prompt of all `count` completions."""
+    if isinstance(prompts, str):
+        return [prompts] * count
+    messages: list[tuple[str, str]] = []
+    each: list[Prompt] = []
+    for part in prompts:
+        match part:
+            case (str(role), str(text)):
+                messages.append((role, text))
+            case _:
+                each.append(part)
+    return [tuple(messages)] * count if messages else each
+
+
+def _messages(prompt: Prompt) -> str | list[dict[str, Any]]:
+    return prompt if isinstance(prompt, str) else as_messages(prompt)

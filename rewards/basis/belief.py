@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from rewards.errors import UserError
@@ -62,7 +63,7 @@ class Belief:
         """
         if self.given == "precision":
             return self.matrix
-        if isinstance(self.matrix, jax.core.Tracer):
+        if isinstance(self.matrix, Tracer):
             return _plain_inverse(self.matrix)
         cov = np.asarray(self.matrix, np.float64)
         try:
@@ -78,7 +79,7 @@ class Belief:
     @property
     def sd(self) -> np.ndarray:
         """Standard deviation along every axis, [K]."""
-        if isinstance(self.matrix, jax.core.Tracer):
+        if isinstance(self.matrix, Tracer):
             return jnp.sqrt(jnp.diagonal(self.cov))  # pyright: ignore[reportReturnType]
         return np.sqrt(np.diag(self.cov))
 
@@ -96,6 +97,6 @@ class Belief:
 
 
 def _plain_inverse(matrix: np.ndarray) -> np.ndarray:
-    if isinstance(matrix, jax.core.Tracer):
+    if isinstance(matrix, Tracer):
         return jnp.linalg.inv(matrix)  # pyright: ignore[reportReturnType]
     return np.linalg.inv(np.asarray(matrix, np.float64))

@@ -12,7 +12,7 @@ Letters in shapes: I items, D embedding width, P reduced width, K basis outputs,
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from rewards.basis.prior import empirical_bayes
 from rewards.basis.readout import Readout
 from rewards.basis.reduce import Reduction, whitened_components
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
@@ -114,7 +115,7 @@ def fit_basis(
     embeddings: np.ndarray,
     config: FitConfig,
     *,
-    encoder: dict[str, Any],
+    encoder: JSONObject,
     encoder_hash: str = "",
     weight: np.ndarray | None = None,
     on_round: OnRound | None = None,
@@ -228,7 +229,7 @@ def run_rounds(
     dims: int,
     config: FitConfig,
     on_round: OnRound | None = None,
-) -> tuple[joint.State, dict[str, float]]:
+) -> tuple[joint.RoundState[np.ndarray], dict[str, float]]:
     """The start and `config.rounds` rounds for one K and width; `weight[N]` says how much each comparison counts."""
     prefs, items = problem.prefs, problem.narrowed(dims)
     data = joint.Comparisons(
@@ -258,20 +259,26 @@ def run_rounds(
 
 
 def _next_round(
-    state: joint.State, answers: np.ndarray, items: np.ndarray, prompts: np.ndarray, shrinkage: float
-) -> joint.State:
+    state: joint.RoundState[jax.Array],
+    answers: np.ndarray,
+    items: np.ndarray,
+    prompts: np.ndarray,
+    shrinkage: float,
+) -> joint.RoundState[np.ndarray]:
     """Canonical gauge, then μ, Σ by empirical Bayes in it, then the gauge of these; in float64."""
     present = (answers > 0).astype(np.float64)
-    host = joint.State(*(np.asarray(part, np.float64) for part in state))
+    host = joint.RoundState(*(np.asarray(part, np.float64) for part in state))
     for amount in (0.0, shrinkage):
         mean, cov = empirical_bayes(host.coef_mean, host.coef_cov, present, amount)
         host = _regauge(host._replace(mean=mean, cov=cov), items, prompts)
-    return joint.State(*(np.asarray(part, np.float32) for part in host))
+    return joint.RoundState(*(np.asarray(part, np.float32) for part in host))
 
 
-def _regauge(state: joint.State, items: np.ndarray, prompts: np.ndarray) -> joint.State:
+def _regauge(
+    state: joint.RoundState[np.ndarray], items: np.ndarray, prompts: np.ndarray
+) -> joint.RoundState[np.ndarray]:
     change, mean, cov = gauge.canonical_change(items @ state.directions, state.mean, state.cov, prompts)
-    return joint.State(
+    return joint.RoundState(
         state.directions @ change.T,
         mean,
         cov,

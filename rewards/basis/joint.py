@@ -16,13 +16,13 @@ Source: Gaussian variational EM (Opper & Archambeau 2009) for a logistic factor 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from rewards.basis import likelihood, users
 from rewards.basis.belief import Belief
@@ -31,38 +31,41 @@ NUM_NODES = 8
 _x, _w = np.polynomial.hermite_e.hermegauss(NUM_NODES)
 NODES, NODE_WEIGHTS = _x.astype(np.float32), (_w / _w.sum()).astype(np.float32)
 
-
-class Comparisons(NamedTuple):
-    """Training data on the device; `weight` is 0 for comparisons left out."""
-
-    items: Float[Array, "I P"]
-    user: Int[Array, " N"]
-    chosen: Int[Array, " N"]
-    rejected: Int[Array, " N"]
-    outcome: Float[Array, " N"]
-    weight: Float[Array, " N"]
+Kind = TypeVar("Kind", Array, np.ndarray)
+"""Where the arrays of a record lie: on the device, or on the host."""
 
 
-class State(NamedTuple):
+class Comparisons(NamedTuple, Generic[Kind]):
+    """Training data; `weight` is 0 for comparisons left out."""
+
+    items: Float[Kind, "I P"]
+    user: Int[Kind, " N"]
+    chosen: Int[Kind, " N"]
+    rejected: Int[Kind, " N"]
+    outcome: Float[Kind, " N"]
+    weight: Float[Kind, " N"]
+
+
+class RoundState(NamedTuple, Generic[Kind]):
     """What one round hands to the next."""
 
-    directions: Float[Array, "P K"]
-    mean: Float[Array, " K"]
-    cov: Float[Array, "K K"]
-    coef_mean: Float[Array, "U K"]
-    coef_cov: Float[Array, "U K K"]
+    directions: Float[Kind, "P K"]
+    mean: Float[Kind, " K"]
+    cov: Float[Kind, "K K"]
+    coef_mean: Float[Kind, "U K"]
+    coef_cov: Float[Kind, "U K K"]
 
 
 def expected_loss(
     margin_mean: Float[Array, " N"],
     margin_var: Float[Array, " N"],
-    outcome: Float[Array, " N"],
-    lapse: Float[Array, ""],
+    outcome: Float[ArrayLike, " N"],
+    lapse: Float[ArrayLike, ""],
 ) -> Float[Array, " N"]:
     """E[−log P(y | s)] over s ~ N(mean, var), by Gauss–Hermite quadrature."""
     # sqrt has no gradient at 0, where the first round starts.
     margins = margin_mean[:, None] + jnp.sqrt(margin_var + 1e-8)[:, None] * NODES
-    return likelihood.negative_log_likelihood(margins, outcome[:, None], lapse) @ NODE_WEIGHTS
+    return likelihood.negative_log_likelihood(margins, jnp.asarray(outcome)[:, None], lapse) @ NODE_WEIGHTS
 
 
 @jax.jit
@@ -79,7 +82,7 @@ def predictive_loss(
     return -(outcome * log_p + (1.0 - outcome) * log_q)
 
 
-def _margins(directions, coef, state: State, data: Comparisons):
+def _margins(directions, coef, state: RoundState[Array], data: Comparisons[Array]):
     """Δφ[N, K] of every comparison, and mean and variance of its margin under N(coef_u, C_u)."""
     phi = data.items @ directions
     delta = phi[data.chosen] - phi[data.rejected]
@@ -87,7 +90,13 @@ def _margins(directions, coef, state: State, data: Comparisons):
     return delta, mean, jnp.einsum("nk,nkl,nl->n", delta, state.coef_cov[data.user], delta)
 
 
-def objective(params, state: State, data: Comparisons, ridge: Float[Array, ""], lapse: Float[Array, ""]):
+def objective(
+    params,
+    state: RoundState[Array],
+    data: Comparisons[Array],
+    ridge: Float[Array, ""],
+    lapse: Float[Array, ""],
+):
     """F above; `params` is (V, μ, z)."""
     directions, mean, z = params
     root = jnp.linalg.cholesky(state.cov)
@@ -100,8 +109,13 @@ def objective(params, state: State, data: Comparisons, ridge: Float[Array, ""], 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def optimise(
-    state: State, data: Comparisons, ridge: Float[Array, ""], lapse: Float[Array, ""], *, steps: int
-) -> tuple[State, dict[str, Array]]:
+    state: RoundState[Array],
+    data: Comparisons[Array],
+    ridge: Float[Array, ""],
+    lapse: Float[Array, ""],
+    *,
+    steps: int,
+) -> tuple[RoundState[Array], dict[str, Array]]:
     """`steps` iterations of L-BFGS on F, then the covariance of every belief. Returns (state, metrics)."""
     root = jnp.linalg.cholesky(state.cov)
     z = jax.scipy.linalg.solve_triangular(root, (state.coef_mean - state.mean).T, lower=True).T
@@ -122,15 +136,15 @@ def optimise(
         return (optax.apply_updates(params, updates), solver_state), value
 
     (params, _), values = jax.lax.scan(step, (params, solver.init(params)), None, length=steps)
-    directions, mean, z = params  # pyright: ignore[reportGeneralTypeIssues]
+    directions, mean, z = jax.tree.leaves(params)
     coef = mean + z @ root.T
     coef_cov, fit = _beliefs(directions, coef, state, data, lapse)
     loss_nats = jnp.sum(data.weight * fit) / jnp.sum(data.weight)
-    new = State(directions, mean, state.cov, coef, coef_cov)
-    return new, {"objective": loss(params), "loss_nats": loss_nats, "start": values[0]}
+    new = RoundState(directions, mean, state.cov, coef, coef_cov)
+    return new, {"objective": loss(params), "loss_nats": loss_nats, "start": jnp.asarray(values)[0]}
 
 
-def _beliefs(directions, coef, state: State, data: Comparisons, lapse: Float[Array, ""]):
+def _beliefs(directions, coef, state: RoundState[Array], data: Comparisons[Array], lapse: Float[Array, ""]):
     """C_u of every person, and the expected loss of every comparison under the belief before."""
     delta, margin_mean, margin_var = _margins(directions, coef, state, data)
     margins = margin_mean[:, None] + jnp.sqrt(margin_var)[:, None] * NODES
@@ -143,8 +157,8 @@ def _beliefs(directions, coef, state: State, data: Comparisons, lapse: Float[Arr
 
 
 def initial_state(
-    data: Comparisons, answers: np.ndarray, num_basis: int, ridge: float, lapse: float
-) -> State:
+    data: Comparisons[Array], answers: np.ndarray, num_basis: int, ridge: float, lapse: float
+) -> RoundState[np.ndarray]:
     """Start: the pooled direction θ, then the main directions in which people deviate from it.
 
     One scoring step from θ gives every person's deviation, the label-weighted mean of their residuals in the
@@ -180,7 +194,7 @@ def initial_state(
         np.tile(mean, (len(answers), 1)),
         np.zeros((len(answers), num_basis, num_basis)),
     )
-    return State(*(np.asarray(part, np.float32) for part in parts))
+    return RoundState(*(np.asarray(part, np.float32) for part in parts))
 
 
 def pooled_direction(

@@ -61,5 +61,5 @@ def whitened_components(
             "embeddings: the completions of every prompt have the same embedding; check texts and encoder"
         )
     spread = np.sqrt(variance[:keep] ** whitening * variance[0] ** (1 - whitening))
-    projection = pca.components_[:keep].T / spread
+    projection = np.asarray(pca.components_)[:keep].T / spread
     return Reduction(projection, centred @ projection)

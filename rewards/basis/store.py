@@ -8,13 +8,13 @@ coefficients.
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rewards import files, hashed
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Gauge, PromptPart, Quadratic, RewardBasis
 
 FORMAT = "chorus-reward-basis-1"
@@ -36,7 +36,7 @@ class FittedBasis:
     basis: RewardBasis
     prior: Belief
     hash: str
-    extra: dict[str, Any]
+    extra: JSONObject
 
     @property
     def lapse(self) -> float:
@@ -64,7 +64,7 @@ def basis_hash(basis: RewardBasis) -> str:
     return content_hash(basis_tensors(basis), record)
 
 
-def content_hash(tensors: dict[str, np.ndarray], record: dict[str, Any]) -> str:
+def content_hash(tensors: dict[str, np.ndarray], record: JSONObject) -> str:
     """sha256 over tensors, as float32, by name and shape, and a JSON record."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
@@ -75,7 +75,7 @@ def content_hash(tensors: dict[str, np.ndarray], record: dict[str, Any]) -> str:
 
 
 def save_reward_run(
-    directory: str | Path, basis: RewardBasis, prior: Belief, *, extra: dict[str, Any] | None = None
+    directory: str | Path, basis: RewardBasis, prior: Belief, *, extra: JSONObject | None = None
 ) -> str:
     """Write the run and return its hash. `extra` is JSON kept beside it, outside the hash.
 
@@ -133,13 +133,13 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     return RewardRun(basis, prior, record["basis_hash"], record["extra"], directory)
 
 
-def _shapes(record: dict[str, Any]) -> hashed.Shapes:
+def _shapes(record: JSONObject) -> hashed.Shapes:
     size = record["num_basis"]
     shapes = basis_shapes(record["embedding_width"], size, record.get("quadratic"))
     return shapes | {"prior.mean": (size,), "prior.cov": (size, size)}
 
 
-def basis_shapes(width: int, num_basis: int, quadratic: dict[str, Any] | None) -> dict[str, tuple[int, ...]]:
+def basis_shapes(width: int, num_basis: int, quadratic: JSONObject | None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a basis, exactly."""
     shapes: dict[str, tuple[int, ...]] = {
         "head": (width, num_basis),
@@ -170,9 +170,9 @@ def basis_tensors(basis: RewardBasis) -> dict[str, np.ndarray]:
 
 def basis_of(
     tensors: dict[str, np.ndarray],
-    settings: dict[str, Any],
-    encoder: dict[str, Any],
-    quadratic: dict[str, Any] | None,
+    settings: JSONObject,
+    encoder: JSONObject,
+    quadratic: JSONObject | None,
 ) -> RewardBasis:
     """The inverse of `basis_tensors`, `gauge_record` and `quadratic_record`."""
     gauge = Gauge(
@@ -192,7 +192,7 @@ def basis_of(
     return RewardBasis(tensors["head"], gauge, encoder, part)
 
 
-def gauge_record(gauge: Gauge) -> dict[str, Any]:
+def gauge_record(gauge: Gauge) -> JSONObject:
     return {
         "centring": gauge.centring,
         "scale": float(gauge.scale),
@@ -201,7 +201,7 @@ def gauge_record(gauge: Gauge) -> dict[str, Any]:
     }
 
 
-def quadratic_record(quadratic: Quadratic) -> dict[str, Any]:
+def quadratic_record(quadratic: Quadratic) -> JSONObject:
     """Widths R and Q, and the source of the prompts' embeddings; the latter two are null without a prompt part."""
     prompt = quadratic.prompt
     return {

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from rewards.comparison.compare import (
 from rewards.comparison.replay import bootstrap
 from rewards.data.division import CELLS, MAIN, Division
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods.base import Comparisons, FittedModel, ItemTable, RewardModel
 from rewards.methods.weighting import TrainingAnswers
 from rewards.types import Preferences
@@ -64,7 +64,7 @@ def compare(
     judged: str,
     weigh: Weigh = lambda table, training: TrainingAnswers(training),
     report: Report = lambda line: None,
-) -> dict[str, Any]:
+) -> JSONObject:
     """Fit, replay and control every model; `models` must hold "aggregate".
 
     A model that cannot be fitted on this data is listed under `unavailable` with its reason.
@@ -90,7 +90,7 @@ def compare(
         scores[name] = score_model(fitted, table, protocol)
         mean = np.nanmean(scores[name].accuracy[protocol.answers])
         report(f"{name}: accuracy {mean:.3f} after {protocol.answers} answers")
-    board: dict[str, Any] = {
+    board: JSONObject = {
         "judged": judged,
         "answers": protocol.answers,
         "people": int(np.sum(~np.isnan(scores[AGGREGATE].cells[MAIN]))),
@@ -146,7 +146,7 @@ def generic_margins(fitted: FittedModel, table: ItemTable) -> np.ndarray:
     return np.asarray(fitted.margins(table, fitted.adapt(table, nobody), everything))[0]
 
 
-def summarise(own: Scores, aggregate: Scores, answers: int, seed: int) -> dict[str, Any]:
+def summarise(own: Scores, aggregate: Scores, answers: int, seed: int) -> JSONObject:
     """What the table says about one model; intervals are {mean, low, high}."""
     interval = functools.partial(_interval, seed=seed)
     reference = aggregate.accuracy[answers]
@@ -161,7 +161,7 @@ def summarise(own: Scores, aggregate: Scores, answers: int, seed: int) -> dict[s
         for cell in CELLS
         if cell in own.cells
     }
-    result: dict[str, Any] = {
+    result: JSONObject = {
         "accuracy": {n: interval(values) for n, values in own.accuracy.items()},
         "gain": {n: interval(values - aggregate.accuracy[n]) for n, values in own.accuracy.items()},
         "loss_nats": {n: interval(values) for n, values in own.loss.items()},
@@ -208,7 +208,7 @@ def enough_answers(gain: dict[int, dict[str, float]]) -> int | None:
     return found
 
 
-def _base(prefs: Preferences, protocol: Protocol, aggregate: Scores, seed: int) -> dict[str, Any]:
+def _base(prefs: Preferences, protocol: Protocol, aggregate: Scores, seed: int) -> JSONObject:
     """Accuracy and gain of scores that know no people."""
     tests, found = protocol.new[MAIN], {}
     for name, score in controls.base_rewards(prefs, protocol.division.training).items():
@@ -226,14 +226,14 @@ def _controlled(
     margin: np.ndarray,
     weigh: Weigh,
     report: Report,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, JSONObject]:
     """model → control → {gain, passed}: every model refitted on identical people and on planted tastes."""
     planted = controls.planted_tastes(table.prefs, table, settings.seed)
     worlds = {
         "identical_people": controls.identical_people(table.prefs, margin, settings.seed),
         "planted_tastes": planted.prefs,
     }
-    found: dict[str, dict[str, Any]] = {name: {} for name in models if name != AGGREGATE}
+    found: dict[str, JSONObject] = {name: {} for name in models if name != AGGREGATE}
     for world, prefs in worlds.items():
         answered = dataclasses.replace(table, prefs=prefs)
         training = weigh(answered, prefs.select(division.training))
@@ -259,7 +259,7 @@ def _controlled(
 
 def _control(
     world: str, before: np.ndarray, after: np.ndarray, aggregate: np.ndarray, seed: int
-) -> dict[str, Any]:
+) -> JSONObject:
     """Identical people: a gain shown to exceed half a point fails. Planted tastes: passed when answers are shown
     to help, against the aggregate model and against the model itself before any answer."""
     gain, learned = _interval(after - aggregate, seed), _interval(after - before, seed)
@@ -269,13 +269,13 @@ def _control(
     return {"gain": gain, "learned": learned, "passed": bool(passed)}
 
 
-def best_of(board: dict[str, Any]) -> str:
+def best_of(board: JSONObject) -> str:
     """The model with the highest accuracy after `answers` answers."""
     answers = board["answers"]
     return max(board["models"], key=lambda name: board["models"][name]["accuracy"][answers]["mean"])
 
 
-def helps(board: dict[str, Any]) -> bool:
+def helps(board: JSONObject) -> bool:
     """The judged model listens to the person, beats the aggregate one after `answers` answers, and beats itself
     with another person's answers; the last two by intervals above zero."""
     own = board["models"][board["judged"]]
@@ -283,7 +283,7 @@ def helps(board: dict[str, Any]) -> bool:
     return bool(not own["ignores_user"] and gain["low"] > 0 and swap["low"] > 0)
 
 
-def sentence(board: dict[str, Any]) -> str:
+def sentence(board: JSONObject) -> str:
     """One sentence: whether personalisation helps on this data, for whom, after how many answers."""
     answers, name = board["answers"], board["judged"]
     own, general = board["models"][name], board["models"][AGGREGATE]

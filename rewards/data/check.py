@@ -16,7 +16,8 @@ def describe(prefs: Preferences) -> JSONObject:
     """Plain numbers (JSON values) about a preference set.
 
     Keys:
-      users, items, prompts, comparisons, choice_events: counts over what the comparisons use.
+      users, items, prompts, comparisons, choice_events: counts over what the comparisons use; 0 users where no row
+        says who chose.
       comparisons_per_user: min, q25, median, q75, max. choice_events_per_user: the same.
       ties: count and share.
       items_on_both_sides: share of items that are chosen in one comparison and rejected in another; a
@@ -38,7 +39,7 @@ def describe(prefs: Preferences) -> JSONObject:
     both = np.intersect1d(prefs.chosen[~tie], prefs.rejected[~tie])
     result = {
         "source": prefs.source,
-        "users": len(users),
+        "users": len(users) if prefs.has_people else 0,
         "items": len(used),
         "prompts": len(np.unique(prefs.item_prompt[used])),
         "comparisons": prefs.num_comparisons,
@@ -130,6 +131,11 @@ def _retest(prefs: Preferences, tie: np.ndarray, duplicate: np.ndarray) -> JSONO
 
 def _notes(result: JSONObject) -> list[str]:
     notes = []
+    if not result["users"]:
+        notes.append(
+            "no column says who chose: good for chorus train sft and dpo; people's tastes (chorus rewards fit) need "
+            "user_id (--user-column)"
+        )
     if result["users"] == 1:
         notes.append("one person only: a prior over people and a split by person need more")
     if result["ties"]["share"] == 1:
@@ -141,6 +147,6 @@ def _notes(result: JSONObject) -> list[str]:
     shown = result["shown_first"]
     if shown and not shown["interval"][0] <= 0.5 <= shown["interval"][1]:
         notes.append(f"what stands first wins {shown['chosen_share']:.1%} of the time: an order effect")
-    if result["comparisons_per_user"] and result["comparisons_per_user"]["median"] < 5:
+    if result["users"] and result["comparisons_per_user"] and result["comparisons_per_user"]["median"] < 5:
         notes.append("fewer than five comparisons for half of the people: little can be said about each")
     return notes

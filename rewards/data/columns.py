@@ -17,6 +17,11 @@ OPTIONAL = (
 KNOWN = (*OWN, *OPTIONAL)
 
 
+def naming(ours: str) -> str:
+    """How one says which column of the source holds what we call `ours`."""
+    return f"say which column holds it ({'user' if ours == 'user_id' else ours}_column)"
+
+
 def check_columns(names: Iterable[str], user_column: str, source: str, *, people: bool = True) -> None:
     """Refuse a file whose columns cannot be right: a required one missing, or a misspelling of a known one.
 
@@ -50,7 +55,7 @@ def check_columns(names: Iterable[str], user_column: str, source: str, *, people
         if name in present:
             continue
         others = ", ".join(present) or "none"
-        fix = "name the column that says who chose (user_column)" if name == user_column else "add it"
+        fix = "name the column that says who chose (user_column)" if name == user_column else naming(name)
         raise UserError(f"{source}: column {name!r} is missing (columns: {others[:200]}); {fix}")
 
 

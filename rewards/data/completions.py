@@ -21,19 +21,20 @@ FEATURES = ("completion_features", "chosen_features", "rejected_features")
 
 
 def read_completions(
-    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None, *, texts: bool = False
 ) -> Preferences:
     """The table alone; see `read_records`."""
-    return read_records(path, split, columns)[0]
+    return read_records(path, split, columns, texts=texts)[0]
 
 
 def read_records(
-    path: Source, split: str = "train", columns: Mapping[str, str] | None = None
+    path: Source, split: str = "train", columns: Mapping[str, str] | None = None, *, texts: bool = False
 ) -> tuple[Preferences, list[JSONObject]]:
     """Read and check completions, with the records they came from.
 
     Args:
       path: as in `rewards.data.read.read_preferences`; `-` is standard input. columns: our names → the source's.
+      texts: whether rows may be plain texts (`text`), completions of nothing.
     Returns:
       the table, in file order, and one record a comparison of it.
     Raises:
@@ -47,16 +48,15 @@ def read_records(
     width: int | None = None
     for number, record in sources.open_source(path, split, columns):
         try:
-            if isinstance(record, RowError):
-                raise record
-            row = schema.parse_completions(record)
-            schema.parse_attributes(_both_sides(record.get("attributes")))
+            fields = schema.row_object(record)
+            row = schema.parse_completions(fields, texts=texts)
+            schema.parse_attributes(_both_sides(fields.get("attributes")))
             width = _same_width(row, width, first=not parsed)
         except RowError as error:
             problems.append((number, error))
             continue
         numbers.append(number)
-        records.append(dict(record))
+        records.append(dict(fields))
         parsed.append(row)
     schema.raise_first(source, problems)
     if not records:
@@ -114,7 +114,7 @@ def _table(path: str, numbers: list[int], records: list[JSONObject], parsed: lis
     )
 
 
-def _both_sides(value: object) -> Any:
+def _both_sides(value: object) -> object:
     """Attributes of one `completion` as those of both sides of a comparison with itself."""
     if isinstance(value, Mapping) and "completion" in value:
         return {**value, "chosen": value["completion"], "rejected": value["completion"]}

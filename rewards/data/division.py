@@ -67,7 +67,9 @@ def divide(
     fitted, asked = (np.isin(prefs.user_index, prefs.user_index[part]) for part in (training, pool))
     for cell, present in (("seen_seen", fitted), ("seen_unseen", fitted), ("unseen_unseen", asked)):
         tests[cell] = tests[cell] & present
-    missing = dict.fromkeys(("seen_unseen", "unseen_unseen"), reason) if reason else {}
+    missing: dict[str, str] = {}
+    if reason:
+        missing = {"seen_unseen": reason, "unseen_unseen": reason}
     for cell in CELLS:
         if cell not in missing and not np.any(tests[cell] & (prefs.outcome != 0.5)):
             missing[cell] = "no untied comparison falls into it"

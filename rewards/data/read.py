@@ -77,8 +77,6 @@ def _parse(
     rows, problems = [], []
     for number, record in zip(numbers, records, strict=True):
         try:
-            if isinstance(record, RowError):
-                raise record
             rows.append(schema.parse_row(record, user_column))
         except RowError as error:
             problems.append((number, error))

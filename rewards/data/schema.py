@@ -7,6 +7,7 @@ and the optional columns below. Empty optional values (null) mean "not recorded"
 
 import dataclasses
 import datetime
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeGuard
@@ -16,7 +17,7 @@ import numpy as np
 from rewards.data.columns import OWN
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject
-from rewards.types import NOBODY, Prompt
+from rewards.types import MESSAGE_KEYS, NOBODY, Message, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -58,6 +59,19 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def row_object(record: object) -> Mapping[str, object]:
+    """The record, when it is a JSON object.
+
+    Raises:
+      RowError: it is none, or could not be read (then it is the error itself).
+    """
+    if isinstance(record, RowError):
+        raise record
+    if not isinstance(record, Mapping):
+        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    return record
+
+
 def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     """Check one record (a JSON object) and bring it into one shape; without a `user_column` nobody in particular chose.
 
@@ -66,18 +80,17 @@ def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     Raises:
       RowError: names the field, the value and the fix.
     """
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    record = row_object(record)
     prompt, chosen, rejected = _texts(record)
     features = _features(record, "chosen_features"), _features(record, "rejected_features")
-    if (features[0] is None) != (features[1] is None):
-        lacking = "chosen_features" if features[0] is None else "rejected_features"
-        raise RowError(lacking, "is missing while the other side has features; give both or neither")
-    if features[0] is not None and len(features[0]) != len(features[1]):
-        raise RowError(
-            "rejected_features", f"{len(features[1])} numbers, but chosen_features has {len(features[0])}"
-        )
-    if features[0] is not None and not chosen and np.array_equal(*features):
+    first, second = features
+    if first is None or second is None:
+        if first is not second:
+            lacking = "chosen_features" if first is None else "rejected_features"
+            raise RowError(lacking, "is missing while the other side has features; give both or neither")
+    elif len(first) != len(second):
+        raise RowError("rejected_features", f"{len(second)} numbers, but chosen_features has {len(first)}")
+    elif not chosen and np.array_equal(first, second):
         raise RowError("rejected_features", "equals chosen_features and there is no text; drop the row")
     optional = {
         name: _OPTIONAL_CHECKS[name](name, value) if name in _OPTIONAL_CHECKS and value is not None else value
@@ -88,32 +101,35 @@ def parse_row(record: object, user_column: str | None = "user_id") -> Row:
     return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
 
 
-def parse_completions(record: object) -> tuple[Prompt, dict[str, str], dict[str, np.ndarray]]:
+def parse_completions(
+    record: object, *, texts: bool = False
+) -> tuple[Prompt, dict[str, str], dict[str, np.ndarray]]:
     """Check a record whose completions are to be scored, whoever chose: one `completion`, or `chosen` and `rejected`.
 
     The completion may be text or messages; a record with only `messages` is a conversation whose last message is the
-    completion.
+    completion. With `texts` a record with only `text` is a completion of nothing.
 
     Returns:
       the prompt, the text of every completion by field, and its features by field where the record has any.
     Raises:
       RowError: as `parse_row`.
     """
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    record = row_object(record)
     pair = "chosen" in record or "rejected" in record or "chosen_features" in record
     fields = ("chosen", "rejected") if pair else ("completion",)
     found = {field: _features(record, f"{field}_features") for field in fields}
     features = {field: value for field, value in found.items() if value is not None}
     if pair:
-        prompt, *texts = _texts(record)
-        return prompt, dict(zip(fields, texts, strict=True)), features
+        prompt, *sides = _texts(record)
+        return prompt, dict(zip(fields, sides, strict=True)), features
     completion = record.get("completion")
     if completion is None and record.get("messages") is not None:
         if not isinstance(record["messages"], list):
             raise RowError("messages", f"is {show(record['messages'])}; it must be a list of messages")
         context, text = _conversation("messages", record["messages"])
         return _merged_prompt(None, context), {"completion": text}, features
+    if completion is None and texts and record.get("text") is not None:
+        return (), {"completion": parse_text("text", record["text"])}, features
     if completion is None and features:
         return "", {"completion": ""}, features
     if isinstance(completion, list):
@@ -130,10 +146,7 @@ def _texts(record: Mapping[str, object]) -> tuple[Prompt, str, str]:
     prompt, chosen, rejected = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if record.get("chosen_features") is not None and chosen is None and rejected is None:
         return ("" if prompt is None else parse_prompt(prompt)), "", ""  # features stand in for the text
-    if isinstance(chosen, list) != isinstance(rejected, list):
-        kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
-        raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
-    if isinstance(chosen, list):
+    if isinstance(chosen, list) and isinstance(rejected, list):
         context, chosen = _conversation("chosen", chosen)
         other, rejected = _conversation("rejected", rejected)
         if context != other:
@@ -141,6 +154,9 @@ def _texts(record: Mapping[str, object]) -> tuple[Prompt, str, str]:
                 "rejected", "differs from chosen before the last message; only the final answer may differ"
             )
         prompt = _merged_prompt(prompt, context)
+    elif isinstance(chosen, list) or isinstance(rejected, list):
+        kinds = f"chosen is {type(chosen).__name__}, rejected is {type(rejected).__name__}"
+        raise RowError("rejected", f"{kinds}; write both as strings or both as message lists, rendered alike")
     else:
         chosen, rejected = _text("chosen", chosen), _text("rejected", rejected)
         prompt = parse_prompt(prompt)
@@ -179,6 +195,11 @@ def _conversation(field: str, value: list[object]) -> tuple[tuple[tuple[str, str
     messages = _messages(field, value)
     if messages[-1][0] != "assistant":
         raise RowError(field, f"the last message has role {messages[-1][0]!r}; it must be the assistant's")
+    if isinstance(messages[-1], Message) and "tool_calls" in json.loads(messages[-1].more):
+        raise RowError(
+            field,
+            "the last message calls a tool; an answer is text, so end in one or write the call into the content",
+        )
     return messages[:-1], messages[-1][1]
 
 
@@ -193,13 +214,54 @@ def _messages(field: str, value: list[object]) -> tuple[tuple[str, str], ...]:
         if role not in ROLES:
             hint = meant(str(role), ROLES, f"use one of {', '.join(ROLES)}")
             raise RowError(field, f"message {position} has role {show(role)}; {hint}")
-        extra = [key for key, part in message.items() if key not in ("role", "content") and part is not None]
-        if extra:
+        more = {
+            key: part
+            for key, part in message.items()
+            if key not in ("role", "content")
+            and part is not None
+            and not (key in MESSAGE_KEYS and part in ("", []))
+        }
+        if extra := [key for key in more if key not in MESSAGE_KEYS]:
             raise RowError(
-                field, f"message {position} has {extra[0]!r}; only role and content are read, remove it"
+                field,
+                f"message {position} has {extra[0]!r}; read are role, content, {', '.join(MESSAGE_KEYS)}; remove it",
             )
-        messages.append((role, _text(field, message.get("content"), f"message {position}: ")))
+        place = f"message {position}: "
+        content = _content(field, message.get("content"), place)
+        silent = "tool_calls" in more and not content  # the call is what it says
+        text = "" if silent else _text(field, content, place)
+        messages.append(Message(role, text, _more(field, more, place)) if more else (role, text))
     return tuple(messages)
+
+
+def _content(field: str, value: object, place: str) -> object:
+    """The content of a message; of one in parts, their text."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
+        return value
+    for part in value:
+        if part.get("type") != "text":
+            raise RowError(field, f"{place}has a part of type {show(part.get('type'))}; only text is read")
+    return "".join(str(part.get("text") or "") for part in value)
+
+
+def _more(field: str, more: Mapping[str, object], place: str) -> str:
+    for name in ("name", "tool_call_id"):
+        if name in more and not isinstance(more[name], str):
+            raise RowError(field, f"{place}{name} is {show(more[name])}; it must be a string")
+    calls = more.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise RowError(field, f"{place}tool_calls is {show(calls)}; it must be a list of calls")
+    try:
+        return json.dumps(_without_null(more), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise RowError(field, f"{place}tool_calls is {show(calls)}; it must be plain JSON") from None
+
+
+def _without_null(value: object) -> object:
+    """Tables give every call the fields of all others, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_null(part) for key, part in value.items() if part is not None}
+    return [_without_null(part) for part in value] if isinstance(value, list) else value
 
 
 def _text(field: str, value: object, place: str = "") -> str:

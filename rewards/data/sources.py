@@ -4,11 +4,16 @@ A record that cannot even be parsed is handed on as a `RowError` in its place, s
 it.
 """
 
+import contextlib
+import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rewards import jsonl
 from rewards.data import memory, stated_choice
@@ -19,7 +24,8 @@ from rewards.files import JSONObject
 Source = str | os.PathLike[str] | memory.Table
 """A name or path, or a table in memory."""
 Records = Iterable[tuple[int, object]]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".tsv")
+SAVED = ("state.json", "dataset_dict.json")  # what marks a folder that `datasets` saved
 
 
 def name_of(source: Source) -> str:
@@ -70,6 +76,8 @@ def _open_named(path: str, split: str) -> Records:
         return hugging_face(path.removeprefix("hf:"), split)
     if path.startswith("tfds:"):
         return tensorflow_datasets(path.removeprefix("tfds:"), split)
+    if any((Path(path).expanduser() / mark).is_file() for mark in SAVED):
+        return hugging_face(path, split)
     if split not in ("train", "all"):
         raise UserError(
             f"split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
@@ -84,9 +92,13 @@ def _open_named(path: str, split: str) -> Records:
     if file.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it, {_folder_hint(file)}")
     if not file.exists():
-        raise UserError(f"{path}: no such file; check data.path")
+        hub = re.fullmatch(r"[\w-]+/[\w.-]+", path) and not path.endswith(SUFFIXES)
+        fix = f"write hf:{path} for the data set of this name on the hub" if hub else "check data.path"
+        raise UserError(f"{path}: no such file; {fix}")
     if file.name.endswith(".parquet"):
         return parquet(file)
+    if file.suffix in (".csv", ".tsv"):
+        return separated(file)
     if file.name.endswith(SUFFIXES) or file.is_fifo():
         return json_records(file)
     raise UserError(
@@ -128,6 +140,49 @@ def parquet(file: Path) -> list[tuple[int, object]]:
     return list(enumerate(table.to_pylist(), 1))
 
 
+def separated(file: Path) -> list[tuple[int, object]]:
+    """Comma- or tab-separated values under a line of names, numbered from 1. A cell is text, an empty one nothing; a list
+    or an object (messages, features, attributes) is written as JSON, and `outcome` is a number.
+    """
+    csv.field_size_limit(
+        2**31 - 1
+    )  # of the whole process; the default refuses texts above 131,072 characters
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+            rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from None
+    except csv.Error as error:
+        raise UserError(
+            f"{file}: line {reader.line_num + 1}: not readable ({error}); check the quotes"
+        ) from None
+    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+        raise UserError(
+            f"{file}: two columns have one name ({', '.join(reader.fieldnames or ())}); rename one"
+        )
+    return [(number, _cells(row)) for number, row in enumerate(rows, 1)]
+
+
+def _cells(row: dict[str | None, Any]) -> object:
+    if None in row:
+        return RowError(
+            "row", f"has {len(row[None])} cells more than the first line names; put texts in quotes"
+        )
+    if any(cell is None for cell in row.values()):
+        return RowError("row", "has fewer cells than the first line names; put texts in quotes")
+    return {str(name): _cell(str(name), cell) for name, cell in row.items()}
+
+
+def _cell(name: str, cell: str) -> object:
+    if not cell:
+        return None
+    if name == "outcome" or cell.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(cell)
+    return cell
+
+
 def hugging_face(name: str, split: str) -> list[tuple[int, object]]:
     """A folder saved by `datasets` (or holding data files), or ORG/NAME[/CONFIG] on the hub."""
     try:
@@ -140,7 +195,7 @@ def hugging_face(name: str, split: str) -> list[tuple[int, object]]:
     if not folder.exists() and (name.startswith((".", "/", "~")) or not name or name.count("/") > 2):
         raise UserError(f"hf:{name}: no such folder; write hf:ORG/NAME[/CONFIG] for a dataset on the hub")
     try:
-        if folder.is_dir() and any((folder / mark).exists() for mark in ("state.json", "dataset_dict.json")):
+        if any((folder / mark).is_file() for mark in SAVED):
             return _numbered(_choose_split(f"hf:{name}", datasets.load_from_disk(str(folder)), split))
         place, config = (str(folder), None) if folder.exists() else _hub_name(name)
         if split == "all":
@@ -204,7 +259,7 @@ def tensorflow_datasets(name: str, split: str) -> list[tuple[int, object]]:
 
 def _from_tfds(record: JSONObject) -> JSONObject:
     """NumPy and bytes → plain Python; undo what our own builder did to fit rows into features."""
-    row = {name: _plain(value) for name, value in record.items()}
+    row: JSONObject = {name: _plain(value) for name, value in record.items()}
     # TFDS has no null; '' stands for it wherever an empty text cannot be meant.
     for optional in ("timestamp", "frame", "reason", "hint", "item_id", "shown_first", "repeat_of"):
         if row.get(optional) == "":
@@ -220,7 +275,7 @@ def _plain(value: object) -> object:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):
-        parts = {name: _plain(part) for name, part in value.items()}
+        parts: JSONObject = {name: _plain(part) for name, part in value.items()}
         if parts.keys() == {"role", "content"} and isinstance(parts["role"], list):
             # A sequence of messages comes back as one list per key.
             return [
@@ -228,7 +283,7 @@ def _plain(value: object) -> object:
                 for role, text in zip(parts["role"], parts["content"], strict=True)
             ]
         return parts
-    if hasattr(value, "tolist"):
+    if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list):
         return [_plain(part) for part in value]

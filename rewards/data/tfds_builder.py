@@ -23,7 +23,7 @@ from rewards.data import stated_choice
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rewards.types import Preferences
+from rewards.types import Preferences, as_messages
 
 VERSION = "1.0.0"
 _CONFIG_NAMES = {"electricity": "electricity", "train-trips": "train_trips", "train_trips": "train_trips"}
@@ -62,7 +62,9 @@ class ChorusPreferences(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, JSONObject]]]:
-        path = self.builder_config.path or stated_choice.fetch(_SET_NAMES[self.builder_config.name])
+        config = self.builder_config
+        assert isinstance(config, PreferenceConfig)
+        path = config.path or stated_choice.fetch(_SET_NAMES[config.name])
         return {"train": self._generate_examples(read_preferences(str(path)))}
 
     def _generate_examples(self, prefs: Preferences) -> Iterator[tuple[int, JSONObject]]:
@@ -79,9 +81,7 @@ def _record(prefs: Preferences, n: int) -> JSONObject:
         other["rejected_features"] = prefs.item_features[rejected].tolist()
         if not prefs.item_text[chosen]:
             other |= {"chosen": None, "rejected": None, "prompt": prompt or None}
-    messages = (
-        [{"role": role, "content": text} for role, text in prompt] if isinstance(prompt, tuple) else None
-    )
+    messages = as_messages(prompt) if isinstance(prompt, tuple) else None
     return {
         "row": int(prefs.row[n]),
         "prompt": prompt if messages is None else json.dumps(messages, ensure_ascii=False),

@@ -1,11 +1,11 @@
 """Every personalised reward model by name; modules are imported when a model is asked for."""
 
 import importlib
-from typing import Any
 
 import pydantic
 
 from rewards.errors import UserError, meant
+from rewards.files import JSONObject
 from rewards.methods.base import FittedModel, RewardModel
 
 MODELS: dict[str, str] = {
@@ -40,7 +40,7 @@ def estimator(kind: str) -> type[RewardModel]:
     return getattr(importlib.import_module(module), name)
 
 
-def make(kind: str, settings: dict[str, Any] | None = None) -> RewardModel:
+def make(kind: str, settings: JSONObject | None = None) -> RewardModel:
     """An estimator with its settings checked.
 
     Raises:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from rewards.files import JSONObject
 from rewards.methods import checks
 from rewards.types import Preferences
 
@@ -44,7 +45,7 @@ class ItemTable:
 
     prefs: Preferences
     embeddings: Float[np.ndarray, "I D"]
-    encoder: dict[str, Any]
+    encoder: JSONObject
     encoder_hash: str = ""
     prompt_embeddings: Float[np.ndarray, "P D"] | None = None
     embed_texts: EmbedTexts | None = None
@@ -57,8 +58,8 @@ class ItemTable:
         cls,
         prefs: Preferences,
         embeddings: Float[np.ndarray, "I D"],
-        settings: dict[str, Any],
-        embed: Callable[[Preferences, dict[str, Any]], np.ndarray],
+        settings: JSONObject,
+        embed: Callable[[Preferences, JSONObject], np.ndarray],
     ) -> "ItemTable":
         """All items with their embeddings; with a language model (`settings`) also the means to embed any text.
 
@@ -169,12 +170,12 @@ class FittedModel(abc.ABC):
         """What `store.save_model` writes besides the settings; float32."""
 
     @abc.abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         """JSON beside the tensors: hyper-parameters and what the fit reported."""
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> "FittedModel":
+    def restore(cls, tensors: dict[str, np.ndarray], settings: JSONObject) -> "FittedModel":
         """The inverse of `tensors` and `settings`; raises UserError for a missing or misshapen tensor."""
 
     def predict(self, table: ItemTable, people: Any, pairs: Comparisons) -> Float[np.ndarray, "U T"]:
@@ -195,6 +196,7 @@ class RewardModel(abc.ABC):
     """An estimator. Subclasses are frozen, validated dataclasses of settings (`rewards.basis.fit.FitConfig`'s way)."""
 
     kind: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
     def fit(
         self,

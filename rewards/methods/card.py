@@ -28,6 +28,7 @@ from rewards.basis import likelihood
 from rewards.basis.reduce import whitened_components
 from rewards.data.order import by_content
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import card_fit
 from rewards.methods import training as shared
 from rewards.methods.base import Comparisons, ItemTable, RewardModel
@@ -97,7 +98,7 @@ class CardFitted(LinearFitted):
         own = {"card.centre": self.centre, "card.map": self.card_map}
         return super().tensors() | {name: np.asarray(value, np.float32) for name, value in own.items()}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         card = {
             "width": len(self.centre),
             "writer": self.writer,
@@ -107,7 +108,7 @@ class CardFitted(LinearFitted):
         return super().settings() | {"card": card}
 
     @classmethod
-    def restore(cls, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> "CardFitted":
+    def restore(cls, tensors: dict[str, np.ndarray], settings: JSONObject) -> "CardFitted":
         card = settings.get("card")
         names = {"width", "writer", "max_answers", "cards"}
         if not isinstance(card, dict) or set(card) != names:

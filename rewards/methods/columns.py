@@ -10,7 +10,7 @@ the items of the comparisons, and are stored in the gauge record. Only people ar
 Letters in shapes: I items, U people, n answers (padded), K = D columns.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pydantic
@@ -20,6 +20,7 @@ from rewards.basis.belief import Belief
 from rewards.basis.prior import empirical_bayes
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import training as shared
 from rewards.methods.base import ItemTable, RewardModel
 from rewards.methods.linear import FLOOR, LinearFitted
@@ -117,7 +118,7 @@ def as_they_are(table: ItemTable, training: Preferences) -> RewardBasis:
 
 
 def column_basis(
-    names: tuple[str, ...], mean: np.ndarray, spread: np.ndarray, encoder: dict[str, Any], encoder_hash: str
+    names: tuple[str, ...], mean: np.ndarray, spread: np.ndarray, encoder: JSONObject, encoder_hash: str
 ) -> RewardBasis:
     """φ_k = (e_k − mean_k)/spread_k under the names given; mean, spread float[K]."""
     identity = np.eye(len(names), dtype=np.float32)
@@ -152,7 +153,7 @@ def check_spread(spread: np.ndarray, mean: np.ndarray, names: tuple[str, ...], s
             )
 
 
-def _names(encoder: dict[str, Any], width: int) -> tuple[str, ...]:
+def _names(encoder: JSONObject, width: int) -> tuple[str, ...]:
     names = tuple(encoder.get("names") or (f"column {index}" for index in range(1, width + 1)))
     if len(names) != width:
         raise UserError(f"columns: {len(names)} names for {width} columns; compute the embeddings again")

@@ -13,7 +13,6 @@ Letters in shapes: I items, D embedding width, P reduced width, U people, n answ
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from rewards.basis import gauge, likelihood, store
 from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import rules
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.training import Problem
@@ -61,7 +61,7 @@ class LinearFitted(FittedModel):
     rule: rules.Rule
     coef_mean: np.ndarray
     coef_precision: np.ndarray
-    report: dict[str, Any]
+    report: JSONObject
 
     def features(self, table: ItemTable) -> Float[np.ndarray, "I K"]:
         return Readout.of(self.basis).features(
@@ -89,7 +89,7 @@ class LinearFitted(FittedModel):
         named |= {f"rule.{name}": array for name, array in rules.arrays(self.rule).items()}
         return store.basis_tensors(self.basis) | {name: _f32(array) for name, array in named.items()}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         quadratic = self.basis.quadratic
         return {
             "num_basis": self.basis.num_basis,
@@ -103,7 +103,7 @@ class LinearFitted(FittedModel):
         }
 
     @classmethod
-    def restore(cls, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> "LinearFitted":
+    def restore(cls, tensors: dict[str, np.ndarray], settings: JSONObject) -> "LinearFitted":
         try:
             width, num_basis = settings["embedding_width"], settings["num_basis"]
             shapes = store.basis_shapes(width, num_basis, settings["quadratic"])
@@ -156,7 +156,7 @@ def finish(
     directions: Float[np.ndarray, "P L"],
     coef: Float[np.ndarray, "U L"],
     make_rule: MakeRule,
-    report: dict[str, Any],
+    report: JSONObject,
 ) -> LinearFitted:
     """A linear model from directions in the reduced coordinates and everybody's raw coefficients.
 
@@ -177,7 +177,7 @@ def finish_head(
     head: Float[np.ndarray, "D K"],
     coef: Float[np.ndarray, "U L"],
     make_rule: MakeRule,
-    report: dict[str, Any],
+    report: JSONObject,
     *,
     shrink: Float[np.ndarray, "L K"] | None = None,
     quadratic: Quadratic | None = None,

@@ -6,8 +6,6 @@ With both positive this is √(ridge · user_ridge) times the nuclear norm of th
 user_ridge 0 the scale of V can shrink and that of W grow until the ridge means nothing.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,31 +28,31 @@ LINK = shared.Link(shared.linear_features, _coefficients, _penalty)
 
 
 def fit_both(
-    model: Any,
+    kind: str,
+    settings: shared.Reduced,
     problem: shared.Problem,
     start: tuple[np.ndarray, np.ndarray],
-    user_ridge: float,
     on_round: OnRound | None,
+    *,
+    user_ridge: float,
+    adapt_ridge: float,
+    steps: int,
 ) -> LinearFitted:
-    """Lower the objective of `model` over (V, W) from `start`; new people by ridge-MLE.
-
-    Args:
-      model: an estimator with kind, lapse, ridge, adapt_ridge and steps.
-    """
+    """Lower the objective over (V, W) from `start` by `steps` iterations; new people by ridge-MLE with `adapt_ridge`."""
     params, metrics = shared.minimise(
         LINK,
         dict(zip(("directions", "coef"), start, strict=True)),
         problem.data,
-        {"lapse": model.lapse, "ridge": model.ridge, "user_ridge": user_ridge},
-        steps=model.steps,
+        {"lapse": settings.lapse, "ridge": settings.ridge, "user_ridge": user_ridge},
+        steps=steps,
         on_round=on_round,
     )
     return finish(
-        model.kind,
+        kind,
         problem,
         params["directions"],
         params["coef"],
-        lambda gauge: ridge_rule(gauge, model.adapt_ridge, model.lapse),
+        lambda gauge: ridge_rule(gauge, adapt_ridge, settings.lapse),
         metrics,
     )
 

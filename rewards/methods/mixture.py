@@ -12,13 +12,14 @@ people's own directions instead of user_id modulo K; groups that lose all people
 expectations over a group, not per-sample minima.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pydantic
 from jaxtyping import Float
 
 from rewards.basis import likelihood
+from rewards.files import JSONObject
 from rewards.methods import training as shared
 from rewards.methods.base import RewardModel
 from rewards.methods.linear import Canonical, LinearFitted, finish
@@ -98,7 +99,7 @@ class Mixture(shared.Reduced, RewardModel):
         odds = np.exp(score - score.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
-    def _groups(self, problem: shared.Problem, directions, member, present) -> dict[str, Any]:
+    def _groups(self, problem: shared.Problem, directions, member, present) -> JSONObject:
         """Share of people, and the accuracy of each group's answers under every reward, the pooled one last."""
         pooled = shared.pooled_direction(problem, self.ridge, self.lapse)
         margin = problem.delta @ np.concatenate([directions, pooled[:, None]], axis=1)

@@ -89,7 +89,7 @@ class Offset(shared.Reduced, RewardModel):
         }
         return finish(self.kind, problem, params["directions"], coef, rule, report)
 
-    def _mixed(self, data: Comparisons, num_users: int) -> Comparisons:
+    def _mixed(self, data: Comparisons[np.ndarray], num_users: int) -> Comparisons[np.ndarray]:
         """Every comparison once for its person and once for the generic one, with weights α and 1 − α."""
         twice = Comparisons(data.items, *(np.concatenate([part, part]) for part in data[1:]))
         user = np.concatenate([data.user, np.full_like(data.user, num_users)])

@@ -19,7 +19,7 @@ affine in the prompt.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ import pydantic
 from sklearn.decomposition import PCA
 
 from rewards.basis import readout
+from rewards.files import JSONObject
 from rewards.methods import training as shared
 from rewards.methods.base import RewardModel
 from rewards.methods.linear import RANK, LinearFitted, finish_head
@@ -116,7 +117,7 @@ class PALA(shared.Reduced, RewardModel):
             quadratic=quadratic,
         )
 
-    def _start(self, problem: shared.Problem, context: "_Context | None") -> dict[str, Any]:
+    def _start(self, problem: shared.Problem, context: "_Context | None") -> JSONObject:
         directions, logits = shared.simplex_start(problem, self.num_prototypes, self.ridge, self.lapse)
         width = min(self.width, problem.reduction.rank)
         plane = np.linalg.svd(directions, full_matrices=True)[0][:, :width]
@@ -155,7 +156,7 @@ class PALB(PALA):
         keep = pca.explained_variance_ > 1e-9 * max(float(np.mean(vectors[shown] ** 2)), 1e-30)
         if not keep.any():
             return None
-        projection = pca.components_[keep].T / np.sqrt(pca.explained_variance_[keep])
+        projection = np.asarray(pca.components_)[keep].T / np.sqrt(pca.explained_variance_[keep])
         source = "mean" if given is None else "encoder"
         return _Context((vectors - pca.mean_) @ projection, projection, pca.mean_ @ projection, source)
 

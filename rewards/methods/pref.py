@@ -53,7 +53,16 @@ class PReF(shared.Reduced, RewardModel):
         num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
         user_ridge = self.user_ridge if self.regularise == "both" else 0.0
         start = svd_start(problem, num_basis, self.fill_rounds)
-        return lowrank.fit_both(self, problem, start, user_ridge, on_round)
+        return lowrank.fit_both(
+            self.kind,
+            self,
+            problem,
+            start,
+            on_round,
+            user_ridge=user_ridge,
+            adapt_ridge=self.adapt_ridge,
+            steps=self.steps,
+        )
 
 
 def svd_start(

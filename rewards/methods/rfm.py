@@ -43,4 +43,14 @@ class RFM(shared.Reduced, RewardModel):
         own = shared.person_directions(problem, pooled, self.ridge, self.lapse)
         num_basis = min(self.num_basis, problem.reduction.rank, training.num_users)
         directions = shared.leading(own * np.sqrt(problem.answers)[:, None], num_basis)
-        return lowrank.fit_both(self, problem, (directions, own @ directions), self.user_ridge, on_round)
+        start = directions, own @ directions
+        return lowrank.fit_both(
+            self.kind,
+            self,
+            problem,
+            start,
+            on_round,
+            user_ridge=self.user_ridge,
+            adapt_ridge=self.adapt_ridge,
+            steps=self.steps,
+        )

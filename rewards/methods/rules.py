@@ -14,7 +14,7 @@ Letters in shapes: U people, n answers, K basis outputs, V vertices (prototypes,
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +24,12 @@ from jaxtyping import Array, Float
 
 from rewards.basis import likelihood, users
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 MAX_PEOPLE = 1024  # people a call; bounds the padded arrays
 HULL_STEPS = 400
 
 Result = tuple[Float[np.ndarray, "U K"], Float[np.ndarray, "U K K"]]
-
-
-class Rule(Protocol):
-    """Answers → coefficients and precision; without answers the precision is `precision`."""
-
-    precision: Float[np.ndarray, "K K"]
-    lapse: float
-
-    def __call__(
-        self,
-        delta: Float[np.ndarray, "U n K"],
-        outcome: Float[np.ndarray, "U n"],
-        weight: Float[np.ndarray, "U n"],
-    ) -> Result: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +94,10 @@ class FixedRule:
     def __call__(self, delta, outcome, weight) -> Result:
         people = len(delta)
         return np.tile(_f32(self.mean), (people, 1)), np.tile(_f32(self.precision), (people, 1, 1))
+
+
+Rule = GaussianRule | HullRule | GroupRule | FixedRule
+"""Answers → coefficients and precision; without answers the precision is `precision`."""
 
 
 @jax.jit
@@ -206,32 +197,32 @@ def arrays(rule: Rule) -> dict[str, np.ndarray]:
     return {name: _f32(getattr(rule, name)) for name in _SHAPES[name_of(rule)]}
 
 
-def scalars(rule: Rule) -> dict[str, Any]:
+def scalars(rule: Rule) -> JSONObject:
     """Name and numbers of a rule, JSON; with the number of vertices for those that have some."""
     name = name_of(rule)
     numbers = {
         field.name: float(getattr(rule, field.name))
-        for field in dataclasses.fields(rule)  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(rule)
         if field.name not in _SHAPES[name]
     }
     count = {"num_vertices": len(rule.vertices)} if isinstance(rule, HullRule | GroupRule) else {}
     return {"name": name} | numbers | count
 
 
-def shapes(record: dict[str, Any], num_basis: int) -> dict[str, tuple[int, ...]]:
+def shapes(record: JSONObject, num_basis: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of the rule that `scalars` described."""
     size = {"K": num_basis, "V": record.get("num_vertices", 0)}
     return {name: tuple(size[axis] for axis in axes) for name, axes in _shapes_of(record).items()}
 
 
-def restore(record: dict[str, Any], own: dict[str, np.ndarray]) -> Rule:
+def restore(record: JSONObject, own: dict[str, np.ndarray]) -> Rule:
     """The inverse of `arrays` and `scalars`."""
     parts = {name: own[name] for name in _shapes_of(record)}
     numbers = {name: value for name, value in record.items() if name not in ("name", "num_vertices")}
     return RULES[record["name"]](**parts, **numbers)
 
 
-def _shapes_of(record: dict[str, Any]) -> dict[str, str]:
+def _shapes_of(record: JSONObject) -> dict[str, str]:
     if record["name"] not in _SHAPES:
         raise UserError(
             f"reward model: rule {record['name']!r} is unknown; this version knows {', '.join(RULES)}"

@@ -6,13 +6,13 @@ reward runs reads it; its hash is the hash of its basis, which user records refe
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rewards import hashed
 from rewards.basis import store as reward_store
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import MODELS, fitted_type
 from rewards.methods.base import FittedModel
 from rewards.methods.linear import LinearFitted
@@ -31,7 +31,7 @@ def model_hash(fitted: FittedModel) -> str:
     return reward_store.content_hash(fitted.tensors(), {"kind": fitted.kind, "settings": fitted.settings()})
 
 
-def extra_of(fitted: LinearFitted) -> dict[str, Any]:
+def extra_of(fitted: LinearFitted) -> JSONObject:
     """What a reward run says of its model besides the basis."""
     return {"lapse": fitted.rule.lapse, "model": fitted.kind}
 

@@ -79,7 +79,7 @@ class Problem:
     reduction: Reduction
     weight: np.ndarray
     answers: np.ndarray
-    data: Comparisons
+    data: Comparisons[np.ndarray]
 
     @property
     def prompt_embeddings(self) -> np.ndarray | None:
@@ -147,7 +147,7 @@ class Link:
 def minimise(
     link: Link,
     params: Any,
-    data: Comparisons,
+    data: Comparisons[np.ndarray],
     scales: dict[str, float],
     *,
     steps: int,
@@ -164,11 +164,11 @@ def minimise(
     """
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     traced = {name: np.float32(value) for name, value in scales.items()}
-    data = Comparisons(*map(jax.device_put, data))
+    placed = Comparisons(*map(jax.device_put, data))
     solver_state = _solver().init(params)
     metrics: dict[str, float] = {}
     for number in range(-(-steps // CHUNK_STEPS)):
-        params, solver_state, values = _descend(link, params, solver_state, data, traced, context)
+        params, solver_state, values = _descend(link, params, solver_state, placed, traced, context)
         metrics = {name: float(value) for name, value in values.items()}
         if not np.isfinite(metrics["objective"]):
             raise UserError(
@@ -185,7 +185,7 @@ def _solver() -> optax.GradientTransformationExtraArgs:
 
 
 @functools.partial(jax.jit, static_argnames=("link",))
-def _descend(link: Link, params, solver_state, data: Comparisons, scales, context):
+def _descend(link: Link, params, solver_state, data: Comparisons[Array], scales, context):
     def loss_nats(params):
         phi = link.features(params, data.items, context)
         coef = link.coefficients(params)
@@ -265,7 +265,7 @@ def centres(points: Float[np.ndarray, "U P"], count: int) -> tuple[np.ndarray, n
         distance = away if len(chosen) == 1 else np.minimum(distance, away)
     if len(chosen) < 2:
         return points.mean(axis=0, keepdims=True), np.zeros(len(points), int)
-    fitted = KMeans(len(chosen), init=points[chosen], n_init=1).fit(points)
+    fitted = KMeans(len(chosen)).set_params(init=points[chosen], n_init=1).fit(points)
     return fitted.cluster_centers_, np.asarray(fitted.labels_)
 
 

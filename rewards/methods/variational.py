@@ -16,9 +16,10 @@ Source: `variational_net`.
 """
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 
@@ -26,6 +27,7 @@ from rewards import hashed
 from rewards.basis.reduce import whitened_components
 from rewards.data.order import by_content
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import variational_data as around
 from rewards.methods import variational_net as network
 from rewards.methods.base import Comparisons, FittedModel, ItemTable, OnRound, RewardModel
@@ -68,8 +70,8 @@ class VPLFitted(FittedModel):
     input_mean: np.ndarray
     projection: np.ndarray
     latents: Latents
-    hyper: dict[str, Any]
-    report: dict[str, Any]
+    hyper: JSONObject
+    report: JSONObject
 
     def _adapt(self, table: ItemTable, answers: Comparisons) -> Latents:
         graph, params = around.module(self.shape, self.params)
@@ -105,7 +107,7 @@ class VPLFitted(FittedModel):
             f"net.{name}": value for name, value in self.params.items()
         }
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         return {
             "kind": self.kind,
             "shape": dataclasses.asdict(self.shape),
@@ -114,7 +116,7 @@ class VPLFitted(FittedModel):
         }
 
     @classmethod
-    def restore(cls, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> "VPLFitted":
+    def restore(cls, tensors: dict[str, np.ndarray], settings: JSONObject) -> "VPLFitted":
         shape = around.check_settings(cls.kind, settings)
         width, people = (
             around.length(cls.kind, tensors, "input.mean"),
@@ -252,7 +254,7 @@ class VPL(RewardModel):
             *(jax.device_put(part) for part in around.parts(around.take(answers, people)))
         )
         key, steps = jax.random.key(self.seed + 1), plan.total_steps // self.rounds
-        weights = network.Weights(np.float32(self.kl_weight), np.float32(getattr(self, "guidance", 0.0)))
+        weights = network.Weights(jnp.float32(self.kl_weight), jnp.float32(getattr(self, "guidance", 0.0)))
         best, best_loss, best_round = params, np.inf, -1
         for number in range(self.rounds):
             params, opt_state, metrics = network.train_steps(

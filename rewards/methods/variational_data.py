@@ -6,7 +6,6 @@ Letters in shapes: U people, M answers (padded), n context answers, L latent wid
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from flax import nnx
 
 from rewards.data.order import by_content
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.methods import variational_net as network
 from rewards.methods.base import Comparisons
 from rewards.types import Preferences
@@ -121,7 +121,7 @@ def flat(state) -> dict[str, np.ndarray]:
 
 def _context_and_rest(
     answers: Comparisons, size: int, max_context: int
-) -> tuple[network.Answers, network.Answers]:
+) -> tuple[network.Answers[np.ndarray], network.Answers[np.ndarray]]:
     """The first `size` answers of everybody, half of their answers at most, and all the others."""
     counts = (answers.weight > 0).sum(axis=1)
     given = np.minimum(size, counts // 2)[:, None]
@@ -150,7 +150,7 @@ def prediction_loss(graph, params, x, answers: Comparisons, max_context: int) ->
     return float(np.mean(losses))
 
 
-def monitors(graph, params, x, answers: Comparisons, max_context: int) -> dict[str, Any]:
+def monitors(graph, params, x, answers: Comparisons, max_context: int) -> JSONObject:
     """Does the model use the person? Numbers over `answers`, people it was preferably not fitted on."""
     context, rest = _context_and_rest(answers, max_context, max_context)
     latent, _, kl = (np.asarray(part) for part in network.encode(graph, params, x, context))
@@ -195,7 +195,7 @@ def length(kind: str, tensors: dict[str, np.ndarray], name: str) -> int:
     return len(tensors[name])
 
 
-def check_settings(kind: str, settings: dict[str, Any]) -> network.Shape:
+def check_settings(kind: str, settings: JSONObject) -> network.Shape:
     """The sizes in stored settings.
 
     Raises:

@@ -22,7 +22,7 @@ so that adaptation reads what training wrote, and KL has its ½.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rewards.basis.joint import Kind
 from rewards.basis.likelihood import negative_log_likelihood
 
 HEADS = 4
@@ -67,13 +68,13 @@ class Weights(NamedTuple):
     guidance: Float[Array, ""]
 
 
-class Answers(NamedTuple):
-    """Answers of U people on the device; weight 0 pads. outcome is 1 when `chosen` was preferred, ½ for a tie."""
+class Answers(NamedTuple, Generic[Kind]):
+    """Answers of U people; weight 0 pads. outcome is 1 when `chosen` was preferred, ½ for a tie."""
 
-    chosen: Int[Array, "U M"]
-    rejected: Int[Array, "U M"]
-    outcome: Float[Array, "U M"]
-    weight: Float[Array, "U M"]
+    chosen: Int[Kind, "U M"]
+    rejected: Int[Kind, "U M"]
+    outcome: Float[Kind, "U M"]
+    weight: Float[Kind, "U M"]
 
 
 class Latent(NamedTuple):
@@ -175,7 +176,7 @@ class Net(nnx.Module):
         self.flows = nnx.List([Flow(shape, rngs=rngs) for _ in range(shape.flows)])
         self.decoder = Decoder(shape, rngs=rngs)
 
-    def encode(self, x, answers: Answers) -> Latent:
+    def encode(self, x, answers: Answers[Array]) -> Latent:
         return self.encoder(x[answers.chosen], x[answers.rejected], answers.outcome, answers.weight)
 
     def transform(self, z, context):
@@ -190,7 +191,7 @@ class Net(nnx.Module):
         """The latent used after training: the mean of q, through the flow."""
         return self.transform(q.mean, q.context)[0]
 
-    def margin(self, x, z, pairs: Answers):
+    def margin(self, x, z, pairs: Answers[Array]):
         return self.decoder(x[pairs.chosen], z) - self.decoder(x[pairs.rejected], z)
 
 
@@ -209,7 +210,7 @@ def person_kl(net: Net, q: Latent, noise: Float[Array, "B L"]):
     return z, log_q + 0.5 * jnp.sum(z**2, axis=-1)
 
 
-def episode(key: Array, people: Answers, plan: Plan) -> tuple[Answers, Answers]:
+def episode(key: Array, people: Answers[Array], plan: Plan) -> tuple[Answers[Array], Answers[Array]]:
     """Draw B people, a context of 0 … max_context of their answers, and targets among the others."""
     person_key, order_key, size_key = jax.random.split(key, 3)
     chosen = jax.random.randint(person_key, (plan.batch,), 0, people.weight.shape[0])
@@ -224,8 +225,8 @@ def episode(key: Array, people: Answers, plan: Plan) -> tuple[Answers, Answers]:
 
 
 def split(
-    answers: Answers, size: Int[Array, " B"], max_context: int, targets: int
-) -> tuple[Answers, Answers]:
+    answers: Answers[Array], size: Int[Array, " B"], max_context: int, targets: int
+) -> tuple[Answers[Array], Answers[Array]]:
     """The first `size` answers of each person as context, the next `targets` as targets; padded answers last."""
     length = answers.weight.shape[1]
     context = Answers(*(part[:, : max(1, min(max_context, length))] for part in answers))
@@ -238,7 +239,7 @@ def split(
     return context._replace(weight=context.weight * mask), rest._replace(weight=rest.weight * inside)
 
 
-def objective(net: Net, x, key: Array, people: Answers, plan: Plan, weights: Weights):
+def objective(net: Net, x, key: Array, people: Answers[Array], plan: Plan, weights: Weights):
     """L above for one batch, and its parts."""
     episode_key, noise_key = jax.random.split(key)
     context, targets = episode(episode_key, people, plan)
@@ -265,7 +266,7 @@ def optimiser(plan: Plan) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames=("graph", "plan", "steps"))
 def train_steps(
-    graph, plan: Plan, steps: int, params, opt_state, x, people: Answers, weights: Weights, key: Array
+    graph, plan: Plan, steps: int, params, opt_state, x, people: Answers[Array], weights: Weights, key: Array
 ):
     """`steps` optimiser steps in one scan, compiled once; means of the metrics over them."""
     solver = optimiser(plan)
@@ -284,7 +285,7 @@ def train_steps(
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def encode(graph, params, x, answers: Answers):
+def encode(graph, params, x, answers: Answers[Array]):
     """Point latents[U, L], scales of q before the flow[U, L] and exact KL of that part[U], nats."""
     net = nnx.merge(graph, params)
     q = net.encode(x, answers)
@@ -292,6 +293,6 @@ def encode(graph, params, x, answers: Answers):
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def margins(graph, params, x, latents: Float[Array, "U L"], pairs: Answers) -> Float[Array, "U T"]:
+def margins(graph, params, x, latents: Float[Array, "U L"], pairs: Answers[Array]) -> Float[Array, "U T"]:
     """r(x_c, z_u) − r(x_r, z_u); 0 for padding."""
     return nnx.merge(graph, params).margin(x, latents, pairs) * (pairs.weight > 0)

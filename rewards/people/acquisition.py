@@ -172,7 +172,7 @@ def accuracy_gain(
     moments: with s = w·v and C the covariance, mean + C v (E[s | y] − E s)/var s, and C − C v vᵀ C (var s −
     var[s | y])/(var s)²; the moments of s | y come from the same quadrature. Never negative beyond rounding.
     """
-    cov = belief.cov
+    cov = jnp.asarray(belief.cov)
     belief = Belief.from_cov(belief.mean, cov)
     mean, deviation = belief.margins(question[None])
     mean, deviation = mean[0], deviation[0]

@@ -18,7 +18,6 @@ Nishihara, Murray & Adams 2014.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from scipy.stats import chi2
 from rewards.basis import likelihood, users
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 LEVEL = 0.95
 PROPOSAL_SHARE = 0.3
@@ -63,13 +63,13 @@ class Calibration:
         precision = np.float32(posterior.precision / np.float32(scale))
         return Belief.from_precision(posterior.mean, precision, posterior.num_answers)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JSONObject:
         return {name: list(getattr(self, name)) for name in ("counts", "region", "margin")} | {
             "level": self.level
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], place: str) -> "Calibration":
+    def from_json(cls, value: JSONObject, place: str) -> "Calibration":
         """Raises UserError, naming `place`, for anything that `to_json` does not write."""
         try:
             lists = [tuple(value[name]) for name in ("counts", "region", "margin")]

@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import math
 import re
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError, meant
+from rewards.files import JSONObject
 
 FIRM = 0.1  # s of a number, in population standard deviations of a·w: worth about a hundred answers
 SOFT = 0.4  # s of words
@@ -181,7 +181,7 @@ def locked(run: RewardRun) -> list[str]:
     return list(run.extra.get("locked", ()))
 
 
-def to_json(edit: Edit) -> dict[str, Any]:
+def to_json(edit: Edit) -> JSONObject:
     return dataclasses.asdict(edit) | {"direction": list(edit.direction)}
 
 

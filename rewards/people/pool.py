@@ -12,11 +12,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rewards import hashed
+from rewards import hashed, jsonl
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import questions, records
-from rewards.types import Preferences, Prompt
+from rewards.types import Message, Preferences, Prompt, message_of
 
 FILE = "questions.json"
 AGAIN = "fit the run again or use --answers FILE"
@@ -71,8 +72,14 @@ def make_pool(prefs: Preferences, phi: np.ndarray) -> tuple[Question, ...]:
 
 def write_pool(directory: Path, identity: str, pool: Sequence[Question]) -> None:
     """Write the pool of the basis with hash `identity`."""
-    rows = [dataclasses.asdict(question) for question in pool]
+    rows = [_row(question) for question in pool]
     hashed.write_record(directory / FILE, {"basis": identity, "questions": rows})
+
+
+def _row(question: Question) -> dict[str, Any]:
+    prompt = question.prompt
+    more = isinstance(prompt, tuple) and any(isinstance(message, Message) for message in prompt)
+    return {**vars(question), "prompt": jsonl.prompt_value(prompt) if more else prompt}
 
 
 def read_pool(run: RewardRun) -> tuple[Question, ...]:
@@ -83,7 +90,7 @@ def read_pool(run: RewardRun) -> tuple[Question, ...]:
     """
     path = run.directory / FILE
 
-    def parse(content: dict[str, Any]) -> tuple[Question, ...]:
+    def parse(content: JSONObject) -> tuple[Question, ...]:
         listed = isinstance(content.get("questions"), list) and content["questions"]
         if not listed or content.get("basis") != run.hash:
             raise UserError(f"{path}: not the questions of this run's basis; {AGAIN}")
@@ -110,7 +117,7 @@ def prompt_of(value: Any) -> Prompt:
     """A prompt from JSON: text, or messages as (role, content) pairs or as objects."""
     if isinstance(value, str):
         return value
-    return tuple((m["role"], m["content"]) if isinstance(m, dict) else (m[0], m[1]) for m in value)
+    return tuple(message_of(m) if isinstance(m, dict) else (m[0], m[1]) for m in value)
 
 
 def deltas(pool: Sequence[Question]) -> np.ndarray:
@@ -124,7 +131,7 @@ def open_questions(pool: Sequence[Question], record: records.UserRecord) -> np.n
     return np.array([question.key not in closed for question in pool])
 
 
-def choosing(run: FittedBasis, name: str, number: int, rule: str) -> dict[str, Any]:
+def choosing(run: FittedBasis, name: str, number: int, rule: str) -> JSONObject:
     """Arguments of `questions.choose` and `choose_batch` for question `number` of a person."""
     return {"rule": rule, "prior": run.prior, "key": key_for(name, number), "lapse": run.lapse}
 

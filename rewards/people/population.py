@@ -6,7 +6,6 @@ population.json          user_ids, basis hash, numbers of answers, hashes
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from rewards import hashed
 from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 
 NAME = "population"
 AGAIN = "fit the rewards again"
@@ -51,7 +51,7 @@ def load_people(run: RewardRun) -> People:
     """
     path, num_basis = run.directory / f"{NAME}.json", run.basis.num_basis
 
-    def shapes(record: dict[str, Any]) -> hashed.Shapes:
+    def shapes(record: JSONObject) -> hashed.Shapes:
         if record.get("basis") != run.hash:
             raise UserError(f"{path}: belongs to another basis than {run.directory}; {AGAIN}")
         count = len(record["user_ids"])

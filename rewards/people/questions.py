@@ -139,7 +139,7 @@ def predicted_gain(
     if len(pairs) > MAX_REFERENCE:
         pairs = pairs[np.linspace(0, len(pairs) - 1, MAX_REFERENCE).astype(int)]
     model = AnswerModel.lapsing(lapse) if model is None else model
-    model = AnswerModel(*(np.float32(part) for part in model))
+    model = AnswerModel(*(np.asarray(part, np.float32) for part in model))
     now, gain = _accuracy_gain(_beliefs(posterior, None)[0], np.asarray(question, np.float32), pairs, model)
     return float(now), float(gain)
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from rewards import jsonl
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import edits as edits_module
 from rewards.people.answers import Answer, UserRecord
 from rewards.people.edits import Edit
+from rewards.types import MESSAGE_KEYS, message_of
 
 KEYS = ("user_id", "basis", "coef_mean", "coef_precision", "answers")
 ANSWER_KEYS = ("prompt", "chosen", "rejected", "outcome", "time", "delta_features")
@@ -17,9 +20,9 @@ EDIT_KEYS = ("name", "text", "direction", "value", "sd", "time")
 OPTIONAL_KEYS = ("edits", "skipped")  # written when there are any
 
 
-def to_json(record: UserRecord) -> dict[str, Any]:
+def to_json(record: UserRecord) -> JSONObject:
     """The record as in the file."""
-    events: dict[str, Any] = {}
+    events: JSONObject = {}
     if record.edits:
         events["edits"] = [edits_module.to_json(edit) for edit in record.edits]
     if record.skipped:
@@ -31,9 +34,7 @@ def to_json(record: UserRecord) -> dict[str, Any]:
         "coef_precision": np.asarray(record.posterior.precision, np.float64).tolist(),
         "answers": [
             {
-                "prompt": answer.prompt
-                if isinstance(answer.prompt, str)
-                else [{"role": role, "content": content} for role, content in answer.prompt],
+                "prompt": jsonl.prompt_value(answer.prompt),
                 "chosen": answer.chosen,
                 "rejected": answer.rejected,
                 "outcome": answer.outcome,
@@ -71,7 +72,7 @@ def parse(path: Path, value: Any) -> UserRecord:
     return UserRecord(value["user_id"], value["basis"], posterior, answers, edits, skipped)
 
 
-def _parse_events(path: Path, value: dict[str, Any]) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
+def _parse_events(path: Path, value: JSONObject) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
     """Edits and skipped questions; absent from records written before there were any."""
     edits, skipped = value.get("edits", []), value.get("skipped", [])
     if not (isinstance(skipped, list) and all(isinstance(key, str) for key in skipped)):
@@ -105,8 +106,8 @@ def _parse_answer(path: Path, index: int, value: Any) -> Answer:
         )
     if isinstance(prompt, list):
         for message in prompt:
-            _check_keys(path, f"{place}.prompt", message, ("role", "content"))
-        prompt = tuple((message["role"], message["content"]) for message in prompt)
+            _check_keys(path, f"{place}.prompt", message, ("role", "content"), MESSAGE_KEYS)
+        prompt = tuple(map(message_of, prompt))
     for key in ("chosen", "rejected", "time"):
         if not isinstance(value[key], str):
             raise UserError(f"{path}: {place}.{key} is {value[key]!r}, expected text; restore the record")

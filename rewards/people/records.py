@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from rewards.basis import users
 from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.people import edits as edits_module
 from rewards.people import record_json
 from rewards.people.answers import Answer, UserRecord, unknown
@@ -82,7 +82,7 @@ def load(directory: str | Path, user_id: str, run: RewardRun) -> UserRecord:
     return hashed.parse_record(path, AGAIN, lambda content: _checked(path, content, user_id, run))
 
 
-def _checked(path: Path, content: dict[str, Any], user_id: str, run: RewardRun) -> UserRecord:
+def _checked(path: Path, content: JSONObject, user_id: str, run: RewardRun) -> UserRecord:
     record = record_json.parse(path, content)
     if record.user_id != user_id:
         raise UserError(

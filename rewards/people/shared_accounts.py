@@ -124,11 +124,11 @@ def two_posteriors(
     parts = []
     for weight in (found.first, 1 - found.first):
         mean, precision = users.laplace(
-            np.float32(prior.mean),
+            np.asarray(prior.mean, np.float32),
             prior.precision,
             delta,
             outcome,
-            np.float32(weight)[None],
+            np.asarray(weight, np.float32)[None],
             np.float32(lapse),
         )
         parts.append(

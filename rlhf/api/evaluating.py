@@ -15,6 +15,7 @@ from rewards.files import JSONObject, write_text
 from rewards.types import Preferences
 from rlhf.api.policies import Policy
 from rlhf.api.settings import configuration
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.evaluation.policy import Judged, judge, write_report
 from rlhf.report.page import FILE
 from rlhf.report.verdict import evaluation_verdict
@@ -106,7 +107,7 @@ def evaluate(
         "policy": "memory",
         "rewards": "memory",
     }
-    config = configuration("evaluate", "evaluate", defaults, keys)
+    config = configuration(EvaluateConfig, "evaluate", defaults, keys)
     # Trained adapters leave the model underneath as it was; otherwise it is read again.
     reference = None if policy.loaded.record.get("full") else base
     everybody = np.ones(held.num_comparisons, bool)

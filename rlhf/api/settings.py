@@ -2,29 +2,32 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rlhf.run.config.describe import schema_of
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.load import build, key_paths
 from rlhf.run.directory import plain
 
 Values = JSONObject
+Config = TypeVar("Config", bound=RunConfig)
 
 
-def configuration(kind: str, call: str, defaults: Mapping[str, object], keys: Mapping[str, object]) -> Any:
-    """The configuration of a kind.
+def configuration(
+    schema: type[Config], call: str, defaults: Mapping[str, object], keys: Mapping[str, object]
+) -> Config:
+    """The configuration of a kind of run.
 
     Args:
-      kind: as in `chorus config describe`. call: name of the function, for messages.
+      schema: its record. call: name of the function, for messages.
       defaults: dotted key → value; what `keys` says counts more.
       keys: a section as a dict (`loss={"kind": "dpo"}`), a dotted key (`**{"loss.kind": "dpo"}`), or the last name of a
         key where only one section has it (`learning_rate=1e-4`).
     Raises:
       UserError: an unknown, missing, mistyped or out-of-range key; the nearest right one is named.
     """
-    schema, values = schema_of(kind), {}
+    values: Values = {}
     for key, value in defaults.items():
         _put(values, key.split("."), value)
     paths = [".".join(path) for path in key_paths(schema)]

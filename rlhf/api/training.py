@@ -7,7 +7,6 @@ command reads it.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,19 +24,22 @@ from rewards.people import population
 from rewards.people.population import People
 from rewards.types import Preferences
 from rlhf.api.policies import Policy, load_policy
-from rlhf.api.settings import configuration
+from rlhf.api.settings import Config, configuration
 from rlhf.phi.columns.functions import remember
 from rlhf.policy import store as policy_store
 from rlhf.run import inputs
 from rlhf.train import dpo, sft
 from rlhf.train.callbacks import Callback, History, Progress, of_user
+from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.rl import prompts as rl_prompts
 from rlhf.train.rl import sources as rl_sources
 from rlhf.train.rl import trainer as rl
+from rlhf.train.rl.config import GRPOConfig, PPOConfig
 from rlhf.train.rl.size import check_sampling
 from rlhf.train.trained import Trained
 
 Data = Preferences | PreferenceSet | Source
+RL = {"ppo": PPOConfig, "grpo": GRPOConfig}
 """Preferences, `rewards.read(...)` (its training part is taken), or any source that `rewards.read` takes."""
 Model = str | Path | Policy
 """A short name, directory, .gguf file or hub id; the directory of a training run; or a policy."""
@@ -77,7 +79,7 @@ def train_sft(
     """
     own, keys = _own(optimizer, keys)
     prefs = _parts(data, sft.read_examples)
-    config = _config("sft", "train_sft", model, prefs, output_dir, seed, steps, keys)
+    config = _config(SFTConfig, "train_sft", model, prefs, output_dir, seed, steps, keys)
     base = _base(model, config, output_dir)
     if output_dir is not None:
         sft.run(config, prefs=prefs, base=base, callbacks=of_user(callbacks), own=own)
@@ -114,7 +116,7 @@ def train_dpo(
     prefs = _parts(data, lambda source: read_preferences(source, people=False))
     fitted = _opened(rewards)
     given = {"loss.kind": "dpo"} if fitted is None else {"rewards": _named(fitted)}
-    config = _config("dpo", "train_dpo", model, prefs, output_dir, seed, steps, keys, given)
+    config = _config(DPOConfig, "train_dpo", model, prefs, output_dir, seed, steps, keys, given)
     base = _base(model, config, output_dir)
     if output_dir is not None:
         beside = of_user(callbacks)
@@ -196,7 +198,7 @@ def _train_rl(
         given["columns"] = [_column(function) for function in functions]
     elif fitted is not None:
         given["rewards"] = _named(fitted)
-    config = _config(kind, f"train_{kind}", model, rows, output_dir, seed, steps, keys, given)
+    config = _config(RL[kind], f"train_{kind}", model, rows, output_dir, seed, steps, keys, given)
     base = _base(model, config, output_dir)
     if output_dir is not None:
         beside = of_user(callbacks)
@@ -226,7 +228,7 @@ def _own(optimizer: Optimizer, keys: JSONObject) -> tuple[optax.GradientTransfor
 
 
 def _config(
-    kind: str,
+    schema: type[Config],
     call: str,
     model: Model,
     data: Preferences | rl_prompts.PromptRows,
@@ -235,7 +237,7 @@ def _config(
     steps: int,
     keys: JSONObject,
     given: Mapping[str, object] | None = None,
-) -> Any:
+) -> Config:
     """The configuration of a run; what is in memory is named by its content where a run directory must know it again."""
     tune = keys.get("tune", {}).get("mode") if isinstance(keys.get("tune"), dict) else None
     full = "full" in (tune, keys.get("mode"), keys.get("tune.mode"))
@@ -248,7 +250,7 @@ def _config(
         "optimizer.learning_rate": 1e-5 if full else 1e-4,
         "train.steps": steps,
     }
-    return configuration(kind, call, defaults | dict(given or {}), keys)
+    return configuration(schema, call, defaults | dict(given or {}), keys)
 
 
 def _base(model: Model, config: sft.Tuning, output_dir: str | Path | None) -> policy_store.Base | None:

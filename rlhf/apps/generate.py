@@ -1,7 +1,6 @@
 """`chorus generate`: prompts in, completions out, for a person, given coefficients, the aggregate, or a plain model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rewards.files import JSONObject
 from rewards.types import Prompt
@@ -15,18 +14,32 @@ def generate(
     model: str | None,
     user: str | None = None,
     coefficients: Sequence[float] | None = None,
-    **settings: Any,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
 ) -> JSONObject:
     """Complete every prompt.
 
     Args:
       policy: training run, or None for the plain `model`.
       user: name of a record; `coefficients`: w instead; neither means the aggregate policy.
-      settings: of `Policy.generate`.
+      max_new_tokens, temperature, top_k, top_p, min_p, seed: as in `Policy.generate`.
     """
     loaded = load_policy(policy) if policy is not None else plain_model(str(model))
     who = user if coefficients is None else coefficients
-    rows = loaded.generate(list(prompts), people=[who], **settings).rows
+    rows = loaded.generate(
+        list(prompts),
+        people=[who],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+    ).rows
     return {
         "completions": [row.text for row in rows],
         "tokens": [row.num_tokens for row in rows],

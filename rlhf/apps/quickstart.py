@@ -30,12 +30,13 @@ from rlhf.phi.evaluate import evaluate_rewards
 from rlhf.policy import store as policy_store
 from rlhf.policy.generation import complete
 from rlhf.report import console_table
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.load import load
 from rlhf.run.config.shipped import shipped
 from rlhf.train import dpo, sft
 from rlhf.train.config import DPOConfig, SFTConfig
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RunConfig)
 
 QUESTION = "Which electricity supplier should I pick?"
 COUNTS = (0, 3, 5, 10)

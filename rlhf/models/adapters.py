@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rewards.files import JSONObject
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 
 class Lora(nnx.Variable):
@@ -125,7 +125,7 @@ def gate_of(z: jax.Array, spec: AdapterSpec) -> jax.Array:
     return jnp.repeat(z, spec.basis_rank, axis=-1)[:, None, :]
 
 
-def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: AnyArray | None) -> jax.Array:
+def merged_kernel(layer: dict[str, jax.Array], spec: AdapterSpec, z: HostOrDevice | None) -> jax.Array:
     """Fold LoRA, and the conditioner at one z[K], into a (possibly stacked) kernel [..., in, out].
 
     Args:

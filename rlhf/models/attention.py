@@ -6,10 +6,10 @@ Shapes: B rows, T queries, S keys, H heads, G key/value heads, h head width.
 import jax
 import jax.numpy as jnp
 
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 
-def tree_mask(end: AnyArray) -> jax.Array:
+def tree_mask(end: HostOrDevice) -> jax.Array:
     """bool[B, T, T]: node j sees i iff i ≤ j < end[i], i is j or one of its ancestors (depth-first order)."""
     index = jnp.arange(end.shape[1])
     return (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < end[:, None, :])

@@ -131,11 +131,15 @@ def _text_cost(spec: AdapterSpec, config: ModelConfig, num_layers: int) -> Cost:
     return Cost(0, attention, length * layers + 4 * length**2 * config.num_heads * config.head_dim)
 
 
-def _fold_nothing(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
+def _fold_nothing(
+    weights: Tree, conditioner: Tree, spec: AdapterSpec, config: ModelConfig, z: np.ndarray, top: int
+) -> Tree:
     return weights
 
 
-def _fold_film(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
+def _fold_film(
+    weights: Tree, conditioner: Tree, spec: AdapterSpec, config: ModelConfig, z: np.ndarray, top: int
+) -> Tree:
     """scale ← scale ⊙ (1 + Σ_k z_k γ_k) of the two norms; Gemma stores scale − 1."""
     stage, film = dict(weights["stages"][top]), conditioner["stages"][top]
     offset = 1.0 if config.norm_plus_one else 0.0
@@ -146,7 +150,9 @@ def _fold_film(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
     return {**weights, "stages": {**weights["stages"], top: stage}}
 
 
-def _fold_heads(weights: Tree, conditioner: Tree, spec, config, z, top) -> Tree:
+def _fold_heads(
+    weights: Tree, conditioner: Tree, spec: AdapterSpec, config: ModelConfig, z: np.ndarray, top: int
+) -> Tree:
     """unembedding ← unembedding + Σ_k z_k A_k B_k; a tied model gets a head of its own."""
     kernel = weights["embed"]["embedding"].T if config.tied else weights["head"]["kernel"]
     heads = conditioner["logit_heads"]

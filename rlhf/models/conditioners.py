@@ -30,7 +30,7 @@ from flax import nnx
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Conditioner, Words
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.models.tokenizer import Tokenizer
 
 ZERO = ("film_scale", "film_shift", "prefix_values")
@@ -90,7 +90,7 @@ class LogitHeads(nnx.Module):
         self.heads_b = Conditioner(jnp.zeros((inner, config.vocab_size), jnp.float32))
         self.rank = spec.basis_rank
 
-    def __call__(self, x: jax.Array, z: AnyArray) -> jax.Array:
+    def __call__(self, x: jax.Array, z: HostOrDevice) -> jax.Array:
         """x[B, …, D] after the final norm, z[B, K] → float32[B, …, V]."""
         gate = jnp.repeat(z, self.rank, axis=-1)
         gate = gate.reshape(gate.shape[0], *(1,) * (x.ndim - 2), gate.shape[1]).astype(x.dtype)
@@ -153,7 +153,7 @@ def text_of(z: np.ndarray, names: tuple[str, ...]) -> str:
     return "".join(f"{LEVELS[i]} {name}. " for i, name in zip(levels, names, strict=True) if LEVELS[i])
 
 
-def write_words(words: Words, z: AnyArray) -> tuple[jax.Array, jax.Array]:
+def write_words(words: Words, z: HostOrDevice) -> tuple[jax.Array, jax.Array]:
     """Token ids int32[B, W] for z[B, K] and bool[B, W] of those that are written; `begin` comes first."""
     width = max(len(ids) for axis in words.phrases for ids in axis)
     table = np.full((len(words.phrases), len(words.phrases[0]), width), -1, np.int32)

@@ -23,7 +23,7 @@ from rlhf.models.adapters import AdapterSpec, Linear, gate_of
 from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 
 class _Unsaid(enum.Enum):
@@ -59,8 +59,8 @@ class Context:
 class Kind(NamedTuple):
     """What a layer is: of one layer bool, in a scan over layers arrays."""
 
-    sliding: bool | AnyArray
-    unrotated: bool | AnyArray
+    sliding: bool | HostOrDevice
+    unrotated: bool | HostOrDevice
 
 
 def kinds(config: ModelConfig, first: int, size: int) -> Kind:
@@ -69,7 +69,7 @@ def kinds(config: ModelConfig, first: int, size: int) -> Kind:
     return Kind(np.asarray(config.sliding[part]), np.asarray(config.unrotated[part]))
 
 
-def _choose(which: bool | AnyArray, one: PyTree, other: PyTree) -> PyTree:
+def _choose(which: bool | HostOrDevice, one: PyTree, other: PyTree) -> PyTree:
     """`one` in a layer that is `which`, else `other`; decided now where the layer is known."""
     if isinstance(which, bool):
         return one if which else other
@@ -134,10 +134,12 @@ class Attention(nnx.Module):
         query, key = ropes.rotate(query, rope), ropes.rotate(key, rope)
         capped = (config.query_scale, config.attention_softcap)
         if isinstance(cache, LayerCache):
+            assert context.index is not None, "a cache needs the slot to write to"
             kept = cache.write(key, value, context.index)
             out = attention.attend_one(query, *kept, mask, *capped)
         else:
             if cache is not None:
+                assert context.index is not None, "a cache needs the slot to write to"
                 start = (0, context.index, 0, 0)
                 key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
                 value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
@@ -249,12 +251,12 @@ class Decoder(nnx.Module):
         self.config, self.spec, self.remat = config, spec, remat
         self.stage_sizes, self.adapted = stages, adapted
 
-    def embed_tokens(self, tokens: AnyArray) -> jax.Array:
+    def embed_tokens(self, tokens: HostOrDevice) -> jax.Array:
         """int32[B, T] → [B, T, D]."""
         x = self.embed.embedding[...][tokens]
         return x * jnp.asarray(self.config.embed_scale, x.dtype) if self.config.embed_scale != 1.0 else x
 
-    def read_words(self, z: AnyArray | None) -> WordKeys | None:
+    def read_words(self, z: HostOrDevice | None) -> WordKeys | None:
         """Run the words that z[B, K] writes through the layers; None for other conditioners and for nobody (z None).
 
         They depend on z alone, so a decoding loop reads them once and gives them to every `context`.
@@ -358,7 +360,7 @@ class Decoder(nnx.Module):
             new.append(cache)
         return x, tuple(new)
 
-    def logits(self, hidden: jax.Array, z: AnyArray | None | _Unsaid = _Unsaid.Z) -> jax.Array:
+    def logits(self, hidden: jax.Array, z: HostOrDevice | None | _Unsaid = _Unsaid.Z) -> jax.Array:
         """Hidden states [B, ..., D] before the final norm → float32 logits [B, ..., V].
 
         Args:

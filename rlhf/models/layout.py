@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from rlhf.models.config import ModelConfig
 
-AnyArray = jax.Array | np.ndarray
+HostOrDevice = jax.Array | np.ndarray
 """An array on the device, or on the host on its way there."""
 Tree = dict[Any, Any]
 """A parameter tree: nested dictionaries of arrays, whose keys are names, and numbers of stages."""

@@ -133,7 +133,8 @@ def _converted(path: Path) -> Path:
         status = path.stat()
     except OSError:
         raise UserError(f"{path}: no such file; give the path of a .gguf file") from None
-    identity = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    # A copy that keeps the time of writing still has a time of change of its own.
+    identity = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     directory = cache_dir() / "models" / f"{path.stem}-{identity[:16]}"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -149,13 +149,13 @@ def read(values: Values, family: str, head_dim: int) -> tuple[Rope, Rope]:
             key, part = f"rope_parameters.{name}", parameters.get(name)
             if not isinstance(part, Mapping):
                 raise values.refuse(key, f"must be a section, not {cut(part)}")
-            theta = _theta(values, [(f"{key}.rope_theta", part.get("rope_theta"))], base)
+            theta = _theta(
+                values, [(f"{key}.rope_theta", part[n]) for n in ("rope_theta",) if n in part], base
+            )
             parts.append(_read_one(values, key, part, theta, head_dim))
         return parts[0], parts[1]
-    places = [
-        ("rope_parameters.rope_theta", parameters.get("rope_theta")),
-        ("rope_theta", raw.get("rope_theta")),
-    ]
+    held = (("rope_parameters.rope_theta", parameters), ("rope_theta", raw))
+    places = [(key, section["rope_theta"]) for key, section in held if "rope_theta" in section]
     theta = _theta(values, places, default)
     key, section = ("rope_parameters", parameters) if parameters else ("rope_scaling", scaling)
     rope = _read_one(values, key, section, theta, head_dim)
@@ -166,11 +166,9 @@ def read(values: Values, family: str, head_dim: int) -> tuple[Rope, Rope]:
 
 
 def _theta(values: Values, places: Iterable[tuple[str, object]], default: float) -> float:
-    """The first base that is given; every one that is given is checked."""
+    """The first base that is given; every one that is given is checked, null included where the file writes it."""
     found = None
     for key, value in places:
-        if value is None:
-            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise values.refuse(key, f"must be a number above 0, not {cut(value)}")
         found = float(value) if found is None else found

@@ -1,20 +1,18 @@
 """Text ↔ token ids, with the model's chat template."""
 
-import contextlib
 import datetime
 import functools
 import json
 import logging
 import os
-import threading
-import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import JSONObject, read_json
-from rewards.types import Prompt
+from rewards.types import Message, Prompt, as_messages
+from rlhf.models import chat
 
 _LOG = logging.getLogger("chorus")
 
@@ -23,7 +21,6 @@ DATE = datetime.date(2025, 1, 1)
 """What templates that write today's date into prompts get: today's would give other ids tomorrow."""
 OWN_DATE, OWN_TRUST = "chorus_template_date", "chorus_control_tokens_in_text"
 """Keys of tokenizer_config.json: another date for the template; true where prompts may spell control tokens."""
-_CLOCK = threading.Lock()
 _ANCHORS = ("\n", ".", "a")
 _AFTER_ANCHOR = ("x", " x", "1", "the end", "\u00e9")
 
@@ -81,9 +78,8 @@ class Tokenizer:
         if self.template_date is not None:
             _say_date(str(self.directory), self.template_date)
         self.vocab_size = len(self._fast)
-        settings = [self._settings("generation_config.json"), self._settings("config.json")]
         own_eos = _ids([self._fast.eos_token_id])
-        eos_ids = _ids(s.get("eos_token_id") for s in settings) + own_eos
+        eos_ids = [*self._named_ids("eos_token_id"), *own_eos]
         end_id = self._end_of_turn() if self.has_chat_template else None
         if end_id is None:
             end_id = next(iter(own_eos + eos_ids), None)
@@ -94,7 +90,10 @@ class Tokenizer:
             )
         self.end_id: int = end_id
         self.eos_ids = tuple(dict.fromkeys([self.end_id, *eos_ids]))
-        pad_ids = _ids([self._fast.pad_token_id, *(s.get("pad_token_id") for s in settings)])
+        pad_ids = [
+            *_ids([self._fast.pad_token_id]),
+            *(n for n in self._named_ids("pad_token_id", lowest=-1) if n >= 0),
+        ]
         self.pad_id = pad_ids[0] if pad_ids else self.end_id
 
     def dated(self, template_date: str | None) -> "Tokenizer":
@@ -106,12 +105,36 @@ class Tokenizer:
     def _settings(self, name: str) -> JSONObject:
         path = self.directory / name
         raw = read_json(path) if path.is_file() else {}
-        return {**raw.get("text_config", {}), **raw}
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: must be a JSON object, not {type(raw).__name__}; download it again")
+        text = raw.get("text_config", {})
+        return {**(text if isinstance(text, dict) else {}), **raw}
+
+    def _named_ids(self, key: str, lowest: int = 0) -> list[int]:
+        """Token ids under a key of generation_config.json, then of config.json; one, several, or none.
+
+        Raises:
+          UserError: something else than token ids. `lowest` -1: some files write that for none.
+        """
+        found: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            given = self._settings(name).get(key)
+            for token in given if isinstance(given, list) else [] if given is None else [given]:
+                if isinstance(token, bool) or not isinstance(token, int) or not lowest <= token < 2**31:
+                    raise UserError(
+                        f"{self.directory / name}: {key}: must be a token id or a list of them, not {str(given)[:60]}; "
+                        "download it again"
+                    )
+                found.append(token)
+        return found
 
     def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
-        conversation = [{"role": role, "content": content} for role, content in messages]
+        conversation = as_messages(tuple(messages))
         try:
-            with _clock(self._date if self.template_date else None):
+            letters = sum(
+                len(one[1]) + (len(one.more) if isinstance(one, Message) else 0) for one in messages
+            )
+            with chat.bounded(self._date, letters):
                 return self._fast.apply_chat_template(conversation, **how)
         except (
             Exception
@@ -133,7 +156,9 @@ class Tokenizer:
         messages stay text; the template writes its own.
         """
         self._check_kept(tuple(role for role, _ in messages))
-        _check_said(self.directory, messages, self._render(messages))
+        text = self._render(messages)
+        _check_said(self.directory, messages, text)
+        self._check_more(messages, text)
         go_on = open_end and messages[-1][0] == "assistant"
         ids = self._template(
             messages,
@@ -156,6 +181,26 @@ class Tokenizer:
             if text is not None:
                 _check_said(self.directory, probes, text)
             self._kept.add(roles)
+
+    def _check_more(self, messages: Sequence[tuple[str, str]], text: str) -> None:
+        """Refuse tool calls that the template leaves out; a name that it leaves out is spoken of once."""
+        for place, one in enumerate(messages):
+            if not isinstance(one, Message):
+                continue
+            for field in json.loads(one.more):
+                rest = {name: value for name, value in json.loads(one.more).items() if name != field}
+                bare = Message(*one, json.dumps(rest)) if rest else (one[0], one[1])
+                try:
+                    left_out = self._render([*messages[:place], bare, *messages[place + 1 :]]) == text
+                except UserError:  # the template cannot do without it, so it reads it
+                    left_out = False
+                if left_out and field == "tool_calls":
+                    raise UserError(
+                        f"{self.directory}: the chat template leaves out the tool_calls of message {place}; write them "
+                        "into its content, or take a model whose template knows tools"
+                    )
+                if left_out:
+                    _say_left_out(str(self.directory), field)
 
     def _end_of_turn(self) -> int | None:
         """First special token after an assistant's message, None where the template puts none."""
@@ -212,9 +257,13 @@ class Tokenizer:
         Control tokens spelt out in the text stay text, unless tokenizer_config.json says
         `"chorus_control_tokens_in_text": true`.
 
+        Without messages it is what stands before a text: the beginning-of-text token.
+
         Raises:
           UserError: chat messages for a model without a template, roles the template refuses or leaves out.
         """
+        if not prompt:
+            return self._beginning()
         if isinstance(prompt, str):
             if not self.has_chat_template:
                 text = self._fast.encode(prompt, add_special_tokens=False) if self._trusted else None
@@ -225,6 +274,11 @@ class Tokenizer:
                 f"{self.directory}: no chat template for a prompt of messages; give the prompt as one string"
             )
         return self._encode_messages(prompt, open_end=True)
+
+    def _beginning(self) -> list[int]:
+        """What stands before a plain text, in models that put nothing there the token that separates texts."""
+        separator = _ids([self._fast.bos_token_id, self._fast.eos_token_id, self.end_id])
+        return self._begin or separator[:1]
 
     def encode_completion(self, text: str) -> list[int]:
         """Ids of a completion and the token that closes it; special tokens spelt out in `text` stay text."""
@@ -255,41 +309,20 @@ class Tokenizer:
         prompts = [self.encode_prompt(text) for text in ("1", "a", "Which")]
         return tuple(os.path.commonprefix(prompts))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without special tokens."""
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`, by default without special tokens."""
         plain = [int(i) for i in ids]
         if (
             self._anchor is not None
         ):  # behind other text, so that a leading space is not taken for the tokenizer's own
             start = self._plain(self._anchor)
             before, whole = (
-                self._fast.decode(own, skip_special_tokens=True) for own in (start, start + plain)
+                self._fast.decode(own, skip_special_tokens=skip_special_tokens)
+                for own in (start, start + plain)
             )
             if whole.startswith(before):
                 return whole[len(before) :]
-        return self._fast.decode(plain, skip_special_tokens=True)
-
-
-@contextlib.contextmanager
-def _clock(date: datetime.date | None) -> Iterator[None]:
-    """Templates read `date` from transformers' clock; None leaves it alone.
-
-    By hand because `apply_chat_template` takes no function from its caller, `strftime_now` included.
-    """
-    if date is None:
-        yield
-        return
-    from transformers.utils import chat_template_utils
-
-    module: Any = chat_template_utils
-    with _CLOCK:
-        real = module.datetime
-        fixed = datetime.datetime.combine(date, datetime.time())
-        module.datetime = types.SimpleNamespace(now=lambda: fixed)
-        try:
-            yield
-        finally:
-            module.datetime = real
+        return self._fast.decode(plain, skip_special_tokens=skip_special_tokens)
 
 
 def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str) -> None:
@@ -325,15 +358,11 @@ def _say_date(directory: str, date: str) -> None:
     )
 
 
-def _ids(values: Iterable[int | list[int] | tuple[int, ...] | None]) -> list[int]:
-    """Flatten settings that hold one id, several, or none."""
-    flat: list[int] = []
-    for value in values:
-        flat += (
-            []
-            if value is None
-            else [int(v) for v in value]
-            if isinstance(value, list | tuple)
-            else [int(value)]
-        )
-    return flat
+@functools.cache
+def _say_left_out(directory: str, field: str) -> None:
+    """Once a model and field."""
+    _LOG.warning(f"note: {directory}: the chat template does not show the {field!r} of messages to the model")
+
+
+def _ids(values: Iterable[int | None]) -> list[int]:
+    return [value for value in values if value is not None]

@@ -87,9 +87,9 @@ def fit(config: RewardsConfig) -> JSONObject:
 def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, str]]:
     """What a fit reads: the answers, and what its encoder is made of."""
     found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
-    if config.encoder.kind == "lm":
-        name = config.model.name
-        found["model.name"] = {"weights": policy_store.fingerprint_of(name), **policy_store.files_under(name)}
+    name = config.model.name
+    if config.encoder.kind == "lm" and name is not None:
+        found["model.name"] = policy_store.parts_of(name)
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}
@@ -106,7 +106,7 @@ def stored_model(directory: Path) -> FittedModel:
 
 def divided(config: RewardsConfig) -> tuple[Preferences, np.ndarray, np.ndarray]:
     """The preferences of `config.data`, and bool[N] masks of training and of held-out people."""
-    prefs = read_preferences(config.data.path, config.data.split)
+    prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
     prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
     return prefs, *split_people(prefs, config.data.held_out_people, config.data.split_seed)
 

@@ -20,7 +20,7 @@ from rewards.basis.store import FittedBasis
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import RewardBasis
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import jit as jit_columns
 from rlhf.phi.pooling import Pooling, load_encoder, pooled, pooled_beginnings
@@ -90,7 +90,9 @@ class EncoderKernel:
         return jnp.pad(phi[:, :-1], [(0, 0), (1, 0), (0, 0)])
 
 
-def closed(tokens: AnyArray, mask: jax.Array, ended: jax.Array, end_id: int) -> tuple[jax.Array, jax.Array]:
+def closed(
+    tokens: HostOrDevice, mask: jax.Array, ended: jax.Array, end_id: int
+) -> tuple[jax.Array, jax.Array]:
     """tokens[B, T + 1] in which `end_id` follows the text of completions[B, T], and bool[B, T + 1] on text and it."""
     slot = (jnp.sum(mask, axis=1) - ended)[:, None]
     slots = jnp.arange(tokens.shape[1] + 1)[None, :]

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
@@ -136,8 +136,8 @@ class Gate(NamedTuple):
         return cls.of(Belief.from_cov(mean, cov), float(record["beta"]), float(record["eta"]))
 
     def compose(
-        self, coef: Float[AnyArray, "*b k"]
-    ) -> tuple[Float[AnyArray, "*b k"], Float[AnyArray, "*b k"]]:
+        self, coef: Float[HostOrDevice, "*b k"]
+    ) -> tuple[Float[HostOrDevice, "*b k"], Float[HostOrDevice, "*b k"]]:
         """(w_eff, z) of coefficients w; η = 0 leaves w alone, η → ∞ gives everyone μ and z = 0.
 
         Raises:
@@ -149,7 +149,7 @@ class Gate(NamedTuple):
         shrunk = (self.beta * coef + self.eta * mean) / (self.beta + self.eta)
         return shrunk, (shrunk - mean) @ inverse_sqrt
 
-    def __call__(self, coef: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+    def __call__(self, coef: Float[HostOrDevice, "*b k"]) -> Float[HostOrDevice, "*b k"]:
         """z of coefficients w."""
         return self.compose(coef)[1]
 
@@ -233,7 +233,7 @@ class Population(NamedTuple):
         )
 
 
-def coef_of_users(key: jax.Array, population: Population, user: AnyArray) -> Float[Array, "b k"]:
+def coef_of_users(key: jax.Array, population: Population, user: HostOrDevice) -> Float[Array, "b k"]:
     """A draw from the posterior of each of the training people `user`[B]."""
     noise = jax.random.normal(key, (user.shape[0], population.user_mean.shape[1]))
     return population.user_mean[user] + jnp.einsum("bij,bj->bi", population.user_scale[user], noise)

@@ -22,7 +22,7 @@ from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
 from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy import vocabulary
 from rlhf.policy.packing import PackedRows
 from rlhf.run.progress import watched
@@ -123,8 +123,8 @@ def token_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: AnyArray | None,
-    hidden: AnyArray | None = None,
+    z: HostOrDevice | None,
+    hidden: HostOrDevice | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the scored nodes, and the entropy of the distributions they were read from.
 
@@ -156,8 +156,8 @@ def sequence_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     rows: PackedRows,
-    z: AnyArray | None,
-    hidden: AnyArray | None = None,
+    z: HostOrDevice | None,
+    hidden: HostOrDevice | None = None,
 ) -> jax.Array:
     """log π(y_c | x, w) for every completion of every row, float32[B, C], nats, summed over tokens."""
     return completion_sums(token_logprobs(graphdef, params, rows, z, hidden)[0], rows)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy import decoding
 from rlhf.policy.logprobs import PolicyParams
 
@@ -30,10 +30,10 @@ class SamplingSettings(NamedTuple):
       min_p: keep tokens with at least this fraction of the likeliest one's probability, 0 all.
     """
 
-    temperature: AnyArray
-    top_k: AnyArray
-    top_p: AnyArray
-    min_p: AnyArray
+    temperature: HostOrDevice
+    top_k: HostOrDevice
+    top_p: HostOrDevice
+    min_p: HostOrDevice
 
     @classmethod
     def of(cls, batch: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0):
@@ -101,7 +101,7 @@ def _threshold(
     last = jnp.min(jnp.where(stays, kept, jnp.inf), axis=-1, keepdims=True)
     threshold = jnp.where(wanted[:, None], jnp.maximum(kth, last), kth)
     settled = (within | ~limited) & (~wanted | within | ~stays[:, -1])
-    return threshold, settled | (size == logits.shape[-1])
+    return threshold, jnp.logical_or(settled, size == logits.shape[-1])
 
 
 def first_max(scores: jax.Array) -> jax.Array:

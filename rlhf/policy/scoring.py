@@ -15,7 +15,7 @@ from flax import nnx
 from rlhf.models.cache import Cache
 from rlhf.models.conditioners import WordKeys
 from rlhf.models.decoder import Context, Decoder
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy.logprobs import PolicyParams
 
 
@@ -28,10 +28,10 @@ class Rows(NamedTuple):
       prompt_hidden [N, W, D], hidden [B, T, D]: activations under the top stage where those are known, else None.
     """
 
-    prompts: AnyArray
-    starts: AnyArray
-    z: AnyArray | None
-    tokens: AnyArray
+    prompts: HostOrDevice
+    starts: HostOrDevice
+    z: HostOrDevice | None
+    tokens: HostOrDevice
     group: jax.Array
     prompt_hidden: jax.Array | None = None
     hidden: jax.Array | None = None
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(
-    tokens: AnyArray, starts: AnyArray, z: AnyArray | None, num_slots: int, group_size: int = 1
+    tokens: HostOrDevice, starts: HostOrDevice, z: HostOrDevice | None, num_slots: int, group_size: int = 1
 ) -> Rows:
     """From tokens[B, W + T] with starts[B] and z[B, K]; neighbours of a group have the same prompt and z."""
     batch, width = tokens.shape[0], tokens.shape[1] - num_slots
@@ -61,10 +61,10 @@ def rows_of(
 
 def _context(
     decoder: Decoder,
-    starts: AnyArray,
+    starts: HostOrDevice,
     first_slot: int,
     num_slots: int,
-    z: AnyArray | None,
+    z: HostOrDevice | None,
     words: WordKeys | None,
 ) -> Context:
     """Positions count from a row's first token and padding is unseen, as in `sampling.generate`."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rlhf.models.decoder import Decoder
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 
 LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much
 
@@ -48,7 +48,7 @@ def in_chunks(
 
 
 def token_scores(
-    decoder: Decoder, states: jax.Array, taken: AnyArray, z: AnyArray | None
+    decoder: Decoder, states: jax.Array, taken: HostOrDevice, z: HostOrDevice | None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs of the tokens int[B, T] taken after states [B, T, D], and entropies: float32[B, T], nats, differentiable."""
 
@@ -62,7 +62,7 @@ def token_scores(
 
 
 def tree_scores(
-    decoder: Decoder, states: jax.Array, head: AnyArray, taken: AnyArray, z: AnyArray | None
+    decoder: Decoder, states: jax.Array, head: HostOrDevice, taken: HostOrDevice, z: HostOrDevice | None
 ) -> tuple[jax.Array, jax.Array]:
     """The same where several nodes follow one state, as in a token tree.
 

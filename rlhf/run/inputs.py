@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.shown import without_credentials
+from rewards.types import Message
 from rlhf.run.directory import INPUTS, Run
 
 _LOG = logging.getLogger("chorus")
@@ -45,17 +46,9 @@ def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
     Raises:
       UserError: a resumed run finds something else; the line names what.
     """
-    path = job.directory / INPUTS
-    stored: dict[str, dict[str, str]] = {}
     if begun is None:
         begun = any((job.directory / "checkpoints").glob("*/COMPLETE"))
-    if job.resumed and begun:
-        if path.is_file():
-            stored = hashed.read_record(path, AGAIN)["inputs"]
-        else:
-            _LOG.info(
-                f"{job.directory}: begun before runs recorded what they read; it is taken as it is and recorded now"
-            )
+    stored = _stored(job) if job.resumed and begun else {}
     for where, now in found.items():
         if where in stored and (changed := change(stored[where], now)):
             raise UserError(
@@ -63,11 +56,38 @@ def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
             )
     if missing := sorted(stored.keys() - found.keys()):
         raise UserError(f"output_dir {job.directory}: {missing[0]} is not read any more; {AGAIN}")
-    wanted = {where: dict(parts) for where, parts in found.items()}
     # Checkpoints of which none is whole are refused by their reader; until then the folder stays as it is.
     damaged = not begun and any((job.directory / "checkpoints").glob("[0-9]*"))
-    if wanted != stored and not damaged:
-        hashed.write_record(path, {"inputs": wanted})
+    if _plain(found) != stored and not damaged:
+        write(job, found)
+
+
+def unchanged(job: Run, found: Inputs) -> bool:
+    """Whether an earlier session read the same; where it did not record that, what is found is taken and recorded."""
+    stored = _stored(job)
+    if not stored:
+        write(job, found)
+    return stored in ({}, _plain(found))
+
+
+def write(job: Run, found: Inputs) -> None:
+    """Record what a run reads."""
+    hashed.write_record(job.directory / INPUTS, {"inputs": _plain(found)})
+
+
+def _plain(found: Inputs) -> dict[str, dict[str, str]]:
+    return {where: dict(parts) for where, parts in found.items()}
+
+
+def _stored(job: Run) -> dict[str, dict[str, str]]:
+    """What an earlier session read; nothing, and said once, where it did not record that."""
+    path = job.directory / INPUTS
+    if path.is_file():
+        return hashed.read_record(path, AGAIN)["inputs"]
+    _LOG.info(
+        f"{job.directory}: begun before runs recorded what they read; it is taken as it is and recorded now"
+    )
+    return {}
 
 
 def change(then: Mapping[str, str], now: Mapping[str, str]) -> Change | None:
@@ -81,6 +101,14 @@ def change(then: Mapping[str, str], now: Mapping[str, str]) -> Change | None:
 def content(table: object) -> str:
     """sha256 over a table of rows (a dataclass), wherever it was read from."""
     fields = {name: value for name, value in vars(table).items() if name != "source"}
+    if more := [
+        one.more
+        for prompt in fields.get("prompts", ())
+        if isinstance(prompt, tuple)
+        for one in prompt
+        if isinstance(one, Message)
+    ]:
+        fields["messages say more"] = more
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=_listed)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,12 +17,12 @@ compiled for it.
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import KeyEntry
+from jax.tree_util import GetAttrKey
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -53,12 +53,12 @@ def record(cls: type[T]) -> type[T]:
     _RECORDS[made] = tuple(name for name in fields if _is_record(hints[name]))
     data = (*_NUMBERS[made], *_RECORDS[made])
     static = tuple(name for name in fields if name not in data)
-    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+    keys = [GetAttrKey(name) for name in data]
 
     def flatten(value: T) -> tuple[tuple[object, ...], tuple[object, ...]]:
         return tuple(getattr(value, name) for name in data), tuple(getattr(value, name) for name in static)
 
-    def flatten_with_keys(value: T) -> tuple[tuple[tuple[KeyEntry, object], ...], tuple[object, ...]]:
+    def flatten_with_keys(value: T) -> tuple[tuple[tuple[Hashable, object], ...], tuple[object, ...]]:
         children, words = flatten(value)
         return tuple(zip(keys, children, strict=True)), words
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
-from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.config.common import DataConfig, ExampleDataConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.optim import OptimizerConfig
@@ -116,7 +116,7 @@ def check_conditioner(conditioner: ConditionerConfig, model: PolicyModelConfig) 
 class SFTConfig(RunConfig):
     """`chorus train sft`: supervised start on completions; its result is π_ref of later runs."""
 
-    data: DataConfig = Field(description="Where prompts and completions come from.")
+    data: ExampleDataConfig = Field(description="Where prompts and completions come from.")
     model: PolicyModelConfig = Field(description="Model that is tuned.")
     tune: TuneConfig = Field(default=TuneConfig(), description="Which parameters are trained.")
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")

@@ -70,8 +70,7 @@ def run(
         from where the configuration says.
     """
     with Run.open(config.output_dir, config, "dpo") as job:
-        if finished(job):
-            return stored(job)
+        done = finished(job)
         basis = people = None
         if rewards is not None:
             basis, people = rewards(job.directory)
@@ -80,13 +79,16 @@ def run(
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
         if prefs is None:
-            prefs = read_preferences(config.data.path, config.data.split, people=False)
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
+            prefs = read_preferences(
+                config.data.path, config.data.split, columns=config.data.columns, people=False
+            )
+        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
+        if done:
+            return stored(job)
         trained = train(
             config,
             prefs,
-            base,
+            base or open_base(config),
             basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PyTree
 
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.objectives import preference as losses
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.batches import PairRows
@@ -53,9 +53,9 @@ class DPOBatch(NamedTuple):
     """
 
     rows: PairRows
-    ref_logprobs: AnyArray
-    basis_rewards: AnyArray
-    hidden: AnyArray | None
+    ref_logprobs: HostOrDevice
+    basis_rewards: HostOrDevice
+    hidden: HostOrDevice | None
 
 
 @record
@@ -94,7 +94,7 @@ class DPOProgram:
 
 
 def row_coef(
-    kind: str, shares: UserShares, population: Population, users: AnyArray, key: jax.Array
+    kind: str, shares: UserShares, population: Population, users: HostOrDevice, key: jax.Array
 ) -> jax.Array:
     """Coefficients of the rows of one micro-batch, [B, K].
 
@@ -115,7 +115,7 @@ def pair_losses(
     rail: RailConfig,
     rows: PairRows,
     logprobs: jax.Array,
-    reference: AnyArray,
+    reference: HostOrDevice,
     target: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of each row, [B], and [B]-shaped diagnostics, from log-probs [B, C].
@@ -168,7 +168,7 @@ def pair_losses(
     return diagnostics["train/loss/pair"], diagnostics
 
 
-def supervised_target(rows: PairRows, ref_logprobs: AnyArray, scores: jax.Array | None) -> jax.Array:
+def supervised_target(rows: PairRows, ref_logprobs: HostOrDevice, scores: jax.Array | None) -> jax.Array:
     """Distribution p[B, C] that the supervised term pulls a row's completions towards.
 
     soft, regression: softmax_c(log π_ref + target/β), the optimum restricted to the row. Others: the share of the
@@ -183,7 +183,9 @@ def supervised_target(rows: PairRows, ref_logprobs: AnyArray, scores: jax.Array 
     return wins / jnp.maximum(jnp.sum(wins, axis=1, keepdims=True), 1e-9)
 
 
-def within_row(logprobs: jax.Array, ref_logprobs: AnyArray, valid: AnyArray) -> tuple[jax.Array, jax.Array]:
+def within_row(
+    logprobs: jax.Array, ref_logprobs: HostOrDevice, valid: HostOrDevice
+) -> tuple[jax.Array, jax.Array]:
     """The policy renormalised over the row's completions, q[B, C], and KL(q‖q_ref)[B] in nats."""
     log_q = jax.nn.log_softmax(jnp.where(valid, logprobs, -jnp.inf), axis=1)
     log_ref = jax.nn.log_softmax(jnp.where(valid, ref_logprobs, -jnp.inf), axis=1)

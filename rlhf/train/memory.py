@@ -8,7 +8,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -16,6 +15,8 @@ from rewards.errors import UserError
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.packing import PackedRows
+from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.rl.config import RLConfig
 
 GIGABYTE = 1e9
 CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -54,7 +55,9 @@ def check(needed: Mapping[str, float], lower: str) -> None:
         )
 
 
-def check_policy(config: Any, base: policy_store.Base, shapes: PolicyParams, conditioned: bool) -> None:
+def check_policy(
+    config: SFTConfig | DPOConfig | RLConfig, base: policy_store.Base, shapes: PolicyParams, conditioned: bool
+) -> None:
     """Refuse adapters of more layers than there are, and trained parameters that do not fit, from shapes alone.
 
     Raises:
@@ -84,7 +87,9 @@ def check_policy(config: Any, base: policy_store.Base, shapes: PolicyParams, con
     )
 
 
-def check_rows(config: Any, base: policy_store.Base, data: Any, packed: PackedRows) -> None:
+def check_rows(
+    config: SFTConfig | DPOConfig, base: policy_store.Base, data: object, packed: PackedRows
+) -> None:
     """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
     rows = float(config.train.batch_rows)
     num_rows, length = packed.tokens.shape
@@ -101,5 +106,5 @@ def policy_bytes(base: policy_store.Base) -> float:
     return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base.tree)))
 
 
-def _size(tree: Any) -> int:
+def _size(tree: object) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -10,11 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from rewards.data import sources
-from rewards.data.completions import read_completions
-from rewards.data.memory import Numbered
-from rewards.data.read import read_preferences
-from rewards.data.sources import Source
+from rewards.data.examples import read_examples
 from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.models.adapters import AdapterSpec
@@ -50,13 +46,14 @@ def run(
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
     with Run.open(config.output_dir, config, "sft") as job:
-        if finished(job):
+        done = finished(job)
+        if prefs is None:
+            prefs = read_examples(config.data.path, config.data.split, config.data.columns)
+        inputs.check(job, read_by(config, prefs, base), begun=done or None)
+        if done:
             return stored(job)
-        prefs = read_examples(config.data.path, config.data.split) if prefs is None else prefs
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs))
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base, beside, own)
+        trained = train(config, prefs, base or open_base(config), beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -106,27 +103,13 @@ def train(
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
 
 
-def read_examples(source: Source, split: str = "train") -> Preferences:
-    """What is learnt from: rows of prompt and completion (or messages), or both sides of preferences.
-
-    Raises:
-      UserError: one line with source, row, field, value and fix.
-    """
-    records = list(sources.open_source(source, split))
-    names = {name for _, row in records if isinstance(row, Mapping) for name in row}
-    # A pipe can be read once only, so what was read goes on, under the name it had.
-    table = Numbered(sources.name_of(source), records)
-    if names & {"completion", "messages"} and not names & {"chosen", "rejected"}:
-        return read_completions(table)
-    return read_preferences(table, people=False)
-
-
-def read_by(config: Tuning, base: policy_store.Base, table: object) -> dict[str, dict[str, str]]:
-    """What every training run reads: its rows and the model."""
-    return {
-        "data.path": {str(config.data.path): inputs.content(table)},
-        "model.name": {"weights": base.fingerprint, **base.files},
-    }
+def read_by(
+    config: Tuning, table: object, base: policy_store.Base | None = None
+) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model, which is not loaded for it."""
+    name = config.model.name
+    model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
+    return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
 def open_base(config: Tuning) -> policy_store.Base:

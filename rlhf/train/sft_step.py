@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PyTree
 
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy.batches import SFTRows
 from rlhf.policy.logprobs import PolicyParams, merge, token_logprobs
 from rlhf.run.record import Count, record
@@ -28,7 +28,7 @@ class SFTBatch(NamedTuple):
     """rows: leaves [A, B, ...]; hidden: activations under the trained layers, or None."""
 
     rows: SFTRows
-    hidden: AnyArray | None
+    hidden: HostOrDevice | None
 
 
 @record

@@ -60,19 +60,21 @@ class Runner:
             stderr=subprocess.DEVNULL,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._said, self._heard = self._process.stdin, self._process.stdout
         self.facts = self.ask(task)
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        self._said.write(json.dumps(message) + "\n")
+        self._said.flush()
+        line = self._heard.readline()
         answer = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
         return answer
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._said.close()
         self._process.wait()
 
 

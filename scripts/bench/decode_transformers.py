@@ -1,6 +1,8 @@
 """transformers' side of `decode.py`: `generate` with its dynamic cache."""
 
 # pyright: reportMissingImports=false
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -9,7 +11,8 @@ from scripts.bench.decode_common import serve
 
 def load(task):
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).eval()
+    # transformers' own types do not let its models generate.
+    model: Any = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
 
     @torch.inference_mode()

@@ -89,19 +89,21 @@ class Runner:
             stderr=log.open("w"),
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._said, self._heard = self._process.stdin, self._process.stdout
         self._say(json.dumps(task | side))
         self.facts, self.iterations, self.extra = self._hear(), [], {}
         self.peak = self.facts.get("peak_rss_mib")
 
     def _say(self, line: str) -> None:
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            self._said.write(line + "\n")
+            self._said.flush()
         except BrokenPipeError:
             pass
 
     def _hear(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._heard.readline()
         message = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         self.peak = message.pop("peak_rss_mib", None) or getattr(self, "peak", None)
         self.error = message.get("error")
@@ -119,11 +121,11 @@ class Runner:
     def close(self) -> None:
         """End the side; what it still has to say (Chorus: the parts of its rollout) is no iteration."""
         self._say("stop")
-        line = "" if self.error else self._process.stdout.readline()
+        line = "" if self.error else self._heard.readline()
         if line:
             said = json.loads(line)
             self.extra = {"parts": said["parts"]} if "parts" in said else {"parts_error": said["error"]}
-        self._process.stdin.close()
+        self._said.close()
         self._process.wait()
 
     def result(self) -> dict[str, Any]:
@@ -209,7 +211,8 @@ def compare(algorithm: str, args: argparse.Namespace, task: dict[str, Any], core
     failed: set[str] = set()
     for number in range(args.passes):
         for side in sides_of(algorithm, args):
-            if side["name"] in failed:
+            name = side["name"]
+            if name in failed:
                 continue
             if number:
                 side = side | {"parts": 0}
@@ -217,7 +220,7 @@ def compare(algorithm: str, args: argparse.Namespace, task: dict[str, Any], core
                 "pass": number
             }
             if "error" in found:
-                failed.add(side["name"])
+                failed.add(name)
             totals = [(round(one["total"], 2), round(one["cpu"], 2)) for one in found.get("iterations", [])]
             print(f"{algorithm} {side['name']}: {found.get('error', totals)}", file=sys.stderr, flush=True)
             yield found

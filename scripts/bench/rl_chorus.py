@@ -72,7 +72,7 @@ class Trainer:
         # Plain text as the other sides get it: no chat template, no end.
         ids = [self.base.tokenizer.encode_completion(text)[:-1] for text in texts]
         tokens, starts = sampling.left_pad([row for row in ids for _ in range(self.group_size)])
-        return jax.device_put(Prompts(tokens, starts))
+        return Prompts(*jax.device_put((tokens, starts)))
 
     def prompt_logprob(self, text: str) -> float:
         """Mean log-prob of a prompt's tokens after the first, nats: the same number on every side, or models differ."""
@@ -112,7 +112,9 @@ class Trainer:
         score = jax.jit(rollouts.score, static_argnums=1)
         reference = jax.jit(rollouts.reference_logprobs, static_argnums=0)
         lower = jax.jit(scoring.with_lower_states, static_argnums=0)
-        rows, plain = rollout.rows, rollout.rows._replace(prompt_hidden=None, hidden=None)
+        rows = rollout.rows
+        assert rows is not None
+        plain = rows._replace(prompt_hidden=None, hidden=None)
 
         def generate():
             return sampling.generate(

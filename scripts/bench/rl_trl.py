@@ -5,6 +5,7 @@ off, as on the other sides. Completions have full length because no token ends t
 """
 
 # pyright: reportMissingImports=false
+import importlib
 import sys
 
 from scripts.bench.rl_common import Side, Stopwatch, reward
@@ -24,7 +25,7 @@ def main() -> None:
     with Side() as side:
         task = side.task
         if task["algorithm"] == "ppo":
-            from trl import PPOTrainer  # noqa: F401  (gone since 1.13; the error is the result)
+            importlib.import_module("trl.trainer.ppo_trainer")  # gone since 1.13; the error is the result
 
         import torch
         from datasets import Dataset
@@ -37,7 +38,7 @@ def main() -> None:
         rows = task["num_prompts"] * task["group_size"]
         count = len(task["prompts"]) // task["num_prompts"] * task["num_prompts"]
         data = Dataset.from_list([{"prompt": text} for text in task["prompts"][:count]])
-        watch: Stopwatch | None = None
+        watch = Stopwatch()
         shapes: dict[str, int] = {}
 
         class Turns(TrainerCallback):
@@ -106,6 +107,7 @@ def main() -> None:
             ),
             callbacks=[Turns()],
         )
+        assert trainer.model is not None
         trained = sum(leaf.numel() for leaf in trainer.model.parameters() if leaf.requires_grad)
         side.ready(trained_parameters=trained, prompt_logprob=prompt_logprob(trainer, side.prompts(0)[0]))
         trainer.train()

@@ -198,8 +198,10 @@ def frame_table(seed: int) -> dict[str, float]:
     found = {}
     for number, mix in enumerate(MIXES):
         for cue in ("fixed", "random", "both"):
-            twice = {"questions": 80, "answers": 2} if cue == "both" else {}
-            world = simulate(seed, Design(mix, cue=cue, **twice))
+            design = Design(mix, cue=cue)
+            if cue == "both":
+                design = dataclasses.replace(design, questions=80, answers=2)
+            world = simulate(seed, design)
             coef = {"": plain_fit(world), " EM": mixture_fit(world)[0]}
             for name, value in coef.items():
                 found[f"{cue}{name} {number}"] = accuracy(world, value)

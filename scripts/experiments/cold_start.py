@@ -136,7 +136,8 @@ def cover(seed: int, people: int, deviation: float, counts: tuple[int, ...]) -> 
     The questions are those information gain asks; the scales come from other people, drawn from the population.
     """
     counts = tuple(count for count in counts if count)
-    margins = np.float32(np.sqrt(2) * SPREADS * np.random.default_rng(0).normal(size=(100, NUM_BASIS)))
+    normal = np.random.default_rng(0).normal(size=(100, NUM_BASIS))
+    margins = np.asarray(np.sqrt(2) * SPREADS * normal, np.float32)
     mean, precision = prior_of(deviation, True)
     # Three times as many to fit the scales on: the noise of a quantile would count twice otherwise.
     worlds = [make_world(1000 * (part + 1) + seed, people * (3, 1)[part], deviation) for part in range(2)]

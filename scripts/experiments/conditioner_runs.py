@@ -20,7 +20,7 @@ from rlhf.train.rl.config import GRPOConfig
 # Coefficients as text are read in every layer, so text cannot do with adapters in the top layers alone.
 TEXT = ("conditioner.kind=text", "conditioner.rank=4", "model.adapter_layers=null", "model.remat=true")
 # name: overrides of the configuration
-RUNS = {
+RUNS: dict[str, tuple[str, ...]] = {
     "low_rank, r = 8": (),
     "film": ("conditioner.kind=film", "conditioner.rank=4"),
     "prefix, 8 slots": ("conditioner.kind=prefix", "conditioner.rank=4"),
@@ -61,6 +61,7 @@ def _chosen(runs: dict[str, tuple[str, ...]], only: list[str]) -> Iterator[tuple
 
 def _cost(run: Path) -> Cost:
     policy = policy_store.load_policy(run)
+    assert policy.spec is not None
     return cost_of(policy.spec, policy.base.config, policy.base.stages[-1])
 
 

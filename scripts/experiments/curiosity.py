@@ -64,7 +64,7 @@ REWARDS = {
 
 def gains(offer: Offer, way: int) -> jax.Array:
     """Expected information of every pair put in one way, as the belief reckons, [B, C]."""
-    model = AnswerModel(*(part[way] for part in offer.assumed))
+    model = AnswerModel(*(jnp.asarray(part)[way] for part in offer.assumed))
     return jax.vmap(acquisition.information, (0, 0, None))(offer.belief, offer.questions, model)
 
 
@@ -97,7 +97,7 @@ def make_worlds(run_dir: str, seed: int, informed: bool) -> tuple[World, World]:
     delta, people = rng.permutation(delta), rng.permutation(people)
     neutral = (1.0 - LAPSE, LAPSE, 0.0, 0.0)
     actual = AnswerModel(*(jnp.asarray(pair, jnp.float32) for pair in zip(neutral, LEADING, strict=True)))
-    assumed = actual if informed else AnswerModel(*(jnp.repeat(part[:1], 2) for part in actual))
+    assumed = actual if informed else AnswerModel(*(jnp.repeat(jnp.asarray(part)[:1], 2) for part in actual))
     prior = Belief.from_cov(jnp.asarray(run.prior.mean, jnp.float32), jnp.asarray(run.prior.cov, jnp.float32))
     asked = 2 * len(delta) // 3
     half = len(people) // 2

@@ -164,9 +164,11 @@ def converse(
         pair, way = action // num_ways, action % num_ways
         row = jnp.arange(batch)
         question = questions[row, pair]
-        up = _yes(jnp.sum(question * coef, axis=-1), AnswerModel(*(part[way] for part in world.actual)))
+        up = _yes(
+            jnp.sum(question * coef, axis=-1), AnswerModel(*(jnp.asarray(part)[way] for part in world.actual))
+        )
         answer = (jax.random.uniform(answer_key, (batch,)) < up).astype(jnp.float32)
-        assumed = AnswerModel(*(part[way] for part in world.assumed))
+        assumed = AnswerModel(*(jnp.asarray(part)[way] for part in world.assumed))
         after = jax.vmap(curiosity.learn)(belief, question, answer, assumed)
         asked = asked.at[row, offered[row, pair]].set(True)
         return (after, asked), (features, state, action, way, belief)
@@ -196,7 +198,9 @@ def converse(
 def entropy(belief: Belief) -> jax.Array:
     """H(b), nats: how unsure a belief is, right or wrong."""
     size = belief.mean.shape[-1]
-    return 0.5 * (size * (1.0 + jnp.log(2.0 * jnp.pi)) + curiosity.distance(belief, belief.mean)[1])
+    return 0.5 * (
+        size * (1.0 + jnp.log(2.0 * jnp.pi)) + curiosity.distance(belief, jnp.asarray(belief.mean))[1]
+    )
 
 
 def _yes(margin: jax.Array, model: AnswerModel) -> jax.Array:

@@ -120,7 +120,7 @@ def learn(world: World, arm: Arm, rate: float, seed: int, iterations: int) -> tu
             reading = hints.Reading(first.tokens[pick], first.starts[pick], jnp.asarray(held))
             before = world.frozen._replace(**start)
             rows = hints.anchor_rows(before, reading, first.mask[pick], ANCHOR, key_step, term=term)
-            extra = hints.join([extra, rows])
+            extra = rows if extra is None else hints.join([extra, rows])
         state, _ = update(state, rollout, rewards, world.frozen, settings, program=program, extra=extra)
     return state.params, {"short": short, "words": words, "z": z, "others": others, "first": first}
 

@@ -5,7 +5,7 @@ A topic is answered by a chain of words, six to ten of them but for a small shar
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def _teach_language(state, batch, settings: SFTSettings, *, graphdef):
     return optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps)[0], value
 
 
-def make_optimizer(rate: float, schedule: str) -> optim.OptimizerConfig:
+def make_optimizer(rate: float, schedule: Literal["constant", "cosine"]) -> optim.OptimizerConfig:
     return optim.OptimizerConfig(learning_rate=rate, schedule=schedule, beta2=0.99, eps=1e-6)
 
 

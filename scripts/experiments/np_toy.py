@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rewards.methods.base import Comparisons, ItemTable
-from rewards.methods.variational import SPL, VPL
+from rewards.methods.variational import SPL, VPL, VPLFitted
 from rewards.types import Preferences
 from scripts import pages
 
@@ -60,6 +60,7 @@ def make(seed: int, people: int, answers: int) -> Preferences:
 
 
 def table_of(prefs: Preferences) -> ItemTable:
+    assert prefs.item_features is not None
     return ItemTable(prefs, prefs.item_features, {"kind": "precomputed"})
 
 
@@ -80,6 +81,7 @@ def one_seed(seed: int, people: int, answers: int) -> dict:
     for name, estimator in (estimators | {"spl": SPL(**SETTINGS, seed=seed)}).items():
         start = time.perf_counter()
         model = estimator.fit(table_of(train), train)
+        assert isinstance(model, VPLFitted)
         result[name] = {
             "accuracy": curve(model, test, (0,) if name == "btl" else CONTEXT),
             "fit_seconds": round(time.perf_counter() - start, 1),

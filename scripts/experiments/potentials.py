@@ -47,16 +47,17 @@ def learn(
       question: v = Δφ of the pair. answer: 1 when the first was preferred, 0 when the second was.
       model: how the answer is believed to have come about; numbers.
     """
-    direction = belief.cov @ question
+    mean, cov = jnp.asarray(belief.mean), jnp.asarray(belief.cov)
+    direction = cov @ question
     variance = jnp.maximum(question @ direction, SMALLEST_VARIANCE)
     deviation = jnp.sqrt(variance)
-    up, down = probability((belief.mean @ question + deviation * NODES)[None], model)
+    up, down = probability((mean @ question + deviation * NODES)[None], model)
     share = (answer * up[0] + (1.0 - answer) * down[0]) * NODE_WEIGHTS
     share = share / jnp.sum(share)
     first = jnp.sum(share * NODES)  # in standard deviations of s
     second = jnp.sum(share * (NODES - first) ** 2)
-    mean = belief.mean + direction * first / deviation
-    cov = belief.cov - jnp.outer(direction, direction) * (1.0 - second) / variance
+    mean = mean + direction * first / deviation
+    cov = cov - jnp.outer(direction, direction) * (1.0 - second) / variance
     return Belief.from_cov(mean, 0.5 * (cov + cov.T))
 
 

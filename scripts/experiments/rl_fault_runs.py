@@ -298,6 +298,7 @@ def stale_rollout(task: Task, state: RLState, old: dict[str, Any]) -> Rollout:
 
 
 def _scores(settings: Any, program: Any, params: Any, critic: Any, rollout: Rollout) -> Any:
+    assert rollout.rows is not None
     return rollouts.score(settings, program, params, critic, rollout.rows)
 
 

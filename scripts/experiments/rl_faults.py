@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import RcKeyType
 
 from rewards import files
 from rlhf.train.diagnosis.detectors import diagnose
@@ -21,7 +22,7 @@ from scripts import pages
 from scripts.experiments.rl_fault_runs import FAULTS, ITERATIONS, Fault, sharp_base, train
 
 BLUE, RED = "#2563c9", "#c2570c"
-LOOKS = {
+LOOKS: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.grid": True,
     "axes.spines.top": False,

@@ -13,10 +13,20 @@ from matplotlib.figure import Figure
 
 from rewards import files
 from scripts import pages
-from scripts.experiments.rl_tasks import BETA, GROUP_SIZE, GROUPS, INTENSITIES, PROBES, intensity, train
+from scripts.experiments.rl_tasks import (
+    BETA,
+    GROUP_SIZE,
+    GROUPS,
+    INTENSITIES,
+    PROBES,
+    Algorithm,
+    Place,
+    intensity,
+    train,
+)
 
-ARMS = (("ppo", "reward"), ("centred", "reward"), ("rloo", "reward"))
-STRENGTH_ARMS = (
+ARMS: tuple[tuple[Algorithm, Place], ...] = (("ppo", "reward"), ("centred", "reward"), ("rloo", "reward"))
+STRENGTH_ARMS: tuple[tuple[Algorithm, Place], ...] = (
     ("centred", "loss"),
     ("rloo", "loss"),
     ("grpo", "loss"),

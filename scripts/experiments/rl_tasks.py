@@ -5,7 +5,7 @@ be counted, so the KL divergence to the optimum π_ref·exp(w·φ/β) is exact.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from rewards.basis.belief import Belief
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.config import ModelConfig
-from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
+from rlhf.objectives.advantages import EstimatorName, GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import Conditioning, Gate, Population, UserShares, UsersMixConfig
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
@@ -45,6 +45,8 @@ MODEL = {
 }
 UNSEEN = np.array([[0.8, -0.6], [-0.5, 0.9], [0.7, 0.5], [-0.6, -0.6]], np.float32)
 INTENSITIES = (0.25, 1.0, 4.0)
+Algorithm = Literal["ppo"] | EstimatorName
+Place = Literal["reward", "loss"]
 
 
 class Probe(NamedTuple):
@@ -76,8 +78,10 @@ def table(**of_outputs: dict[tuple[int, int], float]) -> np.ndarray:
 
 def one_person(coef: np.ndarray) -> Population:
     """Everybody is this person: z = 0 for all."""
-    exact = Conditioning(np.float32(coef), np.zeros((K, K), np.float32), np.eye(K, dtype=np.float32))
-    twice = np.float32([coef, coef])  # as many as there are opposites: one shape, one compilation
+    exact = Conditioning(
+        np.asarray(coef, np.float32), np.zeros((K, K), np.float32), np.eye(K, dtype=np.float32)
+    )
+    twice = np.asarray([coef, coef], np.float32)  # as many as there are opposites: one shape, one compilation
     return Population(exact, twice, np.zeros((2, K, K), np.float32), np.float32(0))
 
 
@@ -101,7 +105,7 @@ PROBES = {
 
 def intensity(factor: float) -> Probe:
     """One person who likes one token, `factor` times as strongly."""
-    coef = np.float32([factor, 0.0])
+    coef = np.array([factor, 0.0], np.float32)
     return Probe(PROBES["one token"].table, NOTHING, one_person(coef), coef[None], beta=1.0)
 
 
@@ -187,14 +191,28 @@ def judge(probe: Probe, graphdef, params: PolicyParams, start: PolicyParams) -> 
 
 
 def settings(
-    kind: str, place: str, beta: float, iterations: int, *, relabel: int = 0, relabel_limit: float = 1.0
+    kind: Algorithm,
+    place: Place,
+    beta: float,
+    iterations: int,
+    *,
+    relabel: int = 0,
+    relabel_limit: float = 1.0,
 ) -> RLSettings:
     """What a user gets who says nothing, but for the shape of the task, its short training and a fast small critic."""
-    ppo, passes = kind == "ppo", {"epochs": 2, "minibatches": 2}
-    own = {"kind": kind, "relabel": relabel, "relabel_limit": relabel_limit}
+    if kind == "ppo":
+        algorithm, critic = (
+            PPOAlgorithmConfig(epochs=2, minibatches=2),
+            CriticConfig(backbone="shared", hidden=32, rate=3.0),
+        )
+    else:
+        critic = None
+        algorithm = GRPOAlgorithmConfig(
+            epochs=2, minibatches=2, kind=kind, relabel=relabel, relabel_limit=relabel_limit
+        )
     return RLSettings(
-        algorithm=PPOAlgorithmConfig(**passes) if ppo else GRPOAlgorithmConfig(**passes, **own),
-        critic=CriticConfig(backbone="shared", hidden=32, rate=3.0) if ppo else None,
+        algorithm=algorithm,
+        critic=critic,
         rollout=RolloutConfig(completions=GROUP_SIZE, max_new_tokens=2),
         kl=KLConfig(coef=beta, place=place, estimator="k2" if place == "loss" else "k1"),
         optimizer=OptimizerConfig(learning_rate=0.01, schedule="linear", beta2=0.99, eps=1e-6),
@@ -204,11 +222,11 @@ def settings(
 
 def train(
     probe: Probe,
-    algorithm: str,
+    algorithm: Algorithm,
     seed: int,
     iterations: int,
     *,
-    place: str = "reward",
+    place: Place = "reward",
     every: int = 0,
     groups: int = GROUPS,
     relabel: int = 0,
@@ -224,7 +242,7 @@ def train(
         parts["critic"] = init_critic(own.critic, start, width, key, num_basis=K, personal=True)
     state = init_state(jax.tree.map(jnp.copy, parts), own, jax.random.key(seed))
     rows = np.repeat(np.resize(np.arange(len(PROMPTS)), groups), GROUP_SIZE)
-    prompts = Prompts(*left_pad([PROMPTS[row] for row in rows], multiple=1))
+    prompts = Prompts(*jax.device_put(left_pad([PROMPTS[row] for row in rows], multiple=1)))
     fixed = jax.tree.map(
         jnp.asarray, (prompts, probe.people, start, probe[:2], SamplingSettings.of(len(rows)))
     )

@@ -3,14 +3,24 @@
     python -m scripts.faults.bad_inputs [--only WORD] [--list]
 
 A row of `attacks()` is a name and a function that prepares a world (tests/test_bad_input.py) and returns the command.
-The commands run in this process, one after the other. Prints what is wrong, and the slowest.
+Every command runs in a process of its own, forked from this one once both packages are imported, with a limit of memory and
+of time. What is timed is the command: neither imports nor the preparation of its world. Prints what is wrong, the slowest,
+and how many inputs each command got.
 """
 
+# ruff: noqa: E501  (what is attacked with stands on one line)
 import argparse
+import collections
 import contextlib
+import dataclasses
+import importlib
 import io
 import json
 import os
+import pkgutil
+import resource
+import select
+import signal
 import struct
 import sys
 import tempfile
@@ -22,12 +32,27 @@ from typing import Any
 
 import pytest
 
+import rewards
+import rlhf
 from rlhf.apps import cli
+from tests.rlhf.models.test_chat import HOSTILE
 from tests.rlhf.tiny import write_model
 from tests.test_bad_input import World, snapshot, write
 
-LIMIT_SECONDS = 5.0
+LIMIT_SECONDS, LIMIT_GIGABYTES = 5.0, 2.0
+KILLED_SECONDS, MOST_BYTES = 60.0, 10_000_000_000
 Make = Callable[[World], list[str]]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a command ended: what is wrong with that, and the last line on stderr."""
+
+    wrong: list[str]
+    seconds: float = 0.0
+    gigabytes: float = 0.0
+    last: str = ""
+    command: str = ""
 
 
 def overrides() -> Iterator[tuple[str, Make]]:
@@ -46,7 +71,8 @@ def overrides() -> Iterator[tuple[str, Make]]:
         "groups.completions=1 groups.completions=1000000000000 users.generic=1 users.extreme_sd=1e9 loss.kind=ppo "
         "tune={mode:full} optimizer.eps=1e-60 model.adapter_layers=5",
         "ppo": "rollout.top_k=99999999999 rollout.top_k=-1 rollout.prompts_per_step=1000000000000 "
-        "rollout={prompts_per_step:100000,completions:10000,max_new_tokens:4} rollout.completions=10000000 rollout.max_new_tokens=1000000000000 "
+        "rollout={prompts_per_step:100000,completions:10000,max_new_tokens:4} "
+        "rollout.completions=10000000 rollout.max_new_tokens=1000000000000 "
         "rollout.max_new_tokens=100000 rollout.temperature=0 rollout.temperature=1e300 rollout.top_p=0 rollout.min_p=2 "
         "rollout.users_per_prompt=0 kl.coef=0 kl.coef=1e300 kl.horizon=5 kl.target_nats=3 kl.stop_nats=0 "
         "algorithm.minibatches=1000000000000 algorithm.minibatches=7 algorithm.epochs=0 algorithm.gae_lambda=1.5 "
@@ -100,7 +126,8 @@ def options() -> Iterator[tuple[str, Make]]:
         *(("users", "edit", "ada", "--rewards", "RUN", "--axis", v) for v in ("taste 1=nan", "taste 1=1e300", "taste 1=", "x=1")),
         ("users", "edit", "ada", "--rewards", "RUN", "--text", "\x00"),
         ("users", "edit", "ada", "--rewards", "RUN", "--text", "w" * 100_000),
-        *(("users", "show", name, "--rewards", "RUN") for name in ("", "n" * 5000, "a\x00b", "\x1b[2J", "../../etc/passwd", "a\udcff")),
+        *(("users", "show", name, "--rewards", "RUN") for name in ("", "n" * 5000, "a\x00b", "\x1b[2J")),
+        *(("users", "show", name, "--rewards", "RUN") for name in ("../../etc/passwd", "a\udcff")),
         ("data", "fetch", "electrcity"), ("models", "fetch", "smollm3-135m"), ("models", "fetch", "\x00"),
         ("models", "fetch", "x" * 5000), ("config", "describe", "dop"), ("trian", "sft"), ("train", "dop", "x.yaml"),
         ("quickstart", "--seed", "-1"), ("quickstart", "--output-dir", "a\x00b"), ("generate",),
@@ -234,13 +261,12 @@ def standard_input(world: World, text: bytes, *argv: str) -> list[str]:
 
 def models() -> Iterator[tuple[str, Make]]:
     """Directories and files of models."""
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}"
     templates = {
-        "1/0": "{{ 1/0 }}", "nested loops": loops, "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        **HOSTILE, "1/0": "{{ 1/0 }}", "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "power": "{{ 9**9**9 }}", "repeat": "{{ 'x' * 10000000000 }}", "attribute": "{{ nothing.at.all }}", "syntax": "{% for %}",
         "drops": "hello", "import": "{% import 'os' as os %}{{ os }}", "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "include": "{% include '/etc/passwd' %}", "raise": "{{ raise_exception('no\\x1b[2J' ) }}",
-        "range": "{{ range(10**12)|list|length }}", "growing": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+"range": "{{ range(10**12)|list|length }}",
     }  # fmt: skip
     for name, template in templates.items():
         yield f"template: {name}", lambda w, template=template: templated(w, template)
@@ -271,7 +297,8 @@ def models() -> Iterator[tuple[str, Make]]:
     weights = {
         "header of 2^63": struct.pack("<Q", 2**63) + b"{}", "header of 10^9": struct.pack("<Q", 10**9) + b"{}",
         "no header": b"", "header of 0": struct.pack("<Q", 0), "not JSON": struct.pack("<Q", 4) + b"abcd",
-        "huge shape": _safetensors(header), "negative": _safetensors({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
+        "huge shape": _safetensors(header),
+        "negative": _safetensors({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
         "offsets": _safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}),
         "dtype": _safetensors({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}),
         "deep": struct.pack("<Q", 100_000) + b"[" * 100_000, "empty": _safetensors({}), "pickle": b"\x80\x04\x95" + b"x" * 100,
@@ -330,10 +357,13 @@ def _gguf_files() -> dict[str, bytes]:
     dims = text("token_embd.weight") + struct.pack("<I", 2**31) + b"\x00" * 64
     return {
         "2^33 elements": file(kind, many), "nested arrays": file(kind, nested), "no heads": file(kind, *sizes),
-        "zero heads": file(kind, *sizes, number("llama.attention.head_count", 0)), "text of 2^60": b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60),
-        "2^40 keys": file(kind, keys=2**40), "2^40 tensors": file(kind, count=2**40), "huge tensor": file(kind, tensors=tensor, count=1),
+        "zero heads": file(kind, *sizes, number("llama.attention.head_count", 0)),
+        "text of 2^60": b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60),
+        "2^40 keys": file(kind, keys=2**40), "2^40 tensors": file(kind, count=2**40),
+        "huge tensor": file(kind, tensors=tensor, count=1),
         "2^31 dimensions": file(kind, tensors=dims, count=1), "version 99": b"GGUF" + struct.pack("<IQQ", 99, 0, 0),
-        "empty": b"", "magic alone": b"GGUF", "other": b"PK\x03\x04" + b"\x00" * 100, "kind 99": file(text("a") + struct.pack("<I", 99)),
+        "empty": b"", "magic alone": b"GGUF", "other": b"PK\x03\x04" + b"\x00" * 100,
+        "kind 99": file(text("a") + struct.pack("<I", 99)),
         "no kind": file(*sizes), "unknown kind": file(text("general.architecture") + struct.pack("<I", 8) + text("gpt\x1b[2J")),
         "array of 10^7": file(kind, text("a") + struct.pack("<IIQ", 9, 0, 10**7) + b"\x00" * 10**7),
     }  # fmt: skip
@@ -372,41 +402,83 @@ def attacks() -> list[tuple[str, Make]]:
     return [*overrides(), *options(), *documents(), *rows(), *models(), *records()]
 
 
-def attempt(make: Make, root: Path) -> tuple[list[str], float]:
-    """What is wrong with how a command ends, and its seconds."""
-    wrong: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHORUS_CACHE", str(root / "cache"))
-        patch.chdir(root)
-        world = World(root, patch)
-        world.offline()
-        argv = make(world)
-        before = snapshot(root)
-        out, err = io.StringIO(), io.StringIO()
-        start = time.monotonic()
+def preload() -> None:
+    """Import all of both packages, so that children of this process do not: their start-up is not what is timed."""
+    for package in (rewards, rlhf):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    importlib.import_module("transformers")
+
+
+def attempt(make: Make, root: Path) -> Outcome:
+    """How a command ends in a process of its own, with limits of memory and time; seconds and bytes of the command alone."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                status = cli.main(argv)
+            limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, limit))
+            outcome = ended(make, root)
         except BaseException as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            return [
-                f"{type(error).__name__}: {str(error)[:200]} at {frames[-1].filename}:{frames[-1].lineno}"
-            ], 0.0
-        seconds = time.monotonic() - start
-        said = err.getvalue()
-        last = said.rstrip("\n").rpartition("\n")[2]
-        if status != 2:
-            wrong.append(f"status {status}")
-        if not last.startswith("chorus: ") or said.count("chorus: ") != 1:
-            wrong.append(f"says {said[-300:]!r}")
-        if len(last) > 2100 or any(not letter.isprintable() for letter in last):
-            wrong.append(f"{len(last)} characters, {last[:80]!r}")
-        if seconds > LIMIT_SECONDS:
-            wrong.append(f"{seconds:.1f} s")
-        after = snapshot(root)
-        if after != before or world.out.exists():
-            wrong.append(f"left behind {sorted(set(after) ^ set(before)) or 'a change'}")
-    return wrong, seconds
+            outcome = Outcome([f"prepared wrong: {type(error).__name__}: {error}"])
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(dataclasses.asdict(outcome), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        ready, _, _ = select.select([pipe], [], [], KILLED_SECONDS)
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if text:
+        return Outcome(**json.loads(text))
+    return Outcome([f"did not end within {KILLED_SECONDS} s" if not ready else f"died of {status}"])
+
+
+def ended(make: Make, root: Path) -> Outcome:
+    """Run the command here and say what is wrong with how it ends."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CHORUS_CACHE", str(root / "cache"))
+    patch.chdir(root)
+    world = World(root, patch)
+    world.offline()
+    argv = make(world)
+    before, held = snapshot(root), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out, err = io.StringIO(), io.StringIO()
+    start = time.monotonic()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main(argv)
+    except BaseException as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome([f"{type(error).__name__}: {str(error)[:200]} at {frame.filename}:{frame.lineno}"])
+    seconds = time.monotonic() - start
+    gigabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 1e6
+    said, wrong = err.getvalue(), []
+    last = said.rstrip("\n").rpartition("\n")[2]
+    if status != 2:
+        wrong.append(f"status {status}")
+    if not last.startswith("chorus: ") or said.count("chorus: ") != 1:
+        wrong.append(f"says {said[-300:]!r}")
+    if len(last) > 2100 or any(not letter.isprintable() for letter in last):
+        wrong.append(f"{len(last)} characters, {last[:80]!r}")
+    if seconds > LIMIT_SECONDS:
+        wrong.append(f"{seconds:.1f} s")
+    if gigabytes > LIMIT_GIGABYTES:
+        wrong.append(f"{gigabytes:.1f} GB")
+    after = snapshot(root)
+    if after != before or world.out.exists():
+        wrong.append(f"left behind {sorted(set(after) ^ set(before)) or 'a change'}")
+    return Outcome(wrong, seconds, gigabytes, last, _command(argv))
+
+
+def _command(argv: list[str]) -> str:
+    """Group and subcommand."""
+    alone = argv[0] in ("generate", "evaluate", "export", "quickstart") or len(argv) == 1
+    return argv[0] if alone else " ".join(argv[:2])
 
 
 def main() -> int:
@@ -415,21 +487,27 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="those whose name holds this")
     parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--said", action="store_true", help="print what every command says")
     args = parser.parse_args()
     chosen = [(name, make) for name, make in attacks() if args.only in name]
     if args.list:
         print("\n".join(name for name, _ in chosen))
         return 0
-    failed, slow = 0, []
+    preload()
+    failed, slow, commands = 0, [], collections.Counter()
     for name, make in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            wrong, seconds = attempt(make, Path(folder))
-        slow.append((seconds, name))
-        if wrong:
+            outcome = attempt(make, Path(folder))
+        slow.append((outcome.seconds, name))
+        commands[outcome.command] += 1
+        if args.said:
+            print(f"{ascii(name[:100])}: {outcome.last}", flush=True)
+        if outcome.wrong:
             failed += 1
-            print(f"{name[:120]}: {'; '.join(wrong)}", flush=True)
+            print(f"WRONG {ascii(name[:120])}: {'; '.join(outcome.wrong)}", flush=True)
     for seconds, name in sorted(slow, reverse=True)[:5]:
-        print(f"{seconds:5.1f} s  {name[:100]}", file=sys.stderr)
+        print(f"{seconds:5.1f} s  {ascii(name[:100])}", file=sys.stderr)
+    print("; ".join(f"{command} {count}" for command, count in sorted(commands.items())))
     print(f"{len(chosen)} bad inputs, {failed} not as they should be")
     return 1 if failed else 0
 

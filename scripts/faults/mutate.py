@@ -81,9 +81,9 @@ class Fault:
     source: str
 
 
-def places(function: ast.FunctionDef) -> list[tuple[ast.AST, str]]:
+def places(function: ast.FunctionDef) -> list[tuple[ast.expr, str]]:
     """Nodes of a function's body that a change applies to, with the kind of change."""
-    found: list[tuple[ast.AST, str]] = []
+    found: list[tuple[ast.expr, str]] = []
     for statement in function.body:
         for node in ast.walk(statement):
             if isinstance(node, ast.Raise | ast.JoinedStr):
@@ -108,18 +108,22 @@ def places(function: ast.FunctionDef) -> list[tuple[ast.AST, str]]:
     return [(node, kind) for node, kind in found if node not in raised]
 
 
-def changed(source: str, node: ast.AST, kind: str) -> tuple[str, str]:
+def changed(source: str, node: ast.expr, kind: str) -> tuple[str, str]:
     """The source with one node changed, and what was changed."""
-    before = ast.unparse(node)
-    if kind == "operator":
-        node.op = SWAPS[type(node.op).__name__]()
-    elif kind == "comparison":
-        node.ops[0] = SWAPS[type(node.ops[0]).__name__]()
-    elif kind == "branches":
-        node.args[1], node.args[2] = node.args[2], node.args[1]
-    elif kind == "call":
-        node.func.attr = CALLS[node.func.attr]
-    after = ast.unparse(node.operand) if kind == "sign" else ast.unparse(node)
+    before, new = ast.unparse(node), node
+    match node:
+        case ast.BinOp():
+            node.op = SWAPS[type(node.op).__name__]()
+        case ast.Compare():
+            node.ops[0] = SWAPS[type(node.ops[0]).__name__]()
+        case ast.UnaryOp():
+            new = node.operand
+        case ast.Call() if kind == "branches":
+            node.args[1], node.args[2] = node.args[2], node.args[1]
+        case ast.Call(func=ast.Attribute() as function):
+            function.attr = CALLS[function.attr]
+    after = ast.unparse(new)
+    assert node.end_lineno is not None and node.end_col_offset is not None
     lines = source.splitlines(keepends=True)
     start = sum(len(line.encode()) for line in lines[: node.lineno - 1]) + node.col_offset
     end = sum(len(line.encode()) for line in lines[: node.end_lineno - 1]) + node.end_col_offset
@@ -238,18 +242,15 @@ def main() -> None:
         copy = Path(folder) / "chorus"
         ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", "results")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        for module in given.only:
-            for fault in [*named_of(module), *faults_of(module)]:
-                key = (module, fault.function, fault.change)
-                if key in results or time.monotonic() - start > given.seconds:
-                    continue
-                results[key] = tested(copy, fault)
-                print(
-                    f"{'caught' if results[key]['caught'] else 'MISSED'}  {module}.{fault.function}: {fault.change}"
-                )
-                given.output.write_text(
-                    json.dumps(list(results.values()), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-                )
+        for fault in [fault for of in (named_of, faults_of) for module in given.only for fault in of(module)]:
+            key = (fault.module, fault.function, fault.change)
+            if key in results or time.monotonic() - start > given.seconds:
+                continue
+            results[key] = tested(copy, fault)
+            verdict = "caught" if results[key]["caught"] else "MISSED"
+            print(f"{verdict}  {fault.module}.{fault.function}: {fault.change}", flush=True)
+            text = json.dumps(list(results.values()), ensure_ascii=False, indent=1) + "\n"
+            given.output.write_text(text, encoding="utf-8")
     judged = [entry for key, entry in results.items() if f"{key[0]}.{key[1]}" not in EQUAL]
     caught = sum(bool(entry["caught"]) for entry in judged)
     print(f"{caught} of {len(judged)} faults caught ({caught / max(len(judged), 1):.1%})")

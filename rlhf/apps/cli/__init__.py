@@ -22,7 +22,7 @@ from typing import NoReturn
 from rewards import jsonl
 from rewards.errors import UserError, meant
 from rewards.paths import expanded
-from rewards.shown import Shown, printable, speak, without_credentials
+from rewards.shown import Shown, speak, without_credentials
 from rlhf.run import programs, signals
 
 GROUPS = (
@@ -35,6 +35,7 @@ GROUPS = (
     "generate",
     "evaluate",
     "export",
+    "sweep",
     "config",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -199,5 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"chorus: {printable(without_credentials(' '.join(message.split())))}", file=sys.stderr)
+    said = str(UserError(without_credentials(" ".join(message.split()))))  # names in it escaped and cut
+    print(f"chorus: {said}", file=sys.stderr)
     return _MISTAKE

@@ -21,8 +21,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate"),
-        help="rewards, sft, dpo, ppo, grpo or evaluate",
+        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"),
+        help="rewards, sft, dpo, ppo, grpo, evaluate or sweep",
     )
 
 

@@ -14,6 +14,12 @@ from rlhf.apps.cli.common import (
 )
 
 SETS = ("electricity", "train-trips")
+COLUMNS = (
+    ("prompt", "prompt", "the prompt"),
+    ("chosen", "chosen", "the preferred completion"),
+    ("rejected", "rejected", "the other completion"),
+    ("user", "user_id", "the person who chose"),
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -72,9 +78,19 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="train", help="split to read; a local file has only train (default)"
     )
-    parser.add_argument(
-        "--user-column", default="user_id", help="column that names the person (default user_id)"
-    )
+    for name, ours, what in COLUMNS:
+        parser.add_argument(
+            f"--{name}-column",
+            metavar="NAME",
+            default=ours,
+            help=f"column that holds {what} (default {ours})",
+        )
+
+
+def _columns(args: argparse.Namespace) -> dict[str, str]:
+    """Our names → those given, where they differ."""
+    given = {ours: getattr(args, f"{name}_column") for name, ours, _ in COLUMNS}
+    return {ours: theirs for ours, theirs in given.items() if ours != theirs}
 
 
 def run_audit(args: argparse.Namespace) -> JSONObject:
@@ -83,7 +99,7 @@ def run_audit(args: argparse.Namespace) -> JSONObject:
 
     return {
         "path": args.path,
-        **audit(read_preferences(args.path, args.split, user_column=args.user_column), args.seed),
+        **audit(read_preferences(args.path, args.split, columns=_columns(args)), args.seed),
     }
 
 
@@ -128,7 +144,7 @@ def run_check(args: argparse.Namespace) -> JSONObject:
     from rewards.data.leak import leak_check
     from rewards.data.read import read_preferences
 
-    prefs = read_preferences(args.path, args.split, user_column=args.user_column)
+    prefs = read_preferences(args.path, args.split, columns=_columns(args), people=False)
     return {"path": args.path, **describe(prefs), "leak": leak_check(prefs, args.seed)}
 
 

@@ -48,12 +48,20 @@ class ClassifierColumn:
         """Hash of the weights and of what turns text into tokens."""
         directory = resolve_model(self.model)
         check_architecture(directory, read_hf_config(directory))
+        return sha256_json(self.parts())
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Of before all files that a tokenizer is read from were a part of it."""
+        directory = resolve_model(self.model)
         names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         texts = [
             (directory / name).read_text(encoding="utf-8") if (directory / name).is_file() else None
             for name in names
         ]
-        return sha256_json([policy_store.fingerprint(directory), texts])
+        return (sha256_json([policy_store.fingerprint(directory), texts]),)
+
+    def parts(self) -> dict[str, str]:
+        return policy_store.parts_of(self.model)
 
     def outputs(self) -> tuple[str, ...]:
         labels = self._labels()

@@ -12,7 +12,7 @@ import numpy as np
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir
-from rewards.types import Preferences, Prompt, Values
+from rewards.types import Preferences, Prompt, Values, as_messages
 
 Text = str | list[dict[str, str]]
 """A prompt or a completion as TRL has it: plain, or messages."""
@@ -43,6 +43,10 @@ class Column(Protocol):
     """
 
     def identity(self) -> str: ...
+
+    def parts(self) -> dict[str, str]:
+        """What a run reads of it: hashes by name, for the message about one that changed."""
+        ...
 
     def outputs(self) -> tuple[str, ...]:
         """Names of the c outputs; one, the column's own, unless a model has several."""
@@ -100,8 +104,7 @@ def as_trl(prompt: Prompt, completion: str) -> tuple[Text, Text]:
     """(prompt, completion) in TRL's format: strings, or both as lists of messages."""
     if isinstance(prompt, str):
         return prompt, completion
-    messages = [{"role": role, "content": content} for role, content in prompt]
-    return messages, [{"role": "assistant", "content": completion}]
+    return as_messages(prompt), [{"role": "assistant", "content": completion}]
 
 
 def groups_of(prefs: Preferences) -> list[np.ndarray]:

@@ -39,6 +39,10 @@ class VotesColumn:
     def identity(self) -> str:
         return sha256_json([self.answer, self.min_accuracy])
 
+    def parts(self) -> dict[str, str]:
+        """The rule, and the probe, which only a fit reads."""
+        return {"votes": self.identity(), "probe": sha256_file(self.probe)}
+
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
 
@@ -129,7 +133,8 @@ def probe_accuracy(path: str, rule: str) -> tuple[float, int]:
     for number, row in json_records(path):
         if isinstance(row, Exception):
             raise UserError(f"{path}: row {number}: {row}")
-        completions = row.get("completions") if isinstance(row, dict) else None
+        fields = row if isinstance(row, dict) else {}
+        completions, answer = fields.get("completions"), fields.get("answer")
         if (
             not isinstance(completions, list)
             or not completions
@@ -139,12 +144,12 @@ def probe_accuracy(path: str, rule: str) -> tuple[float, int]:
                 f"{path}: row {number}: completions must be a list of texts; a probe row is "
                 '{"prompt": …, "completions": [...], "answer": …}'
             )
-        if not isinstance(row.get("answer"), str | int | float) or isinstance(row["answer"], bool):
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
             raise UserError(
-                f"{path}: row {number}: answer {row.get('answer')!r}: write the known answer as text or number"
+                f"{path}: row {number}: answer {answer!r}: write the known answer as text or number"
             )
         winner, _ = majority([extract(completion, rule) for completion in completions])
-        right += winner is not None and winner == _canonical(str(row["answer"]))
+        right += winner is not None and winner == _canonical(str(answer))
         count += 1
     if not count:
         raise UserError(f"{path}: holds no probe rows; give prompts with completions and the known answer")

@@ -1,5 +1,7 @@
 """Sections that runs of every kind have: what identifies a run, and where its data comes from."""
 
+import dataclasses
+
 from pydantic import Field
 
 from rlhf.run.record import record
@@ -25,11 +27,51 @@ class DataConfig:
 
     path: str = Field(
         min_length=1,
-        description="A .jsonl[.gz] or .parquet file, a shipped set (electricity, train-trips), "
-        "hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
+        description="A .jsonl[.gz], .parquet or .csv file, a folder saved by Hugging Face datasets, a shipped set "
+        "(electricity, train-trips), hf:NAME[/CONFIG], tfds:NAME or tfds:DIRECTORY.",
     )
     split: str = Field(
         default="train", min_length=1, description="Split to read; a local file has only train (all of it)."
+    )
+    prompt_column: str = Field(
+        default="prompt", min_length=1, description="What the source calls the prompt."
+    )
+    chosen_column: str = Field(
+        default="chosen", min_length=1, description="What the source calls the preferred completion."
+    )
+    rejected_column: str = Field(
+        default="rejected", min_length=1, description="What the source calls the other completion."
+    )
+    user_column: str = Field(
+        default="user_id", min_length=1, description="What the source calls the column that says who chose."
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Our names of columns → those of the source, where they differ."""
+        named = {
+            field.name.removesuffix("_column"): getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name.endswith("_column")
+        }
+        ours = {("user_id" if name == "user" else name): theirs for name, theirs in named.items()}
+        return {name: theirs for name, theirs in ours.items() if name != theirs}
+
+
+@record
+class ExampleDataConfig(DataConfig):
+    """Rows to learn from: prompt and completion, messages, text, or both sides of preferences."""
+
+    completion_column: str = Field(
+        default="completion", min_length=1, description="What the source calls the completion to learn."
+    )
+    messages_column: str = Field(
+        default="messages", min_length=1, description="What the source calls whole conversations."
+    )
+    text_column: str = Field(
+        default="text",
+        min_length=1,
+        description="What the source calls plain texts, learned from their beginning.",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from rewards.errors import UserError
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
 
 # By name: this room lies under those that hold the records.
@@ -22,10 +23,11 @@ KINDS = {
     "ppo": "rlhf.train.rl.config:PPOConfig",
     "grpo": "rlhf.train.rl.config:GRPOConfig",
     "evaluate": "rlhf.evaluation.config:EvaluateConfig",
+    "sweep": "rlhf.sweep.config:SweepConfig",
 }
 
 
-def schema_of(kind: str) -> type:
+def schema_of(kind: str) -> type[RunConfig]:
     """The schema class of a kind named on the command line."""
     if kind not in KINDS:
         raise UserError(f"{kind}: no such kind of configuration; known: {', '.join(KINDS)}")

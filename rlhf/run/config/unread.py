@@ -6,10 +6,13 @@ somebody has written. A key at its default counts for nothing: resolved configur
 
 import logging
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic.fields import FieldInfo
 
 from rewards.errors import UserError
+from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import Key
 
 _LOG = logging.getLogger("chorus")
@@ -28,7 +31,7 @@ class Unread(NamedTuple):
     says: str
 
 
-def check(config: Any, sources: dict[Key, str], command_line: str) -> None:
+def check(config: RunConfig, sources: dict[Key, str], command_line: str) -> None:
     """Refuse keys on the command line that nothing reads; those in a file, which may serve several choices, get a note.
 
     Args:
@@ -54,25 +57,28 @@ def _source(path: Key, sources: dict[Key, str]) -> str | None:
     return next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), None)
 
 
-def _unread(record: Any, prefix: Key = ()) -> Iterator[tuple[Key, Key, str]]:
+def _unread(record: object, prefix: Key = ()) -> Iterator[tuple[Key, Key, str]]:
     """(key, the choice that does not read it, what that says) of every key that is not at its default."""
-    if hasattr(record, "unread"):
-        for keys, choice, says in record.unread():
-            for key in keys:
-                for path in _changed(record, tuple(key.split("."))):
-                    yield (*prefix, *path), (*prefix, *choice.split(".")), says
-    for name in type(record).__pydantic_fields__:
-        value = getattr(record, name)
-        if hasattr(type(value), "__pydantic_fields__"):
-            yield from _unread(value, (*prefix, name))
+    said: Callable[[], Iterable[Unread]] = getattr(record, "unread", tuple)
+    for keys, choice, says in said():
+        for key in keys:
+            for path in _changed(record, tuple(key.split("."))):
+                yield (*prefix, *path), (*prefix, *choice.split(".")), says
+    for name in _fields(record):
+        yield from _unread(getattr(record, name), (*prefix, name))
 
 
-def _changed(record: Any, path: Key) -> Iterator[Key]:
+def _fields(record: object) -> Mapping[str, FieldInfo]:
+    """The keys of a section; of a plain value none."""
+    return getattr(type(record), "__pydantic_fields__", {})
+
+
+def _changed(record: object, path: Key) -> Iterator[Key]:
     """The keys at or below `path` that differ from their defaults."""
     name, rest = path[0], path[1:]
-    value, info = getattr(record, name), type(record).__pydantic_fields__[name]
-    if hasattr(type(value), "__pydantic_fields__"):
-        names = [rest] if rest else [(inner,) for inner in type(value).__pydantic_fields__]
+    value, info = getattr(record, name), _fields(record)[name]
+    if _fields(value):
+        names = [rest] if rest else [(inner,) for inner in _fields(value)]
         for below in names:
             for found in _changed(value, typing.cast(Key, below)):
                 yield (name, *found)

@@ -26,7 +26,7 @@ from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import load_people
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams
@@ -40,9 +40,9 @@ from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.sources import Source
 
 FILE = "hints.jsonl"
-Lesson = tuple[Reading, Reading, AnyArray]
+Lesson = tuple[Reading, Reading, HostOrDevice]
 """Rows as a student reads them, as the teacher does, and the mask of what was said."""
-Spoken = tuple[Reading, AnyArray]
+Spoken = tuple[Reading, HostOrDevice]
 """Rows as others read them, and that mask."""
 TOP = 128  # tokens kept of a teacher: 1.5 kB a slot, where a vocabulary of 128,000 would take 1.5 MB
 

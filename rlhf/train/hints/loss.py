@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 from rlhf.models.decoder import Decoder
-from rlhf.models.layout import AnyArray
+from rlhf.models.layout import HostOrDevice
 from rlhf.objectives import distill
 from rlhf.objectives.distill import Kind, Target
 from rlhf.policy import sampling, scoring, vocabulary
@@ -45,9 +45,9 @@ class Reading(NamedTuple):
       z: float32[H, K], or None without people.
     """
 
-    tokens: AnyArray
-    starts: AnyArray
-    z: AnyArray | None
+    tokens: HostOrDevice
+    starts: HostOrDevice
+    z: HostOrDevice | None
 
 
 class HintRows(NamedTuple):
@@ -62,7 +62,7 @@ class HintRows(NamedTuple):
     """
 
     student: Reading
-    mask: AnyArray
+    mask: HostOrDevice
     logprobs: jax.Array
     by_ratio: jax.Array
     target: Target
@@ -158,7 +158,7 @@ def with_hint(
     prompts: Sequence[Sequence[int]],
     hints: Sequence[Sequence[int]],
     completions: np.ndarray,
-    z: AnyArray | None,
+    z: HostOrDevice | None,
 ) -> Reading:
     """How a teacher reads completions int32[H, T]: each prompt's tokens, its hint's tokens, the completion."""
     both = [[*prompt, *hint] for prompt, hint in zip(prompts, hints, strict=True)]
@@ -170,7 +170,7 @@ def hint_rows(
     params: PolicyParams,
     student: Reading,
     teacher: Reading,
-    mask: AnyArray,
+    mask: HostOrDevice,
     logprobs: jax.Array | None,
     coef: float | jax.Array,
     key: jax.Array,
@@ -195,7 +195,7 @@ def hint_rows(
 def anchor_rows(
     params: PolicyParams,
     reading: Reading,
-    mask: AnyArray,
+    mask: HostOrDevice,
     coef: float | jax.Array,
     key: jax.Array,
     *,

@@ -6,7 +6,7 @@ completion must be able to continue.
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,8 +66,6 @@ def read(path: str, run: RewardRun, base: Base, rollout: RolloutConfig) -> list[
         raise UserError(str(error).replace("data.path", "hints.path")) from None
     for number, record in source:
         try:
-            if isinstance(record, RowError):
-                raise record
             rows.append(_parse(number, record, run, beliefs, base, rollout))
         except RowError as error:
             problems.append((number, error))
@@ -85,8 +83,7 @@ def _parse(
     base: Base,
     rollout: RolloutConfig,
 ) -> Row:
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {show(record)}")
+    record = schema.row_object(record)
     for key in record:
         if key not in KEYS:
             fix = meant(str(key), KEYS, "remove it")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rewards.data import schema, sources
-from rewards.data.columns import OWN
+from rewards.data.columns import OWN, naming
 from rewards.data.schema import RowError
 from rewards.data.sources import Source
 from rewards.errors import UserError
@@ -18,7 +18,7 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
-from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.rollout import Prompts
 
 _LOG = logging.getLogger("chorus")
@@ -35,9 +35,11 @@ class PromptSet(NamedTuple):
     dropped: int
 
 
-def read_prompts(path: Source, split: str = "train") -> PromptRows:
+def read_prompts(path: Source, split: str = "train", columns: Mapping[str, str] | None = None) -> PromptRows:
     """Prompts of any source: the distinct ones of rows with completions, else one a row, with the row's other columns.
 
+    Args:
+      path, split, columns: as in `rewards.data.read.read_preferences`.
     Raises:
       UserError: one line with source, row, field, value and fix; it says how many more rows are bad.
     """
@@ -47,11 +49,12 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
     records: list[JSONObject] = []
     problems: list[tuple[int, RowError]] = []
     seen: set[Prompt] = set()
-    for number, record in sources.open_source(path, split):
+    found: dict[str, None] = {}
+    for number, record in sources.open_source(path, split, columns):
         try:
-            if isinstance(record, RowError):
-                raise record
-            prompt, compared = _parse(record)
+            fields = schema.row_object(record)
+            found |= dict.fromkeys(fields)
+            prompt, compared = _parse(fields)
         except RowError as error:
             problems.append((number, error))
             continue
@@ -60,33 +63,45 @@ def read_prompts(path: Source, split: str = "train") -> PromptRows:
         seen.add(prompt)
         prompts.append(prompt)
         numbers.append(number)
-        records.append(dict(record))
+        records.append(dict(fields))
+    if found and not found.keys() & {"prompt", *COMPLETIONS}:
+        listed = ", ".join(map(str, found))[:200]
+        raise UserError(f"{source}: column 'prompt' is missing (columns: {listed}); {naming('prompt')}")
     schema.raise_first(source, problems)
     if not prompts:
         raise UserError(f"{source}: holds no rows; give at least one prompt")
     own = {*OWN, *COMPLETIONS, "user_id"}
     names = dict.fromkeys(name for record in records for name in record if name not in own)
-    columns = {name: [record.get(name) for record in records] for name in names}
-    return PromptRows(tuple(prompts), np.array(numbers, np.int32), columns, source)
+    others = {name: [record.get(name) for record in records] for name in names}
+    return PromptRows(tuple(prompts), np.array(numbers, np.int32), others, source)
 
 
-def _parse(record: object) -> tuple[Prompt, bool]:
+def _parse(record: Mapping[str, object]) -> tuple[Prompt, bool]:
     """The prompt of a record, and whether the record is about completions (then equal prompts are one)."""
-    if not isinstance(record, Mapping):
-        raise RowError("row", f"must be a JSON object with named fields, not {schema.show(record)}")
+    if record.get("prompt") is None and _open_ended(record.get("messages")):
+        return schema.parse_prompt(record.get("messages")), False
     if any(record.get(name) is not None for name in COMPLETIONS):
         return schema.parse_completions(record)[0], True
     return schema.parse_prompt(record.get("prompt")), False
 
 
-def prompt_set(config: RLConfig, base: policy_store.Base, rows: PromptRows | None = None) -> PromptSet:
+def _open_ended(messages: object) -> bool:
+    """Whether a conversation waits for an answer, and so is a prompt."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") != "assistant"
+
+
+def prompt_set(
+    config: PPOConfig | GRPOConfig, base: policy_store.Base, rows: PromptRows | None = None
+) -> PromptSet:
     """`rows`, or the prompts of `config.data`, encoded for `base`, all in one width, so that a run has one shape.
 
     Raises:
       UserError: a prompt is too long (row and length) and data.too_long is error; none is left; prompt and completion do
         not fit into the model's context; or an iteration does not fit into memory.
     """
-    rows = read_prompts(config.data.path, config.data.split) if rows is None else rows
+    data = config.data
+    rows = read_prompts(data.path, data.split, data.columns) if rows is None else rows
     encoded = [base.tokenizer.encode_prompt(prompt) for prompt in rows.prompts]
     most, room = config.rollout.max_prompt_tokens, base.config.max_positions
     fits = np.array([0 < len(ids) <= most for ids in encoded])

@@ -91,7 +91,10 @@ BAD_CHATS = {
     "plain list": (["x"], "message 0 is 'x'"),
     "user last": ([*CHAT], "must be the assistant's"),
     "empty list": ([], "is an empty list"),
-    "image": ([{"role": "assistant", "content": [{"type": "image"}]}], "message 0: is list"),
+    "image": (
+        [{"role": "assistant", "content": [{"type": "image"}]}],
+        "message 0: has a part of type 'image'",
+    ),
     "other history": ([{"role": "user", "content": "Ho"}, answer("x")], "differs from chosen before"),
 }
 
@@ -188,7 +191,7 @@ def test_broken_files_are_named(tmp_path, row, write):
         "list.jsonl": (b"[1]\n", "row 1: field 'row': must be a JSON object"),
         "array.json": (b'[{"prompt": 1,]', "not valid JSON"),
         "bad.parquet": (b"PAR1", "not a readable parquet file"),
-        "prefs.csv": (b"a,b\n", "unknown kind of file"),
+        "prefs.odt": (b"a,b\n", "unknown kind of file"),
     }
     for name, (content, expected) in cases.items():
         (tmp_path / name).write_bytes(content)

@@ -349,6 +349,10 @@ def test_people_of_other_rewards_are_refused(policy, prefs, model):
 def test_vector_rewards_of_new_texts(fitted, model):
     found = fitted.score(QUESTION, ["item 1", "item 11"])
     assert found.shape == (2, 2) and np.isfinite(found).all()
+    talk = (("user", "Which?"), ("assistant", "Of what?"), ("user", QUESTION))
+    # One prompt, not three.
+    with pytest.raises(rewards.UserError, match="no chat template for a prompt of messages"):
+        fitted.score(talk, ["item 1", "item 11"])
     stored = rewards.load(fitted.directory or fitted.save(model.parent / "rewards"))
     with pytest.raises(rewards.UserError, match="rewards.load.directory, encoder=rlhf.encoder"):
         stored.score(QUESTION, ["item 1"])

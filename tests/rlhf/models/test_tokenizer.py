@@ -9,6 +9,7 @@ from tokenizers import models, pre_tokenizers
 
 from rewards.errors import UserError
 from rewards.files import write_json
+from rewards.types import as_messages, message_of
 from rlhf.models.gguf_tokenizer import write_tokenizer
 from rlhf.models.tokenizer import Tokenizer
 from tests.rlhf.models import gguf_files
@@ -121,6 +122,44 @@ def test_other_turn_tokens_and_refused_roles(vocabulary, tmp_path):
         UserError, match="refuses messages of system, user, assistant, user .System role not supp"
     ):
         tokenizer.encode_prompt(CHAT)
+
+
+SAYS_MORE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m.content or '') }}"
+    "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_what_messages_say_more_reaches_the_template_or_is_spoken_of(vocabulary, tmp_path, caplog):
+    call = {"function": {"arguments": {"city": "Bern"}, "name": "weather"}, "type": "function"}
+    prompt = tuple(
+        map(
+            message_of,
+            [
+                {"role": "user", "content": "Weather?", "name": "ann"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "sunny"},
+            ],
+        )
+    )
+    knows = make_directory(tmp_path / "knows", vocabulary, template=SAYS_MORE)
+    reference = transformers.AutoTokenizer.from_pretrained(knows)
+    expected = reference.apply_chat_template(
+        as_messages(prompt), add_generation_prompt=True, return_dict=False
+    )
+    with caplog.at_level("WARNING", "chorus"):
+        assert Tokenizer(knows).encode_prompt(prompt) == expected
+    assert "does not show the 'name' of messages" in caplog.text and "tool_calls" not in caplog.text
+    ignores = make_directory(tmp_path / "ignores", vocabulary)
+    with pytest.raises(UserError, match="leaves out the tool_calls of message 1"):
+        Tokenizer(ignores).encode_prompt(prompt)
+
+
+def test_a_text_begins_behind_nothing_but_the_mark_of_a_beginning(directory, vocabulary, tmp_path):
+    assert Tokenizer(directory).encode_prompt(()) == [0]  # no turn of a chat
+    bare = make_directory(tmp_path / "model", vocabulary, template=None)
+    assert Tokenizer(bare).encode_prompt(()) == [0]
 
 
 def test_bad_directories_are_named(vocabulary, tmp_path):

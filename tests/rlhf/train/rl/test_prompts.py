@@ -19,7 +19,7 @@ def write(path, rows):
 def config(path, **changes):
     rollout = {"prompts_per_step": 2, "users_per_prompt": 2, "completions": 3, "max_prompt_tokens": 8}
     rollout |= {"max_new_tokens": 4} | changes
-    data = SimpleNamespace(path=path, split="train", too_long=rollout.pop("too_long", "error"))
+    data = SimpleNamespace(path=path, split="train", columns={}, too_long=rollout.pop("too_long", "error"))
     return SimpleNamespace(seed=5, data=data, rollout=SimpleNamespace(**rollout))
 
 
@@ -41,6 +41,19 @@ def test_a_file_of_prompts_keeps_every_row_with_its_columns(tmp_path):
     found = rl_data.read_prompts(write(tmp_path / "prompts.jsonl", rows))
     assert found.prompts == ("a", "a", (("user", "a"),))
     assert found.columns == {"answer": [1, 2, None], "level": [None, None, "x"]}
+
+
+def test_prompts_go_by_other_names_and_stand_in_conversations(tmp_path):
+    rows = [{"question": "a", "answer": 1}, {"question": "b", "answer": 2}]
+    path = write(tmp_path / "questions.jsonl", rows)
+    found = rl_data.read_prompts(path, columns={"prompt": "question"})
+    assert found.prompts == ("a", "b") and found.columns == {"answer": [1, 2]}
+    with pytest.raises(UserError, match=r"'prompt' is missing \(columns: question, answer\).*prompt_column"):
+        rl_data.read_prompts(path)
+    waits, ends = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    other = {"role": "user", "content": "c"}
+    talks = write(tmp_path / "talks.jsonl", [{"messages": [other]}, {"messages": [waits, ends]}])
+    assert rl_data.read_prompts(talks).prompts == ((("user", "c"),), (("user", "a"),))
 
 
 BAD = {
