@@ -21,10 +21,11 @@ from safetensors.numpy import save_file
 from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_directory, write_json
 from rlhf.models import gguf_header, layout
-from rlhf.models.attention import rope_frequencies
-from rlhf.models.config import ModelConfig, Rope
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import ARCHITECTURES
 from rlhf.models.gguf_tokenizer import check_tokenizer, write_tokenizer
-from rlhf.models.layout import ARCHITECTURES, SINGLE, TOKENIZER_FILES
+from rlhf.models.layout import SINGLE, TOKENIZER_FILES
+from rlhf.models.rope import Rope, frequencies
 
 MODEL_TYPES = {
     "llama": "llama",
@@ -191,8 +192,8 @@ def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path
     # three of them are the same in every published model, so they can be checked.
     factors = np.asarray(names["rope_freqs.weight"].data, np.float32)
     rope = Rope(raw["rope_theta"], "llama3", float(factors.max()))
-    plain = rope_frequencies(Rope(raw["rope_theta"]), raw["head_dim"])
-    expected = plain / rope_frequencies(rope, raw["head_dim"])
+    plain = frequencies(Rope(raw["rope_theta"]), raw["head_dim"])
+    expected = plain / frequencies(rope, raw["head_dim"])
     if expected.shape != factors.shape or not np.allclose(factors, expected, rtol=1e-3):
         raise UserError(
             f"{path}: rope_freqs.weight: not Llama 3 scaling; load the model's safetensors instead"

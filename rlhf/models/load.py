@@ -257,7 +257,11 @@ class _Checkpoint:
                     f"{path}: tensor {name} has shape {list(shape)}, config.json asks for "
                     f"{list(layout.file_shape(leaf))}; use the config.json of this model"
                 )
-            array = self._open(path).get_tensor(name)
+            if leaf.part is None:
+                array = self._open(path).get_tensor(name)
+            else:
+                first, rows = leaf.part[0], leaf.shape[-1]
+                array = piece[first : first + rows]
         array = array.astype(dtype, copy=False)
         if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")

@@ -8,6 +8,7 @@ file; a file without a reader there ends the script. docs/results/interruptions.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -27,8 +28,8 @@ from runs import COMMANDS, World, preload  # noqa: E402
 
 Reader = Callable[[Path], object]
 """The file's path (relative to the world) → what comes of it."""
-NOT_READ = re.compile(r"/tensorboard/|report\.html$|run\.lock$|\.lock$|matrix\.json$")
-"""Written for people and other programs; nothing of ours reads them."""
+NOT_READ = re.compile(r"/tensorboard/|report\.html$|run\.lock$|\.lock$|matrix\.json$|samples\.jsonl$")
+"""Written for people and other programs; nothing of ours reads what they say."""
 
 
 def policy(path: Path) -> object:
@@ -43,13 +44,20 @@ def policy(path: Path) -> object:
     ]
 
 
+def base(path: Path) -> object:
+    return policy(Path("runs/sft"))
+
+
 def critic(path: Path) -> object:
     from rewards import hashed
 
-    return hashed.load(path.parent, path.stem, shapes_of, "restore it")
+    shapes = critic_shapes()
+    return hashed.load(path.parent, path.stem, lambda record: shapes, "restore it")
 
 
-def shapes_of(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def critic_shapes() -> dict[str, tuple[int, ...]]:
+    """Of the whole file, as training knows them without it."""
     from safetensors.numpy import load_file
 
     return {name: value.shape for name, value in load_file("runs/ppo/critic/critic.safetensors").items()}
@@ -147,17 +155,8 @@ def remembered(path: Path) -> object:
     return found
 
 
-def samples(path: Path) -> object:
-    from rewards import hashed, jsonl
-
-    try:
-        return [hashed.checked_row(row) for row in jsonl.rows(path)]
-    except ValueError as error:
-        raise refused(f"{path}: {error}") from None
-
-
 READERS: tuple[tuple[str, Reader], ...] = (
-    (r"inputs/model/.*", policy),
+    (r"inputs/model/.*", base),
     (r"inputs/pairs\.jsonl", again("sft")),
     (r"inputs/prompts\.jsonl", again("grpo")),
     (r"runs/(sft|dpo|grpo|ppo)/policy/.*", policy),
@@ -169,7 +168,6 @@ READERS: tuple[tuple[str, Reader], ...] = (
     (r"runs/rewards/users/.*\.json", record),
     (r"runs/\w+/(metrics|inputs|environment)\.json", hashed_record),
     (r"runs/\w+/metrics\.jsonl", metrics),
-    (r"runs/\w+/samples\.jsonl", samples),
     (r"runs/rewards/config\.yaml", again("fit")),
     (r"runs/sft/config\.yaml", again("sft")),
     (r"runs/dpo/config\.yaml", again("dpo")),
@@ -208,7 +206,7 @@ def kinds(folder: Path) -> dict[str, list[tuple[Path, Reader]]]:
             raise SystemExit(f"{name}: nobody is named in READERS who reads it")
         kind = re.sub(r"[0-9a-f]{32,}|\d{8}", "*", re.sub(r"users/.*", "users/*.json", name))
         kind = re.sub(r"checkpoints/\*/arrays/.*", "checkpoints/*/arrays/*", kind)
-        kind = re.sub(r"runs/\w+/(?=checkpoints|environment|inputs|metrics|config|samples)", "runs/*/", kind)
+        kind = re.sub(r"runs/\w+/(?=checkpoints|environment|inputs|metrics|config)", "runs/*/", kind)
         found[kind].append((path, reader))
     return found
 
@@ -270,7 +268,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         world = World(args.folder or Path(temporary), every=1, compiled=args.compiled)
         for name in COMMANDS:
-            if name != "quickstart":
+            if name != "quickstart" and not world.directory(name).is_dir():  # of an earlier call with this folder
                 world.make(name)
         shutil.rmtree(world.folder / "cache", ignore_errors=True)
         os.environ["CHORUS_CACHE"] = str(world.folder / "cache")
@@ -279,6 +277,8 @@ def main() -> None:
         embeddings(Path())
         rng, found = random.Random(args.seed), []
         every = kinds(world.folder)
+        for files in every.values():
+            value_of(files[0][1], files[0][0])
         for number in range(args.flips):
             kind = list(every)[number % len(every)]
             path, reader = rng.choice(every[kind])

@@ -75,7 +75,10 @@ def revision() -> str:
 
 def write(path: Path) -> None:
     """The page from the stored counts."""
-    stored = read(path)
+    write_text(path.with_suffix(".md"), text(read(path)))
+
+
+def text(stored: dict[str, Any]) -> str:
     lines = [
         "# Kills, signals, concurrent updates, damaged files",
         "",
@@ -90,7 +93,7 @@ def write(path: Path) -> None:
     for kind in KINDS:
         if kind in stored:
             lines += ["", *_section(kind, stored[kind])]
-    write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _section(kind: str, part: dict[str, Any]) -> list[str]:

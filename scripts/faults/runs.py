@@ -142,11 +142,12 @@ class Changes:
 class World:
     """A folder in which commands run."""
 
-    def __init__(self, folder: Path, *, every: int = 1, compiled: Path | None = None):
+    def __init__(self, folder: Path, *, every: int = 1, compiled: Path | None = None, forked: bool = True):
         """Args:
         every: train.checkpoint_every. compiled: JAX's cache of compiled programs; the folder's own by default.
         """
-        self.folder, self.every, self.compiled = folder, every, compiled or folder / "compiled"
+        self.folder, self.every, self.forked = folder, every, forked
+        self.compiled = compiled or folder / "compiled"
         self.seconds: dict[str, float] = {}
         self.changes: dict[str, int] = {}
         self.imports = 0.0  # seconds
@@ -212,11 +213,11 @@ class World:
             )
 
     def run(
-        self, name: str, plan: Sequence[tuple[float | Changes, int]] = (), *, forked: bool = True
+        self, name: str, plan: Sequence[tuple[float | Changes, int]] = (), *, forked: bool | None = None
     ) -> Ended:
         """Run a command and send it signals: (what to wait for, number) one after the other."""
         began = time.monotonic()
-        process = self.start(name, forked=forked)
+        process = self.start(name, forked=self.forked if forked is None else forked)
         last = None
         for pause, number in plan:
             if self._ends_within(name, process, pause):

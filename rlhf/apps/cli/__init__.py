@@ -36,6 +36,7 @@ GROUPS = (
     "evaluate",
     "export",
     "sweep",
+    "launch",
     "config",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -19,7 +19,8 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.types import Preferences
 from rlhf.models import layout
-from rlhf.models.config import FAMILIES, ModelConfig
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import ARCHITECTURES, FAMILIES
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns.hidden import pooled_states
@@ -30,7 +31,7 @@ from rlhf.policy.packing import Sequences
 
 SUFFIX = "ForSequenceClassification"
 SUPPORTED = tuple(
-    layout.ARCHITECTURES[family].removesuffix("ForCausalLM") + SUFFIX
+    ARCHITECTURES[family].removesuffix("ForCausalLM") + SUFFIX
     for family in FAMILIES
     if family != "gemma3_text"
 ) + (f"Gemma3Text{SUFFIX}",)

@@ -228,7 +228,9 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
     return config
 
 
-def build(values: JSONObject, schema_class: type[Record], place: str, sources: dict[Key, str] | None = None) -> Record:
+def build(
+    values: JSONObject, schema_class: type[Record], place: str, sources: dict[Key, str] | None = None
+) -> Record:
     """Plain values → record; unknown keys are named like everything else.
 
     Args:
