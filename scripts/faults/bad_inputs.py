@@ -35,6 +35,7 @@ import pytest
 import rewards
 import rlhf
 from rlhf.apps import cli
+from scripts.faults.bad_inputs_more import more
 from tests.rlhf.models.test_chat import HOSTILE
 from tests.rlhf.tiny import write_model
 from tests.test_bad_input import World, snapshot, write
@@ -399,7 +400,7 @@ def edited(world: World, file: str, text: str) -> list[str]:
 
 def attacks() -> list[tuple[str, Make]]:
     """Every bad input."""
-    return [*overrides(), *options(), *documents(), *rows(), *models(), *records()]
+    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more()]
 
 
 def preload() -> None:
