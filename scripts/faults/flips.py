@@ -268,7 +268,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         world = World(args.folder or Path(temporary), every=1, compiled=args.compiled)
         for name in COMMANDS:
-            if name != "quickstart" and not world.directory(name).is_dir():  # of an earlier call with this folder
+            if (
+                name != "quickstart" and not world.directory(name).is_dir()
+            ):  # of an earlier call with this folder
                 world.make(name)
         shutil.rmtree(world.folder / "cache", ignore_errors=True)
         os.environ["CHORUS_CACHE"] = str(world.folder / "cache")
