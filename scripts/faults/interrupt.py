@@ -62,7 +62,7 @@ def kill_round(world: World, name: str, rng: random.Random) -> dict[str, Any]:
 def signal_round(world: World, name: str, kind: str, rng: random.Random) -> dict[str, Any]:
     """Interrupt a command, see how it ends, run it again to its end, compare."""
     world.forget(name)
-    whole = rng.random() < WHOLE
+    whole = rng.random() < WHOLE or not world.forked
     when, numbers = instant(world, name, rng, whole=whole), SIGNALS[kind]
     # A person's second Ctrl-C comes after some tenths of a second; a script's at once.
     plan = [(when, numbers[0]), *((rng.choice((0.0, 0.02, 0.3)), number) for number in numbers[1:])]

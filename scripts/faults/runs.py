@@ -197,7 +197,10 @@ class World:
         }
 
     def start(self, name: str, *, forked: bool) -> "subprocess.Popen[bytes] | Forked":
-        """A command in a process of its own; forked: from this one, which has imported what it needs."""
+        """A command in a process of its own; forked: from this one, which has imported what it needs.
+
+        A process that has compiled anything must not be forked: XLA's threads stay behind, and the child waits for them.
+        """
         words = [*COMMANDS[name][0].format(every=self.every).split(), "--json"]
         own = self.environment()
         with (self.folder / "out.txt").open("wb") as out, (self.folder / "err.txt").open("wb") as err:
@@ -237,7 +240,8 @@ class World:
     ) -> bool:
         if isinstance(pause, Changes):
             before = None
-            while pause.seen < pause.count:
+            until = time.monotonic() + LIMIT_SECONDS
+            while pause.seen < pause.count and time.monotonic() < until:
                 if process.poll() is not None:
                     return True
                 now = _state_of(self.directory(name))
