@@ -52,6 +52,9 @@ def open_source(source: Source, split: str, columns: Mapping[str, str] | None = 
 def _renamed(records: Records, columns: Mapping[str, str], source: str) -> Records:
     records = list(records)
     rows = [record for _, record in records if isinstance(record, Mapping)]
+    person = columns.get("user_id")
+    if person in ("prompt", "chosen", "rejected") and person not in columns:
+        raise UserError(f"user_column {person!r}: holds something else; name the column that says who chose")
     for ours, theirs in columns.items():
         if rows and not any(theirs in row for row in rows):
             raise UserError(

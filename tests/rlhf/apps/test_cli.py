@@ -39,7 +39,14 @@ COMMANDS = [
     "generate",
     "evaluate",
     "export",
+    "sweep",
+    "launch local",
+    "launch slurm",
+    "launch status",
+    "launch logs",
+    "launch cancel",
     "config describe",
+    "config new",
 ]
 HEAVY = ("jax", "transformers", "pydantic", "numpy", "orbax", "sklearn", "rich")
 

@@ -59,7 +59,7 @@ def sample_writer(folder, prompts):
     known = types.SimpleNamespace(prompts=prompts, row=np.arange(1, 1 + len(prompts)))
     config = types.SimpleNamespace(
         train=types.SimpleNamespace(samples_every=1, sample_rows=8),
-        rollout=types.SimpleNamespace(completions=1),
+        rollout=types.SimpleNamespace(completions=1, skip_special_tokens=True),
     )
     return samples.Samples(folder, tokenizer, source, known, config)
 
