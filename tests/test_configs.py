@@ -7,6 +7,7 @@ import pytest
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
 from rlhf.run.config.shipped import shipped
+from rlhf.sweep.config import read_sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
@@ -22,8 +23,10 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_it_builds_and_opens_with_its_command(path):
-    config = load(path, [], schema_of(kind_of(path)))
-    hash(config)  # static arguments must be hashable
+    if kind_of(path) == "sweep":
+        read_sweep(path)
+    else:
+        hash(load(path, [], schema_of(kind_of(path))))  # static arguments must be hashable
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     relative = f"configs/{path.parent.name}/{path.name}"
     assert any(line.strip().startswith("#   chorus ") and relative in line for line in head), head

@@ -12,8 +12,10 @@ from urllib.parse import unquote
 import pytest
 
 from rlhf.apps.cli import parse
+from rlhf.apps.cli.common import configuration
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
+from rlhf.sweep.config import read_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -84,7 +86,13 @@ def test_command_parses_and_its_configuration_loads(place, command, monkeypatch)
     args = arguments(command)
     if args is None or not hasattr(args, "config") or not hasattr(args, "overrides"):
         return
+    if args.command == "sweep":
+        read_sweep(args.config, args.overrides)
+        return
     kind = KIND[args.command, getattr(args, "subcommand", None)]
+    if hasattr(args, "data"):  # may run without a file
+        configuration(args, kind)
+        return
     load(args.config, args.overrides, schema_of(kind))  # a wrong key, value or file raises
 
 
@@ -148,10 +156,10 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
         yield from leaves(inner[0], f"{prefix}{field.name}.") if inner else (f"{prefix}{field.name}",)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate"])
+@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"])
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
-    command = {"rewards": "rewards fit", "evaluate": "evaluate"}.get(kind, f"train {kind}")
+    command = {"rewards": "rewards fit", "evaluate": "evaluate", "sweep": "sweep"}.get(kind, f"train {kind}")
     [section] = [part for part in sections if part.startswith(f"`chorus {command}`")]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", section, flags=re.M)
     assert [row[0] for row in rows] == list(leaves(schema_of(kind)))

@@ -66,7 +66,7 @@ def train_sft(
     Args:
       model: what is tuned.
       data: see `Data`.
-      steps: optimiser steps.
+      steps: optimiser steps; `epochs=` counts passes over the data instead.
       callbacks: `rlhf.Callback` objects, or functions of (step, metrics).
       optimizer: any optax GradientTransformation, whole, with its own rate, schedule and clipping; or the `optimizer`
         section of the configuration as a dict. A resumed run must be given the same.
@@ -190,6 +190,8 @@ def _train_rl(
     keys: JSONObject,
 ) -> Policy:
     own, keys = _own(optimizer, keys)
+    if "epochs" in keys:  # of the two keys of this name the one that was there first
+        keys = {("algorithm.epochs" if name == "epochs" else name): value for name, value in keys.items()}
     rows = _prompt_rows(data)
     given: JSONObject = {"rollout.max_new_tokens": 64, "kl.coef": 0.05}
     functions = [rewards] if callable(rewards) else rewards if isinstance(rewards, (list, tuple)) else []
@@ -242,13 +244,15 @@ def _config(
     tune = keys.get("tune", {}).get("mode") if isinstance(keys.get("tune"), dict) else None
     full = "full" in (tune, keys.get("mode"), keys.get("tune.mode"))
     name = model if not isinstance(model, Policy) else model.directory or MEMORY
+    length = keys.get("train", {}) if isinstance(keys.get("train"), dict) else {}
+    by_epochs = keys.keys() & {"epochs", "train.epochs"} or "epochs" in length
     defaults = {
         "seed": int(seed),
         "output_dir": MEMORY if output_dir is None else str(output_dir),
         "data.path": MEMORY if output_dir is None else f"{MEMORY}:{inputs.content(data)}",
         "model.name": str(name),
         "optimizer.learning_rate": 1e-5 if full else 1e-4,
-        "train.steps": steps,
+        "train.steps": None if by_epochs else steps,
     }
     return configuration(schema, call, defaults | dict(given or {}), keys)
 

@@ -30,6 +30,10 @@ class EvaluateSamplingConfig:
     )
     temperature: float = Field(default=1.0, ge=0, le=1e6, description="Sampling temperature; 0 is greedy.")
     max_new_tokens: int = Field(default=64, ge=1, le=1_000_000, description="Longest answer, in tokens.")
+    skip_special_tokens: bool = Field(
+        default=True,
+        description="Leave special tokens out of the text that rewards see; as rollout.skip_special_tokens in training.",
+    )
 
 
 @record

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from rewards.basis.readout import Readout
-from rewards.basis.store import FittedBasis, load_reward_run
+from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.comparison import replay
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, last_choices, split_people
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_json
+from rewards.people.population import load_people
 from rewards.types import Preferences
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.phi import encoder
@@ -25,6 +26,7 @@ from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
 from rlhf.run import inputs
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
+from rlhf.train.dpo import read_of
 
 MATRIX = "matrix.json"
 Z_ROWS = 4
@@ -44,24 +46,24 @@ class People:
 def run(config: EvaluateConfig) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
-    A finished evaluation is not repeated as long as policy and data are those of then.
+    A finished evaluation is not repeated as long as all that it read is as it was then.
     """
     with Run.open(config.output_dir, config, "evaluate") as job:
         prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns)
-        data = inputs.content(prefs)
-        if finished(job, config, data):
+        rewards = load_reward_run(config.rewards)
+        found = read_by(config, prefs, rewards)
+        if finished(job, found):
             return job.stored_result()
         prefs = keep_people(prefs, config.data.min_comparisons, config.data.max_people)
-        rewards = load_reward_run(config.rewards)
         policy = policy_store.load_policy(config.policy)
         check_match(config, policy, rewards)
         _, held = split_people(prefs, config.data.held_out_people, config.data.split_seed)
         judged = judge(config, policy, rewards, prefs, held)
-        names = {"run_dir": str(job.directory), "policy_sha256": policy_store.identity(config.policy)}
-        names["data_sha256"] = data
+        names = {"run_dir": str(job.directory), **hashes(found)}
         matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
         write_json(job.directory / MATRIX, matrix)
         write_report(job.directory, names | judged.figures, judged)
+        inputs.write(job, found)
         job.write_result(names | judged.figures)
         return read_result(job.directory)
 
@@ -122,16 +124,33 @@ def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> polic
     )
 
 
-def finished(job: Run, config: EvaluateConfig, data: str) -> bool:
-    """Whether an earlier session evaluated this very policy (whose record names its reward run and base model) on this data."""
-    written = all((job.directory / name).is_file() for name in (REPORT, RESULT))
-    if not job.resumed or not written or not policy_store.is_run(config.policy):
+def read_by(config: EvaluateConfig, prefs: Preferences, rewards: RewardRun) -> inputs.Inputs:
+    """What an evaluation reads: data, policy with what lies under it, rewards, and π_ref where it is asked."""
+    policy_store.require_run(config.policy)
+    found = {
+        "data.path": {str(config.data.path): inputs.content(prefs)},
+        "policy": {"policy": policy_store.identity(config.policy), **policy_store.files_under(config.policy)},
+        **read_of(rewards, load_people(rewards)),
+    }
+    if config.enumerate:
+        found["model.name"] = policy_store.parts_of(config.model.name)
+    return found
+
+
+def hashes(found: inputs.Inputs) -> JSONObject:
+    """What metrics.json says of it."""
+    (data,) = found["data.path"].values()
+    return {"policy_sha256": found["policy"]["policy"], "data_sha256": data}
+
+
+def finished(job: Run, found: inputs.Inputs) -> bool:
+    """Whether an earlier session evaluated with these very inputs."""
+    if not job.resumed or not all((job.directory / name).is_file() for name in (REPORT, RESULT)):
         return False
     result = read_result(job.directory)
     # Evaluations from before the data was recorded are taken as they are.
-    return result.get("policy_sha256") == policy_store.identity(config.policy) and (
-        result.get("data_sha256") in (None, data)
-    )
+    same = all(result.get(name, now) == now for name, now in hashes(found).items())
+    return same and inputs.unchanged(job, found)
 
 
 def check_match(config: EvaluateConfig, policy: policy_store.Policy, rewards: FittedBasis) -> None:
@@ -258,6 +277,7 @@ def sampled_answers(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         batch=64,
+        skip_special_tokens=settings.skip_special_tokens,
     )
     texts = [completion.text for completion in completions]
     known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)

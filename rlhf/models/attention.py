@@ -1,47 +1,12 @@
-"""Rotary positions, masks and grouped-query attention.
+"""Masks and grouped-query attention.
 
 Shapes: B rows, T queries, S keys, H heads, G key/value heads, h head width.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rlhf.models.config import Rope
 from rlhf.models.layout import HostOrDevice
-
-
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Inverse wavelengths [h/2]; the scaled kinds as transformers defines them (`modeling_rope_utils`)."""
-    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if rope.kind == "linear":
-        frequencies = frequencies / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / frequencies
-        low = rope.original_positions / rope.low_freq_factor
-        high = rope.original_positions / rope.high_freq_factor
-        ramp = (rope.original_positions / wavelength - rope.low_freq_factor) / (
-            rope.high_freq_factor - rope.low_freq_factor
-        )
-        between = (1 - ramp) * frequencies / rope.factor + ramp * frequencies
-        frequencies = np.where(wavelength > low, frequencies / rope.factor, frequencies)
-        frequencies = np.where((wavelength <= low) & (wavelength >= high), between, frequencies)
-    return frequencies.astype(np.float32)
-
-
-def rope_tables(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, h/2]."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(rope, head_dim)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the two halves of each head of x[B, T, heads, h] (Hugging Face's layout)."""
-    cos, sin = tables
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def tree_mask(end: HostOrDevice) -> jax.Array:

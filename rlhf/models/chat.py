@@ -19,7 +19,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-BUDGET, BUDGET_PER_LETTER = 100_000_000, 400  # about a second; per letter of the messages besides
+BUDGET, BUDGET_PER_LETTER = 40_000_000, 400  # less than a second; per letter of the messages besides
 LONGEST, LONGEST_PER_LETTER = 1_000_000, 20  # letters of what a template may make of messages
 ITERATION, OPERATION, LETTER = 20, 1000, 4  # prices, by the time they take
 _ELEMENT = 25  # letters that an element of a list counts for, besides its own

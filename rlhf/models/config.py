@@ -2,114 +2,31 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Literal
 
 from rewards.errors import UserError
+from rlhf.models import rope as ropes
+from rlhf.models.families import COMPUTED_OF_FAMILY, FAMILIES, MAX_LAYERS
+from rlhf.models.hf_values import Values, cut
+from rlhf.models.rope import Rope
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-MAX_SIZE, MAX_LAYERS = 2**24, 10_000  # far above any published model: a larger number is a damaged file
-
-# What transformers takes where a published file leaves a key out (`configuration_*.py` of 5.23); sizes that no two models
-# share have no default here.
-DEFAULTS: dict[str, dict[str, object]] = {
-    "llama": {},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"num_key_value_heads": 32},
-    "qwen3": {"head_dim": 128, "num_key_value_heads": 32},
-    "gemma": {"head_dim": 256, "num_key_value_heads": 16},
-    "gemma2": {
-        "head_dim": 256,
-        "num_key_value_heads": 4,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    "gemma3_text": {
-        "vocab_size": 262_208,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "max_position_embeddings": 131_072,
-    },
-}
-COMPUTED = frozenset(
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta rope_scaling rope_parameters "
-    "eos_token_id".split()
-)
-_GEMMA = frozenset({"hidden_activation", "attention_bias"})
-_GEMMA2 = _GEMMA | {"query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping"}
-_GEMMA2 |= {"final_logit_softcapping", "layer_types"}
-_QWEN = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
-COMPUTED_OF_FAMILY: dict[str, frozenset[str]] = {
-    "llama": frozenset({"attention_bias"}),
-    "mistral": frozenset({"sliding_window"}),
-    "qwen2": _QWEN,
-    "qwen3": _QWEN | {"attention_bias"},
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2 | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
-}
-# Keys of files and libraries around the model; dropout is never applied here, as in the field's preference trainers.
-NO_EFFECT = frozenset(
-    "architectures attention_dropout auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation "
-    "cache_config custom_pipelines decoder_start_token_id diversity_penalty do_sample dtype early_stopping "
-    "encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id "
-    "forced_eos_token_id hidden_dropout id2label initializer_range is_llama_config label2id length_penalty max_length "
-    "min_length model_max_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences "
-    "output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type "
-    "remove_invalid_values repetition_penalty resid_pdrop embd_pdrop return_dict return_dict_in_generate sep_token_id "
-    "suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype "
-    "torchscript transformers_version transformers.js_config typical_p use_bfloat16 use_cache attn_implementation".split()
-)
-# Keys that are harmless at these values alone.
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "add_cross_attention": (False,),
-    "chunk_size_feed_forward": (0,),
-    "is_causal": (True,),
-    "is_decoder": (True, False),
-    "is_encoder_decoder": (False,),
-    "mlp_bias": (False,),
-    "partial_rotary_factor": (1.0,),
-    "pruned_heads": ({},),
-    "rope_interleaved": (False,),
-    "tie_encoder_decoder": (False,),
-    "use_bidirectional_attention": (False,),
-    "use_mrope": (False,),
-    "use_qk_norm": (False,),
-}
-_ROPE_KEYS = frozenset(
-    "rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
-)
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of one kind of layer.
-
-    Attributes:
-      theta: base of the frequencies.
-      kind: "default", "linear" (frequencies divided by `factor`) or "llama3" (only the low ones, with a ramp).
-      factor, low_freq_factor, high_freq_factor, original_positions: parameters of the scaled kinds.
-    """
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes a decoder's computation; frozen and hashable, so it can be static under jit.
 
-    `sliding[l]` says whether layer l sees only the last `window` positions (and then uses `rope_local`).
+    Attributes:
+      sliding: by layer, whether it sees only the last `window` positions (and then uses `rope_local`).
+      unrotated: by layer, whether it has no positions at all (SmolLM3).
+      pre_norms, post_norms: whether attention and MLP read normed states, and whether what they give is normed (OLMo 2: that
+        alone; Gemma 2: both).
+      qk_norm: of queries and keys: none, of each "head", or of "all" heads together.
+      norm_in_float32: whether a norm's scale multiplies before the result is rounded (OLMo) or after (Llama).
+      residual_scale: what attention and MLP give is multiplied with; logit_divisor: logits are divided by.
+      fused: whether the files hold q, k, v in one matrix, and gate and up (Phi-3).
     """
 
     family: str
@@ -124,19 +41,31 @@ class ModelConfig:
     rope: Rope
     rope_local: Rope
     sliding: tuple[bool, ...]
+    unrotated: tuple[bool, ...]
     window: int
     norm_eps: float
     activation: str
     tied: bool
     attention_bias: bool
     output_bias: bool
+    mlp_bias: bool
     norm_plus_one: bool
+    norm_in_float32: bool
+    pre_norms: bool
     post_norms: bool
-    qk_norm: bool
+    qk_norm: Literal["none", "head", "all"]
     query_scale: float
     embed_scale: float
+    residual_scale: float
+    logit_divisor: float
+    fused: bool
     attention_softcap: float | None
     final_softcap: float | None
+
+    def lowest(self, num_layers: int) -> "ModelConfig":
+        """The same with the lowest layers alone."""
+        parts = {name: getattr(self, name)[:num_layers] for name in ("sliding", "unrotated")}
+        return dataclasses.replace(self, num_layers=num_layers, **parts)
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, object], source: str = "config.json") -> "ModelConfig":
@@ -154,88 +83,12 @@ class ModelConfig:
             raise UserError(
                 f"{source}: model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}"
             )
-        values = _Values(raw, family, source)
+        values = Values(raw, family, source)
         values.check_keys()
         return _read(values, family)
 
 
-class _Values:
-    """Typed reading of one configuration: each method returns a value in its range or names key and value."""
-
-    def __init__(self, raw: Mapping[str, object], family: str, source: str):
-        self.raw, self.family, self.source = raw, family, source
-        self.defaults = DEFAULTS[family]
-
-    def get(self, key: str, default: object = None) -> object:
-        """The value; where the file leaves the key out, the family's default. null stays null."""
-        return self.raw[key] if key in self.raw else self.defaults.get(key, default)
-
-    def refuse(self, key: str, reason: str) -> UserError:
-        return UserError(f"{self.source}: {key}: {reason}")
-
-    def check_keys(self) -> None:
-        """Refuse what would change the computation without this decoder knowing it."""
-        known = COMPUTED | COMPUTED_OF_FAMILY[self.family] | NO_EFFECT
-        for key, value in self.raw.items():
-            if key in known or value is None or key.startswith("unsloth_"):
-                continue
-            if key in NEUTRAL:
-                if value in NEUTRAL[key]:
-                    continue
-                allowed = " or ".join(repr(allowed) for allowed in NEUTRAL[key])
-                raise self.refuse(key, f"{_cut(value)} is not supported, only {allowed}; use another model")
-            if key.startswith("_"):  # what libraries write for themselves
-                continue
-            raise self.refuse(
-                key,
-                f"{_cut(value)}: a key that this decoder does not know for {self.family}; if it changes nothing "
-                "that the model computes, remove it, otherwise use another model",
-            )
-
-    def integer(self, key: str, low: int = 1, high: int = MAX_SIZE, default: object = None) -> int:
-        value = self.get(key, default)
-        if value is None:
-            raise self.refuse(key, "missing; take the file that came with the weights")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.refuse(key, f"must be a whole number from {low} to {high}, not {_cut(value)}")
-        return value
-
-    def number(self, key: str, default: object = None, where: Mapping[str, object] | None = None) -> float:
-        """A finite number above 0."""
-        value = self.get(key, default) if where is None else where.get(key, default)
-        if value is None:
-            raise self.refuse(key, "missing; take the file that came with the weights")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self.refuse(key, f"must be a number above 0, not {_cut(value)}")
-        return float(value)
-
-    def optional(self, key: str) -> float | None:
-        return None if self.get(key) is None else self.number(key)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            raise self.refuse(key, f"must be true or false, not {_cut(value)}")
-        return value
-
-    def section(self, key: str) -> Mapping[str, object]:
-        value = self.raw.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise self.refuse(key, f"must be a section or null, not {_cut(value)}")
-        return value
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _read(values: _Values, family: str) -> ModelConfig:
+def _read(values: Values, family: str) -> ModelConfig:
     gemma = family.startswith("gemma")
     width = values.integer("hidden_size")
     num_layers = values.integer("num_hidden_layers", high=MAX_LAYERS)
@@ -252,13 +105,20 @@ def _read(values: _Values, family: str) -> ModelConfig:
         raise values.refuse("head_dim", f"must be even for rotary positions, not {head_dim}")
     vocab_size = values.integer("vocab_size")
     _check_end_tokens(values, vocab_size)
-    rope, rope_local = _ropes(values, family)
+    rope, rope_local = ropes.read(values, family, head_dim)
     sliding, window = _sliding(values, family, num_layers)
-    bias = values.flag("attention_bias", False) if family != "mistral" else False
+    own = COMPUTED_OF_FAMILY[family]
+    bias = "attention_bias" in own and values.flag("attention_bias", False)
     norm_eps = values.number("rms_norm_eps", 1e-6)
     if norm_eps > 1:
         raise values.refuse("rms_norm_eps", f"must be at most 1, not {norm_eps}")
-    scaled = family in ("gemma2", "gemma3_text")
+    scaled, granite, olmo = (
+        family in ("gemma2", "gemma3_text"),
+        family == "granite",
+        family in ("olmo2", "olmo3"),
+    )
+    query_scale = (values.number("query_pre_attn_scalar") if scaled else float(head_dim)) ** -0.5
+    embed_scale = math.sqrt(width) if gemma else 1.0
     return ModelConfig(
         family=family,
         vocab_size=vocab_size,
@@ -268,124 +128,65 @@ def _read(values: _Values, family: str) -> ModelConfig:
         num_kv_heads=groups,
         head_dim=head_dim,
         mlp_width=values.integer("intermediate_size"),
-        max_positions=values.integer("max_position_embeddings", high=2**31 - 1, default=8192),
+        max_positions=rope.limit(values.integer("max_position_embeddings", high=2**31 - 1, default=8192)),
         rope=rope,
         rope_local=rope_local,
         sliding=sliding,
+        unrotated=_unrotated(values, family, num_layers),
         window=window,
         norm_eps=norm_eps,
         activation=_activation(values, gemma),
-        tied=values.flag("tie_word_embeddings", gemma),
+        tied=values.flag("tie_word_embeddings", gemma or family == "smollm3"),
         attention_bias=bias or family == "qwen2",
         output_bias=bias and family != "qwen2",
+        mlp_bias="mlp_bias" in own and values.flag("mlp_bias", False),
         norm_plus_one=gemma,
-        post_norms=scaled,
-        qk_norm=family in ("qwen3", "gemma3_text"),
-        query_scale=(values.number("query_pre_attn_scalar") if scaled else float(head_dim)) ** -0.5,
-        embed_scale=math.sqrt(width) if gemma else 1.0,
+        norm_in_float32=gemma or olmo,
+        pre_norms=not olmo,
+        post_norms=scaled or olmo,
+        qk_norm="all" if olmo else "head" if family in ("qwen3", "gemma3_text") else "none",
+        query_scale=values.number("attention_multiplier") if granite else query_scale,
+        embed_scale=values.number("embedding_multiplier") if granite else embed_scale,
+        residual_scale=values.number("residual_multiplier") if granite else 1.0,
+        logit_divisor=values.number("logits_scaling") if granite else 1.0,
+        fused=family == "phi3",
         attention_softcap=values.optional("attn_logit_softcapping") if scaled else None,
         final_softcap=values.optional("final_logit_softcapping") if scaled else None,
     )
 
 
-def _check_end_tokens(values: _Values, vocab_size: int) -> None:
+def _check_end_tokens(values: Values, vocab_size: int) -> None:
     given = values.raw.get("eos_token_id")
     for token in given if isinstance(given, list) else [] if given is None else [given]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise values.refuse(
-                "eos_token_id", f"must be token ids from 0 to {vocab_size - 1}, not {_cut(given)}"
+                "eos_token_id", f"must be token ids from 0 to {vocab_size - 1}, not {cut(given)}"
             )
 
 
-def _activation(values: _Values, gemma: bool) -> str:
+def _activation(values: Values, gemma: bool) -> str:
     key = "hidden_activation" if gemma and values.get("hidden_activation") is not None else "hidden_act"
     given = values.get(key)
     given = ("gelu_pytorch_tanh" if gemma else "silu") if given is None else given
     if not isinstance(given, str) or given not in _ACTIVATIONS:
-        raise values.refuse(key, f"{_cut(given)} is not supported; use one of {', '.join(_ACTIVATIONS)}")
+        raise values.refuse(key, f"{cut(given)} is not supported; use one of {', '.join(_ACTIVATIONS)}")
     # Gemma's first files say gelu and mean the approximation by tanh.
     return "gelu_tanh" if gemma and given == "gelu" else _ACTIVATIONS[given]
 
 
-def _rope(values: _Values, key: str, scaling: Mapping[str, object], theta: float) -> Rope:
-    """One rotary embedding from the section `key` of the file."""
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
-        raise values.refuse(key, f"{_cut(kind)} is not supported; use default, linear or llama3")
-    for name, value in scaling.items():
-        if name not in _ROPE_KEYS and value is not None and (name, value) != ("partial_rotary_factor", 1.0):
-            raise values.refuse(
-                f"{key}.{name}", f"{_cut(value)}: not known for {kind} positions; use another model"
-            )
-
-    def number(name: str) -> float:
-        if scaling.get(name) is None:
-            raise values.refuse(f"{key}.{name}", "missing; take the file that came with the weights")
-        value = scaling[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise values.refuse(f"{key}.{name}", f"must be a number above 0, not {_cut(value)}")
-        return float(value)
-
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", number("factor"))
-    low, high = number("low_freq_factor"), number("high_freq_factor")
-    if low >= high:
-        raise values.refuse(f"{key}.low_freq_factor", f"must be below high_freq_factor {high}, not {low}")
-    original = number("original_max_position_embeddings")
-    return Rope(theta, "llama3", number("factor"), low, high, int(original))
-
-
-def _theta(values: _Values, places: Iterable[tuple[str, object]], default: float) -> float:
-    """The first base that is given; every one that is given is checked."""
-    found = None
-    for key, value in places:
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise values.refuse(key, f"must be a number above 0, not {_cut(value)}")
-        found = float(value) if found is None else found
-    return default if found is None else found
-
-
-def _ropes(values: _Values, family: str) -> tuple[Rope, Rope]:
-    """Global and local rotary embeddings; both spellings, `rope_theta`/`rope_scaling` and `rope_parameters`."""
-    raw, default = values.raw, 1_000_000.0 if family == "gemma3_text" else 10_000.0
-    parameters, scaling = values.section("rope_parameters"), values.section("rope_scaling")
-    if "full_attention" in parameters:
-        parts = []
-        for name, base in (("full_attention", default), ("sliding_attention", 10_000.0)):
-            key, part = f"rope_parameters.{name}", parameters.get(name)
-            if not isinstance(part, Mapping):
-                raise values.refuse(key, f"must be a section, not {_cut(part)}")
-            theta = _theta(values, [(f"{key}.rope_theta", part.get("rope_theta"))], base)
-            parts.append(_rope(values, key, part, theta))
-        return parts[0], parts[1]
-    places = [
-        ("rope_parameters.rope_theta", parameters.get("rope_theta")),
-        ("rope_theta", raw.get("rope_theta")),
-    ]
-    theta = _theta(values, places, default)
-    key, section = ("rope_parameters", parameters) if parameters else ("rope_scaling", scaling)
-    rope = _rope(values, key, section, theta)
-    if family == "gemma3_text":
-        return rope, Rope(values.number("rope_local_base_freq", 10_000.0))
-    return rope, rope
-
-
-def _sliding(values: _Values, family: str, num_layers: int) -> tuple[tuple[bool, ...], int]:
+def _sliding(values: Values, family: str, num_layers: int) -> tuple[tuple[bool, ...], int]:
     """Which layers have a sliding window, and its width (0 where none has)."""
     known = "sliding_window" in COMPUTED_OF_FAMILY[family]
     window = values.integer("sliding_window") if known and values.get("sliding_window") is not None else 0
-    windowed = family != "mistral" and "layer_types" in COMPUTED_OF_FAMILY[family]
-    switched_off = family.startswith("qwen") and not values.flag("use_sliding_window", False)
+    windowed = "layer_types" in COMPUTED_OF_FAMILY[family]
+    switch = "use_sliding_window" in COMPUTED_OF_FAMILY[family]
+    switched_off = switch and not values.flag("use_sliding_window", False)
     kinds = values.get("layer_types") if windowed else None
     if kinds is not None:
         names = {"sliding_attention": True, "full_attention": False}
         if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= set(names):
             raise values.refuse(
-                "layer_types", f"must be {num_layers} of {' and '.join(names)}, not {_cut(kinds)}"
+                "layer_types", f"must be {num_layers} of {' and '.join(names)}, not {cut(kinds)}"
             )
         sliding = tuple(names[kind] for kind in kinds)
     elif family == "gemma2":
@@ -396,8 +197,12 @@ def _sliding(values: _Values, family: str, num_layers: int) -> tuple[tuple[bool,
         )
         pattern = values.integer(key, default=6)
         sliding = tuple((layer + 1) % pattern != 0 for layer in range(num_layers))
-    elif family == "mistral":
+    elif family in ("mistral", "ministral", "phi3"):
         sliding = (window > 0,) * num_layers
+    elif family == "olmo3":
+        sliding = tuple((layer + 1) % 4 != 0 for layer in range(num_layers))
+    elif family == "smollm3":
+        sliding = _unrotated(values, family, num_layers)
     elif family.startswith("qwen"):
         first = values.integer("max_window_layers", low=0, default=28)
         sliding = tuple(layer >= first for layer in range(num_layers))
@@ -406,3 +211,16 @@ def _sliding(values: _Values, family: str, num_layers: int) -> tuple[tuple[bool,
     if switched_off or window == 0:
         sliding = (False,) * num_layers
     return sliding, window if any(sliding) else 0
+
+
+def _unrotated(values: Values, family: str, num_layers: int) -> tuple[bool, ...]:
+    """Which layers have no positions; `no_rope_layers` holds 1 for those that do."""
+    if family != "smollm3":
+        return (False,) * num_layers
+    given = values.get("no_rope_layers")
+    if given is None:
+        interval = values.integer("no_rope_layer_interval")
+        return tuple((layer + 1) % interval == 0 for layer in range(num_layers))
+    if not isinstance(given, list) or len(given) < num_layers or any(flag not in (0, 1) for flag in given):
+        raise values.refuse("no_rope_layers", f"must be {num_layers} of 0 and 1, not {cut(given)}")
+    return tuple(not flag for flag in given[:num_layers])

@@ -1,4 +1,4 @@
-"""One configuration-driven decoder for the Llama, Qwen and Gemma families.
+"""One configuration-driven decoder for every family of `families.FAMILIES`.
 
 Layers are kept in *stages*: stacks that `lax.scan` runs. A decoder with adapters only on its top n layers has two
 stages, of which the lower is frozen, so its activations for fixed tokens can be computed once. For decoding every layer
@@ -9,6 +9,7 @@ Shapes: B rows, T tokens of this call, S cached positions, D width, V vocabulary
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from rlhf.models import attention
+from rlhf.models import rope as ropes
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
 from rlhf.models.cache import Cache, LayerCache
 from rlhf.models.conditioners import FiLM, LogitHeads, Prefix, WordKeys, write_words
@@ -36,7 +38,7 @@ class Context:
 
     Attributes:
       mask: bool[B, T, S] of keys a query may see; window_mask: the same with the sliding window, None without one.
-      rope, rope_local: (cos, sin) tables.
+      rope, rope_local: (cos, sin) tables; unrotated: those that turn nothing, None where every layer has positions.
       gate: [B, 1, K·r] of the low-rank conditioner, None where z = 0 for all.
       z: [B, K] for the other kinds, None where z = 0 for all.
       words: keys and values of the words in front of the prompt, which `mask` covers first; None without any.
@@ -47,17 +49,31 @@ class Context:
     window_mask: jax.Array | None
     rope: tuple[jax.Array, jax.Array]
     rope_local: tuple[jax.Array, jax.Array]
+    unrotated: tuple[jax.Array, jax.Array] | None
     gate: jax.Array | None
     index: jax.Array | None
     z: jax.Array | None = None
     words: WordKeys | None = None
 
 
-def _choose(sliding: bool | jax.Array, local: PyTree, whole: PyTree) -> PyTree:
-    """`local` in a layer with a sliding window, else `whole`; decided now where the layer is known."""
-    if isinstance(sliding, bool):
-        return local if sliding else whole
-    return jax.tree.map(lambda a, b: jnp.where(sliding, a, b), local, whole)
+class Kind(NamedTuple):
+    """What a layer is: of one layer bool, in a scan over layers arrays."""
+
+    sliding: bool | HostOrDevice
+    unrotated: bool | HostOrDevice
+
+
+def kinds(config: ModelConfig, first: int, size: int) -> Kind:
+    """Of the layers first … first+size−1, as arrays."""
+    part = slice(first, first + size)
+    return Kind(np.asarray(config.sliding[part]), np.asarray(config.unrotated[part]))
+
+
+def _choose(which: bool | HostOrDevice, one: PyTree, other: PyTree) -> PyTree:
+    """`one` in a layer that is `which`, else `other`; decided now where the layer is known."""
+    if isinstance(which, bool):
+        return one if which else other
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), one, other)
 
 
 class RMSNorm(nnx.Module):
@@ -67,14 +83,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(
             jnp.zeros((width,), dtype) if config.norm_plus_one else jnp.ones((width,), dtype)
         )
-        self.eps, self.plus_one = config.norm_eps, config.norm_plus_one
+        self.eps, self.plus_one, self.wide = config.norm_eps, config.norm_plus_one, config.norm_in_float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].astype(jnp.float32)
-        if self.plus_one:
-            return (wide * (1.0 + scale)).astype(x.dtype)
+        if self.wide:
+            return (wide * (1.0 + scale if self.plus_one else scale)).astype(x.dtype)
         return wide.astype(x.dtype) * scale.astype(x.dtype)  # Llama rounds before scaling
 
 
@@ -86,23 +102,36 @@ class Attention(nnx.Module):
         self.k = Linear(config.width, groups, bias=config.attention_bias, **shared)
         self.v = Linear(config.width, groups, bias=config.attention_bias, **shared)
         self.o = Linear(heads, config.width, bias=config.output_bias, **shared)
-        self.q_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
+        widths = {"none": None, "head": (config.head_dim, config.head_dim), "all": (heads, groups)}[
+            config.qk_norm
+        ]
+        self.q_norm, self.k_norm = (
+            (None, None) if widths is None else (RMSNorm(w, config, dtype) for w in widths)
+        )
         self.prefix = Prefix(config, spec, rngs) if spec and spec.has("prefix") else None
         self.config = config
 
-    def __call__(self, x, context: Context, sliding, cache, words=None):
+    def heads(self, x, gate):
+        """x[B, T, D] → queries, keys and values [B, T, heads, h], before positions."""
+        query, key, value = (f(x, gate) for f in (self.q, self.k, self.v))
+        shape, normed = (*x.shape[:2], -1, self.config.head_dim), self.config.qk_norm
+        if self.q_norm is None or self.k_norm is None:
+            return query.reshape(shape), key.reshape(shape), value.reshape(shape)
+        if normed == "all":
+            return self.q_norm(query).reshape(shape), self.k_norm(key).reshape(shape), value.reshape(shape)
+        return self.q_norm(query.reshape(shape)), self.k_norm(key.reshape(shape)), value.reshape(shape)
+
+    def __call__(self, x, context: Context, kind: Kind, cache, words=None):
         """x[B, T, D] → [B, T, D], and the keys and values of this layer (cached ones included)."""
         config, (batch, num_tokens, _) = self.config, x.shape
-        shape = (batch, num_tokens, -1, config.head_dim)
-        query, key, value = (f(x, context.gate).reshape(shape) for f in (self.q, self.k, self.v))
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = self.heads(x, context.gate)
         rope, mask = context.rope, context.mask
         if context.window_mask is not None:
-            rope, mask = _choose(sliding, (context.rope_local, context.window_mask), (rope, mask))
+            rope, mask = _choose(kind.sliding, (context.rope_local, context.window_mask), (rope, mask))
+        if context.unrotated is not None:
+            rope = _choose(kind.unrotated, context.unrotated, rope)
         unrotated = query
-        query, key = attention.rotate(query, rope), attention.rotate(key, rope)
+        query, key = ropes.rotate(query, rope), ropes.rotate(key, rope)
         capped = (config.query_scale, config.attention_softcap)
         if isinstance(cache, LayerCache):
             assert context.index is not None, "a cache needs the slot to write to"
@@ -126,7 +155,7 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs):
-        shared = {"bias": False, "spec": spec, "dtype": dtype, "rngs": rngs}
+        shared = {"bias": config.mlp_bias, "spec": spec, "dtype": dtype, "rngs": rngs}
         self.gate = Linear(config.width, config.mlp_width, **shared)
         self.up = Linear(config.width, config.mlp_width, **shared)
         self.down = Linear(config.mlp_width, config.width, **shared)
@@ -144,25 +173,29 @@ class MLP(nnx.Module):
 
 class Layer(nnx.Module):
     def __init__(self, config: ModelConfig, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs):
-        self.pre_attn = RMSNorm(config.width, config, dtype)
+        self.pre_attn = RMSNorm(config.width, config, dtype) if config.pre_norms else None
         self.attn = Attention(config, spec, dtype, rngs)
         self.post_attn = RMSNorm(config.width, config, dtype) if config.post_norms else None
-        self.pre_mlp = RMSNorm(config.width, config, dtype)
+        self.pre_mlp = RMSNorm(config.width, config, dtype) if config.pre_norms else None
         self.mlp = MLP(config, spec, dtype, rngs)
         self.post_mlp = RMSNorm(config.width, config, dtype) if config.post_norms else None
         film = spec if spec is not None and spec.has("film") else None
         self.film_attn = None if film is None else FiLM(config.width, film)
         self.film_mlp = None if film is None else FiLM(config.width, film)
+        self.residual_scale = config.residual_scale
 
-    def __call__(self, x, context: Context, sliding, cache, words=None):
-        normed = self.pre_attn(x)
+    def __call__(self, x, context: Context, kind: Kind, cache, words=None):
+        normed = x if self.pre_attn is None else self.pre_attn(x)
         normed = normed if self.film_attn is None else self.film_attn(normed, context.z)
-        out, cache = self.attn(normed, context, sliding, cache, words)
-        x = x + (self.post_attn(out) if self.post_attn is not None else out)
-        normed = self.pre_mlp(x)
+        out, cache = self.attn(normed, context, kind, cache, words)
+        x = x + self.scaled(self.post_attn(out) if self.post_attn is not None else out)
+        normed = x if self.pre_mlp is None else self.pre_mlp(x)
         normed = normed if self.film_mlp is None else self.film_mlp(normed, context.z)
         out = self.mlp(normed, context)
-        return x + (self.post_mlp(out) if self.post_mlp is not None else out), cache
+        return x + self.scaled(self.post_mlp(out) if self.post_mlp is not None else out), cache
+
+    def scaled(self, out):
+        return out if self.residual_scale == 1.0 else out * self.residual_scale
 
 
 class Embed(nnx.Module):
@@ -266,11 +299,12 @@ class Decoder(nnx.Module):
         if config.window:
             keys = positions if key_positions is None else key_positions
             window_mask = mask & attention.within_window(positions, keys, config.window)
-        rope = attention.rope_tables(config.rope, config.head_dim, positions)
+        rope = ropes.tables(config.rope, config.head_dim, positions)
         same = config.rope_local == config.rope
-        rope_local = rope if same else attention.rope_tables(config.rope_local, config.head_dim, positions)
+        rope_local = rope if same else ropes.tables(config.rope_local, config.head_dim, positions)
+        unrotated = ropes.still(rope) if any(config.unrotated) else None
         gate = gate_of(z, spec) if spec is not None and z is not None and spec.kind == "low_rank" else None
-        return Context(mask, window_mask, rope, rope_local, gate, index, z, words)
+        return Context(mask, window_mask, rope, rope_local, unrotated, gate, index, z, words)
 
     def run_stages(self, x, context: Context, *, first: int = 0, last: int | None = None, cache=None):
         """Run stages first … last−1 on x[B, T, D].
@@ -282,14 +316,14 @@ class Decoder(nnx.Module):
           hidden states before the final norm, and the new (keys, values) of each stage run.
         """
         last = len(self.stages) if last is None else last
-        sliding, keys, values = self.config.sliding, [], []
+        keys, values = [], []
         for index in range(first, last):
             offset, size = sum(self.stage_sizes[:index]), self.stage_sizes[index]
             graphdef, state = nnx.split(self.stages[index])
 
             def body(x, layer, graphdef=graphdef):
-                layer_state, flag, layer_cache, layer_words = layer
-                return nnx.merge(graphdef, layer_state)(x, context, flag, layer_cache, layer_words)
+                layer_state, kind, layer_cache, layer_words = layer
+                return nnx.merge(graphdef, layer_state)(x, context, kind, layer_cache, layer_words)
 
             body = jax.checkpoint(body) if self.remat else body
             stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
@@ -299,11 +333,12 @@ class Decoder(nnx.Module):
                 max(self.stage_sizes) == 1 < len(self.stages)
             ):  # layers apart: nothing is copied out of a stack
                 only = jax.tree.map(lambda a: a[0], (state, stage_cache, stage_words))
-                x, new = body(x, (only[0], sliding[offset], *only[1:]))
+                kind = Kind(self.config.sliding[offset], self.config.unrotated[offset])
+                x, new = body(x, (only[0], kind, *only[1:]))
                 new = jax.tree.map(lambda a: a[None], new)
             else:
-                flags = np.asarray(sliding[offset : offset + size])
-                x, new = jax.lax.scan(body, x, (state, flags, stage_cache, stage_words))
+                layers = (state, kinds(self.config, offset, size), stage_cache, stage_words)
+                x, new = jax.lax.scan(body, x, layers)
             if cache is not None:
                 keys.append(new[0])
                 values.append(new[1])
@@ -317,10 +352,11 @@ class Decoder(nnx.Module):
         Words in front of a prompt are in the caches' first slots (`context.index` counts them).
         """
         new = []
-        for stage, sliding, cache in zip(self.stages, self.config.sliding, caches, strict=True):
+        each = map(Kind, self.config.sliding, self.config.unrotated)
+        for stage, kind, cache in zip(self.stages, each, caches, strict=True):
             graphdef, state = nnx.split(stage)
             layer = nnx.merge(graphdef, jax.tree.map(lambda a: a[0], state))
-            x, cache = layer(x, context, sliding, cache)
+            x, cache = layer(x, context, kind, cache)
             new.append(cache)
         return x, tuple(new)
 
@@ -333,7 +369,8 @@ class Decoder(nnx.Module):
         x = self.final_norm(hidden)
         kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-        cap = self.config.final_softcap
+        divisor, cap = self.config.logit_divisor, self.config.final_softcap
+        logits = logits if divisor == 1.0 else logits / divisor
         logits = cap * jnp.tanh(logits / cap) if cap else logits
         if self.logit_heads is None or z is None:
             return logits

@@ -20,11 +20,12 @@ from safetensors.numpy import save_file
 
 from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_directory, write_json
-from rlhf.models import layout
-from rlhf.models.attention import rope_frequencies
-from rlhf.models.config import ModelConfig, Rope
+from rlhf.models import gguf_header, layout
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import ARCHITECTURES
 from rlhf.models.gguf_tokenizer import check_tokenizer, write_tokenizer
-from rlhf.models.layout import ARCHITECTURES, SINGLE, TOKENIZER_FILES
+from rlhf.models.layout import SINGLE, TOKENIZER_FILES
+from rlhf.models.rope import Rope, frequencies
 
 MODEL_TYPES = {
     "llama": "llama",
@@ -74,6 +75,7 @@ def convert_gguf(path: str | Path, directory: str | Path) -> Path:
 def _open(path: Path) -> tuple[gguf.GGUFReader, JSONObject]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a .gguf file")
+    gguf_header.check(path)
     try:
         reader = gguf.GGUFReader(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -95,6 +97,22 @@ def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONOb
     architecture = metadata["general.architecture"]
     model_type = MODEL_TYPES[architecture]
 
+    def number(key: str, default: float | None = None) -> float:
+        value = read(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise UserError(
+                f"{path}: {architecture}.{key}: must be a number above 0, not {value!r}; download it again"
+            )
+        return value
+
+    def whole(key: str, default: float | None = None) -> int:
+        value = number(key, default)
+        if value != int(value) or value >= 2**31:
+            raise UserError(
+                f"{path}: {architecture}.{key}: must be a whole number, not {value!r}; download it again"
+            )
+        return int(value)
+
     def read(key: str, default: float | None = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if value is None:
@@ -103,36 +121,40 @@ def _config(metadata: JSONObject, reader: gguf.GGUFReader, path: Path) -> JSONOb
             raise UserError(f"{path}: {architecture}.{key}: differs between layers, which is not supported")
         return value
 
-    width, num_heads, num_layers = read("embedding_length"), read("attention.head_count"), read("block_count")
-    head_dim = read("attention.key_length", read("rope.dimension_count", width // num_heads))
+    width, num_heads, num_layers = (
+        whole("embedding_length"),
+        whole("attention.head_count"),
+        whole("block_count"),
+    )
+    head_dim = whole("attention.key_length", whole("rope.dimension_count", width // num_heads))
     names = {tensor.name: tensor for tensor in reader.tensors}
     raw = {
         "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,
         "vocab_size": int(names["token_embd.weight"].shape[1]) if "token_embd.weight" in names else 0,
         "hidden_size": width,
-        "intermediate_size": read("feed_forward_length"),
+        "intermediate_size": whole("feed_forward_length"),
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
-        "num_key_value_heads": read("attention.head_count_kv", num_heads),
+        "num_key_value_heads": whole("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": read("context_length"),
-        "rms_norm_eps": read("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": whole("context_length"),
+        "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in names,
-        "rope_theta": read("rope.freq_base", 10_000.0),
+        "rope_theta": number("rope.freq_base", 10_000.0),
     }
     # A 32-bit float in the file; its shortest decimal is what the authors wrote (1e-05, not 9.99999974e-06).
     raw |= {key: float(str(np.float32(raw[key]))) for key in ("rms_norm_eps", "rope_theta")}
-    raw |= _gemma(read, model_type) if model_type.startswith("gemma") else {"hidden_act": "silu"}
+    raw |= _gemma(number, model_type) if model_type.startswith("gemma") else {"hidden_act": "silu"}
     if model_type != "qwen2":
         raw["attention_bias"] = "blk.0.attn_q.bias" in names
     scaling = _rope_scaling(metadata, names, raw, path)
     if scaling is not None:
         raw["rope_scaling"] = scaling
-    return raw | _special_tokens(metadata)
+    return raw | _special_tokens(metadata, path)
 
 
-def _gemma(read: Callable[..., Any], model_type: str) -> JSONObject:
+def _gemma(read: Callable[..., float], model_type: str) -> JSONObject:
     extra: JSONObject = {"hidden_activation": "gelu_pytorch_tanh"}
     if model_type == "gemma":
         return extra | {"hidden_act": "gelu_pytorch_tanh"}
@@ -159,7 +181,7 @@ def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path
     prefix = f"{metadata['general.architecture']}.rope.scaling."
     kind, factor = metadata.get(f"{prefix}type", "none"), metadata.get(f"{prefix}factor", 1.0)
     if kind == "linear":
-        return {"rope_type": "linear", "factor": float(factor)}
+        return {"rope_type": "linear", "factor": factor}  # ModelConfig says what it may be
     if kind != "none":
         raise UserError(
             f"{path}: {prefix}type: {kind!r} is not supported; use a model with none or linear scaling"
@@ -170,8 +192,8 @@ def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path
     # three of them are the same in every published model, so they can be checked.
     factors = np.asarray(names["rope_freqs.weight"].data, np.float32)
     rope = Rope(raw["rope_theta"], "llama3", float(factors.max()))
-    plain = rope_frequencies(Rope(raw["rope_theta"]), raw["head_dim"])
-    expected = plain / rope_frequencies(rope, raw["head_dim"])
+    plain = frequencies(Rope(raw["rope_theta"]), raw["head_dim"])
+    expected = plain / frequencies(rope, raw["head_dim"])
     if expected.shape != factors.shape or not np.allclose(factors, expected, rtol=1e-3):
         raise UserError(
             f"{path}: rope_freqs.weight: not Llama 3 scaling; load the model's safetensors instead"
@@ -185,8 +207,13 @@ def _rope_scaling(metadata: JSONObject, names: JSONObject, raw: JSONObject, path
     }
 
 
-def _special_tokens(metadata: JSONObject) -> JSONObject:
+def _special_tokens(metadata: JSONObject, path: Path) -> JSONObject:
     ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding", "eot")}
+    for key, value in ids.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(
+                f"{path}: tokenizer.ggml.{key}_token_id: must be a token id, not {value!r}; download it again"
+            )
     special = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["padding"]}
     if ids["eot"] is not None and ids["eot"] != ids["eos"]:
         special["eos_token_id"] = [ids["eos"], ids["eot"]]

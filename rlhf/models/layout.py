@@ -18,15 +18,6 @@ Tree = dict[Any, Any]
 """A parameter tree: nested dictionaries of arrays, whose keys are names, and numbers of stages."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,12 +39,14 @@ class Leaf(NamedTuple):
       name: Hugging Face name; relative to `model.layers.{i}.` for a layer's tensors.
       shape: in the tree, of one layer.
       transposed: Hugging Face stores [out, in], the tree [in, out].
+      part: (first row, rows) where the file's tensor holds others as well (Phi-3's q, k and v in one).
     """
 
     path: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
     transposed: bool
+    part: tuple[int, int] | None = None
 
 
 def top_leaves(config: ModelConfig) -> list[Leaf]:
@@ -74,34 +67,42 @@ def layer_leaves(config: ModelConfig) -> list[Leaf]:
         config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim,
     )
-    # The families disagree on what `post_attention_layernorm` means: with post-norms (Gemma 2, 3) it closes
+    # The families disagree on what `post_attention_layernorm` means: with post-norms (Gemma 2, 3, OLMo 2, 3) it closes
     # the attention block, without them it opens the MLP.
-    norms = {"pre_attn": "input_layernorm", "pre_mlp": "post_attention_layernorm"}
+    norms = {}
+    if config.pre_norms:
+        opens = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+        norms |= {"pre_attn": "input_layernorm", "pre_mlp": opens}
     if config.post_norms:
-        norms |= {
-            "post_attn": "post_attention_layernorm",
-            "pre_mlp": "pre_feedforward_layernorm",
-            "post_mlp": "post_feedforward_layernorm",
-        }
+        norms |= {"post_attn": "post_attention_layernorm", "post_mlp": "post_feedforward_layernorm"}
     leaves = [Leaf((key, "scale"), f"{name}.weight", (width,), False) for key, name in norms.items()]
-    for key, num_in, num_out, bias in (
-        ("q", width, heads, config.attention_bias),
-        ("k", width, groups, config.attention_bias),
-        ("v", width, groups, config.attention_bias),
-        ("o", heads, width, config.output_bias),
-    ):
-        leaves.append(Leaf(("attn", key, "kernel"), f"self_attn.{key}_proj.weight", (num_in, num_out), True))
+    outputs = {"q": heads, "k": groups, "v": groups}
+    leaves += _together(
+        "attn", "self_attn", width, outputs, config.attention_bias, "qkv" if config.fused else None
+    )
+    leaves += _together("attn", "self_attn", heads, {"o": width}, config.output_bias)
+    if config.qk_norm != "none":
+        one = config.qk_norm == "head"
+        for key, whole in (("q_norm", heads), ("k_norm", groups)):
+            size = config.head_dim if one else whole
+            leaves.append(Leaf(("attn", key, "scale"), f"self_attn.{key}.weight", (size,), False))
+    hidden = {"gate": config.mlp_width, "up": config.mlp_width}
+    leaves += _together("mlp", "mlp", width, hidden, config.mlp_bias, "gate_up" if config.fused else None)
+    return leaves + _together("mlp", "mlp", config.mlp_width, {"down": width}, config.mlp_bias)
+
+
+def _together(
+    block: str, name: str, num_in: int, outputs: dict[str, int], bias: bool, fused: str | None = None
+) -> list[Leaf]:
+    """Projections of one input; `fused` names the tensor of the file that holds them one below the other."""
+    leaves, first, total = [], 0, sum(outputs.values())
+    for key, num_out in outputs.items():
+        part = None if fused is None else (first, total)
+        file = f"{name}.{fused or key}_proj"
+        leaves.append(Leaf((block, key, "kernel"), f"{file}.weight", (num_in, num_out), True, part))
         if bias:
-            leaves.append(Leaf(("attn", key, "bias"), f"self_attn.{key}_proj.bias", (num_out,), False))
-    if config.qk_norm:
-        for key in ("q_norm", "k_norm"):
-            leaves.append(Leaf(("attn", key, "scale"), f"self_attn.{key}.weight", (config.head_dim,), False))
-    for key, shape in (
-        ("gate", (width, config.mlp_width)),
-        ("up", (width, config.mlp_width)),
-        ("down", (config.mlp_width, width)),
-    ):
-        leaves.append(Leaf(("mlp", key, "kernel"), f"mlp.{key}_proj.weight", shape, True))
+            leaves.append(Leaf((block, key, "bias"), f"{file}.bias", (num_out,), False, part))
+        first += num_out
     return leaves
 
 
@@ -111,8 +112,9 @@ def layer_name(layer: int, leaf: Leaf) -> str:
 
 
 def file_shape(leaf: Leaf) -> tuple[int, ...]:
-    """Shape as stored by Hugging Face."""
-    return leaf.shape[::-1] if leaf.transposed else leaf.shape
+    """Shape as stored by Hugging Face, of the whole tensor."""
+    shape = leaf.shape[::-1] if leaf.transposed else leaf.shape
+    return shape if leaf.part is None else (leaf.part[1], *shape[1:])
 
 
 def put(tree: Tree, path: tuple[str | int, ...], value: ArrayLike) -> None:

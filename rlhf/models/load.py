@@ -133,7 +133,8 @@ def _converted(path: Path) -> Path:
         status = path.stat()
     except OSError:
         raise UserError(f"{path}: no such file; give the path of a .gguf file") from None
-    identity = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    # A copy that keeps the time of writing still has a time of change of its own.
+    identity = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     directory = cache_dir() / "models" / f"{path.stem}-{identity[:16]}"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +257,11 @@ class _Checkpoint:
                     f"{path}: tensor {name} has shape {list(shape)}, config.json asks for "
                     f"{list(layout.file_shape(leaf))}; use the config.json of this model"
                 )
-            array = self._open(path).get_tensor(name)
+            if leaf.part is None:
+                array = self._open(path).get_tensor(name)
+            else:
+                first, rows = leaf.part[0], leaf.shape[-1]
+                array = piece[first : first + rows]
         array = array.astype(dtype, copy=False)
         if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")

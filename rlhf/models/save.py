@@ -15,18 +15,24 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_directory, read_json, write_json
 from rlhf.models import layout
 from rlhf.models.config import ModelConfig
-from rlhf.models.layout import ARCHITECTURES, INDEX, TOKENIZER_FILES, Tree
+from rlhf.models.families import ARCHITECTURES
+from rlhf.models.layout import INDEX, TOKENIZER_FILES, Tree
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SHARD_BYTES = 5_000_000_000
 
 
 class _Source(NamedTuple):
-    """One tensor to write: where it is in the tree, which layer of a stack (None outside the layers)."""
+    """One tensor to write: where its parts are in the tree, which layer of a stack (None outside the layers)."""
 
-    leaf: layout.Leaf
-    path: tuple[str | int, ...]
+    leaves: tuple[layout.Leaf, ...]
+    stage: tuple[str | int, ...]
     layer: int | None
+
+    def arrays(self, params: Tree) -> list[tuple[layout.Leaf, np.ndarray]]:
+        """The parts, one below the other in the file."""
+        found = [(leaf, layout.get(params, (*self.stage, *leaf.path))) for leaf in self.leaves]
+        return [(leaf, array if self.layer is None else array[self.layer]) for leaf, array in found]
 
 
 def save_hf(
@@ -82,21 +88,24 @@ def _write_end_tokens(directory: Path, end_ids: tuple[int, ...]) -> None:
 
 def _sources(params: Tree, config: ModelConfig) -> dict[str, _Source]:
     """Hugging Face name → where it comes from; a tree that does not fit `config` is a programming error."""
-    sources = {leaf.name: _Source(leaf, leaf.path, None) for leaf in layout.top_leaves(config)}
+    sources = {leaf.name: _Source((leaf,), (), None) for leaf in layout.top_leaves(config)}
     leaves, first = layout.layer_leaves(config), 0
     for stage in sorted(params["stages"], key=int):
         size = layout.get(params["stages"], (stage, *leaves[0].path)).shape[0]
         for i in range(size):
             for leaf in leaves:
-                sources[layout.layer_name(first + i, leaf)] = _Source(leaf, ("stages", stage, *leaf.path), i)
+                name = layout.layer_name(first + i, leaf)
+                before = sources[name].leaves if name in sources else ()
+                sources[name] = _Source((*before, leaf), ("stages", stage), i)
         first += size
     if first != config.num_layers:
         raise ValueError(f"the tree has {first} layers, the configuration {config.num_layers}")
     for name, source in sources.items():
-        held = layout.get(params, source.path).shape
-        held = held if source.layer is None else held[1:]
-        if held != source.leaf.shape:
-            raise ValueError(f"{name}: the tree holds {held}, the configuration asks for {source.leaf.shape}")
+        for leaf in source.leaves:
+            held = layout.get(params, (*source.stage, *leaf.path)).shape
+            held = held if source.layer is None else held[1:]
+            if held != leaf.shape:
+                raise ValueError(f"{name}: the tree holds {held}, the configuration asks for {leaf.shape}")
     return sources
 
 
@@ -110,7 +119,7 @@ def _write_weights(
     """Write the shards one after another, so that one shard at a time is in memory."""
     split = split_state_dict_into_shards_factory(
         sources,
-        get_storage_size=lambda source: int(np.prod(source.leaf.shape)) * dtype.itemsize,
+        get_storage_size=lambda source: int(np.prod(layout.file_shape(source.leaves[0]))) * dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
@@ -129,10 +138,11 @@ def _write_weights(
 
 
 def _tensor(name: str, params: Tree, source: _Source, dtype: np.dtype) -> np.ndarray:
-    array = layout.get(params, source.path)
-    array = np.asarray(array if source.layer is None else array[source.layer])
+    parts = [
+        np.asarray(array).T if leaf.transposed else np.asarray(array) for leaf, array in source.arrays(params)
+    ]
     with np.errstate(over="ignore"):
-        cast = (array.T if source.leaf.transposed else array).astype(dtype)
+        cast = (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(dtype)
     if not np.isfinite(cast.astype(np.float32)).all():
         raise UserError(
             f"{name}: holds a value that is not finite in {dtype.name}; export as float32, check training"

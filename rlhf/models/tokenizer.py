@@ -78,9 +78,8 @@ class Tokenizer:
         if self.template_date is not None:
             _say_date(str(self.directory), self.template_date)
         self.vocab_size = len(self._fast)
-        settings = [self._settings("generation_config.json"), self._settings("config.json")]
         own_eos = _ids([self._fast.eos_token_id])
-        eos_ids = _ids(s.get("eos_token_id") for s in settings) + own_eos
+        eos_ids = [*self._named_ids("eos_token_id"), *own_eos]
         end_id = self._end_of_turn() if self.has_chat_template else None
         if end_id is None:
             end_id = next(iter(own_eos + eos_ids), None)
@@ -91,7 +90,10 @@ class Tokenizer:
             )
         self.end_id: int = end_id
         self.eos_ids = tuple(dict.fromkeys([self.end_id, *eos_ids]))
-        pad_ids = _ids([self._fast.pad_token_id, *(s.get("pad_token_id") for s in settings)])
+        pad_ids = [
+            *_ids([self._fast.pad_token_id]),
+            *(n for n in self._named_ids("pad_token_id", lowest=-1) if n >= 0),
+        ]
         self.pad_id = pad_ids[0] if pad_ids else self.end_id
 
     def dated(self, template_date: str | None) -> "Tokenizer":
@@ -103,7 +105,28 @@ class Tokenizer:
     def _settings(self, name: str) -> JSONObject:
         path = self.directory / name
         raw = read_json(path) if path.is_file() else {}
-        return {**raw.get("text_config", {}), **raw}
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: must be a JSON object, not {type(raw).__name__}; download it again")
+        text = raw.get("text_config", {})
+        return {**(text if isinstance(text, dict) else {}), **raw}
+
+    def _named_ids(self, key: str, lowest: int = 0) -> list[int]:
+        """Token ids under a key of generation_config.json, then of config.json; one, several, or none.
+
+        Raises:
+          UserError: something else than token ids. `lowest` -1: some files write that for none.
+        """
+        found: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            given = self._settings(name).get(key)
+            for token in given if isinstance(given, list) else [] if given is None else [given]:
+                if isinstance(token, bool) or not isinstance(token, int) or not lowest <= token < 2**31:
+                    raise UserError(
+                        f"{self.directory / name}: {key}: must be a token id or a list of them, not {str(given)[:60]}; "
+                        "download it again"
+                    )
+                found.append(token)
+        return found
 
     def _template(self, messages: Sequence[tuple[str, str]], **how: bool) -> Any:
         conversation = as_messages(tuple(messages))
@@ -286,19 +309,20 @@ class Tokenizer:
         prompts = [self.encode_prompt(text) for text in ("1", "a", "Which")]
         return tuple(os.path.commonprefix(prompts))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without special tokens."""
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`, by default without special tokens."""
         plain = [int(i) for i in ids]
         if (
             self._anchor is not None
         ):  # behind other text, so that a leading space is not taken for the tokenizer's own
             start = self._plain(self._anchor)
             before, whole = (
-                self._fast.decode(own, skip_special_tokens=True) for own in (start, start + plain)
+                self._fast.decode(own, skip_special_tokens=skip_special_tokens)
+                for own in (start, start + plain)
             )
             if whole.startswith(before):
                 return whole[len(before) :]
-        return self._fast.decode(plain, skip_special_tokens=True)
+        return self._fast.decode(plain, skip_special_tokens=skip_special_tokens)
 
 
 def _check_said(directory: Path, messages: Sequence[tuple[str, str]], text: str) -> None:
@@ -340,15 +364,5 @@ def _say_left_out(directory: str, field: str) -> None:
     _LOG.warning(f"note: {directory}: the chat template does not show the {field!r} of messages to the model")
 
 
-def _ids(values: Iterable[int | list[int] | tuple[int, ...] | None]) -> list[int]:
-    """Flatten settings that hold one id, several, or none."""
-    flat: list[int] = []
-    for value in values:
-        flat += (
-            []
-            if value is None
-            else [int(v) for v in value]
-            if isinstance(value, list | tuple)
-            else [int(value)]
-        )
-    return flat
+def _ids(values: Iterable[int | None]) -> list[int]:
+    return [value for value in values if value is not None]

@@ -89,7 +89,7 @@ def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, st
     found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
     name = config.model.name
     if config.encoder.kind == "lm" and name is not None:
-        found["model.name"] = {"weights": policy_store.fingerprint_of(name), **policy_store.files_under(name)}
+        found["model.name"] = policy_store.parts_of(name)
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}

@@ -38,14 +38,14 @@ WIDTH = 64  # widths of re-encoded completions are multiples of this, so that fe
 Features = Callable[[Preferences, int], Rewards]  # items, and how many stand together → φ float32[I, K]
 
 
-def texts_of(completions: Completions, tokenizer: Tokenizer) -> list[str]:
-    """The completions as text, without the token that ended them."""
+def texts_of(completions: Completions, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> list[str]:
+    """The completions as text, without the token that ended them; other special tokens are left out by default."""
     num_slots = completions.mask.shape[1]
     tokens, mask, ended = jax.device_get(
         (completions.tokens[:, -num_slots:], completions.mask, completions.ended)
     )
     return [
-        tokenizer.decode(row[real].tolist()[: -1 if stopped else None])
+        tokenizer.decode(row[real].tolist()[: -1 if stopped else None], skip_special_tokens)
         for row, real, stopped in zip(tokens, mask, ended, strict=True)
     ]
 
@@ -199,13 +199,16 @@ class HostReward:
     can = Can(compiled=False, beginnings=False, tokens=False)
     kernel = arrays = None
 
-    def __init__(self, features: Features, tokenizer: Tokenizer, group_size: int = 1):
+    def __init__(
+        self, features: Features, tokenizer: Tokenizer, group_size: int = 1, skip_special_tokens: bool = True
+    ):
         self._features, self._tokenizer, self._group_size = features, tokenizer, group_size
+        self._skip_special_tokens = skip_special_tokens
         self._told: set[str] = set()
 
     def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards:
         """Raises UserError: a reward is missing or not finite; the line names column and row."""
-        items = prompts.with_texts(texts_of(completions, self._tokenizer))
+        items = prompts.with_texts(texts_of(completions, self._tokenizer, self._skip_special_tokens))
         found = self._features(items, self._group_size)
         phi = np.asarray(found.phi, np.float32)
         if not np.isfinite(phi).all():

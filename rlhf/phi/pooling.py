@@ -105,7 +105,7 @@ def cut_encoder(
     tree = policy_store.restage(base.tree, base.stages, (total,))
     tree = {name: part for name, part in tree.items() if name != "head"}
     tree["stages"] = {0: jax.tree.map(lambda leaf: leaf[:kept], tree["stages"][0])}
-    config = dataclasses.replace(base.config, num_layers=kept, sliding=base.config.sliding[:kept], tied=True)
+    config = dataclasses.replace(base.config.lowest(kept), tied=True)
     lower = 0 if policy is None or len(policy.stages) == 1 else policy.stages[0]
     shared = policy is not None and 0 < lower <= needed and _same_layers(tree, policy.tree, lower)
     stages = (lower, needed - lower) if shared and needed > lower else (kept,)

@@ -76,13 +76,19 @@ def encode_items(
 
 
 def sft_rows(
-    prefs: Preferences, tokenizer: PromptEncoder, *, completions: str, row_length: int, max_positions: int
+    prefs: Preferences,
+    tokenizer: PromptEncoder,
+    *,
+    completions: str,
+    row_length: int | None,
+    max_positions: int,
 ) -> SFTRows:
     """Pack every distinct example once, weighted by how often it occurs.
 
     Args:
       completions: "chosen" learns preferred completions (ties count half for either side); "all" learns every
         distinct completion with equal weight.
+      row_length: None is that of the longest example, and no less than 512.
     """
     prompts, encoded = encode_items(prefs, tokenizer, max_positions)
     if completions == "all":
@@ -94,6 +100,9 @@ def sft_rows(
     weight_of: dict[Sequences, float] = collections.defaultdict(float)
     for item in np.flatnonzero(count):
         weight_of[Sequences(prompts[prefs.item_prompt[item]], (encoded[item],))] += float(count[item])
+    if row_length is None:
+        longest = max(len(group.prompt) + len(group.completions[0]) for group in weight_of)
+        row_length = max(512, -(-longest // 64) * 64)
     rows = fill_rows(weight_of, row_length)
     packed = pack(rows)
     weight = np.zeros(packed.member.shape[:2], np.float32)

@@ -16,7 +16,7 @@ from rlhf.policy.store import Policy
 
 
 class Completion(NamedTuple):
-    """text: without special tokens; logprob: summed over its tokens, nats; finished: whether it stopped by itself;
+    """text: special tokens only where asked for; logprob: summed over its tokens, nats; finished: whether it stopped by itself;
     tokens: as sampled, with the one that stopped it."""
 
     text: str
@@ -38,6 +38,7 @@ def complete(
     top_p: float = 1.0,
     min_p: float = 0.0,
     batch: int = 32,
+    skip_special_tokens: bool = True,
 ) -> list[Completion]:
     """Sample one completion for each prompt; row i uses z[i] and the key fold_in(key(seed), i).
 
@@ -68,7 +69,7 @@ def complete(
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )
         host = [np.asarray(array) for array in samples]
-        out += [_completion(policy, *(a[i] for a in host)) for i in range(len(rows))]
+        out += [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(len(rows))]
     return out[: len(encoded)]
 
 
@@ -98,8 +99,10 @@ def logprobs_of(
     return np.concatenate(parts).astype(np.float64)
 
 
-def _completion(policy: Policy, tokens: np.ndarray, logprobs: np.ndarray, mask: np.ndarray) -> Completion:
+def _completion(
+    policy: Policy, skip_special_tokens: bool, tokens: np.ndarray, logprobs: np.ndarray, mask: np.ndarray
+) -> Completion:
     ids = tokens[mask].tolist()
     finished = bool(ids) and ids[-1] in policy.base.tokenizer.eos_ids
-    text = policy.base.tokenizer.decode(ids[:-1] if finished else ids)
+    text = policy.base.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens)
     return Completion(text, len(ids), float(logprobs.sum()), finished, tuple(ids))

@@ -90,22 +90,17 @@ class Policy:
 
 
 def fingerprint(directory: Path) -> str:
-    """sha256 over the names and contents of a model directory's weights (remembered by size and time of change)."""
+    """sha256 over the names and contents of a model directory's weights."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(path.name.encode())
-        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns).encode())
+        digest.update(_digest(path).encode())
     return digest.hexdigest()
 
 
 def files_of(directory: Path) -> dict[str, str]:
     """sha256 by name of a model directory's `FILES`, those that there are."""
-    found = {}
-    for name in FILES:
-        if (path := directory / name).is_file():
-            status = path.stat()
-            found[name] = _file_digest(path, status.st_size, status.st_mtime_ns)
-    return found
+    return {name: _digest(path) for name in FILES if (path := directory / name).is_file()}
 
 
 def files_under(name: str | Path) -> dict[str, str]:
@@ -115,14 +110,31 @@ def files_under(name: str | Path) -> dict[str, str]:
     return files_of(resolve_model(name))
 
 
-@functools.lru_cache
-def _file_digest(path: Path, size: int, mtime: int) -> str:
+def _digest(path: Path) -> str:
+    """sha256 of a file, remembered as long as nothing was written to it: its time of change cannot be set back."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: Path, *state: int) -> str:
     return sha256_file(path)
 
 
 def is_run(name: str | Path) -> bool:
     """Whether `name` is the directory of a training run with a finished policy."""
     return (Path(name) / "policy" / POLICY).is_file()
+
+
+def require_run(run: str | Path) -> None:
+    """A UserError where there is no finished policy."""
+    if not is_run(run):
+        reason = (
+            "has not finished; run its command again to complete it"
+            if (Path(run) / "config.yaml").is_file()
+            else "is not a policy run; give the output_dir of chorus train"
+        )
+        raise UserError(f"{run}: {reason}")
 
 
 def identity(run: str | Path) -> str:
@@ -145,6 +157,16 @@ def record_of(run: str | Path) -> JSONObject:
 def fingerprint_of(path: str | Path) -> str:
     """What `load_base` gives as fingerprint of a training run or a model directory, without loading."""
     return identity(path) if is_run(path) else fingerprint(resolve_model(path))
+
+
+def parts_of(name: str | Path) -> dict[str, str]:
+    """What `parts` gives of a model or a training run, without loading."""
+    return {"weights": fingerprint_of(name), **files_under(name)}
+
+
+def parts(base: Base) -> dict[str, str]:
+    """What a model is made of, by name: its weights and its `FILES`."""
+    return {"weights": base.fingerprint, **base.files}
 
 
 def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -293,14 +315,8 @@ def load_policy(run: str | Path) -> Policy:
     Raises:
       UserError: no finished policy there, weights that do not match their record, or a base model that has changed.
     """
+    require_run(run)
     directory = Path(run) / "policy"
-    if not (directory / POLICY).is_file():
-        reason = (
-            "has not finished; run its command again to complete it"
-            if (Path(run) / "config.yaml").is_file()
-            else "is not a policy run; give the output_dir of chorus train"
-        )
-        raise UserError(f"{run}: {reason}")
     record = _located(record_of(run), run)
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
     base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))

@@ -143,6 +143,15 @@ class Run:
                 self.directory.rmdir()
 
 
+def holds(directory: str | os.PathLike[str], config: RunConfig, kind: str) -> bool:
+    """Whether a directory is free for this very run, or is this very run."""
+    try:
+        _check_before_creating(Path(directory), config, kind)
+    except UserError:
+        return False
+    return True
+
+
 def read_result(directory: str | os.PathLike[str]) -> JSONObject:
     """metrics.json of a finished run."""
     return hashed.read_record(Path(directory) / RESULT, "restore it, or remove it and run the command again")

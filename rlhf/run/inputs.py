@@ -46,17 +46,9 @@ def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
     Raises:
       UserError: a resumed run finds something else; the line names what.
     """
-    path = job.directory / INPUTS
-    stored: dict[str, dict[str, str]] = {}
     if begun is None:
         begun = any((job.directory / "checkpoints").glob("*/COMPLETE"))
-    if job.resumed and begun:
-        if path.is_file():
-            stored = hashed.read_record(path, AGAIN)["inputs"]
-        else:
-            _LOG.info(
-                f"{job.directory}: begun before runs recorded what they read; it is taken as it is and recorded now"
-            )
+    stored = _stored(job) if job.resumed and begun else {}
     for where, now in found.items():
         if where in stored and (changed := change(stored[where], now)):
             raise UserError(
@@ -64,11 +56,38 @@ def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
             )
     if missing := sorted(stored.keys() - found.keys()):
         raise UserError(f"output_dir {job.directory}: {missing[0]} is not read any more; {AGAIN}")
-    wanted = {where: dict(parts) for where, parts in found.items()}
     # Checkpoints of which none is whole are refused by their reader; until then the folder stays as it is.
     damaged = not begun and any((job.directory / "checkpoints").glob("[0-9]*"))
-    if wanted != stored and not damaged:
-        hashed.write_record(path, {"inputs": wanted})
+    if _plain(found) != stored and not damaged:
+        write(job, found)
+
+
+def unchanged(job: Run, found: Inputs) -> bool:
+    """Whether an earlier session read the same; where it did not record that, what is found is taken and recorded."""
+    stored = _stored(job)
+    if not stored:
+        write(job, found)
+    return stored in ({}, _plain(found))
+
+
+def write(job: Run, found: Inputs) -> None:
+    """Record what a run reads."""
+    hashed.write_record(job.directory / INPUTS, {"inputs": _plain(found)})
+
+
+def _plain(found: Inputs) -> dict[str, dict[str, str]]:
+    return {where: dict(parts) for where, parts in found.items()}
+
+
+def _stored(job: Run) -> dict[str, dict[str, str]]:
+    """What an earlier session read; nothing, and said once, where it did not record that."""
+    path = job.directory / INPUTS
+    if path.is_file():
+        return hashed.read_record(path, AGAIN)["inputs"]
+    _LOG.info(
+        f"{job.directory}: begun before runs recorded what they read; it is taken as it is and recorded now"
+    )
+    return {}
 
 
 def change(then: Mapping[str, str], now: Mapping[str, str]) -> Change | None:

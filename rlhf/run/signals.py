@@ -5,13 +5,15 @@ SIGINT (Ctrl-C), SIGTERM (`kill`, a batch system) and SIGHUP (a closed terminal)
 - Inside `boundaries()` (a training loop) a signal only sets a flag; the loop reads it with `pending()` after each step, writes
   a checkpoint and calls `leave()`.
 - Elsewhere it raises `KeyboardInterrupt` in the main thread. Python drops an exception that is raised inside a callback of
-  the garbage collector or a finaliser ("Exception ignored in …"), and JAX has such callbacks; so the signal is sent again
-  until the command is on its way out.
-- A second signal of the user's ends the process at once.
+  the garbage collector or a finaliser and prints it ("Exception ignored in …"), and JAX has such callbacks; so ours is
+  not printed there, and the signal is sent again until the command is on its way out.
+- A second signal of the user's ends the process at once, also while the main thread is inside a library (a compilation of
+  minutes) and runs no handler: a thread reads what the interpreter writes for every signal (`signal.set_wakeup_fd`).
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -30,6 +32,7 @@ class _State:
         self.received: int | None = None
         self.at_boundaries = 0  # depth of `boundaries()`
         self.resent = False  # the signal now handled is our own repetition
+        self.said = False  # that the step is waited for
 
 
 _state = _State()
@@ -72,45 +75,91 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # `nohup` has SIGHUP ignored, and means it.
-    numbers = [n for n in ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _handle) for number in numbers}
-    _state.received, _state.at_boundaries = None, 0
-    try:
-        yield
-        if _state.received is not None:  # dropped on its way, and the command ended all the same
-            leave()
-    except (Exception, SystemExit):
-        if _state.received is not None:  # a C extension interrupted while it is imported raises ImportError
-            raise KeyboardInterrupt(_state.received) from None
-        raise
-    finally:
-        _state.received = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    _state.received, _state.at_boundaries, _state.resent, _state.said = None, 0, False, False
+    with _watched(), _own_is_not_printed():
+        # `nohup` has SIGHUP ignored, and means it.
+        numbers = [n for n in ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, _handle) for number in numbers}
+        try:
+            yield
+            if _state.received is not None:  # dropped on its way, and the command ended all the same
+                leave()
+        except (Exception, SystemExit):
+            if (
+                _state.received is not None
+            ):  # a C extension interrupted while it is imported raises ImportError
+                raise KeyboardInterrupt(_state.received) from None
+            raise
+        finally:
+            _state.received = None
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     again, _state.resent = _state.resent, False
     if _state.received is not None and not again:
         _end_at_once(number)
-    if not again:
-        _state.received = number
-        threading.Thread(target=_repeat, args=(number,), daemon=True).start()
+    _state.received = number if _state.received is None else _state.received
     if _state.at_boundaries:
-        if not again:
-            _say("stopping after this step with a checkpoint; once more to stop at once")
+        _say_waiting()
         return
-    raise KeyboardInterrupt(number)
+    raise KeyboardInterrupt(_state.received)
 
 
-def _repeat(number: int) -> None:
-    """Send the signal again while the command neither unwinds nor is in a loop that reads the flag."""
-    main, pause = threading.main_thread().ident, threading.Event()
-    while not pause.wait(_AGAIN_SECONDS) and _state.received == number and main is not None:
-        if not _state.at_boundaries and not _unwinding(main):
-            _state.resent = True
-            signal.pthread_kill(main, number)
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """A thread that hears of every signal at once, for the second one, and sends the first again where it was dropped."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading, threading.get_ident()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)  # ends the thread
+        thread.join()
+        os.close(reading)
+
+
+def _watch(reading: int, main: int) -> None:
+    first, own = 0, 0  # the first signal of the user's; those of ours that are still to be read
+    while True:
+        ready, _, _ = select.select([reading], [], [], _AGAIN_SECONDS if first else None)
+        if ready:
+            numbers = os.read(reading, 64)
+            if not numbers:
+                return
+            for number in filter(ENDING.__contains__, numbers):
+                if own:
+                    own -= 1
+                elif first:
+                    _end_at_once(number)
+                else:
+                    first = number
+                    if _state.at_boundaries:  # a step may be long
+                        _say_waiting()
+        elif _state.received is not None and not _state.at_boundaries and not _unwinding(main):
+            own, _state.resent = own + 1, True
+            signal.pthread_kill(main, first)
+
+
+@contextlib.contextmanager
+def _own_is_not_printed() -> Iterator[None]:
+    """What Python drops and prints is left out where it is our own exception, which comes again."""
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs", /) -> None:
+        if not (_state.received is not None and isinstance(dropped.exc_value, KeyboardInterrupt)):
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _unwinding(thread: int) -> bool:
@@ -123,6 +172,12 @@ def _unwinding(thread: int) -> bool:
 def _end_at_once(number: int) -> NoReturn:
     _say("stopped at once; the same command resumes from its last checkpoint")
     os._exit(status(number))
+
+
+def _say_waiting() -> None:
+    if not _state.said:
+        _state.said = True
+        _say("stopping after this step with a checkpoint; once more to stop at once")
 
 
 def _say(text: str) -> None:

@@ -62,8 +62,25 @@ class TuneConfig:
 
 @record
 class TrainConfig:
-    steps: int = Field(ge=1, le=1_000_000_000, description="Optimiser steps.")
-    batch_rows: int = Field(default=8, ge=1, le=1_000_000, description="Packed rows in one forward pass.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Optimiser steps; null where train.epochs says how long.",
+    )
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Passes over the data instead of steps, rounded up to whole steps.",
+    )
+    batch_rows: int | None = Field(
+        default=8,
+        ge=1,
+        le=1_000_000,
+        description="Packed rows in one forward pass; null: 8 an optimiser step (fewer of few), in as few passes as "
+        "memory allows.",
+    )
     accumulation_steps: int = Field(
         default=1, ge=1, le=100_000, description="Forward passes whose gradients make one optimiser step."
     )
@@ -81,14 +98,30 @@ class TrainConfig:
         description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
 
+    @model_validator(mode="after")
+    def _one_length(self):
+        check_length(self.steps, self.epochs)
+        if self.batch_rows is None and self.accumulation_steps != 1:
+            raise ValueError("batch_rows null chooses accumulation_steps, too; remove it or give batch_rows")
+        return self
+
+
+def check_length(steps: int | None, epochs: float | None) -> None:
+    """Refuse a run without a length, or with two."""
+    if steps is None and epochs is None:
+        raise ValueError("steps is required; give a number of steps, or epochs")
+    if steps is not None and epochs is not None:
+        raise ValueError(f"steps {steps} and epochs {epochs:g} are both given; remove one")
+
 
 @record
 class SFTTrainConfig(TrainConfig):
-    row_length: int = Field(
+    row_length: int | None = Field(
         default=512,
         ge=8,
         le=1_000_000,
-        description="Tokens in a packed row of several examples; a longer example is an error.",
+        description="Tokens in a packed row of several examples; a longer example is an error. null: 512, or the longest "
+        "example.",
     )
 
 
@@ -200,7 +233,7 @@ class DPOConfig(RunConfig):
 
 
 def _check_schedule(config: SFTConfig | DPOConfig) -> None:
-    if config.optimizer.warmup_steps >= config.train.steps:
+    if config.train.steps is not None and config.optimizer.warmup_steps >= config.train.steps:
         raise ValueError(
             f"optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be smaller than "
             f"train.steps ({config.train.steps})"

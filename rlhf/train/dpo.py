@@ -34,6 +34,7 @@ from rlhf.train import dpo_step as dpo
 from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
+from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.sft import (
@@ -70,8 +71,7 @@ def run(
         from where the configuration says.
     """
     with Run.open(config.output_dir, config, "dpo") as job:
-        if finished(job):
-            return stored(job)
+        done = finished(job)
         basis = people = None
         if rewards is not None:
             basis, people = rewards(job.directory)
@@ -83,12 +83,13 @@ def run(
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False
             )
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs) | read_of(basis, people))
+        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
+        if done:
+            return stored(job)
         trained = train(
             config,
             prefs,
-            base,
+            base or open_base(config),
             basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),
@@ -125,6 +126,7 @@ def train(
     if not config.loss.personal:
         rewards = people = None
     rows = build_rows(config, prefs, base, people, annotation)
+    config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = adapter_spec(config, rewards, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
@@ -281,7 +283,7 @@ def _train(
 ) -> optim.TrainState:
     settings = traced(
         dpo.DPOSettings(
-            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=config.train.steps
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
         )
     )
     program = dpo.DPOProgram(

@@ -23,7 +23,7 @@ class Length(Protocol):
     """What the loop reads of a configuration's `train` section."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int | None: ...
     @property
     def checkpoint_every(self) -> int: ...
 
@@ -50,6 +50,8 @@ def run_steps(
       UserError: a metric is not finite (which, and in which step).
       KeyboardInterrupt: a signal came; the step was finished, its metrics and a checkpoint are written.
     """
+    num_steps = train.steps
+    assert num_steps is not None, "the length of a run is settled when it begins"
     restored = next(filter(None, (callback.restore(state) for callback in callbacks)), None)
     start = 0
     if restored is not None:
@@ -58,9 +60,9 @@ def run_steps(
     with signals.boundaries():
         try:
             for callback in callbacks:
-                callback.begin(start, train.steps)
+                callback.begin(start, num_steps)
                 begun.append(callback)
-            return _loop(start, state, step, batch_of, train, tokens_per_step, callbacks)
+            return _loop(start, num_steps, state, step, batch_of, train, tokens_per_step, callbacks)
         finally:
             for callback in begun:
                 callback.end()
@@ -68,6 +70,7 @@ def run_steps(
 
 def _loop(
     start: int,
+    num_steps: int,
     state: State,
     step: Step[State],
     batch_of: Callable[[int], PyTree],
@@ -86,7 +89,7 @@ def _loop(
         for callback in callbacks:
             callback.checkpoint(number, state)
 
-    for number in range(start, train.steps):
+    for number in range(start, num_steps):
         batch = batch_of(number)
         try:
             following, metrics = step(state, batch)
@@ -99,7 +102,7 @@ def _loop(
             mark = _report(callbacks, late, mark, tokens_per_step)
         late = (number + 1, metrics)
         ending = signals.pending()
-        if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == train.steps:
+        if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == num_steps:
             settle(number + 1)
             if ending:
                 signals.leave()

@@ -91,14 +91,29 @@ def check_rows(
     config: SFTConfig | DPOConfig, base: policy_store.Base, data: object, packed: PackedRows
 ) -> None:
     """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
+    assert config.train.batch_rows is not None, "settled with the length"
     rows = float(config.train.batch_rows)
     num_rows, length = packed.tokens.shape
-    each = 2 if config.model.dtype == "bfloat16" else 4
     row = sum(leaf.nbytes for leaf in jax.tree.leaves(data)) / num_rows
     held = {"rows of a step": rows * config.train.accumulation_steps * row}
-    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
-    held["activations"] = rows * length * base.stages[-1] * kept * each
+    held["activations"] = _activations(config, base, length, rows)
     check(held, "train.batch_rows, train.accumulation_steps or the length of rows")
+
+
+def rows_that_fit(
+    config: SFTConfig | DPOConfig, base: policy_store.Base, packed: PackedRows, rows: int
+) -> int:
+    """The largest half, quarter … of `rows` whose activations take no more than half of the memory."""
+    while rows > 1 and _activations(config, base, packed.tokens.shape[1], rows) > device_bytes() / 2:
+        rows //= 2
+    return rows
+
+
+def _activations(config: SFTConfig | DPOConfig, base: policy_store.Base, length: int, rows: float) -> float:
+    """Bytes that the backward pass keeps of so many rows."""
+    each = 2 if config.model.dtype == "bfloat16" else 4
+    kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width
+    return rows * length * base.stages[-1] * kept * each
 
 
 def policy_bytes(base: policy_store.Base) -> float:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.run.record import Count, record
 
@@ -33,6 +33,12 @@ class OptimizerConfig:
         le=1_000_000_000,
         description="Optimiser steps of linear warm-up from zero; 0 means none.",
     )
+    warmup_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Warm-up as a share of the run's optimiser steps, instead of warmup_steps.",
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, le=1e3, description="Decoupled weight decay; 0 means none."
     )
@@ -42,6 +48,14 @@ class OptimizerConfig:
     max_grad_norm: float = Field(
         default=1.0, gt=0, le=1e12, description="Gradients with a larger global norm are scaled down to it."
     )
+
+    @model_validator(mode="after")
+    def _one_warmup(self):
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and warmup_share {self.warmup_share:g} are both given; remove one"
+            )
+        return self
 
 
 Own = optax.GradientTransformation | None

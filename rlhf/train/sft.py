@@ -25,6 +25,7 @@ from rlhf.train import memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
@@ -46,17 +47,14 @@ def run(
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
     with Run.open(config.output_dir, config, "sft") as job:
-        if finished(job):
+        done = finished(job)
+        if prefs is None:
+            prefs = read_examples(config.data.path, config.data.split, config.data.columns)
+        inputs.check(job, read_by(config, prefs, base), begun=done or None)
+        if done:
             return stored(job)
-        prefs = (
-            read_examples(config.data.path, config.data.split, config.data.columns)
-            if prefs is None
-            else prefs
-        )
-        base = base or open_base(config)
-        inputs.check(job, read_by(config, base, prefs))
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base, beside, own)
+        trained = train(config, prefs, base or open_base(config), beside, own)
         trained.save(job.directory)
         return close(job, trained.num_rows)
 
@@ -80,13 +78,14 @@ def train(
         row_length=config.train.row_length,
         max_positions=base.config.max_positions,
     )
+    config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     data = sft.SFTBatch(rows, hidden)
     memory.check_rows(config, base, data, rows.packed)
-    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=config.train.steps))
+    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     step = functools.partial(
         sft.step,
@@ -106,12 +105,13 @@ def train(
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
 
 
-def read_by(config: Tuning, base: policy_store.Base, table: object) -> dict[str, dict[str, str]]:
-    """What every training run reads: its rows and the model."""
-    return {
-        "data.path": {str(config.data.path): inputs.content(table)},
-        "model.name": {"weights": base.fingerprint, **base.files},
-    }
+def read_by(
+    config: Tuning, table: object, base: policy_store.Base | None = None
+) -> dict[str, dict[str, str]]:
+    """What every training run reads: its rows and the model, which is not loaded for it."""
+    name = config.model.name
+    model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
+    return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
 def open_base(config: Tuning) -> policy_store.Base:
@@ -163,7 +163,7 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
 def tokens_per_step(config: SFTConfig | DPOConfig, packed: PackedRows) -> int:
     """Completion tokens of an average step."""
     per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
-    return int(per_row * config.train.batch_rows * config.train.accumulation_steps)
+    return int(per_row * rows_a_step(config))
 
 
 def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
@@ -171,7 +171,7 @@ def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Calla
     accumulation = config.train.accumulation_steps
 
     def batch_of(step: int) -> PyTree:
-        index = batch_rows(config.seed, step, num_rows, config.train.batch_rows * accumulation)
+        index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
         return microbatches(data, index, accumulation)
 
     return batch_of

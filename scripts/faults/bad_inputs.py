@@ -35,6 +35,7 @@ import pytest
 import rewards
 import rlhf
 from rlhf.apps import cli
+from scripts.faults.bad_inputs_more import more
 from tests.rlhf.models.test_chat import HOSTILE
 from tests.rlhf.tiny import write_model
 from tests.test_bad_input import World, snapshot, write
@@ -399,7 +400,7 @@ def edited(world: World, file: str, text: str) -> list[str]:
 
 def attacks() -> list[tuple[str, Make]]:
     """Every bad input."""
-    return [*overrides(), *options(), *documents(), *rows(), *models(), *records()]
+    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more()]
 
 
 def preload() -> None:
@@ -472,7 +473,13 @@ def ended(make: Make, root: Path) -> Outcome:
     after = snapshot(root)
     if after != before or world.out.exists():
         wrong.append(f"left behind {sorted(set(after) ^ set(before)) or 'a change'}")
-    return Outcome(wrong, seconds, gigabytes, last, " ".join(argv[:2]))
+    return Outcome(wrong, seconds, gigabytes, last, _command(argv))
+
+
+def _command(argv: list[str]) -> str:
+    """Group and subcommand."""
+    alone = argv[0] in ("generate", "evaluate", "export", "quickstart") or len(argv) == 1
+    return argv[0] if alone else " ".join(argv[:2])
 
 
 def main() -> int:

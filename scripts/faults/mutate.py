@@ -242,18 +242,15 @@ def main() -> None:
         copy = Path(folder) / "chorus"
         ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", "results")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        for module in given.only:
-            for fault in [*named_of(module), *faults_of(module)]:
-                key = (module, fault.function, fault.change)
-                if key in results or time.monotonic() - start > given.seconds:
-                    continue
-                results[key] = tested(copy, fault)
-                print(
-                    f"{'caught' if results[key]['caught'] else 'MISSED'}  {module}.{fault.function}: {fault.change}"
-                )
-                given.output.write_text(
-                    json.dumps(list(results.values()), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-                )
+        for fault in [fault for of in (named_of, faults_of) for module in given.only for fault in of(module)]:
+            key = (fault.module, fault.function, fault.change)
+            if key in results or time.monotonic() - start > given.seconds:
+                continue
+            results[key] = tested(copy, fault)
+            verdict = "caught" if results[key]["caught"] else "MISSED"
+            print(f"{verdict}  {fault.module}.{fault.function}: {fault.change}", flush=True)
+            text = json.dumps(list(results.values()), ensure_ascii=False, indent=1) + "\n"
+            given.output.write_text(text, encoding="utf-8")
     judged = [entry for key, entry in results.items() if f"{key[0]}.{key[1]}" not in EQUAL]
     caught = sum(bool(entry["caught"]) for entry in judged)
     print(f"{caught} of {len(judged)} faults caught ({caught / max(len(judged), 1):.1%})")

@@ -76,8 +76,9 @@ class ToyTokenizer:
     def encode_completion(self, text: str) -> list[int]:
         return [*self._ids(text), self.end_id]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(" " if i == 29 else chr(i - 3 + ord("a")) for i in ids if 3 <= i <= 29)
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        said = [i for i in ids if 3 <= i <= 29 or not skip_special_tokens]
+        return "".join(" " if i == 29 else chr(i - 3 + ord("a")) if 3 <= i <= 29 else f"<{i}>" for i in said)
 
 
 def make_config(kind: str = "llama", **changes) -> ModelConfig:

@@ -35,6 +35,8 @@ GROUPS = (
     "generate",
     "evaluate",
     "export",
+    "sweep",
+    "launch",
     "config",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

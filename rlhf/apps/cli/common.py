@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import logging
+import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -45,22 +48,95 @@ def add_job(
     kind: str,
     job: str,
     show: Show | None = None,
+    options: bool = False,
 ) -> None:
-    """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function"."""
+    """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function".
+
+    Args:
+      options: whether it runs without a file, too: then the kind takes `SHORT` options.
+    """
 
     def run(args: argparse.Namespace) -> JSONObject:
         from rlhf.run.config.describe import schema_of
         from rlhf.run.config.load import load
 
-        config = load(args.config, args.overrides, schema_of(kind))
+        if options:
+            config = configuration(args, kind)
+        else:
+            config = load(args.config, args.overrides, schema_of(kind))
         module, _, function = job.partition(":")
         return getattr(importlib.import_module(module), function)(config)
 
     parser = add_command(subparsers, name, help, example, run, show or show_values)
-    parser.add_argument("config", metavar="CONFIG", help=f"YAML file; keys: chorus config describe {kind}")
+    if options:
+        add_short(parser, kind)
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?" if options else None,
+        help=f"YAML file; keys: chorus config describe {kind}"
+        + ("; or --model and --data" if options else ""),
+    )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100"
     )
+
+
+SHORT = {
+    "--model": ("model.name", "NAME", "language model: short name, directory, .gguf file or hub id"),
+    "--data": ("data.path", "FILE", "rows: .jsonl, .parquet, .csv, a saved folder, hf:NAME"),
+    "--rewards": ("rewards", "RUN", "reward run (chorus rewards fit)"),
+    "--reward": (
+        "columns",
+        "FILE.py:FUNCTION",
+        "reward function with TRL's signature; several times for several",
+    ),
+    "--output-dir": ("output_dir", "DIR", "run directory (default: runs/ and what is run)"),
+}
+_WITHOUT = {"sft": ("--rewards", "--reward"), "dpo": ("--reward",), "rewards": ("--rewards", "--reward")}
+
+
+def add_short(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Options that stand for keys."""
+    for option, (key, metavar, help) in SHORT.items():
+        if option not in _WITHOUT.get(kind, ()):
+            action = "append" if option == "--reward" else "store"
+            parser.add_argument(option, metavar=metavar, action=action, help=f"{help} ({key})")
+
+
+def short_values(args: argparse.Namespace) -> dict[str, object]:
+    """Dotted key → what its option says; None where it is not given."""
+    values: dict[str, object] = {
+        key: getattr(args, option[2:].replace("-", "_"), None) for option, (key, _, _) in SHORT.items()
+    }
+    if values["columns"]:
+        named = [str(function) for function in args.reward]
+        values["columns"] = [
+            {"name": function.rpartition(":")[2], "kind": "function", "function": function}
+            for function in named
+        ]
+    return values
+
+
+def configuration(args: argparse.Namespace, kind: str) -> Any:
+    """The configuration that a command line asks for, with a file or without."""
+    from rlhf.apps.defaults import resolved
+    from rlhf.run.config.describe import schema_of
+    from rlhf.run.config.document import dump
+    from rlhf.run.config.load import load
+
+    if args.config is not None and "=" in args.config and not os.path.exists(args.config):
+        args.config, args.overrides = None, [args.config, *args.overrides]  # no file: the word is a key
+    given = short_values(args)
+    if args.config is not None:
+        words = [f"{key}={dump(value, flow=True)}" for key, value in given.items() if value is not None]
+        return load(args.config, [*words, *args.overrides], schema_of(kind))
+    config, values = resolved(kind, given, args.overrides)
+    chosen = {name: value for name, value in values.items() if name not in ("data", "model")}
+    logging.getLogger("chorus").info(
+        f"without a file: {dump(chosen, flow=True)}; chorus config new {kind} writes it"
+    )
+    return config
 
 
 def check_range(option: str, value: float, low: float, high: float) -> None:

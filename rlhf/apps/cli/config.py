@@ -1,11 +1,15 @@
-"""chorus config describe."""
+"""chorus config describe|new."""
 
 import argparse
 import dataclasses
+import os
 import textwrap
 
-from rewards.files import JSONObject
-from rlhf.apps.cli.common import Subparsers, add_command, add_group
+from rewards.errors import UserError
+from rewards.files import JSONObject, write_text
+from rlhf.apps.cli.common import Subparsers, add_command, add_group, add_short, short_values
+
+TRAINABLE = ("rewards", "sft", "dpo", "ppo", "grpo")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -21,9 +25,37 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate"),
-        help="rewards, sft, dpo, ppo, grpo or evaluate",
+        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"),
+        help="rewards, sft, dpo, ppo, grpo, evaluate or sweep",
     )
+    new = add_command(
+        group,
+        "new",
+        "a commented configuration for your model and data, the one that a run without a file uses",
+        "chorus config new dpo --model smollm2-135m --data pairs.jsonl --output dpo.yaml",
+        run_new,
+        show_new,
+    )
+    new.add_argument("kind", metavar="KIND", choices=TRAINABLE, help=", ".join(TRAINABLE))
+    add_short(new, "")
+    new.add_argument("--output", metavar="FILE", help="file to write (default: standard output)")
+    new.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="keys to set")
+
+
+def run_new(args: argparse.Namespace) -> JSONObject:
+    from rlhf.apps.defaults import commented, resolved
+
+    _, values = resolved(args.kind, short_values(args), args.overrides)
+    text = commented(args.kind, values)
+    if args.output is not None:
+        if os.path.exists(args.output):
+            raise UserError(f"--output {args.output}: exists already; remove it or choose another name")
+        write_text(args.output, text)
+    return {"kind": args.kind, "path": args.output, "yaml": text}
+
+
+def show_new(result: JSONObject) -> None:
+    print(result["path"] or result["yaml"], end="\n" if result["path"] else "")
 
 
 def run(args: argparse.Namespace) -> JSONObject:

@@ -16,6 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4",
         kind="rewards",
         job="rlhf.phi.fit:fit",
+        options=True,
     )
     add_job(
         group,

@@ -19,7 +19,8 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.types import Preferences
 from rlhf.models import layout
-from rlhf.models.config import FAMILIES, ModelConfig
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import ARCHITECTURES, FAMILIES
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns.hidden import pooled_states
@@ -30,7 +31,7 @@ from rlhf.policy.packing import Sequences
 
 SUFFIX = "ForSequenceClassification"
 SUPPORTED = tuple(
-    layout.ARCHITECTURES[family].removesuffix("ForCausalLM") + SUFFIX
+    ARCHITECTURES[family].removesuffix("ForCausalLM") + SUFFIX
     for family in FAMILIES
     if family != "gemma3_text"
 ) + (f"Gemma3Text{SUFFIX}",)
@@ -47,12 +48,20 @@ class ClassifierColumn:
         """Hash of the weights and of what turns text into tokens."""
         directory = resolve_model(self.model)
         check_architecture(directory, read_hf_config(directory))
+        return sha256_json(self.parts())
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Of before all files that a tokenizer is read from were a part of it."""
+        directory = resolve_model(self.model)
         names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         texts = [
             (directory / name).read_text(encoding="utf-8") if (directory / name).is_file() else None
             for name in names
         ]
-        return sha256_json([policy_store.fingerprint(directory), texts])
+        return (sha256_json([policy_store.fingerprint(directory), texts]),)
+
+    def parts(self) -> dict[str, str]:
+        return policy_store.parts_of(self.model)
 
     def outputs(self) -> tuple[str, ...]:
         labels = self._labels()

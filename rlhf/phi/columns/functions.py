@@ -24,7 +24,7 @@ import numpy as np
 from rewards.errors import UserError, meant
 from rewards.files import sha256_file, sha256_json
 from rewards.types import Columns, Preferences
-from rlhf.phi.columns import user_code
+from rlhf.phi.columns import in_memory, user_code
 from rlhf.phi.columns.config import LIMIT_SECONDS
 from rlhf.phi.columns.imports import sources
 from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
@@ -52,9 +52,12 @@ class FunctionColumn:
     def former_identities(self) -> tuple[str, ...]:
         """Of before imported files were a part of it."""
         if self.spec.startswith(MEMORY):
-            return ()
+            return (sha256_json([self.spec, _source_text(_in_memory(self.spec))]),)
         path, function = source_of(self.spec)
         return (sha256_json([function, sha256_file(path)]),)
+
+    def parts(self) -> dict[str, str]:
+        return parts_of(self.spec)
 
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
@@ -70,7 +73,7 @@ def identity_of(spec: str, *more: str) -> str:
     A function that imports nothing of its project has the identity it always had.
     """
     if spec.startswith(MEMORY):
-        return sha256_json([spec, _source_text(_in_memory(spec)), *more])
+        return sha256_json([parts_of(spec), *more])
     path, function = source_of(spec)
     own, *imported = parts_of(spec).values()
     return sha256_json([function, own, *more, *([imported] if imported else [])])
@@ -79,7 +82,7 @@ def identity_of(spec: str, *more: str) -> str:
 def parts_of(spec: str) -> dict[str, str]:
     """sha256 by file of what a function is made of, its own file first."""
     if spec.startswith(MEMORY):
-        return {spec: sha256_json(_source_text(_in_memory(spec)))}
+        return in_memory.parts(spec.removeprefix(MEMORY), _in_memory(spec))
     path, _ = source_of(spec)
     found = sources(path)
     return {path.name: found.pop(path.resolve().name), **found}

@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from pathlib import Path
 
 from rewards.files import sha256_file
@@ -36,6 +36,8 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 def _imported(file: Path) -> Iterator[Path]:
+    if file.suffix != ".py":
+        return
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
@@ -43,28 +45,48 @@ def _imported(file: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _files(alias.name, list(sys.path))
+                yield from _files(alias.name, None)
         elif isinstance(node, ast.ImportFrom):
-            where = [str(_package(file, node.level))] if node.level else list(sys.path)
+            where = [str(_package(file, node.level))] if node.level else None
             for alias in node.names:  # a name may be a module of the package
                 yield from _files(".".join(filter(None, (node.module, alias.name))), where)
+        elif isinstance(node, ast.Call) and (name := _named(node)):
+            yield from _files(name.lstrip("."), [str(file.parent)] if name.startswith(".") else None)
+
+
+def _named(call: ast.Call) -> str | None:
+    """The module of `importlib.import_module("…")` or `__import__("…")`, where it is written out."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    if function not in ("import_module", "__import__") or not call.args:
+        return None
+    first = call.args[0]
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
 
 
 def _package(file: Path, level: int) -> Path:
     return file.parents[level - 1]
 
 
-def _files(module: str, where: list[str]) -> Iterator[Path]:
-    """Files of a dotted name from its first part on, as far as they are modules of the project."""
+def _files(module: str, where: list[str] | None) -> Iterator[Path]:
+    """Files of a dotted name from its first part on, as far as they are of the project; `*` is every module of a package.
+
+    Args:
+      where: folders to look in; None is everywhere.
+    """
     if module.split(".")[0] in OWN:
         return
     for part in module.split("."):
+        if part == "*":
+            yield from (
+                file.resolve() for folder in where or () for file in sorted(Path(folder).glob("*.py"))
+            )
+            return
         spec = _spec(part, where)
         if spec is None:
             return
-        if spec.origin and spec.origin.endswith(".py"):
+        if spec.has_location and spec.origin:
             file = Path(spec.origin).resolve()
-            if not _of_project(file):
+            if not of_project(file):
                 return
             yield file
         if spec.submodule_search_locations is None:
@@ -72,20 +94,26 @@ def _files(module: str, where: list[str]) -> Iterator[Path]:
         where = list(spec.submodule_search_locations)
 
 
-def _spec(name: str, where: list[str]) -> ModuleSpec | None:
-    if name in sys.builtin_module_names:
-        return None
-    try:
-        return PathFinder.find_spec(name, where)
-    except (ImportError, ValueError):
-        return None
+def _spec(name: str, where: list[str] | None) -> ModuleSpec | None:
+    """Nothing is imported: each finder is asked, as `import` asks them."""
+    for finder in sys.meta_path:
+        if where is not None and finder in (BuiltinImporter, FrozenImporter):  # these have no packages
+            continue
+        try:
+            if (spec := finder.find_spec(name, where)) is not None:
+                return spec
+        except (AttributeError, ImportError, ValueError):
+            continue
+    return None
 
 
-def _of_project(file: Path) -> bool:
-    return not any(folder in file.parents for folder in _installed())
+def of_project(file: Path) -> bool:
+    """Whether a file is neither of the standard library nor of an installed package."""
+    installed = any(part in ("site-packages", "dist-packages") for part in file.parts)
+    return file.is_file() and not installed and not any(folder in file.parents for folder in _standard())
 
 
 @functools.cache
-def _installed() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
+def _standard() -> tuple[Path, ...]:
+    names = ("stdlib", "platstdlib")
     return tuple({Path(path).resolve() for name in names if (path := sysconfig.get_path(name))})

@@ -44,6 +44,10 @@ class Column(Protocol):
 
     def identity(self) -> str: ...
 
+    def parts(self) -> dict[str, str]:
+        """What a run reads of it: hashes by name, for the message about one that changed."""
+        ...
+
     def outputs(self) -> tuple[str, ...]:
         """Names of the c outputs; one, the column's own, unless a model has several."""
         ...

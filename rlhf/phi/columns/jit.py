@@ -26,7 +26,7 @@ from rewards.types import Preferences
 from rlhf.models.load import resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import user_code
-from rlhf.phi.columns.functions import IMPORT_SECONDS, identity_of, load_function, source_of
+from rlhf.phi.columns.functions import IMPORT_SECONDS, identity_of, load_function, parts_of, source_of
 from rlhf.phi.columns.items import Measured
 from rlhf.policy import store as policy_store
 from rlhf.policy.sampling import left_pad
@@ -52,6 +52,9 @@ class JitColumn:
         return (
             sha256_json([function, sha256_file(path), sha256_file(self._directory() / "tokenizer.json")]),
         )
+
+    def parts(self) -> dict[str, str]:
+        return parts_of(self.spec) | policy_store.files_of(self._directory())
 
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)

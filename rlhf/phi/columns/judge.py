@@ -72,6 +72,9 @@ class JudgeColumn:
         """Hash of model name and instructions. The address is not part of it: servers move."""
         return sha256_json([self.model, INSTRUCTIONS, self.question, self.opponents, self.max_tokens])
 
+    def parts(self) -> dict[str, str]:
+        return {"judge": self.identity()}
+
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
 

@@ -49,6 +49,9 @@ class ReferenceColumn:
         """Of before tokenizer and settings were a part of it."""
         return (sha256_json([policy_store.fingerprint_of(self.model), self.reference]),)
 
+    def parts(self) -> dict[str, str]:
+        return policy_store.parts_of(self.model)
+
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
 

@@ -19,7 +19,7 @@ from rewards.methods.columns import check_spread, moments
 from rewards.types import Preferences
 from rlhf.phi.columns.classifier import ClassifierColumn
 from rlhf.phi.columns.config import KEYS, ColumnConfig, plain
-from rlhf.phi.columns.functions import FunctionColumn, parts_of
+from rlhf.phi.columns.functions import FunctionColumn
 from rlhf.phi.columns.items import Column, Measured
 from rlhf.phi.columns.jit import JitColumn
 from rlhf.phi.columns.judge import JudgeColumn
@@ -65,15 +65,7 @@ def make(settings: JSONObject) -> Column:
 
 def made_of(columns: Sequence[ColumnConfig]) -> dict[str, dict[str, str]]:
     """By column, hashes of what it is made of: sources of functions, weights of classifiers, settings of judges."""
-    found: dict[str, dict[str, str]] = {}
-    for config in columns:
-        settings = plain(config)
-        if settings["kind"] in ("function", "jit"):
-            own = parts_of(settings["function"])
-        else:
-            own = {settings["kind"]: make(settings).identity()}
-        found[f"column {config.name!r}"] = own
-    return found
+    return {f"column {config.name!r}": make(plain(config)).parts() for config in columns}
 
 
 def prepare(prefs: Preferences, configs: Sequence[ColumnConfig]) -> tuple[np.ndarray, JSONObject]:

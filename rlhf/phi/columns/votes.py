@@ -39,6 +39,10 @@ class VotesColumn:
     def identity(self) -> str:
         return sha256_json([self.answer, self.min_accuracy])
 
+    def parts(self) -> dict[str, str]:
+        """The rule, and the probe, which only a fit reads."""
+        return {"votes": self.identity(), "probe": sha256_file(self.probe)}
+
     def outputs(self) -> tuple[str, ...]:
         return (self.name,)
 

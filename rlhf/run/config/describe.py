@@ -23,6 +23,7 @@ KINDS = {
     "ppo": "rlhf.train.rl.config:PPOConfig",
     "grpo": "rlhf.train.rl.config:GRPOConfig",
     "evaluate": "rlhf.evaluation.config:EvaluateConfig",
+    "sweep": "rlhf.sweep.config:SweepConfig",
 }
 
 

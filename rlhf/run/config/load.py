@@ -23,7 +23,8 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound=RunConfig)
-_COMMAND_LINE = "command line"
+Record = TypeVar("Record")
+COMMAND_LINE = "command line"
 _MAX_LISTED = 3
 LARGEST = (
     1e30  # of a configuration's numbers: float32 holds it, and its products with other such numbers of use
@@ -34,7 +35,7 @@ SMALLEST = (
 _MAX_DEPTH = 20  # names in the key of an override
 
 
-def _read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
+def read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
     """Read a configuration file → (mapping, source of every key as FILE:LINE)."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,22 +52,22 @@ def _read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
     return value, {key: f"{path.name}:{line}" for key, line in lines.items()}
 
 
-def _apply_override(values: JSONObject, override: str, sources: dict[Key, str], schema: type) -> None:
+def apply_override(values: JSONObject, override: str, sources: dict[Key, str], schema: type) -> None:
     """Set one `key.sub=value` in `values`; a mapping as value replaces the whole section."""
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path) or len(path) > _MAX_DEPTH:
         raise UserError(
-            f"{override[:200]!r} [{_COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100"
+            f"{override[:200]!r} [{COMMAND_LINE}]: an override is key.sub=value, for example train.steps=100"
         )
     if not text.strip():
-        raise UserError(f"{dotted} [{_COMMAND_LINE}]: no value after '='; write {dotted}=null or {dotted}=''")
-    value = parse_value(text, f"{dotted} [{_COMMAND_LINE}]")
+        raise UserError(f"{dotted} [{COMMAND_LINE}]: no value after '='; write {dotted}=null or {dotted}=''")
+    value = parse_value(text, f"{dotted} [{COMMAND_LINE}]")
     for depth in range(1, len(path)):
         parent = field_type(schema, path[:depth])
         if parent is not None and record_of(parent) is None and typing.get_origin(parent) is not dict:
             raise UserError(
-                f"{dotted} [{_COMMAND_LINE}]: {'.'.join(path[:depth])} is a single value, not a section; "
+                f"{dotted} [{COMMAND_LINE}]: {'.'.join(path[:depth])} is a single value, not a section; "
                 f"write {'.'.join(path[:depth])}=..."
             )
     section = values
@@ -77,7 +78,7 @@ def _apply_override(values: JSONObject, override: str, sources: dict[Key, str], 
     section[path[-1]] = value
     for key in [key for key in sources if key[: len(path)] == path]:
         del sources[key]
-    sources[path] = _COMMAND_LINE
+    sources[path] = COMMAND_LINE
 
 
 def record_of(annotation: object) -> type | None:
@@ -185,11 +186,31 @@ def _complaints(
             reasons[path].append(message)
         if detail["type"] not in ("missing", "value_error"):
             shown[path] = f" (got {_shown(_lookup(values, path))})"
+    missing = [
+        path for path, messages in reasons.items() if [m.lower() for m in messages] == ["field required"]
+    ]
     lines = []
+    if len(missing) > 1 or any(record_of(field_type(schema, path)) for path in missing):
+        keys = [".".join(key) for path in missing for key in _required(schema, path)]
+        lines.append(f"[{default}]: missing: {', '.join(keys)}; chorus config describe says what they are")
+        reasons = {path: messages for path, messages in reasons.items() if path not in missing}
     for path, messages in reasons.items():
         place = f"{'.'.join(path)} [{_source(path, sources, default)}]" if path else f"[{default}]"
         lines.append(f"{place}: {' or '.join(messages)}{shown.get(path, '')}")
     return lines
+
+
+def _required(schema: type, path: Key) -> Iterator[Key]:
+    """The keys that must be given where the key or section at `path` is missing."""
+    parent = record_of(field_type(schema, path))
+    if parent is None:
+        yield path
+        return
+    for name, info in parent.__pydantic_fields__.items():
+        if info.is_required():
+            yield from _required(schema, (*path, name))
+    if "steps" in parent.__pydantic_fields__:  # or epochs, so neither is required alone
+        yield (*path, "steps (or epochs)")
 
 
 def _lookup(values: object, path: Key) -> object:
@@ -219,15 +240,31 @@ def load(path: str | Path, overrides: Sequence[str], schema_class: type[T]) -> T
         one line.
     """
     path = Path(path)
-    values, sources = _read(path)
+    values, sources = read(path)
+    sources |= overridden(values, overrides, schema_class, sources)
+    return made(values, schema_class, path.name, sources)
+
+
+def overridden(
+    values: JSONObject, overrides: Sequence[str], schema_class: type, sources: dict[Key, str] | None = None
+) -> dict[Key, str]:
+    """Set `key.sub=value` in `values`, in order; returns where every key was written."""
+    sources = {} if sources is None else sources
     for override in overrides:
-        _apply_override(values, override, sources, schema_class)
-    config = build(values, schema_class, path.name, sources)
-    unread.check(config, sources, _COMMAND_LINE)
+        apply_override(values, override, sources, schema_class)
+    return sources
+
+
+def made(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str]) -> T:
+    """`build`, and a refusal of what was written and is not read."""
+    config = build(values, schema_class, place, sources)
+    unread.check(config, sources, COMMAND_LINE)
     return config
 
 
-def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[Key, str] | None = None) -> T:
+def build(
+    values: JSONObject, schema_class: type[Record], place: str, sources: dict[Key, str] | None = None
+) -> Record:
     """Plain values → record; unknown keys are named like everything else.
 
     Args:
@@ -242,7 +279,7 @@ def build(values: JSONObject, schema_class: type[T], place: str, sources: dict[K
     return validate(values, schema_class, sources, place)
 
 
-def validate(values: JSONObject, schema_class: type[T], sources: dict[Key, str], default: str) -> T:
+def validate(values: JSONObject, schema_class: type[Record], sources: dict[Key, str], default: str) -> Record:
     """Build the record from plain values; strictly, so that "5" is no integer and true no number."""
     values = {key: _at_home(value) for key, value in values.items()}
     try:

@@ -18,7 +18,7 @@ from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.run.config.common import DataConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-from rlhf.train.config import PolicyModelConfig, TuneConfig, check_conditioner
+from rlhf.train.config import PolicyModelConfig, TuneConfig, check_conditioner, check_length
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
@@ -86,7 +86,18 @@ class PopulationConfig:
 
 @record
 class RLTrainConfig:
-    steps: int = Field(ge=1, le=1_000_000_000, description="Iterations: sample, reward, learn.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Iterations: sample, reward, learn; null where train.epochs says how long.",
+    )
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Passes over the prompts instead of steps, rounded up to whole steps.",
+    )
     log_every: int = Field(default=1, ge=1, le=1_000_000_000, description="Iterations between metric lines.")
     checkpoint_every: int = Field(
         default=50,
@@ -113,6 +124,11 @@ class RLTrainConfig:
     def unread(self) -> Iterator[Unread]:
         if not self.samples_every:
             yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        check_length(self.steps, self.epochs)
+        return self
 
 
 @record
@@ -228,6 +244,7 @@ class GRPOConfig(RLConfig):
 
 
 def _settings(config: RLConfig, algorithm: Algorithm, critic: CriticConfig | None) -> RLSettings:
+    assert config.train.steps is not None, "the length is settled"
     return RLSettings(
         algorithm=algorithm,
         critic=critic,
@@ -284,6 +301,8 @@ def _check_sizes(config: RLConfig, algorithm: Algorithm) -> None:
             f"({rollout.prompts_per_step} prompts × {rollout.users_per_prompt} people × {rollout.completions} "
             "completions); choose a divisor"
         )
+    if config.train.steps is None:
+        return
     updates = config.train.steps * algorithm.epochs * algorithm.minibatches
     if config.optimizer.warmup_steps >= updates:
         raise ValueError(

@@ -37,6 +37,7 @@ class Samples:
         )
         self._every, self._count = config.train.samples_every, config.train.sample_rows
         self._group, self._opened = config.rollout.completions, False
+        self._skip_special_tokens = config.rollout.skip_special_tokens
 
     def take(self, batch: PromptBatch, rollout: Rollout, rewards: ArrayLike) -> None:
         """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
@@ -60,20 +61,23 @@ class Samples:
         own = phi[place].sum(axis=0) if phi.ndim == 3 else phi[place]
         ids = rows.tokens[place, -rows.mask.shape[1] :][rows.mask[place]].tolist()
         ended = bool(rows.ended[place])
-        text = self._tokenizer.decode(ids[:-1] if ended else ids)
+        said = ids[:-1] if ended else ids
+        text = self._tokenizer.decode(said)
         prompt = int(batch.index[row])
         entry = {
             "step": step,
             "row": int(self._prompts.row[prompt]),
             "prompt": jsonl.prompt_value(self._prompts.prompts[prompt]),
-            "completion": text,
+            "completion": text
+            if self._skip_special_tokens
+            else self._tokenizer.decode(said, skip_special_tokens=False),
             "reward": float(own @ rows.coef[place]),
             "phi": dict(zip(self._source.names, own.tolist(), strict=True)),
             "coef": rows.coef[place].tolist(),
             "z": None if rows.z is None else rows.z[place].tolist(),
             "tokens": len(ids),
             "ended": ended,
-            "canonical": self._tokenizer.encode_completion(text)[:-1] == (ids[:-1] if ended else ids),
+            "canonical": self._tokenizer.encode_completion(text)[:-1] == said,
         }
         return jsonl.line(plain(entry))
 

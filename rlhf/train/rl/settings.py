@@ -66,6 +66,11 @@ class RolloutConfig:
         le=1,
         description="Drop tokens below this fraction of the likeliest's probability; 0 none.",
     )
+    skip_special_tokens: bool = Field(
+        default=True,
+        description="Leave special tokens out of the text that rewards and samples.jsonl see; false: rewards see `<think>` and "
+        "its like where the tokenizer holds them for special. The token that ends a completion is never shown.",
+    )
 
     @property
     def filtered(self) -> bool:

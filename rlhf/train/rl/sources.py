@@ -28,7 +28,7 @@ from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.jit import only_jit
-from rlhf.phi.reward import HostConfig, Reward
+from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
@@ -99,9 +99,13 @@ def prepare(
     if only_jit(settings["columns"]):
         return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
     features = on_host.ColumnFeatures(settings, None, config.host)
-    return Source(
-        names, None, fixed, None, on_host.HostReward(features, base.tokenizer, config.rollout.completions)
-    )
+    return Source(names, None, fixed, None, _on_host(config, features, base, config.rollout.completions))
+
+
+def _on_host(
+    config: RLConfig, features: on_host.Features, base: policy_store.Base, group_size: int = 1
+) -> Reward:
+    return on_host.HostReward(features, base.tokenizer, group_size, config.rollout.skip_special_tokens)
 
 
 def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
@@ -129,21 +133,19 @@ def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: polic
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(users)
-    return Source(
-        names, run, drawn_from, shares, _reward_of(run, base, config.host, config.rollout.completions)
-    )
+    return Source(names, run, drawn_from, shares, _reward_of(config, run, base))
 
 
-def _reward_of(run: FittedBasis, base: policy_store.Base, limits: HostConfig, group_size: int) -> Reward:
+def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder
     if settings["kind"] == "lm":
         compiled = on_device.compiled_basis(run, base)
-        return compiled or on_host.HostReward(on_host.EncoderFeatures(run.basis), base.tokenizer)
+        return compiled or _on_host(config, on_host.EncoderFeatures(run.basis), base)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    features = on_host.ColumnFeatures(settings, run.basis, limits)
-    return on_host.HostReward(features, base.tokenizer, group_size)
+    features = on_host.ColumnFeatures(settings, run.basis, config.host)
+    return _on_host(config, features, base, config.rollout.completions)
 
 
 def _with_model(config: RLConfig) -> list[ColumnConfig]:
@@ -246,7 +248,12 @@ def reference_samples(
     index = np.repeat(np.arange(min(num_prompts, len(prompts.starts))), num_samples)
     rows = prompts.rows.take(index)
     completions = complete(
-        policy, rows.prompts, None, seed=config.seed, max_new_tokens=config.rollout.max_new_tokens
+        policy,
+        rows.prompts,
+        None,
+        seed=config.seed,
+        max_new_tokens=config.rollout.max_new_tokens,
+        skip_special_tokens=config.rollout.skip_special_tokens,
     )
     return rows.with_texts([completion.text for completion in completions])
 

@@ -31,6 +31,7 @@ from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
+from rlhf.train.length import in_steps
 from rlhf.train.loop import run_steps
 from rlhf.train.rl import (
     critic_store as rl_critic,
@@ -83,13 +84,17 @@ def run(
     """
     kind = kind_of(config)
     with Run.open(config.output_dir, config, kind) as job:
-        if finished(job):
+        done = finished(job)
+        if rows is None:
+            data = config.data
+            rows = rl_data.read_prompts(data.path, data.split, data.columns)
+        basis, people = (None, None) if rewards is None else rewards(job.directory)
+        inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
+        if done:
             return stored(job, diagnose)
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
         check_sampling(config, base, prompts.tokens.shape[1])
-        basis, people = (None, None) if rewards is None else rewards(job.directory)
-        inputs.check(job, _read(config, base, prompts.rows, basis, people))
         source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
@@ -100,7 +105,7 @@ def run(
 
 def _read(
     config: RLConfig,
-    base: policy_store.Base,
+    base: policy_store.Base | None,
     rows: PromptRows,
     basis: FittedBasis | None,
     people: People | None,
@@ -110,7 +115,7 @@ def _read(
         run = load_reward_run(config.rewards)
         rl_rewards.refuse_known_answers_only(run)
         basis, people = run, load_people(run)
-    found = read_by(config, base, rows) | read_of(basis, people) | rl_rewards.columns_read(config)
+    found = read_by(config, rows, base) | read_of(basis, people) | rl_rewards.columns_read(config)
     if config.population is not None and config.population.reference is not None:
         place = config.population.reference
         found["population.reference"] = {place: inputs.content(read_completions(place))}
@@ -143,6 +148,8 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
+    config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
     spec = adapter_spec(config, source.run, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:

@@ -38,6 +38,23 @@ _LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+_YARN_ALL = _YARN | {
+    "beta_fast": 4.0,
+    "beta_slow": 1.5,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+    "truncate": False,
+}
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+_LONGROPE = {  # short up to 32 positions, of which a test row has 21
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0, 1.5, 3.0],
+    "long_factor": [9.0, 9.0, 9.0],
+    "original_max_position_embeddings": 32,
+    "partial_rotary_factor": 0.75,
+}
 
 FAMILIES = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
@@ -47,6 +64,47 @@ FAMILIES = {
     "smollm2": (
         "LlamaConfig",
         {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 1},
+    ),
+    "llama_mlp_bias": ("LlamaConfig", {"tie_word_embeddings": False, "mlp_bias": True}),
+    "llama_yarn": ("LlamaConfig", {"rope_parameters": _YARN, "tie_word_embeddings": False}),
+    "llama_yarn_all": ("LlamaConfig", {"rope_parameters": _YARN_ALL, "tie_word_embeddings": True}),
+    "llama_dynamic_rope": ("LlamaConfig", {"rope_parameters": _DYNAMIC, "tie_word_embeddings": False}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2}),
+    "smollm3_window": (
+        "SmolLM3Config",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "no_rope_layers": [1, 0, 0, 1],
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {"num_key_value_heads": 4}),
+    "olmo2_tied": ("Olmo2Config", {"tie_word_embeddings": True, "attention_bias": True}),
+    "olmo3": ("Olmo3Config", {"sliding_window": WINDOW, "rope_scaling": _YARN}),
+    "phi3": ("Phi3Config", {"sliding_window": WINDOW}),
+    "phi4_mini": (
+        "Phi3Config",
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32, "tie_word_embeddings": True},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 0.7,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ministral": (
+        "MinistralConfig",
+        {
+            "sliding_window": WINDOW,
+            "head_dim": 16,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
     ),
     "mistral": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 8}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
@@ -103,17 +161,17 @@ def save_model(family: str, directory: Path, **options) -> Path:
     return directory
 
 
-def load_decoder(directory: Path, stages: tuple[int, ...] | None = None) -> Decoder:
-    """Our decoder with the directory's weights, float32."""
+def load_decoder(directory: Path, stages: tuple[int, ...] | None = None, dtype=jnp.float32) -> Decoder:
+    """Our decoder with the directory's weights."""
     config = ModelConfig.from_hf(read_hf_config(directory))
     stages = stages or (config.num_layers,)
 
     def make():
         rngs = nnx.Rngs(jax.random.key(0))
-        return Decoder(config, stages=stages, spec=None, dtype=jnp.float32, remat=False, rngs=rngs)
+        return Decoder(config, stages=stages, spec=None, dtype=dtype, remat=False, rngs=rngs)
 
     graphdef, state = nnx.split(nnx.eval_shape(make))  # no time spent on random weights
-    nnx.replace_by_pure_dict(state, load_params(directory, config, stages, jnp.float32))
+    nnx.replace_by_pure_dict(state, load_params(directory, config, stages, dtype))
     return nnx.merge(graphdef, state)
 
 

@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from rewards.errors import UserError
-from rlhf.models.config import DEFAULTS, ModelConfig
+from rlhf.models.config import ModelConfig
+from rlhf.models.families import DEFAULTS
 from rlhf.models.load import load_params, read_hf_config
 from tests.rlhf.models import families
 from tests.rlhf.tiny import KINDS
@@ -18,7 +19,8 @@ LLAMA = KINDS["llama"]
 CHANGES_THE_COMPUTATION = [
     ("use_bidirectional_attention", True),
     ("is_causal", False),
-    ("mlp_bias", True),
+    ("attention_out_bias", True),
+    ("multi_query", True),
     ("rope_interleaved", True),
     ("partial_rotary_factor", 0.5),
     ("quantization_config", {"bits": 4}),

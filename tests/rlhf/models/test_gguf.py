@@ -11,10 +11,10 @@ import transformers
 from safetensors.torch import load_file
 
 from rewards.errors import UserError
-from rlhf.models.attention import rope_frequencies
-from rlhf.models.config import ModelConfig, Rope
+from rlhf.models.config import ModelConfig
 from rlhf.models.gguf import convert_gguf
 from rlhf.models.load import load_params, read_hf_config, resolve_model
+from rlhf.models.rope import Rope, frequencies
 from rlhf.models.tokenizer import Tokenizer
 from tests.rlhf.models import families, gguf_files
 from tests.rlhf.models.gguf_files import QuantType
@@ -96,7 +96,7 @@ def test_stored_in_half_precision_only_when_exact(tmp_path):
 def test_llama3_scaling_is_recovered_from_the_factors(tmp_path):
     model = make_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, head_dim=64)
     rope = Rope(500000.0, "llama3", 32.0, 1.0, 4.0, 8192)
-    factors = rope_frequencies(Rope(500000.0), 64) / rope_frequencies(rope, 64)
+    factors = frequencies(Rope(500000.0), 64) / frequencies(rope, 64)
     assert factors.max() == 32 and factors.min() == 1
 
     def add(scale):

@@ -1,12 +1,39 @@
-"""Logits of every family against transformers, float32."""
+"""Logits and greedy text of every family against transformers."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from flax import nnx
 
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.sampling import SamplingSettings, generate, row_keys
 from tests.rlhf.models import families
 from tests.rlhf.models.families import FAMILIES
 
-WINDOWED = ("mistral", "qwen2_window", "gemma2", "gemma3_text")
+WINDOWED = (
+    "mistral",
+    "ministral",
+    "qwen2_window",
+    "smollm3_window",
+    "olmo3",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+)
+# Each alone is felt within the few positions of a test row.
+FELT = {
+    "llama3_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "llama_linear_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}},
+    "llama_yarn": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "llama_yarn_all": {"rope_parameters": FAMILIES["llama_yarn"][1]["rope_parameters"]},
+    "smollm3": {"no_rope_layer_interval": 3},
+    "olmo3": {"rope_scaling": None},
+    "phi4_mini": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.75}
+    },
+    "granite": {"residual_multiplier": 1.0},
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,11 +59,54 @@ def test_parity_rows_feel_the_window(family):
     assert np.abs(narrow - wide)[real].max() > 0.01
 
 
-@pytest.mark.parametrize("family", ["llama3_rope", "llama_linear_rope"])
-def test_parity_rows_feel_the_rope_scaling(family):
+@pytest.mark.parametrize("family", FELT)
+def test_parity_rows_feel_what_is_special(family):
     tokens, real = families.padded_batch()
-    theta = FAMILIES[family][1]["rope_parameters"]["rope_theta"]
-    plain = {"rope_type": "default", "rope_theta": theta}
-    scaled = families.torch_logits(families.make_model(family), tokens, real)
-    unscaled = families.torch_logits(families.make_model(family, rope_parameters=plain), tokens, real)
-    assert np.abs(scaled - unscaled)[real].max() > 0.01
+    special = families.torch_logits(families.make_model(family), tokens, real)
+    plain = families.torch_logits(families.make_model(family, **FELT[family]), tokens, real)
+    assert np.abs(special - plain)[real].max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_equals_transformers(family, tmp_path):
+    """Token by token through our cache, longer than a window, against `generate`."""
+    reference = families.make_model(family)
+    reference.save_pretrained(tmp_path)
+    prompts = np.random.default_rng(1).integers(3, families.VOCAB, (2, 9))
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor(prompts),
+            attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+        )[:, 9:].numpy()
+    graphdef, params = nnx.split(families.load_decoder(tmp_path))
+    starts, keys = np.zeros(2, np.int32), row_keys(0, np.arange(2))
+    found = generate(
+        PolicyParams(params, nnx.State({}), nnx.State({})),
+        prompts.astype(np.int32),
+        starts,
+        None,
+        keys,
+        SamplingSettings.of(2, temperature=0.0),
+        np.array([-1], np.int32),
+        graphdef=graphdef,
+        max_new_tokens=12,
+        filtered=False,
+    )
+    np.testing.assert_array_equal(found.tokens, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2", "phi4_mini", "granite", "smollm3", "gemma3_text"])
+def test_bfloat16_strays_no_further_than_transformers_does(family, tmp_path):
+    """The two round at other places; both are held against float32."""
+    reference = families.make_model(family)
+    reference.save_pretrained(tmp_path)
+    tokens, real = families.padded_batch()
+    exact = families.torch_logits(reference, tokens, real)[real]
+    decoder = families.load_decoder(tmp_path, dtype=jnp.bfloat16)
+    ours = np.abs(families.decoder_logits(decoder, tokens, real)[real] - exact)
+    theirs = np.abs(families.torch_logits(reference.to(torch.bfloat16), tokens, real)[real] - exact)
+    assert ours.mean() < 1.2 * theirs.mean()
+    assert ours.max() < 2.0 * theirs.max()

@@ -99,6 +99,33 @@ def test_a_function_gets_prompts_texts_and_the_columns_of_its_row(functions):
     np.testing.assert_array_equal(reward_of(functions, "sees")[:, 0], [1, 1, 2, 3])
 
 
+SPECIAL = [  # ids of a completion, whether it stopped by itself, and what rewards see without and with special tokens
+    ([30, 3, 31, 2], True, ("a", "<30>a<31>")),
+    ([30, 4, 31], False, ("b", "<30>b<31>")),
+    ([2], True, ("", "")),
+    ([1, 1, 2], True, ("", "<1><1>")),
+    ([3, 29, 4, 2], True, ("a b", "a b")),
+    ([3, 30], False, ("a", "a<30>")),
+]
+
+
+@pytest.mark.parametrize(("ids", "stopped", "said"), SPECIAL)
+@pytest.mark.parametrize("skip", [True, False])
+def test_rewards_see_special_tokens_where_they_are_asked_for(ids, stopped, said, skip):
+    """All but the token that ends a completion."""
+    tokens, mask = np.zeros((1, 6), np.int32), np.zeros((1, 4), bool)
+    tokens[0, :2], tokens[0, 2 : 2 + len(ids)], mask[0, : len(ids)] = (1, 4), ids, True
+    given = rollout()._replace(tokens=tokens, mask=mask, ended=np.array([stopped]))
+    seen = []
+
+    def features(items, group_size):
+        seen.extend(items.item_text)
+        return on_host.Rewards(np.zeros((1, 1), np.float32), {})
+
+    HostReward(features, ToyTokenizer(), skip_special_tokens=skip)(given, rows().take([0]))
+    assert seen == [said[not skip]]
+
+
 def test_nothing_to_say_counts_zero_or_the_mean(functions):
     """None is TRL's "does not apply": 0 as it is, the column's mean (φ = 0) where columns are standardised."""
     np.testing.assert_array_equal(reward_of(functions, "sometimes")[:, 0], [4, 0, 4, 4])

@@ -1,6 +1,7 @@
 """A resumed run, a stored policy and stored rewards refuse what is not what they were made with, and say what it is."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -20,11 +21,14 @@ from tests.rlhf.api.world import table
 pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS, STOPPED = 4, 2
 FUNCTION = """
+import importlib
+
 import helper
 from parts import inner
 
 def reward(prompts, completions, **columns):
-    return [helper.scale() * len(text) + inner.SHIFT for text in completions]
+    late = importlib.import_module("late")
+    return [helper.scale() * len(text) + inner.SHIFT * late.FACTOR for text in completions]
 """
 
 
@@ -91,6 +95,9 @@ def world(tmp_path_factory):
     classifier(root / "judge")
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table()))
     (root / "reward.py").write_text(FUNCTION)
+    for folder in ("model", "judge"):
+        (root / folder / "special_tokens_map.json").write_text('{"eos_token": "<eos>"}')
+    (root / "late.py").write_text("FACTOR = 2.0\n")
     (root / "helper.py").write_text("def scale():\n    return 1.0\n")
     (root / "parts").mkdir()
     (root / "parts" / "__init__.py").touch()
@@ -157,9 +164,27 @@ def edit(path, old=None, new=""):
         ("grpo", "helper.py", ("1.0", "2.0"), "column 'long': helper.py changed"),
         ("grpo", "parts/inner.py", ("1.0", "2.0"), "column 'long': parts/inner.py changed"),
         ("grpo", "parts/__init__.py", (None, "x = 1\n"), "column 'long': parts/__init__.py changed"),
+        ("grpo", "late.py", ("2.0", "3.0"), "column 'long': late.py changed"),
+        ("sft", "model/special_tokens_map.json", (None, " "), "model.name: special_tokens_map.json changed"),
+        (
+            "dpo",
+            "model/generation_config.json",
+            ("1", "[1, 2]"),
+            "model.name: generation_config.json changed",
+        ),
+        ("dpo", "model/chat_template.jinja", (None, "!"), "model.name: chat_template.jinja changed"),
+        ("grpo", "model/model.safetensors", (), "model.name: weights changed"),
+        ("ppo", "pairs.jsonl", ("Which", "item"), "data.path: pairs.jsonl changed"),
+        (
+            "ppo",
+            "judge/special_tokens_map.json",
+            (None, " "),
+            "column 'good': special_tokens_map.json changed",
+        ),
+        ("ppo", "judge/tokenizer.json", ("39", "390"), "column 'good': tokenizer.json changed"),
         ("grpo", "pairs.jsonl", ("Which", "item"), "data.path: pairs.jsonl changed"),
-        ("ppo", "judge/model.safetensors", (), "column 'good': classifier changed"),
-        ("ppo", "judge/config.json", ("100.0", "200.0"), "column 'good': classifier changed"),
+        ("ppo", "judge/model.safetensors", (), "column 'good': weights changed"),
+        ("ppo", "judge/config.json", ("100.0", "200.0"), "column 'good': config.json changed"),
     ],
 )
 def test_a_resumed_run_refuses_what_has_changed(here, capsys, kind, file, change, said):
@@ -193,6 +218,74 @@ def test_a_finished_fit_refuses_what_changed(here, capsys, file, change, said):
     for words in (["rewards", "fit"], ["rewards", "evaluate"]):
         assert cli.main([*words, "rewards.yaml", "output_dir=rewards"]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "said"),
+    [
+        ("sft", "pairs.jsonl", ("item 3", "item 30"), "data.path: pairs.jsonl changed"),
+        ("sft", "model/config.json", ("100.0", "200.0"), "model.name: config.json changed"),
+        ("dpo", "model/tokenizer.json", ("39", "390"), "model.name: tokenizer.json changed"),
+        ("grpo", "helper.py", ("1.0", "2.0"), "column 'long': helper.py changed"),
+        ("ppo", "judge/model.safetensors", (), "column 'good': weights changed"),
+    ],
+)
+def test_a_finished_run_does_not_pass_for_one_with_other_inputs(here, capsys, kind, file, change, said):
+    assert command(kind, f"run-{kind}") == 0
+    edit(here / file, *change)
+    capsys.readouterr()
+    assert command(kind, f"run-{kind}") == 2
+    assert said in capsys.readouterr().err
+
+
+def evaluation(here):
+    """A policy with users and its evaluation, which reads data, policy, rewards and π_ref."""
+    assert command("dpo", "users") == 0
+    config = {
+        "seed": 0,
+        "policy": "users",
+        "rewards": "rewards",
+        "model": {"name": "model"},
+        "data": {"path": "pairs.jsonl", "held_out_people": 0.3},
+        "users": {"answers": 2},
+        "sampling": {"num_samples": 1, "max_new_tokens": 3},
+    }
+    (here / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["evaluate", "evaluate.yaml", "output_dir=evaluation"]) == 0
+
+
+def test_an_evaluation_is_not_repeated_and_does_not_pass_for_one_of_something_else(here, capsys, monkeypatch):
+    from rlhf.evaluation import policy
+
+    evaluation(here)
+    again = ["evaluate", "evaluate.yaml", "output_dir=evaluation"]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "judge", None)  # nothing is judged
+        assert cli.main(again) == 0
+        assert "finished earlier" in capsys.readouterr().err
+        (here / "evaluation" / directory.INPUTS).unlink()  # as evaluations of before
+        for times in (1, 0):
+            assert cli.main(again) == 0
+            assert capsys.readouterr().err.count("begun before runs recorded") == times
+    for file, change, said in (
+        ("model/config.json", ("100.0", "200.0"), "config.json changed"),
+        ("model/chat_template.jinja", (None, "!"), "chat_template.jinja changed"),
+        ("model/tokenizer_config.json", (None, "\n"), "tokenizer_config.json changed"),
+        ("model/model.safetensors", (), "weights differ"),
+    ):
+        before = (here / file).read_bytes()
+        edit(here / file, *change)
+        assert cli.main(again) == 2
+        assert said in capsys.readouterr().err
+        (here / file).write_bytes(before)
+    edit(here / "pairs.jsonl", "item 3", "item 30")
+    judged = []
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "judge", lambda *arguments: judged.append(arguments) or pytest.fail("judged"))
+        with pytest.raises(pytest.fail.Exception):
+            cli.main(again)
+    assert judged  # other data: evaluated anew
 
 
 @pytest.mark.parametrize("place", ["rlhf.report.write_rewards_report", "rlhf.run.directory.Run.write_result"])
@@ -302,3 +395,127 @@ def test_content_depends_on_every_field_but_the_place(here):
     assert inputs.content(one) == inputs.content(read_preferences("copy.jsonl"))
     edit(here / "copy.jsonl", '"p00"', '"p0x"')
     assert inputs.content(one) != inputs.content(read_preferences("copy.jsonl"))
+
+
+def test_imports_are_found_however_they_are_written(here):
+    (here / "parts" / "time.py").write_text("")  # a built-in module's name
+    (here / "parts" / "_compiled.so").write_bytes(b"")
+    (here / "names.py").write_text("from parts import *\nimport sys, yaml\n")
+    (here / "words.py").write_text('__import__("helper")\nfrom importlib import import_module as load\n')
+    (here / "spread" / "deep").mkdir(parents=True)  # a package without __init__.py
+    (here / "spread" / "deep" / "end.py").write_text("from spread.deep import nothing")
+    (here / "far.py").write_text("from spread.deep import end\n")
+    assert list(sources(here / "far.py")) == ["far.py", "spread/deep/end.py"]
+    (here / "parts" / "near.py").write_text('from .time import x\nimport_module(".inner", __package__)\n')
+    assert {"parts/inner.py", "parts/time.py", "parts/__init__.py", "names.py"} <= sources(
+        here / "names.py"
+    ).keys()
+    assert list(sources(here / "words.py")) == ["helper.py", "words.py"]
+    assert list(sources(here / "parts" / "near.py")) == ["inner.py", "near.py", "time.py"]
+
+
+SCRIPT = """
+import functools, sys
+import numpy as np
+import rlhf
+import helper
+
+LIMIT = 5
+TABLE = {{"a": [1.0, 2.0]}}
+ARRAY = np.arange(3.0)
+
+class Scorer:
+    shift = 1.0
+    def __init__(self, weight):
+        self.weight = weight
+    def __call__(self, prompts, completions, **columns):
+        return [self.weight * len(text) + self.shift for text in completions]
+
+def inner(text):
+    return len(text) * helper.scale()
+
+def plain(prompts, completions, **columns):
+    return [min(LIMIT, inner(text)) + TABLE["a"][0] + ARRAY.sum() for text in completions]
+
+def make(factor):
+    def closed(prompts, completions, **columns):
+        return [factor * len(text) for text in completions]
+    return closed
+
+def partly(factor, prompts, completions, **columns):
+    return [factor * len(text) for text in completions]
+
+UNUSED = 1
+scorer = Scorer(2.0)
+functions = [plain, make(3.0), functools.partial(partly, 2.0), scorer]
+from rlhf.phi.columns import functions as columns
+for function in functions:
+    print(columns.parts_of(columns.remember(function)))
+"""
+CHANGES = [
+    ("LIMIT = 5", "LIMIT = 6", 0),
+    ("[1.0, 2.0]", "[1.5, 2.0]", 0),
+    ("arange(3.0)", "arange(4.0)", 0),
+    ("len(text) * helper", "1 + len(text) * helper", 0),
+    ("make(3.0)", "make(4.0)", 1),
+    ("partly, 2.0", "partly, 2.5", 2),
+    ("Scorer(2.0)", "Scorer(3.0)", 3),
+    ("shift = 1.0", "shift = 2.0", 3),
+    ("UNUSED = 1", "UNUSED = 2", None),
+]
+
+
+def described(here, text, *, typed=False):
+    """What the functions of a script are made of, said by a process of their own."""
+    import subprocess
+    import sys
+
+    (here / "script.py").write_text(text)
+    words = ["-c", text] if typed else ["script.py"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=here, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_functions_of_a_script_are_known_by_all_that_they_use(here, typed):
+    """In another process they are the same; with another constant, closure, attribute or helper they are not."""
+    before = described(here, SCRIPT.format(), typed=typed)
+    assert before == described(here, SCRIPT.format(), typed=typed) and len(before) == 4
+    for old, new, which in CHANGES if not typed else CHANGES[::4]:
+        after = described(here, SCRIPT.format().replace(old, new), typed=typed)
+        different = [number for number in range(4) if after[number] != before[number]]
+        assert different == ([] if which is None else [which]), (old, different)
+    edit(here / "helper.py", "1.0", "2.0")
+    assert [a != b for a, b in zip(before, described(here, SCRIPT.format(), typed=typed), strict=True)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_run_of_python_refuses_another_function(here, capsys):
+    import rlhf
+
+    def make(factor):
+        def reward(prompts, completions, **columns):
+            return [factor * len(text) for text in completions]
+
+        return reward
+
+    def train(factor):
+        return rlhf.train_grpo(
+            "model", ["Which ?"], rewards=make(factor), steps=2, output_dir="mine", prompts_per_step=1,
+            rollout={"completions": 2, "max_new_tokens": 2}, lora_rank=2,
+        )  # fmt: skip
+
+    train(1.0)
+    train(1.0)
+    with pytest.raises(store.UserError, match=r"column 'reward': reward changed"):
+        train(2.0)
+    edit(here / "model" / "config.json", "100.0", "200.0")
+    with pytest.raises(store.UserError, match=r"model\.name: config\.json changed"):
+        train(1.0)

@@ -61,7 +61,9 @@ def test_in_one_file_both_are_spoken_of(tmp_path, caplog):
 
 def shipped():
     for path in sorted(CONFIGS.rglob("*.yaml")):
-        yield path, next(kind for kind in KINDS if path.stem.split("_")[0] == kind)
+        kind = next(kind for kind in KINDS if path.stem.split("_")[0] == kind)
+        if kind != "sweep":  # a section beside another configuration
+            yield path, kind
 
 
 @pytest.mark.parametrize(("path", "kind"), list(shipped()), ids=str)

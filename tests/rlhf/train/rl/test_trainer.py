@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from rlhf.run.metrics import read_metrics
 from rlhf.train.rl import critic_store as rl_critic
 from rlhf.train.rl import prompts as rl_data
 from rlhf.train.rl import sources as rl_rewards
-from rlhf.train.rl.config import GRPOConfig
+from rlhf.train.rl.config import GRPOConfig, PPOConfig
 from rlhf.train.rl.critic import CriticConfig, init_critic
 from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run
@@ -36,6 +37,9 @@ def exact(prompts, completions, wanted):
 
 def words(completions):
     return [0.25 * len(text.split()) for text in completions]
+
+def marks(completions):
+    return [float(text.count("<")) for text in completions]
 
 def length(completion_mask):
     return completion_mask.sum(axis=1)
@@ -281,6 +285,22 @@ def test_jittable_columns_alone_are_compiled_and_read_the_tokens_of_the_model(wo
     )
     source = rl_rewards.prepare(config, base, rl_data.prompt_set(config, base))
     assert not source.reward.can.compiled and source.names == ("length", "words")
+
+
+@pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
+@pytest.mark.parametrize("skip", ["true", "false"])
+def test_rewards_of_both_trainers_see_special_tokens_where_the_rollout_says_so(world, kind, skip):
+    base = policy_store.load_base(world / "model", adapter_layers=1, dtype="float32")
+    path = write(world, "special", columns=[column(world, "marks")])
+    config = load(path, [f"rollout.skip_special_tokens={skip}"], kind)
+    prompts = rl_data.prompt_set(config, base)
+    source = rl_rewards.prepare(config, base, prompts)
+    special, word = base.tokenizer.end_id, base.tokenizer.encode_completion("item")[0]
+    tokens = np.full((4, 3), word, np.int32)
+    tokens[:, 1] = special
+    said = types.SimpleNamespace(tokens=tokens, mask=np.ones((4, 3), bool), ended=np.zeros(4, bool))
+    found = source.reward(said, prompts.rows.take([0, 0, 0, 0]))
+    assert (np.asarray(found.phi) > 0).all() == (skip == "false")
 
 
 @pytest.mark.parametrize("source", ["fitted", "columns"])

@@ -12,7 +12,7 @@ from rlhf.train.rl import estimate as est
 from rlhf.train.rl.critic import CriticConfig
 from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.settings import RLSettings, RolloutConfig
-from rlhf.train.rl.update import iterate
+from rlhf.train.rl.update import iterate, update
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
@@ -239,3 +239,24 @@ def test_an_iteration_compiles_once_for_all_people_and_numbers_and_stays_on_the_
     assert metrics["train/zero_variance_share"] == 1.0
     assert metrics["train/kl_coef"] != pytest.approx(0.1, rel=1e-6)  # the controller moved it
     assert rollout.rows is None
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (2, 2)])
+def test_a_step_that_kl_stops_leaves_weights_and_moments_alone(epochs, minibatches):
+    """Adam's moments would carry the gradient of a policy that was left behind into the next iteration."""
+    task = setup.make_task(
+        prompts=[[1, 4, 5]],
+        people=steps.make_population(),
+        groups=2,
+        algorithm={"epochs": epochs, "minibatches": minibatches},
+        kl={"stop_nats": 0.1},
+    )
+    rollout = setup.made_up_rollout(task)
+    far = rollout._replace(logprobs=jnp.where(rollout.mask, rollout.logprobs - 2.0, 0.0))
+    rewards = jnp.asarray(np.random.default_rng(0).normal(size=rollout.coef.shape), jnp.float32)
+    before = jax.device_get((task.state.params, task.state.opt_state))
+    state, metrics = update(task.state, far, rewards, task.frozen, task.settings, program=task.program)
+    assert metrics["train/stopped_share"] == 1.0 and int(state.step) == epochs * minibatches
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before
+    )  # the count of steps taken, too

@@ -1,0 +1,174 @@
+"""Jobs of this machine and of a real SLURM on loopback: submitted as typed, followed, cancelled, requeued and resumed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from rlhf.apps import cli
+from rlhf.run.metrics import read_metrics
+from tests.rlhf.tiny import write_model
+
+LOOPBACK = Path(__file__).parents[3] / "scripts" / "cluster" / "slurm_loopback.sh"
+PLAN = ["data", "plan", "--labels", "6000"]
+STEPS = 3000
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and SLURM ({', '.join(missing) or 'not root'})")
+    if "SLURM_CONF" in os.environ:
+        yield  # one that runs already
+        return
+    place = tmp_path_factory.mktemp("slurm")
+    started = subprocess.run(["bash", LOOPBACK, "start", place], capture_output=True, text=True)
+    if "idle" not in started.stdout:
+        pytest.skip(f"SLURM does not start here: {started.stderr[-300:]}")
+    os.environ["SLURM_CONF"] = str(place / "slurm.conf")
+    yield
+    del os.environ["SLURM_CONF"]
+    subprocess.run(["bash", LOOPBACK, "stop", place], capture_output=True)
+
+
+def told(capsys, *words):
+    status = cli.main(["launch", *words, "--json"]) if "--" not in words else cli.main(["launch", *words])
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    return out.out
+
+
+def state(capsys, name):
+    return json.loads(told(capsys, "status", name).strip().splitlines()[-1])["status"]
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.5)
+
+
+def training(folder):
+    rng = np.random.default_rng(0)
+    rows = [{"prompt": "Which ?", "chosen": f"item {n}", "rejected": f"item {39 - n}", "user_id": f"p{n % 5}"}
+            for n in rng.integers(0, 19, 30)]  # fmt: skip
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "seed": 0,
+        "output_dir": "run",
+        "data": {"path": "pairs.jsonl"},
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    config |= {"model": {"name": str(write_model(folder / "model"))}}
+    config |= {
+        "train": {
+            "steps": STEPS,
+            "batch_rows": 2,
+            "row_length": 16,
+            "checkpoint_every": 1000,
+            "log_every": 100,
+        }
+    }
+    (folder / "sft.yaml").write_text(yaml.safe_dump(config))
+    return ["train", "sft", "sft.yaml"]
+
+
+def test_the_script_holds_the_command_as_typed_and_nothing_is_submitted(capsys, folder):
+    options = [
+        "--devices",
+        "2",
+        "--time",
+        "1:00:00",
+        "--setup",
+        "module load cuda",
+        "--option=--qos=low",
+        "--dry-run",
+    ]
+    out = told(capsys, "slurm", *options, "--", "chorus", "train", "dpo", "a b.yaml", "data.path=x;y")
+    assert re.search(r"^\S+ -m rlhf train dpo 'a b.yaml' 'data.path=x;y' &$", out, flags=re.M)
+    for line in ("--gpus-per-node=2", "--time=1:00:00", "--qos=low", "--requeue", "--signal=B:TERM@120"):
+        assert f"#SBATCH {line}\n" in out
+    assert "module load cuda" in out and not (folder / "launches").exists()
+
+
+def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
+    for words, part in (
+        (["local", "--", "train", "dpoo", "x"], "did you mean 'dpo'"),
+        (["local", "--name", "a/b", "--", *PLAN], "--name a/b"),
+        (["slurm", "--devices", "0", "--", *PLAN], "whole number from 1"),
+        (["status", "nobody"], "nobody: no such launch"),
+        (["local", "--", "launch", "local", "--", *PLAN], "cannot be launched"),
+    ):
+        assert cli.main(["launch", *words]) == 2
+        assert part in capsys.readouterr().err
+    assert not (folder / "launches").exists()
+
+
+def test_a_local_job_runs_says_what_it_says_and_its_name_is_taken(capsys):
+    told(capsys, "local", "--name", "plan", "--", *PLAN)
+    assert cli.main(["launch", "logs", "plan", "--follow"]) == 0
+    assert "raters" in capsys.readouterr().out
+    assert state(capsys, "plan") == "completed"
+    assert cli.main(["launch", "local", "--name", "plan", "--", *PLAN]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_cancelled_local_job_leaves_a_checkpoint_and_the_command_resumes(capsys, folder):
+    words = training(folder)
+    told(capsys, "local", "--name", "sft", "--", *words)
+    wait_for(lambda: (folder / "run" / "metrics.jsonl").exists() and read_metrics(folder / "run"))
+    told(capsys, "cancel", "sft")
+    wait_for(lambda: state(capsys, "sft") != "running")
+    assert state(capsys, "sft") in ("cancelled", "completed")
+    assert "the same command resumes" in (folder / "launches" / "sft" / "log.txt").read_text()
+    assert list((folder / "run" / "checkpoints").iterdir())
+
+
+def test_a_slurm_job_is_requeued_on_notice_and_goes_on_to_the_same_numbers(slurm, capsys, folder):
+    words = training(folder)
+    told(capsys, "slurm", "--name", "sft", "--memory", "1500", "--", *words)
+    job = json.loads((folder / "launches" / "sft" / "launch.json").read_text())["job"]
+    wait_for(lambda: (folder / "run" / "metrics.jsonl").exists() and read_metrics(folder / "run"))
+    subprocess.run(["scancel", "--batch", "--signal=TERM", job], check=True)  # as at the end of the time
+    shown = ["scontrol", "show", "job", "-o", job]
+    wait_for(lambda: "Restarts=1" in subprocess.run(shown, capture_output=True, text=True).stdout)
+    assert state(capsys, "sft") in ("pending", "running")
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+    wait_for(lambda: state(capsys, "sft") not in ("pending", "running"))
+    assert state(capsys, "sft") == "completed"
+    interrupted = read_metrics(folder / "run")
+    assert cli.main([*words, "output_dir=undisturbed"]) == 0
+    plain = read_metrics(folder / "undisturbed")
+    assert [(row["step"], row["train/loss/total"]) for row in interrupted] == [
+        (row["step"], row["train/loss/total"]) for row in plain
+    ]
+
+
+def test_a_cancelled_slurm_job_stays_cancelled(slurm, capsys, folder):
+    told(capsys, "slurm", "--name", "sft", "--memory", "1500", "--", *training(folder))
+    wait_for(lambda: state(capsys, "sft") == "running")
+    told(capsys, "cancel", "sft")
+    wait_for(lambda: state(capsys, "sft") not in ("pending", "running"))
+    time.sleep(3)
+    assert state(capsys, "sft") == "cancelled"
+
+
+def test_what_slurm_refuses_is_one_line(slurm, capsys, folder):
+    assert cli.main(["launch", "slurm", "--name", "x", "--partition", "nowhere", "--", *PLAN]) == 2
+    assert "partition" in capsys.readouterr().err and not (folder / "launches" / "x").exists()
