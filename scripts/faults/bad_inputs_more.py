@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def gguf(value: bytes, kind: int, key: str = "llama.context_length") -> Make:
 
 def more() -> Iterator[tuple[str, Make]]:
     """Name and preparation of every further input."""
-    keys: dict[str, list[tuple[str, Any]]] = {
+    keys: dict[str, Sequence[tuple[str, Any]]] = {
         "generation_config.json": [("pad_token_id", -7)] + [
             ("eos_token_id", v) for v in ("2", -1, 10**9, [1, "x"], True, 1.5, {})],
         "tokenizer_config.json": [("chorus_template_date", v) for v in ("2025-02-30", 20250131, [])] + [
