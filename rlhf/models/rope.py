@@ -8,7 +8,7 @@ with the length of the sequence, and are taken up to where they do:
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -149,14 +149,10 @@ def read(values: Values, family: str, head_dim: int) -> tuple[Rope, Rope]:
             key, part = f"rope_parameters.{name}", parameters.get(name)
             if not isinstance(part, Mapping):
                 raise values.refuse(key, f"must be a section, not {cut(part)}")
-            theta = _theta(
-                values, [(f"{key}.rope_theta", part[n]) for n in ("rope_theta",) if n in part], base
-            )
+            theta = _theta(values, {f"{key}.rope_theta": part}, base)
             parts.append(_read_one(values, key, part, theta, head_dim))
         return parts[0], parts[1]
-    held = (("rope_parameters.rope_theta", parameters), ("rope_theta", raw))
-    places = [(key, section["rope_theta"]) for key, section in held if "rope_theta" in section]
-    theta = _theta(values, places, default)
+    theta = _theta(values, {"rope_parameters.rope_theta": parameters, "rope_theta": raw}, default)
     key, section = ("rope_parameters", parameters) if parameters else ("rope_scaling", scaling)
     rope = _read_one(values, key, section, theta, head_dim)
     if family == "gemma3_text":
@@ -165,10 +161,13 @@ def read(values: Values, family: str, head_dim: int) -> tuple[Rope, Rope]:
     return rope, Rope(theta) if family == "olmo3" else rope
 
 
-def _theta(values: Values, places: Iterable[tuple[str, object]], default: float) -> float:
+def _theta(values: Values, places: Mapping[str, Mapping[str, object]], default: float) -> float:
     """The first base that is given; every one that is given is checked, null included where the file writes it."""
     found = None
-    for key, value in places:
+    for key, section in places.items():
+        if "rope_theta" not in section:
+            continue
+        value = section["rope_theta"]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise values.refuse(key, f"must be a number above 0, not {cut(value)}")
         found = float(value) if found is None else found
