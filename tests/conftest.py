@@ -1,6 +1,7 @@
 """Settings of the whole suite: shapes checked at run time, key reuse refused, the user's cache left alone, programs kept."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +16,18 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Every annotated shape of the mathematics is checked against the arrays it gets; set before the imports.
+from tests import shapes
+
+# Every module that annotates shapes is checked against the arrays it gets; set before the imports.
+ROOT = Path(__file__).parents[1]
 CHECKED = [
-    "rlhf.objectives.preference",
-    "rlhf.policy.conditioning",
-    "rlhf.report.figures",
-    "rewards.basis.likelihood",
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for package in ("rewards", "rlhf")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if "\nfrom jaxtyping import " in file.read_text(encoding="utf-8")
 ]
-install_import_hook(CHECKED, "beartype.beartype")
+sys.modules["shapes"] = shapes  # pytest puts another `tests` in the place of the one that holds it
+install_import_hook(CHECKED, "shapes.checked")
 
 jax.config.update("jax_debug_key_reuse", True)
 # Tests compile much and compute little. LLVM has far less to read without these; sums may differ in the last digits.
