@@ -113,7 +113,7 @@ def test_sampler_covers():
 def test_reliability_shows_overconfidence():
     rng = np.random.default_rng(4)
     margin = 2 * rng.normal(size=20000)
-    outcome = rng.random(20000) < expit(margin)
+    outcome = (rng.random(20000) < expit(margin)).astype(np.float64)
     honest = calibration.reliability(margin, np.zeros(20000), outcome)
     assert max(abs(row["predicted"] - row["observed"]) for row in honest) < 0.04
     boasting = calibration.reliability(3 * margin, np.zeros(20000), outcome)
