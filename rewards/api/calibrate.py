@@ -6,7 +6,7 @@ import numpy as np
 from rewards import hashed
 from rewards.basis.belief import Belief
 from rewards.basis.store import RewardRun
-from rewards.comparison.replay import padded_rows
+from rewards.comparison.measures import padded_rows
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.methods.linear import LinearFitted

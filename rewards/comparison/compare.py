@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from rewards.basis.belief import Belief
-from rewards.comparison import replay as evaluate
+from rewards.comparison import replay
+from rewards.comparison.measures import padded_rows, person_accuracy, person_mean
 from rewards.data.division import MAIN, Division
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
@@ -62,11 +63,11 @@ class Protocol:
                 f"{prefs.source}: one held-out person has nobody to be compared with; hold out at least two "
                 "(data.held_out_people), or skip the comparison (evaluation.models=[])"
             )
-        pool = evaluate.padded_rows(prefs.user_index, division.pool, people)
+        pool = padded_rows(prefs.user_index, division.pool, people)
         everybody = np.arange(prefs.num_users)
 
         def pairs(mask: np.ndarray, whom: np.ndarray) -> Comparisons:
-            return Comparisons.of(prefs, evaluate.padded_rows(prefs.user_index, mask & untied, whom))
+            return Comparisons.of(prefs, padded_rows(prefs.user_index, mask & untied, whom))
 
         return cls(
             prefs=prefs,
@@ -180,7 +181,7 @@ def _label_flips(fitted: FittedModel, table: ItemTable, protocol: Protocol) -> n
         np.sign(fitted.margins(table, fitted.adapt(table, answers), tests))
         for answers in (given, dataclasses.replace(given, outcome=1 - given.outcome))
     ]
-    return _person_mean(signs[0] != signs[1], tests)
+    return person_mean(signs[0] != signs[1], tests)
 
 
 def _swap(
@@ -198,7 +199,7 @@ def _swap(
     moved = Comparisons(*(getattr(tests, field.name)[partner] for field in dataclasses.fields(tests)))
     others = fitted.margins(table, people, moved)
     back = np.argsort(partner)
-    flips = _person_mean(np.sign(own) != np.sign(others), moved)
+    flips = person_mean(np.sign(own) != np.sign(others), moved)
     change = np.abs(np.tanh(0.5 * own) - np.tanh(0.5 * others)) * 0.5
     present = moved.weight > 0
     return person_accuracy(others, moved)[back], flips[back], float(change[present].mean())
@@ -215,29 +216,14 @@ def _chosen_questions(
     pool = Comparisons.of(protocol.prefs, protocol.pool)
     delta = (phi[pool.chosen] - phi[pool.rejected]) * pool.weight[..., None]
     prior = Belief.from_cov(rule.mean, np.linalg.inv(np.asarray(rule.precision, np.float64)))
-    index = evaluate.chosen_order(
-        prior, delta, pool.outcome, pool.weight > 0, max(protocol.counts), rule.lapse
-    )
+    index = replay.chosen_order(prior, delta, pool.outcome, pool.weight > 0, max(protocol.counts), rule.lapse)
     rows = np.where(index >= 0, np.take_along_axis(protocol.pool, np.maximum(index, 0), axis=1), -1)
     answers, tests = Comparisons.of(protocol.prefs, rows), protocol.new[MAIN]
     states = {n: fitted.adapt(table, answers.first(n)) for n in protocol.counts}
     return {n: person_accuracy(fitted.margins(table, state, tests), tests) for n, state in states.items()}
 
 
-def person_accuracy(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
-    """Share of each person's pairs predicted right, a margin of exactly 0 half; NaN without pairs."""
-    signed = np.asarray(margins) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
-    return _person_mean(np.where(signed == 0, 0.5, signed > 0), pairs)
-
-
 def person_loss(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
     """Mean −log P of each person's answers, nats; NaN without pairs."""
     signed = np.asarray(margins, np.float64) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
-    return _person_mean(np.logaddexp(0.0, -signed), pairs)
-
-
-def _person_mean(values: np.ndarray, pairs: Comparisons) -> np.ndarray:
-    present = pairs.weight > 0
-    count = present.sum(axis=1)
-    total = np.sum(np.where(present, values, 0.0), axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return person_mean(np.logaddexp(0.0, -signed), pairs)

@@ -3,7 +3,7 @@
 Every person's comparisons fall into a pool (what may be asked) and a test set (what is predicted). Questions
 come from the person's own pool, so every answer is one they gave. Accuracies are means over people of each
 person's share of right predictions; ties are not scored, a margin of exactly 0 counts half. Intervals
-resample people, not comparisons: those of one person are not independent.
+resample people, not comparisons (`measures`).
 
 Letters in shapes: U people scored, Q pool size and T test size (padded), S questions, K basis outputs.
 """
@@ -18,22 +18,15 @@ from jaxtyping import Array, Float, Key
 
 from rewards.basis import likelihood, users
 from rewards.basis.belief import Belief
+from rewards.comparison.measures import Interval, bootstrap, padded_rows, person_accuracy, person_mean
 from rewards.errors import UserError
+from rewards.methods.base import Comparisons
 from rewards.people import acquisition, questions
 from rewards.people.acquisition import AnswerModel
 from rewards.types import Preferences
 
 COUNTS = (0, 1, 2, 3, 5, 10, 20)
 SWAP_DRAWS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean over people with its 95 % cluster-bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +94,8 @@ def cold_start(
     if method not in ("information", "random"):
         raise UserError(f"method: {method!r} is unknown; use 'information' or 'random'")
     replay = _Replay.build(prefs, phi, test_mask, people)
-    if max(counts) > 0 and not replay.pool_mask.any():
+    allowed = replay.pool.weight > 0
+    if max(counts) > 0 and not allowed.any():
         raise UserError(
             f"{prefs.source}: every comparison of the {len(replay.people)} people is predicted and none is left "
             "to ask about; lower data.last_choices"
@@ -112,9 +106,9 @@ def cold_start(
     coef, asked = _replay(
         np.asarray(prior.mean, np.float32),
         prior.precision,
-        replay.pool,
-        replay.pool_outcome,
-        replay.pool_mask,
+        replay.pool_delta,
+        replay.pool.outcome,
+        allowed,
         orders,
         np.float32(lapse),
         steps=steps,
@@ -122,8 +116,8 @@ def cold_start(
     )
     coef, asked = np.asarray(coef), np.asarray(asked)
     rows = np.where(asked >= 0, np.take_along_axis(replay.pool_rows, np.maximum(asked, 0), axis=1), -1)
-    accuracy = {n: person_accuracy(replay, coef[:, n]) for n in counts}
-    loss = {n: _person_loss(replay, coef[:, n], lapse) for n in counts}
+    accuracy = {n: replay.accuracy(coef[:, n]) for n in counts}
+    loss = {n: replay.loss(coef[:, n], lapse) for n in counts}
     return ColdStart(
         method=method,
         people=replay.people,
@@ -131,7 +125,7 @@ def cold_start(
         loss_nats={n: bootstrap(values, bootstrap_key) for n, values in loss.items()},
         person_accuracy=accuracy,
         coef={n: coef[:, n] for n in counts},
-        fully_asked={n: int(np.sum(replay.pool_mask.sum(axis=1) >= n)) for n in counts},
+        fully_asked={n: int(np.sum(allowed.sum(axis=1) >= n)) for n in counts},
         questions=rows,
     )
 
@@ -146,7 +140,7 @@ def pooled_accuracy(
 ) -> Interval:
     """Accuracy of one score for everybody, float[I] over items (such as `fit.fit_pooled`), same people."""
     replay = _Replay.build(prefs, np.asarray(scores, np.float32)[:, None], test_mask, people)
-    return bootstrap(person_accuracy(replay, np.ones((len(replay.people), 1))), key)
+    return bootstrap(replay.accuracy(np.ones((len(replay.people), 1))), key)
 
 
 def swap(
@@ -177,10 +171,10 @@ def swap(
         order = np.asarray(jax.random.permutation(draw_key, num_people))
         partner = np.empty(num_people, np.int64)
         partner[order] = np.roll(order, 1)
-        accuracy += person_accuracy(replay, coef[partner]) / SWAP_DRAWS
+        accuracy += replay.accuracy(coef[partner]) / SWAP_DRAWS
         flipped = np.sign(replay.margins(coef[partner])) != np.sign(own_margin)
-        flips += _person_mean(flipped, replay.scored) / SWAP_DRAWS
-    own = person_accuracy(replay, coef)
+        flips += person_mean(flipped, replay.test) / SWAP_DRAWS
+    own = replay.accuracy(coef)
     return Swap(
         own=bootstrap(own, bootstrap_key),
         swapped=bootstrap(accuracy, bootstrap_key),
@@ -189,29 +183,16 @@ def swap(
     )
 
 
-def bootstrap(values: np.ndarray, key: Key[Array, ""], draws: int = 2000) -> Interval:
-    """Mean of values[U] and its 95 % percentile interval over resampled people."""
-    # By hand: `scipy.stats.bootstrap` is as fast, but takes no single person, and its intervals differ in the last digits
-    # from those of stored runs.
-    values = np.asarray(values, np.float64)
-    seed = np.asarray(jax.random.key_data(key)).tolist()
-    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), (0.025, 0.975))
-    return Interval(float(values.mean()), float(low), float(high))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Replay:
-    """Pools and test sets of the people scored, padded to common lengths."""
+    """Pools and test sets of the people scored, with Δφ of every comparison in them."""
 
     people: np.ndarray
-    pool: np.ndarray
-    pool_outcome: np.ndarray
-    pool_mask: np.ndarray
+    pool: Comparisons
     pool_rows: np.ndarray
-    test: np.ndarray
-    test_outcome: np.ndarray
-    scored: np.ndarray
+    pool_delta: Float[np.ndarray, "U Q K"]
+    test: Comparisons
+    test_delta: Float[np.ndarray, "U T K"]
 
     @classmethod
     def build(
@@ -227,23 +208,27 @@ class _Replay:
                 f"{prefs.source}: nobody among {len(wanted)} people has a test comparison that is not a tie; "
                 "check the split"
             )
-        delta = np.asarray(phi[prefs.chosen] - phi[prefs.rejected], np.float32)
-        pool_rows, pool_mask = _rows(prefs.user_index, ~test_mask, kept)
-        test_rows, test_present = _rows(prefs.user_index, scored, kept)
-        return cls(
-            people=kept,
-            pool=delta[pool_rows] * pool_mask[..., None],
-            pool_outcome=prefs.outcome[pool_rows],
-            pool_mask=pool_mask,
-            pool_rows=pool_rows,
-            test=delta[test_rows] * test_present[..., None],
-            test_outcome=prefs.outcome[test_rows],
-            scored=test_present,
-        )
+        pool_rows = padded_rows(prefs.user_index, ~test_mask, kept)
+        pool = Comparisons.of(prefs, pool_rows)
+        test = Comparisons.of(prefs, padded_rows(prefs.user_index, scored, kept))
+        return cls(kept, pool, pool_rows, _delta(phi, pool), test, _delta(phi, test))
 
     def margins(self, coef: np.ndarray) -> np.ndarray:
         """w_u · Δφ of every test comparison, [U, T], for coef[U, K]."""
-        return np.einsum("utk,uk->ut", self.test, coef)
+        return np.einsum("utk,uk->ut", self.test_delta, coef)
+
+    def accuracy(self, coef: np.ndarray) -> np.ndarray:
+        """Share of each person's test comparisons predicted right by coef[U, K]; float64[U]."""
+        return person_accuracy(self.margins(coef), self.test)
+
+    def loss(self, coef: np.ndarray, lapse: float) -> np.ndarray:
+        margins = self.margins(coef).astype(np.float32)
+        loss = likelihood.negative_log_likelihood(margins, self.test.outcome, lapse)
+        return person_mean(np.asarray(loss), self.test)
+
+
+def _delta(phi: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    return np.asarray(phi[pairs.chosen] - phi[pairs.rejected], np.float32) * pairs.weight[..., None]
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "informed"))
@@ -296,18 +281,6 @@ def _random_orders(key: Key[Array, ""], people: np.ndarray, size: int) -> np.nda
     return np.asarray(jax.vmap(order)(jnp.asarray(people)), np.float32)
 
 
-def padded_rows(user_index: np.ndarray, mask: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """Row numbers of each person's comparisons under bool `mask[N]`, in file order; int64[U, L], −1 pads."""
-    rows = np.flatnonzero(mask & np.isin(user_index, people))
-    rows = rows[np.argsort(user_index[rows], kind="stable")]
-    starts = np.searchsorted(user_index[rows], people)
-    counts = np.searchsorted(user_index[rows], people, side="right") - starts
-    place = np.arange(max(1, counts.max(initial=0)))
-    present = place < counts[:, None]
-    index = np.where(present, starts[:, None] + place, 0)
-    return np.where(present, rows[index] if len(rows) else -1, -1)
-
-
 def chosen_order(
     prior: Belief,
     delta: np.ndarray,
@@ -334,25 +307,3 @@ def chosen_order(
         informed=True,
     )
     return np.asarray(index)
-
-
-def _rows(user_index: np.ndarray, mask: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`padded_rows` with 0 for padding, and where it is none: rows[U, L], present[U, L]."""
-    rows = padded_rows(user_index, mask, people)
-    return np.maximum(rows, 0), rows >= 0
-
-
-def person_accuracy(replay: _Replay, coef: np.ndarray) -> np.ndarray:
-    """Share of each person's test comparisons predicted right by coef[U, K]; float64[U]."""
-    signed = replay.margins(coef) * np.where(replay.test_outcome > 0.5, 1.0, -1.0)
-    return _person_mean(np.where(signed == 0, 0.5, signed > 0), replay.scored)
-
-
-def _person_loss(replay: _Replay, coef: np.ndarray, lapse: float) -> np.ndarray:
-    margins = replay.margins(coef).astype(np.float32)
-    loss = likelihood.negative_log_likelihood(margins, replay.test_outcome, lapse)
-    return _person_mean(np.asarray(loss), replay.scored)
-
-
-def _person_mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    return np.sum(np.where(present, values, 0.0), axis=1) / present.sum(axis=1)

@@ -20,10 +20,9 @@ from rewards.comparison.compare import (
     Protocol,
     Scores,
     accuracy_after,
-    person_accuracy,
     score_model,
 )
-from rewards.comparison.replay import bootstrap
+from rewards.comparison.measures import bootstrap, person_accuracy
 from rewards.data.division import CELLS, MAIN, Division
 from rewards.errors import UserError
 from rewards.files import JSONObject

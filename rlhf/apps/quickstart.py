@@ -173,7 +173,7 @@ def two_people(config: EvaluateConfig, prefs: Preferences, seed: int) -> Pair:
     """
     rewards = load_reward_run(config.rewards)
     policy = policy_store.load_policy(config.policy)
-    phi = encoder.item_features(rewards.basis, prefs)
+    phi = encoder.items_phi(rewards.basis, prefs)
     people, replayed = evaluate.held_out_people(config, prefs, rewards, policy, phi)
     first, second = sorted(np.unravel_index(np.argmin(people.z @ people.z.T), (len(people.z),) * 2))
     chosen = [int(first), int(second)]

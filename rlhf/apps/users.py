@@ -280,6 +280,6 @@ def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.An
         raise UserError(
             f"{path}: row {row}: user_id is {others[0]!r}, not {name!r}; give a file of this person alone"
         )
-    phi = encoder.item_features(run.basis, prefs)
+    phi = encoder.items_phi(run.basis, prefs)
     order = np.lexsort((np.arange(prefs.num_comparisons), prefs.choice))
     return [records.answer_of(prefs, phi, int(row)) for row in order]

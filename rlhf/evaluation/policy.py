@@ -98,7 +98,7 @@ def judge(
       config: everything but its paths counts.
       held: bool[N], the comparisons of those who are evaluated. reference: π_ref; None reads `config.model`.
     """
-    phi = encoder.item_features(rewards.basis, prefs)
+    phi = encoder.items_phi(rewards.basis, prefs)
     people, _ = held_out_people(config, prefs, rewards, policy, phi, held)
     prompts = np.unique(prefs.item_prompt[np.union1d(prefs.chosen, prefs.rejected)])
     gate = policy.gate

@@ -66,7 +66,7 @@ def prepare(
     return _remembered(prefs, settings, lambda: _embed(prefs, settings, base)), settings
 
 
-def item_features(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
+def items_phi(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
     """φ of every item, float32[I, K], centred within prompts; errors as `embed_items`."""
     return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
 

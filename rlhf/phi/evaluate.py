@@ -10,6 +10,7 @@ import numpy as np
 from rewards.basis.fit import fit_pooled
 from rewards.basis.readout import Readout
 from rewards.comparison import compare, replay, scoreboard
+from rewards.comparison.measures import Interval, bootstrap
 from rewards.data.division import divide
 from rewards.data.leak import leak_check
 from rewards.data.split import last_choices
@@ -155,7 +156,7 @@ def evaluate_people(
         "accuracy": {n: _interval(value) for n, value in chosen.accuracy.items()},
         "accuracy_random": {
             n: _interval(
-                replay.bootstrap(np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key)
+                bootstrap(np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key)
             )
             for n in settings.counts
         },
@@ -172,5 +173,5 @@ def evaluate_people(
     return result
 
 
-def _interval(interval: replay.Interval) -> dict[str, float]:
+def _interval(interval: Interval) -> dict[str, float]:
     return dataclasses.asdict(interval)

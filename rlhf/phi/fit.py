@@ -7,7 +7,7 @@ import numpy as np
 
 from rewards.api.fitting import fitted_rewards
 from rewards.basis import store
-from rewards.comparison.replay import padded_rows
+from rewards.comparison.measures import padded_rows
 from rewards.data.completions import read_completions
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, split_people

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rewards.comparison.replay import Interval, bootstrap
+from rewards.comparison.measures import Interval, bootstrap
 from rewards.files import JSONObject
 from rlhf.report.figures import off_diagonal_mean
 from rlhf.run.directory import plain

@@ -164,7 +164,7 @@ def annotation_mixture(
     if config.loss.annotation == "none" or rewards is None:
         return None
     assert people is not None, "rewards come with their people"
-    phi = encoder.item_features(rewards.basis, require_people(prefs, "loss.annotation mixture"))
+    phi = encoder.items_phi(rewards.basis, require_people(prefs, "loss.annotation mixture"))
     return fit_mixture(prefs, run_margins(prefs, phi, rewards.prior, people))
 
 
@@ -235,7 +235,7 @@ def item_rewards(rewards: FittedBasis | None, prefs: Preferences, rows: PairRows
     """φ of every row's completions, float32[R, C, K]; 0 on padding, K = 0 without people."""
     if rewards is None:
         return np.zeros((*rows.item.shape, 0), np.float32)
-    phi = encoder.item_features(rewards.basis, prefs)
+    phi = encoder.items_phi(rewards.basis, prefs)
     return np.where((rows.item >= 0)[:, :, None], phi[rows.item], 0.0).astype(np.float32)
 
 

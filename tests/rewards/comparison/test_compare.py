@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rewards.comparison import compare
+from rewards.comparison import compare, measures
 from rewards.data import division
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, ItemTable
@@ -129,7 +129,7 @@ def test_swap_predicts_with_the_answers_of_somebody_else(replayed):
     moved = Comparisons(*(getattr(answers, f.name)[giver] for f in dataclasses.fields(answers)))
     own = fitted.margins(table, fitted.adapt(table, answers), tests)
     others = fitted.margins(table, fitted.adapt(table, moved), tests)
-    np.testing.assert_allclose(swapped, compare.person_accuracy(others, tests), atol=1e-6)
+    np.testing.assert_allclose(swapped, measures.person_accuracy(others, tests), atol=1e-6)
     np.testing.assert_allclose(flips, np.mean(np.sign(own) != np.sign(others), axis=1), atol=1e-6)
     sigmoid = [1 / (1 + np.exp(-m)) for m in (own, others)]
     assert change == pytest.approx(np.mean(np.abs(sigmoid[0] - sigmoid[1])), rel=1e-4)

@@ -9,6 +9,7 @@ import pytest
 from rewards.basis.belief import Belief
 from rewards.basis.fit import FitConfig, fit_basis, fit_pooled
 from rewards.basis.readout import Readout
+from rewards.comparison import measures
 from rewards.comparison import replay as evaluate
 from rewards.errors import UserError
 from rewards.types import Preferences
@@ -100,7 +101,7 @@ def test_identical_coefficients_are_not_changed_by_a_swap():
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one():
     values = np.random.default_rng(0).normal(0.7, 0.2, size=400)
-    interval = evaluate.bootstrap(values, jax.random.key(0), draws=4000)
+    interval = measures.bootstrap(values, jax.random.key(0), draws=4000)
     expected = 2 * 1.96 * values.std() / 20
     assert interval.mean == pytest.approx(values.mean())
     assert interval.high - interval.low == pytest.approx(expected, rel=0.06)

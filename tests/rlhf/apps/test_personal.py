@@ -130,7 +130,7 @@ def test_one_z_for_a_person_everywhere(world, capsys, tmp_path):
     np.testing.assert_allclose(shown["coef_effective"], (coef + 0.25 * run.prior.mean) / 1.25, rtol=1e-5)
     config = load(world / "evaluation.yaml", [], EvaluateConfig)
     prefs = read_preferences(config.data.path)
-    phi = encoder.item_features(run.basis, prefs)
+    phi = encoder.items_phi(run.basis, prefs)
     people, _ = evaluation.held_out_people(config, prefs, run, policy, phi)
     np.testing.assert_allclose(
         people.z, [policy.gate.checked(own) for own in people.coef], rtol=1e-5, atol=1e-6

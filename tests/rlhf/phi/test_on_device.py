@@ -175,7 +175,7 @@ def test_the_shift_of_a_prompt_cancels_within_its_group(base, tmp_path):
     run = make_run(base, tmp_path / "run")
     reward, arrays = opened(on_device.compiled_basis(run, base))
     single = np.asarray(reward(arrays, make_rollout(base.tokenizer)))
-    among = encoder.item_features(run.basis, items())
+    among = encoder.items_phi(run.basis, items())
     assert PROMPTS[0] == PROMPTS[2]
     np.testing.assert_allclose(single[0] - single[2], among[0] - among[2], atol=1e-4)
     assert np.abs(single[0] - among[0]).max() > 1e-2
