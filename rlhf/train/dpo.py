@@ -19,6 +19,8 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import MAX_INNER
 from rlhf.models.conditioners import make_words
@@ -55,6 +57,7 @@ Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
 _LOG = logging.getLogger("chorus")
 
 
+@under_mesh
 def run(
     config: DPOConfig,
     *,
@@ -100,6 +103,7 @@ def run(
         return close(job, trained.num_rows)
 
 
+@under_mesh
 def train(
     config: DPOConfig,
     prefs: Preferences,
@@ -299,8 +303,8 @@ def _train(
     step = functools.partial(
         dpo.step,
         frozen=frozen_parts(params, full),
-        population=drawn_from,
-        settings=settings,
+        population=place.everywhere(drawn_from),
+        settings=place.everywhere(settings),
         program=program,
     )
     return run_steps(

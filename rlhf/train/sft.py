@@ -13,6 +13,8 @@ from jaxtyping import PyTree
 from rewards.data.examples import read_examples
 from rewards.files import JSONObject
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows, microbatches, sft_rows
@@ -33,6 +35,7 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 Tuning = SFTConfig | DPOConfig | RLConfig
 
 
+@under_mesh
 def run(
     config: SFTConfig,
     *,
@@ -59,6 +62,7 @@ def run(
         return close(job, trained.num_rows)
 
 
+@under_mesh
 def train(
     config: SFTConfig,
     prefs: Preferences,
@@ -90,7 +94,7 @@ def train(
     step = functools.partial(
         sft.step,
         frozen=frozen_parts(params, full),
-        settings=settings,
+        settings=place.everywhere(settings),
         program=sft.SFTProgram(graphdef, config.model.dtype, own),
     )
     state = run_steps(
@@ -114,6 +118,7 @@ def read_by(
     return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
+@under_mesh
 def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
@@ -128,7 +133,7 @@ def fresh_policy(
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    lora, conditioner = init_adapters(graphdef, shapes, init_key)
+    lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
@@ -172,6 +177,6 @@ def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Calla
 
     def batch_of(step: int) -> PyTree:
         index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return microbatches(data, index, accumulation)
+        return place.batch(microbatches(data, index, accumulation), 1)
 
     return batch_of

@@ -18,6 +18,8 @@ from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import People, load_people
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
@@ -67,6 +69,7 @@ SHOWN = (
 )
 
 
+@under_mesh
 def run(
     config: PPOConfig | GRPOConfig,
     *,
@@ -129,6 +132,7 @@ def kind_of(config: RLConfig) -> str:
     return "ppo" if isinstance(config, PPOConfig) else "grpo"
 
 
+@under_mesh
 def train(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
@@ -197,7 +201,7 @@ class Trainer:
         own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
-        self.settings = traced(config.settings)
+        self.settings = place.everywhere(traced(config.settings))
         self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
@@ -221,7 +225,8 @@ class Trainer:
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
+        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
             self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
@@ -247,7 +252,7 @@ class Trainer:
                 given = reward(rollout, self.prompts.rows.take(batch.index))
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(given.phi)
+            rewards = jax.device_put(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
