@@ -17,8 +17,8 @@ from rewards.files import JSONObject, write_json
 from rewards.people.population import load_people
 from rewards.types import Preferences
 from rlhf.evaluation.config import EvaluateConfig
-from rlhf.phi import encoder
 from rlhf.mesh.devices import under_mesh
+from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.generation import complete

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -21,6 +21,7 @@ from rewards.errors import UserError
 from rlhf.run.config.common import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
+ONE_DEVICE = "one device"
 
 
 def sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
@@ -37,8 +38,8 @@ def sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
             others = [name for name in AXES if name not in free]
             raise UserError(
                 f"mesh: {' × '.join(f'{name} {given[name]}' for name in others)} is {fixed}, which does not divide the "
-                f"{num_devices} device{'s' * (num_devices != 1)} of this run; set mesh.{others[0]} and mesh.{others[1]} to numbers "
-                "whose product does"
+                f"{num_devices} device{'s' * (num_devices != 1)} of this run; set mesh.{others[0]} and mesh.{others[1]} to "
+                "numbers whose product does"
             )
         given[free[0]] = num_devices // fixed
     elif fixed != num_devices:
@@ -49,17 +50,17 @@ def sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     return given
 
 
-def build(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """The mesh over all devices; None with one device, which needs none."""
+def build(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh over these devices, by default all; None where the process has one device, which needs none."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes(config, len(devices)).values())
-    if len(devices) == 1:
+    if len(jax.devices()) == 1:
         return None
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager
-def use(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Iterator[Mesh | None]:
+def use(config: MeshConfig, devices: Sequence[Any] | None = None) -> Iterator[Mesh | None]:
     """Work under the mesh: arrays are placed on it, and compiled functions are divided over it.
 
     Under a mesh already it changes nothing, so that whoever calls a trainer may have chosen one.
@@ -115,4 +116,8 @@ def axis(*names: str) -> int:
 def described() -> str:
     """The mesh in words, for a run's record."""
     mesh = jax.sharding.get_abstract_mesh()
-    return "one device" if mesh.empty else " × ".join(f"{name} {mesh.shape[name]}" for name in AXES)
+    return (
+        ONE_DEVICE
+        if mesh.empty or mesh.size == 1
+        else " × ".join(f"{name} {mesh.shape[name]}" for name in AXES)
+    )

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from rewards.errors import UserError
 from rlhf.mesh import rules
-from rlhf.mesh.devices import axis, current
+from rlhf.mesh.devices import axis, current, described
 from rlhf.mesh.rules import ROWS
 
 HostOrDevice = jax.Array | np.ndarray
@@ -62,6 +63,21 @@ def multiple(size: int) -> int:
     return -(-size // num_row_parts()) * num_row_parts()
 
 
+def check_rows(what: str, count: int) -> None:
+    """Refuse rows that the devices cannot divide.
+
+    Args:
+      what: the key, or keys, that say how many rows one pass has. count: how many.
+    Raises:
+      UserError: what, and the nearest number that can be divided.
+    """
+    if count % num_row_parts():
+        raise UserError(
+            f"{what}: {count} rows in one pass, which {described()} divides over {num_row_parts()} devices; give a multiple of "
+            f"{num_row_parts()} ({multiple(count)}), or another mesh"
+        )
+
+
 def constrained(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     """The same numbers, divided so from here on; of axes that do not divide their size nothing is asked."""
     if axis(*ROWS, "tensor") == 1:
@@ -75,32 +91,41 @@ def _size(over: str | tuple[str, ...]) -> int:
 
 
 def rows(tree: PyTree, dim: int = 0) -> PyTree:
-    """Inside a compiled function: rows stay where they are computed."""
+    """Inside a compiled function: rows stay where they are computed, each whole."""
     return jax.tree.map(lambda leaf: constrained(leaf, *(None,) * dim, ROWS), tree)
 
 
 def firsts(leaf: HostOrDevice, size: int) -> jax.Array:
     """The first of every `size` neighbouring rows."""
+    leaf = jnp.asarray(leaf)
     if axis(*ROWS) == 1:
         return leaf[::size]
-    return rows(jnp.asarray(leaf).reshape(-1, size, *leaf.shape[1:])[:, 0])
+    return rows(leaf.reshape(-1, size, *leaf.shape[1:])[:, 0])
 
 
-def picked(leaf: jax.Array, index: jax.Array, dim: int = 0) -> jax.Array:
+def picked(leaf: HostOrDevice, index: jax.Array, dim: int = 0) -> jax.Array:
     """Entries `index` along `dim`, where each part of the index counts entries of the same part of the leaf only.
 
     So it is with the rows of groups that stand together, whose prompts or prefixes are taken once for each of them: no device
     needs another's. Where entries are fewer than devices they lie on every one.
     """
-    parts, size = axis(*ROWS), leaf.shape[dim]
+    leaf, parts = jnp.asarray(leaf), axis(*ROWS)
+    size = leaf.shape[dim]
     if parts == 1:
         return leaf[(slice(None),) * dim + (index,)]
     if size % parts or index.shape[0] % parts:
-        return rows(jnp.take(leaf, index, axis=dim), dim)
-    own = rows(jnp.moveaxis(leaf, dim, 0).reshape(parts, size // parts, *leaf.shape[:dim], *leaf.shape[dim + 1 :]))
+        return _rows_only(jnp.take(leaf, index, axis=dim), dim)
+    moved = jnp.moveaxis(leaf, dim, 0)
+    own = _rows_only(moved.reshape(parts, size // parts, *moved.shape[1:]))
     place = index.reshape(parts, -1) - (size // parts) * jnp.arange(parts)[:, None]
-    found = rows(jax.vmap(lambda leaf, index: leaf[index])(own, place))
-    return rows(jnp.moveaxis(found.reshape(index.shape[0], *found.shape[2:]), 0, dim), dim)
+    found = _rows_only(jax.vmap(lambda leaf, index: leaf[index])(own, place))
+    return _rows_only(jnp.moveaxis(found.reshape(index.shape[0], *found.shape[2:]), 0, dim), dim)
+
+
+def _rows_only(leaf: jax.Array, dim: int = 0) -> jax.Array:
+    """Rows stay where they are computed, and nothing is said of the other axes."""
+    free = (P.UNCONSTRAINED,) * leaf.ndim
+    return jax.lax.with_sharding_constraint(leaf, P(*free[:dim], ROWS, *free[dim + 1 :]))
 
 
 def pinned(params: PyTree, whole: PyTree) -> PyTree:
@@ -134,7 +159,8 @@ def _forward(table: jax.Array, spec: tuple[str | None, ...]) -> tuple[jax.Array,
 
 
 def _backward(spec: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (constrained(gradient, *spec),)
+    # Summed over the rows first, then cut: asked for the cut alone, XLA turns the states of all rows around.
+    return (constrained(_gathered(gradient, spec), *spec),)
 
 
 _gathered.defvjp(_forward, _backward)

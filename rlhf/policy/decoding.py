@@ -106,9 +106,7 @@ def prefill(
     batch, width = prompts.shape
     groups = jnp.arange(batch) // group_size
     zero = jnp.zeros((), jnp.int32)
-    own, own_starts, own_z = jax.tree.map(
-        lambda part: place.firsts(part, group_size), (prompts, starts, z)
-    )
+    own, own_starts, own_z = jax.tree.map(lambda part: place.firsts(part, group_size), (prompts, starts, z))
     words = decoder.read_words(own_z)
     once = State((), zero, own_starts, own_z, words)
     empty = decoder.empty_cache(len(own), width)

@@ -7,6 +7,7 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 """
 
 import functools
+import operator
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -213,6 +214,6 @@ def all_logprobs(
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
     num_rows, parts = len(rows.tokens), []
     for index in chunks(num_rows, chunk, "score completions"):
-        own = jax.tree.map(lambda array: array[index], (rows, z, hidden))
+        own = jax.tree.map(operator.itemgetter(index), (rows, z, hidden))
         parts.append(np.asarray(sequence_logprobs(graphdef, params, *place.batch(own))))
     return np.concatenate(parts)[:num_rows]

@@ -102,7 +102,9 @@ def states_after(
         return at_prompts, place.picked(at_prompts, rows.group)[:, :0]
     room = [(0, 0), (0, 0), (0, num_slots), (0, 0), (0, 0)]
     unused = (None,) * first  # a cache has a place for every stage
-    keys, values = (unused + tuple(jnp.pad(place.picked(part, rows.group, 1), room) for part in parts) for parts in kept)
+    keys, values = (
+        unused + tuple(jnp.pad(place.picked(part, rows.group, 1), room) for part in parts) for parts in kept
+    )
     z = None if rows.z is None else place.picked(rows.z, rows.group)
     words = None if words is None else words.take(rows.group)
     context = _context(decoder, place.picked(rows.starts, rows.group), width, num_slots, z, words)

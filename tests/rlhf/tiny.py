@@ -90,7 +90,10 @@ WORDS = ["<unk>", "<eos>", "Which", "?", "item", *map(str, range(40))]
 
 
 def write_model(directory: Path, seed: int = 0, **changes) -> Path:
-    """Write a Hugging Face directory of the Llama family: two layers, 64 tokens of context, a word tokenizer; `changes` of config.json."""
+    """Write a Hugging Face directory of the Llama family: two layers, 64 tokens of context, a word tokenizer.
+
+    `changes` are keys of its config.json.
+    """
     directory.mkdir(parents=True)
     raw = {
         **_LLAMA,

@@ -152,6 +152,8 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    minibatch = config.rows // config.algorithm.minibatches
+    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
     spec = adapter_spec(config, source.run, base)

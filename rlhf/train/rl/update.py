@@ -183,7 +183,9 @@ def _epochs(
         raise ValueError(f"{minibatches} minibatches do not divide {batch} rows")
     orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, epochs))
     orders = orders.reshape(epochs * minibatches, batch // minibatches)
-    still = minibatches == 1 and place.num_row_parts() > 1  # an order of all rows moves them, and changes nothing
+    still = (
+        minibatches == 1 and place.num_row_parts() > 1
+    )  # an order of all rows moves them, and changes nothing
 
     def work(carry, order):
         state, _ = carry
