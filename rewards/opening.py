@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from rewards.errors import UserError
 from rewards.paths import expanded
 
-T = TypeVar("T", str, bytes)
+T = TypeVar("T", bound=str | bytes, covariant=True)
 STANDARD_INPUT = ("-", "/dev/stdin")
 LONGEST_LINE = 2**26  # bytes; a device, or a file of zeros, is one line without end
 MOST_TEXT = 2**30  # bytes of a file that is read as a whole
@@ -40,8 +40,10 @@ def binary(file: str | os.PathLike[str], *, pipes: bool = True, what: str = "fil
     """
     with _said(file, what):
         if pipes and str(file) in STANDARD_INPUT:
-            stream = os.fdopen(os.dup(0), "rb")
-            _check_kind(file, os.fstat(stream.fileno()), pipes=True, standard=True)
+            with contextlib.ExitStack() as held:
+                stream = held.enter_context(os.fdopen(os.dup(0), "rb"))
+                _check_kind(file, os.fstat(stream.fileno()), pipes=True, standard=True)
+                held.pop_all()
             return stream
         path = Path(expanded(str(file)))
         _check_kind(file, path.stat(), pipes=pipes)  # before it is opened: opening a device may do something
