@@ -19,6 +19,8 @@ SHOWN = (
     "train/loss/total",
     "train/reward",
     "train/accuracy",
+    "eval/loss/total",
+    "eval/accuracy",
     "train/kl_ref_nats",
     "train/grad_norm",
     "perf/tokens_per_second",
@@ -101,7 +103,8 @@ class Progress(Callback):
 
 
 class Metrics(Callback):
-    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first and the last."""
+    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first, the last, and those
+    with held-out numbers."""
 
     def __init__(self, directory: Path, log_every: int, title: str, shown: tuple[str, ...] = SHOWN):
         self._directory, self._every, self._title, self._shown = directory, log_every, title, shown
@@ -115,7 +118,8 @@ class Metrics(Callback):
         )
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
-        if self._writer is not None and (number % self._every == 0 or number in (1, self._last)):
+        due = number % self._every == 0 or number in (1, self._last)
+        if self._writer is not None and (due or any(name.startswith("eval/") for name in metrics)):
             self._writer.write(number, metrics)
 
     def checkpoint(self, number: int, state: PyTree) -> None:

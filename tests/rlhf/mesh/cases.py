@@ -120,7 +120,7 @@ def moved(world: World, case: str, meshes: Sequence[str], directory: Path) -> Fo
     for number, mesh in enumerate(meshes, 1):
 
         def stop(step: int, metrics: Mapping[str, float], last: int = number) -> None:
-            if step == last < steps:
+            if step == last + 1:  # read before the checkpoint of that step, so the run is at `last`
                 raise KeyboardInterrupt
 
         with on(mesh), contextlib.suppress(KeyboardInterrupt):
