@@ -31,9 +31,9 @@ def _shapes_of(hint: object) -> object:
         shapes = [_shapes_of(part) for part in parts]
         if all(shape is object for shape in shapes):
             return object
-        # Beside arrays stand plain numbers and None.
+        # Beside arrays stand plain numbers and None; where a float may stand, so may an int (PEP 484).
         plain = [part if shape is object else shape for part, shape in zip(parts, shapes, strict=True)]
-        return typing.Union[tuple(plain)]  # noqa: UP007
+        return typing.Union[*plain, int] if float in parts else typing.Union[tuple(plain)]  # noqa: UP007
     if origin is tuple and Ellipsis not in parts:
         return tuple[tuple(map(_shapes_of, parts))]
     return object

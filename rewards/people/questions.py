@@ -144,13 +144,6 @@ def predicted_gain(
     return float(now), float(gain)
 
 
-def choose_random(key: Key[Array, ""], candidates: np.ndarray, *, allowed: np.ndarray | None = None) -> int:
-    """A uniformly random allowed candidate: the baseline for `choose`."""
-    _, allowed = _checked(candidates, allowed)
-    options = np.flatnonzero(allowed)
-    return int(options[int(jax.random.randint(key, (), 0, len(options)))])
-
-
 def _beliefs(posterior: Belief, prior: Belief | None) -> tuple[Belief, Belief]:
     """The person and the population, for compiled programs; without a population as if nothing had been answered."""
     person, population = (
