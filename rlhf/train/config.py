@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
-from rlhf.run.config.common import DataConfig, ExampleDataConfig, RunConfig
+from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.optim import OptimizerConfig
@@ -197,6 +197,7 @@ class SFTConfig(RunConfig):
     tune: TuneConfig = Field(default=TuneConfig(), description="Which parameters are trained.")
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
     train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     completions: Literal["chosen", "all"] = Field(
         default="chosen",
         description="Learn the preferred completions, or every distinct one (a start without taste).",
@@ -237,6 +238,7 @@ class DPOConfig(RunConfig):
     groups: GroupsConfig = Field(
         default=GroupsConfig(), description="How completions of one prompt are packed."
     )
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
 
     def unread(self) -> Iterator[Unread]:
         if not self.loss.personal:

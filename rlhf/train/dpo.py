@@ -20,6 +20,8 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import MAX_INNER
 from rlhf.models.conditioners import make_words
@@ -56,6 +58,7 @@ Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
 _LOG = logging.getLogger("chorus")
 
 
+@under_mesh
 def run(
     config: DPOConfig,
     *,
@@ -101,6 +104,7 @@ def run(
         return close(job, trained)
 
 
+@under_mesh
 def train(
     config: DPOConfig,
     prefs: Preferences,
@@ -306,11 +310,10 @@ def _train(
     directory: Path | None,
 ) -> tuple[optim.TrainState, JSONObject]:
     """The state to keep, and what policy.json says of its choice; without `found` all rows are learned from."""
-    settings = traced(
-        dpo.DPOSettings(
-            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
-        )
+    settings = dpo.DPOSettings(
+        loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
     )
+    settings, drawn_from = place.everywhere((traced(settings), drawn_from))
     program = dpo.DPOProgram(
         graphdef=graphdef,
         shares=UserShares.of(config.users) if drawn_from else None,
@@ -330,7 +333,7 @@ def _train(
         learned = jax.tree.map(lambda leaf: leaf[found.train], data)
         rows = data._replace(hidden=None)  # it would be on the device whole
         assert config.train.batch_rows is not None, "settled with the length"
-        held, real = held_out.in_batches(rows, found.held_out, config.train.batch_rows)
+        held, real = place.batch(held_out.in_batches(rows, found.held_out, config.train.batch_rows), 1)
         drawn = jax.random.fold_in(key, held_out.KEY)
         evaluation = held_out.HeldOut(
             config.train,

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from rewards.data.split import held_out_labels
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rlhf.mesh import place
 from rlhf.policy.batches import microbatches
 from rlhf.train.checkpoint import Checkpointer
 
@@ -167,7 +168,7 @@ class Best:
             stored = self._checkpoints.restore(_light(state))
             assert stored is not None and stored[0] == self._found[0], "written when it was found"
             best = stored[1]
-        best = jax.tree.map(jnp.asarray, best)
+        best = place.state(state.params, jax.tree.map(jnp.asarray, best))
         return best._replace(opt_state=state.opt_state, key=state.key)
 
     def record(self) -> JSONObject:

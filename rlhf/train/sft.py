@@ -14,6 +14,8 @@ from rewards.data.examples import read_examples
 from rewards.data.split import prompt_text
 from rewards.files import JSONObject
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import SFTRows, batch_rows, microbatches, sft_rows
@@ -34,6 +36,7 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 Tuning = SFTConfig | DPOConfig | RLConfig
 
 
+@under_mesh
 def run(
     config: SFTConfig,
     *,
@@ -60,6 +63,7 @@ def run(
         return close(job, trained)
 
 
+@under_mesh
 def train(
     config: SFTConfig,
     prefs: Preferences,
@@ -84,7 +88,9 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     data = sft.SFTBatch(rows, hidden)
     memory.check_rows(config, base, data, rows.packed)
-    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
+    settings = place.everywhere(
+        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
+    )
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
     frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
     step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
@@ -96,7 +102,7 @@ def train(
         held = held._replace(rows=held.rows._replace(weight=held.rows.weight * real[..., None]))
         evaluation = held_out.HeldOut(
             config.train,
-            lambda state: sft.evaluate(state.params, held, frozen, program=program),
+            lambda state: sft.evaluate(state.params, place.batch(held, 1), frozen, program=program),
             directory,
         )
     state = run_steps(
@@ -146,6 +152,7 @@ def read_by(
     return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
+@under_mesh
 def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
@@ -160,7 +167,7 @@ def fresh_policy(
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    lora, conditioner = init_adapters(graphdef, shapes, init_key)
+    lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
@@ -204,6 +211,6 @@ def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Calla
 
     def batch_of(step: int) -> PyTree:
         index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return microbatches(data, index, accumulation)
+        return place.batch(microbatches(data, index, accumulation), 1)
 
     return batch_of

@@ -15,7 +15,7 @@ from rlhf.objectives.kl_control import KLConfig
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
-from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.config import (
@@ -182,6 +182,7 @@ class RLConfig(RunConfig):
     )
     users: UsersMixConfig = Field(default=UsersMixConfig(), description="Whose coefficients a group gets.")
     host: HostConfig = Field(default=HostConfig(), description="Rewards outside the compiled program.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     hints: HintsConfig | None = Field(
         default=None, description="Hints that people gave, learned from beside the rewards; null: none."
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from rewards.data.split import prompt_text
 from rewards.errors import UserError
+from rlhf.mesh import place
 from rlhf.objectives import surrogate as objectives
 from rlhf.phi.columns.arguments import TrainerState, training
 from rlhf.phi.reward import Reward
@@ -86,7 +87,7 @@ class Measured:
                 config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
             )
         )
-        self._sampling = jax.device_put(sampling)
+        self._sampling = jax.device_put(place.batch(sampling))
 
     def __call__(self, state: updates.RLState) -> dict[str, jax.Array]:
         """Metrics under `eval/`; outputs of the basis are numbered.
@@ -101,7 +102,8 @@ class Measured:
         for number, (index, real) in enumerate(zip(self._index, self._real, strict=True)):
             # Iterations count from 0: these numbers are no iteration's, and −1 is of the critic's start.
             own = state._replace(iteration=jnp.array(-2 - number, jnp.int32))
-            tokens, starts, counts = jax.device_put((prompts.tokens[index], prompts.starts[index], real))
+            rows = (prompts.tokens[index], prompts.starts[index], real)
+            tokens, starts, counts = jax.device_put(place.batch(rows))
             rollout = updates.draw(
                 own,
                 Prompts(tokens, starts),
@@ -119,7 +121,7 @@ class Measured:
                 raise UserError(f"held-out prompts: {error}") from None
             for name, value in said.means("eval/logged/").items():
                 logged[name].append(value)
-            totals = _sums(totals, rollout._replace(rows=None), jax.device_put(phi), counts)
+            totals = _sums(totals, rollout._replace(rows=None), jax.device_put(place.batch(phi)), counts)
         assert totals is not None, "a prompt at least is held out"
         return _means(totals) | {name: jnp.float32(np.mean(values)) for name, values in logged.items()}
 

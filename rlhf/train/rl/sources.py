@@ -24,6 +24,7 @@ from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
@@ -60,6 +61,7 @@ class Source:
     reward: Reward
 
 
+@under_mesh
 def prepare(
     config: RLConfig,
     base: policy_store.Base,

@@ -18,6 +18,8 @@ from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import People, load_people
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
@@ -70,6 +72,7 @@ SHOWN = (
 )
 
 
+@under_mesh
 def run(
     config: PPOConfig | GRPOConfig,
     *,
@@ -134,6 +137,7 @@ def kind_of(config: RLConfig) -> str:
     return "ppo" if isinstance(config, PPOConfig) else "grpo"
 
 
+@under_mesh
 def train(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
@@ -153,6 +157,8 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    minibatch = config.rows // config.algorithm.minibatches
+    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
     prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
@@ -226,7 +232,7 @@ class Trainer:
         own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
-        self.settings = traced(config.settings)
+        self.settings = place.everywhere(traced(config.settings))
         self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
@@ -250,7 +256,8 @@ class Trainer:
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
+        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
             self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
@@ -278,7 +285,7 @@ class Trainer:
                     given = reward(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(given.phi)
+            rewards = jax.device_put(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
