@@ -25,7 +25,8 @@ def exact(prompts, completions):
 
 def sees(prompts, completions, answer, level=None, **columns):
     assert prompts == ["which", "which", "what", "what"], prompts
-    assert answer == ["x", "x", "y", "y"] and level == [1, 1, 2, 2] and columns == {"note": [None, None, "n", "n"]}
+    assert answer == ["x", "x", "y", "y"] and level == [1, 1, 2, 2] and columns.pop("note") == [None, None, "n", "n"]
+    assert list(map(len, columns.pop("completion_ids"))) and set(columns) == {"trainer_state", "log_metric", "log_extra"}
     return [float(len(text)) for text in completions]
 
 def sometimes(completions):
