@@ -169,6 +169,7 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+    rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
         if self.encoder.kind != "lm":
