@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rewards import hashed
+from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, remove_leftovers, write_text
 from rewards.shown import without_credentials
@@ -175,7 +175,7 @@ def _check_before_creating(directory: Path, config: RunConfig, kind: str) -> boo
             )
         return False
     try:
-        text = path.read_text(encoding="utf-8")
+        text = opening.text(path)
         stored, _ = parse(text, CONFIG)
         stored_kind = text.split("\n", 1)[0].removeprefix("# chorus ").strip()
     except (OSError, UnicodeDecodeError, UserError):

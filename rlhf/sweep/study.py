@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewards import opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_text
 from rlhf.run.config.document import dump, parse
@@ -105,7 +106,7 @@ class Study:
                     f"output_dir {self.directory}: not empty ({foreign[0]}) and no sweep; choose another output_dir"
                 )
             write_text(path, f"# chorus sweep\n{dump(wanted)}")
-        stored, _ = parse(path.read_text(encoding="utf-8"), IDENTITY)
+        stored, _ = parse(opening.text(path), IDENTITY)
         if not isinstance(stored, dict):
             raise UserError(f"{path}: damaged, so the sweep cannot be resumed; choose another output_dir")
         if difference := first_difference(stored, wanted):
