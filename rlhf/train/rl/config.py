@@ -44,7 +44,11 @@ class PromptDataConfig(DataConfig):
 
 @record
 class PopulationConfig:
-    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run."""
+    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run.
+
+    Attributes:
+      rails: which of them may be personal: `axes`, `half_spaces`, `trust_nats` (docs/guardrails.md); {} for all.
+    """
 
     mean: tuple[Coefficient, ...] = Field(
         min_length=1,
