@@ -92,10 +92,19 @@ def limits(rails: Rails, prior: Belief, beta: float, metric: np.ndarray | None =
     a = rows @ root
     start = np.where(locked, value, np.asarray(prior.mean, np.float64))
     anchor = start + root @ _inside(a, bound - rows @ start, names)
-    parts = (low, high, rows, bound, a @ root.T, a @ a.T, anchor, anchor)
-    made = Limits(*(np.asarray(part, np.float32) for part in parts), np.float32(np.inf))
+    made = Limits(
+        low=low.astype(np.float32),
+        high=high.astype(np.float32),
+        rows=rows.astype(np.float32),
+        bound=bound.astype(np.float32),
+        reach=(a @ root.T).astype(np.float32),
+        gram=(a @ a.T).astype(np.float32),
+        anchor=anchor.astype(np.float32),
+        origin=anchor.astype(np.float32),
+        radius=np.array(np.inf, np.float32),
+    )
     origin = np.asarray(project(made, np.asarray(prior.mean, np.float32)))
-    return made._replace(origin=origin, radius=np.float32(beta * np.sqrt(2.0 * rails.trust_nats)))
+    return made._replace(origin=origin, radius=np.array(beta * np.sqrt(2.0 * rails.trust_nats), np.float32))
 
 
 @jax.jit
@@ -105,8 +114,8 @@ def project(limits: Limits, coef: Float[Array, "... K"]) -> Float[Array, "... K"
     if not limits.bound.size:
         return _trusted(limits, jnp.clip(start, limits.low, limits.high))
     room = limits.bound - start @ limits.rows.T
-    flat = room.reshape(-1, room.shape[-1])
-    prices = jax.vmap(_prices, in_axes=(None, 0))(limits.gram, flat).reshape(room.shape)
+    flat = jnp.reshape(room, (-1, room.shape[-1]))
+    prices = jax.vmap(_prices, in_axes=(None, 0))(jnp.asarray(limits.gram), flat).reshape(room.shape)
     found = jnp.where(jnp.any(prices > 0, axis=-1, keepdims=True), start - prices @ limits.reach, start)
     return _trusted(limits, _pulled_in(limits, found))
 
@@ -183,7 +192,7 @@ def _trusted(limits: Limits, coef: jax.Array) -> jax.Array:
     return jnp.where(share < 1.0, limits.origin + share * away, coef)
 
 
-def within(limits: Limits, coef: Float[Array, "... K"], slack: float = 1e-4) -> Bool[np.ndarray, "..."]:
+def within(limits: Limits, coef: Float[np.ndarray, "... K"], slack: float = 1e-4) -> Bool[np.ndarray, "..."]:
     """Whether coefficients meet the limits of axes exactly, and half-spaces up to `slack` standard deviations."""
     coef = np.asarray(coef, np.float64)
     held = np.all((coef >= limits.low) & (coef <= limits.high), axis=-1)
