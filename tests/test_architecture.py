@@ -66,6 +66,7 @@ NO_POLICY = {
     "rlhf/phi/columns/style.py",
     "rlhf/sweep/worker.py",
 }  # other functions called `text_of` and `complete`
+PLACES = {"rows", "picked"}  # of `rlhf.mesh.place`: the same values on other devices
 SHAPERS = {"asarray", "tile", "stack", "concatenate", "repeat", "zeros_like", "zeros", "device_put", "tuple"}
 
 
@@ -196,7 +197,7 @@ def _of_the_gate(value: ast.expr, function: ast.AST, seen: set[str]) -> bool:
         return _of_the_gate(value.elt, function, seen)
     if isinstance(value, ast.Call):
         name = _name_of(value.func)
-        if name in SHAPERS:
+        if name in SHAPERS | PLACES:
             return not value.args or name.startswith("zeros") or _of_the_gate(value.args[0], function, seen)
         return name in MAKERS | PASSERS
     if isinstance(value, ast.Name):
@@ -225,6 +226,8 @@ def _assigned(target: ast.expr, value: ast.expr, name: str, function: ast.AST) -
     if isinstance(target, ast.Name):
         return [value] if target.id == name else []
     if isinstance(target, ast.Tuple):
+        if isinstance(value, ast.Call) and _name_of(value.func) in PLACES:
+            value = value.args[0]
         if isinstance(value, ast.Call) and _name_of(value.func) == "map":
             value = value.args[-1]  # the same done to each
         elif isinstance(value, ast.GeneratorExp):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, cache_dir, read_json, sha256_json
+from rlhf.mesh import rules
 from rlhf.models import fetch, layout
 from rlhf.models.config import ModelConfig
 from rlhf.models.layout import INDEX, SINGLE, Tree
@@ -79,6 +80,9 @@ def load_params(
     """
     if sum(stages) != config.num_layers:
         raise ValueError(f"stages {stages} must add up to {config.num_layers} layers")
+    rules.check_model(
+        num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, mlp_width=config.mlp_width
+    )
     with contextlib.ExitStack() as stack:
         files = _Checkpoint(Path(directory), stack)
         files.check_layers(config.num_layers)

@@ -26,6 +26,7 @@ from rewards import hashed, paths
 from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_file
+from rlhf.mesh import place
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
@@ -213,7 +214,7 @@ def base_state(
     graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
     state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
     nnx.replace_by_pure_dict(state, base.tree)
-    return graphdef, PolicyParams(state, shapes.lora, shapes.conditioner), shapes
+    return graphdef, PolicyParams(place.parameters(state), shapes.lora, shapes.conditioner), shapes
 
 
 def restage(tree: Tree, old: tuple[int, ...], new: tuple[int, ...]) -> Tree:
@@ -371,7 +372,7 @@ def _filled(expected: nnx.State, role: str, tensors: dict[str, np.ndarray]) -> n
     )
     state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached
     nnx.replace_by_pure_dict(state, pure)
-    return state
+    return place.parameters(state)
 
 
 def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def provenance(directory: Path) -> Markup:
             ("code", json.dumps(session["git"]) if session.get("git") else "installed package"),
         ]
     config = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with contextlib.suppress(UserError, OSError, UnicodeDecodeError):
         config = opening.text(directory / "config.yaml")
     settings = details("Configuration", _PARTS.verbatim(config)) if config else ""
     return section("Where these numbers come from", table(["", ""], rows), settings)

@@ -36,7 +36,7 @@ class SweepConfig:
     objectives: dict[str, Literal["minimize", "maximize"]] = Field(
         min_length=1,
         description="Metric and its direction; several make a Pareto front. A name with a slash is one of metrics.jsonl "
-        "(mean over the last tenth of its lines), another one of metrics.json.",
+        "(mean over the last tenth of its lines; eval/… of the policy that is kept), another one of metrics.json.",
     )
     constraints: tuple[str, ...] = Field(
         default=(),

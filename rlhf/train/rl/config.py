@@ -19,10 +19,20 @@ from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
-from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-from rlhf.train.config import PolicyModelConfig, TuneConfig, check_conditioner, check_length
+from rlhf.train.config import (
+    KEEP_BEST,
+    EvaluateEvery,
+    EvaluateShare,
+    PolicyModelConfig,
+    TuneConfig,
+    check_best,
+    check_conditioner,
+    check_length,
+    unread_evaluation,
+)
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
@@ -129,14 +139,23 @@ class RLTrainConfig:
     sample_rows: int = Field(
         default=4, ge=1, le=100_000, description="Completions written each time, of different groups."
     )
+    evaluate_every: EvaluateEvery = None
+    evaluate_share: EvaluateShare = 0.1
+    evaluate_greedy: bool = Field(
+        default=False,
+        description="Held-out prompts are answered by the likeliest tokens instead of samples as in training.",
+    )
+    keep_best: Literal["eval/reward"] | None = Field(default=None, description=KEEP_BEST)
 
     def unread(self) -> Iterator[Unread]:
         if not self.samples_every:
             yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
+        yield from unread_evaluation(self.evaluate_every, ["evaluate_share", "evaluate_greedy"])
 
     @model_validator(mode="after")
     def _one_length(self):
         check_length(self.steps, self.epochs)
+        check_best(self.keep_best, self.evaluate_every)
         return self
 
 
@@ -175,6 +194,7 @@ class RLConfig(RunConfig):
     )
     users: UsersMixConfig = Field(default=UsersMixConfig(), description="Whose coefficients a group gets.")
     host: HostConfig = Field(default=HostConfig(), description="Rewards outside the compiled program.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     hints: HintsConfig | None = Field(
         default=None, description="Hints that people gave, learned from beside the rewards; null: none."
     )

@@ -26,6 +26,7 @@ from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
@@ -63,6 +64,7 @@ class Source:
     rails: JSONObject = dataclasses.field(default_factory=dict)
 
 
+@under_mesh
 def prepare(
     config: RLConfig,
     base: policy_store.Base,

@@ -18,6 +18,8 @@ from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import People, load_people
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
@@ -25,7 +27,7 @@ from rlhf.policy.sampling import SamplingSettings
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import optim
+from rlhf.train import held_out, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
@@ -48,6 +50,7 @@ from rlhf.train.rl import (
 from rlhf.train.rl import update as updates
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.critic import Critic, init_critic
+from rlhf.train.rl.held_out import Given, Measured, divided
 from rlhf.train.rl.prompts import PromptSet
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import check_sampling, memory_line
@@ -59,6 +62,7 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 _LOG = logging.getLogger("chorus")
 SHOWN = (
     "train/reward",
+    "eval/reward",
     "train/kl_ref_nats",
     "train/completion_tokens",
     "train/eos_share",
@@ -67,6 +71,7 @@ SHOWN = (
 )
 
 
+@under_mesh
 def run(
     config: PPOConfig | GRPOConfig,
     *,
@@ -100,7 +105,7 @@ def run(
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
         trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
         trained.save(job.directory)
-        return close(job, trained.num_rows, diagnose)
+        return close(job, trained, diagnose)
 
 
 def _read(
@@ -129,6 +134,7 @@ def kind_of(config: RLConfig) -> str:
     return "ppo" if isinstance(config, PPOConfig) else "grpo"
 
 
+@under_mesh
 def train(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
@@ -148,6 +154,9 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    minibatch = config.rows // config.algorithm.minibatches
+    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
+    prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
     spec = adapter_spec(config, source.run, base)
@@ -162,6 +171,17 @@ def train(
     memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
     if lessons is not None and directory is not None:
         lessons.write(directory)
+    evaluation = None
+    if unseen is not None:
+        given = Given(
+            trainer.people, trainer.frozen, trainer.stop, trainer.settings, trainer.program, source.reward
+        )
+        measured = Measured(config, unseen, given)
+
+        def measure(state: updates.RLState) -> dict[str, jax.Array]:
+            return named(measured(state), source.names)
+
+        evaluation = held_out.HeldOut(config.train, measure, directory)
     state = run_steps(
         trainer.state,
         trainer.step,
@@ -169,10 +189,16 @@ def train(
         config.train,
         tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
         callbacks=callbacks,
+        evaluate=evaluation,
     )
+    chosen = {}
+    if evaluation is not None:
+        state, chosen = evaluation.chosen(state), evaluation.record()
     trained = dict(state.params)
     critic = trained.pop("critic", None)
-    record = base_record(config, base, kind_of(config)) | _record(config, source, float(state.kl_coef))
+    record = (
+        base_record(config, base, kind_of(config)) | _record(config, source, float(state.kl_coef)) | chosen
+    )
     if isinstance(config, PPOConfig) and directory is not None:
         purpose = _purpose(config, base, source)
         record["critic"] = rl_critic.save(directory, trainer.critic_spec, critic, purpose)
@@ -197,7 +223,7 @@ class Trainer:
         own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
-        self.settings = traced(config.settings)
+        self.settings = place.everywhere(traced(config.settings))
         self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
@@ -221,7 +247,8 @@ class Trainer:
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
+        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
             self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
@@ -247,7 +274,7 @@ class Trainer:
                 given = reward(rollout, self.prompts.rows.take(batch.index))
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(given.phi)
+            rewards = jax.device_put(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
