@@ -4,12 +4,15 @@ Shapes: B rows, T tokens, D width, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
@@ -18,11 +21,41 @@ from rlhf.mesh.devices import axis, current, described
 from rlhf.mesh.rules import ROWS
 
 HostOrDevice = jax.Array | np.ndarray
+Index = tuple[slice, ...]
+"""A range along every axis."""
 
 
 def parameters(params: PyTree) -> PyTree:
     """Parameters onto their devices, by the table; those that lie there already are not moved."""
     return _put(params, rules.specs(params)) if current() else params
+
+
+def made(
+    path: Sequence[str | int],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    part: Callable[[Index], np.ndarray],
+) -> jax.Array:
+    """A parameter made part by part, each on the devices that hold it: no host holds more than one part besides.
+
+    Args:
+      path: its names. part: ranges, one an axis → the numbers there, [stop − start, …].
+    """
+    mesh = current()
+    if mesh is None:
+        return jnp.asarray(part(tuple(slice(0, size) for size in shape)))
+    sharding = NamedSharding(mesh, rules.spec([DictKey(name) for name in path], shape))
+    known: dict[str, np.ndarray] = {}
+
+    def of(index: Index) -> np.ndarray:
+        """Devices that hold the same part are given the same array."""
+        ranges = tuple(slice(*piece.indices(size)[:2]) for piece, size in zip(index, shape, strict=True))
+        key = str(ranges)
+        if key not in known:
+            known[key] = part(ranges)
+        return known[key]
+
+    return jax.make_array_from_callback(shape, sharding, of, dtype=jnp.dtype(dtype))
 
 
 def state(params: PyTree, whole: PyTree) -> PyTree:
