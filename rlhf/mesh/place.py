@@ -72,7 +72,7 @@ def batch(tree: PyTree, dim: int = 0) -> PyTree:
     """Arrays of rows onto the devices that compute them: axis `dim` is divided."""
     if not current():
         return tree
-    return _put(tree, jax.tree.map(lambda leaf: _rows(leaf.shape, dim), tree))
+    return _put(tree, jax.tree.map(lambda leaf: row_spec(leaf.shape, dim), tree))
 
 
 def _put(tree: PyTree, specs: PyTree) -> PyTree:
@@ -81,7 +81,7 @@ def _put(tree: PyTree, specs: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
 
 
-def _rows(shape: tuple[int, ...], dim: int = 0) -> P:
+def row_spec(shape: tuple[int, ...], dim: int = 0) -> P:
     """Divided over the rows; whole where there are too few of them."""
     return P(*(None,) * dim, ROWS) if len(shape) > dim and shape[dim] % axis(*ROWS) == 0 else P()
 
