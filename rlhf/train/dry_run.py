@@ -181,7 +181,9 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, each)
     people, names, shares = _people(config)
     personal = shares is not None
-    model = _model(config, base, dpo.adapter_spec(config, names if personal else None, base), conditioned=personal)
+    model = _model(
+        config, base, dpo.adapter_spec(config, names if personal else None, base), conditioned=personal
+    )
     settings, num_basis = traced(config.settings), len(names)
     trained = dict(model.trained)
     if isinstance(config, PPOConfig):
@@ -247,9 +249,7 @@ def _model(config: Config, base: policy_store.Base, spec: Any, conditioned: bool
     graphdef, shapes = structure(base.config, base.stages, spec, config.model.dtype, config.model.remat)
     full = config.tune.mode == "full"
     params = _shaped(shapes, rules.specs(shapes))
-    trained = jax.eval_shape(
-        functools.partial(trained_parts, full=full, conditioned=conditioned), params
-    )
+    trained = jax.eval_shape(functools.partial(trained_parts, full=full, conditioned=conditioned), params)
     return Model(base, graphdef, params, _shaped(trained, rules.specs(trained)), full)
 
 

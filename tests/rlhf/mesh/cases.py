@@ -67,6 +67,11 @@ class World:
         if algorithm == "sft":
             return rlhf.train_sft(self.model, self.prefs, row_length=16, batch_rows=16, **given)
         given |= {"rewards": self.fitted, "conditioner": {"kind": conditioner}}
+        if algorithm in (
+            "ppo",
+            "grpo",
+        ):  # many updates, with kinks where ratios are clipped: larger steps magnify rounding
+            given["learning_rate"] = 1e-3
         if algorithm == "dpo":
             return rlhf.train_dpo(self.model, self.prefs, batch_rows=16, accumulation_steps=2, **given)
         given["rollout"] = {"max_new_tokens": 4, "prompts_per_step": 8, "completions": 4}
