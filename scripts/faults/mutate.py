@@ -13,22 +13,33 @@ import argparse
 import ast
 import dataclasses
 import hashlib
+import importlib
 import json
+import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 900
+TIERS = ("not slow", "slow")
 T = "tests/rlhf/train/rl"
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "advantages": ("rlhf/objectives/advantages.py", ("tests/rlhf/objectives/test_advantages.py",)),
+    "advantages": (
+        "rlhf/objectives/advantages.py",
+        ("tests/rlhf/objectives/test_advantages.py", "tests/rlhf/run/test_unread.py"),
+    ),
     "surrogate": ("rlhf/objectives/surrogate.py", ("tests/rlhf/objectives/test_surrogate.py",)),
     "preference": ("rlhf/objectives/preference.py", ("tests/rlhf/objectives/test_preference.py",)),
-    "kl_control": ("rlhf/objectives/kl_control.py", ("tests/rlhf/objectives/test_surrogate.py",)),
+    "kl_control": (
+        "rlhf/objectives/kl_control.py",
+        ("tests/rlhf/objectives/test_surrogate.py", "tests/rlhf/run/test_unread.py"),
+    ),
     "users": ("rewards/basis/users.py", ("tests/rewards/basis/test_users.py",)),
     "gauge": ("rewards/basis/gauge.py", ("tests/rewards/basis/test_gauge.py",)),
     "readout": ("rewards/basis/readout.py", ("tests/rewards/basis/test_gauge.py",)),
@@ -36,7 +47,10 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         "rewards/people/acquisition.py",
         ("tests/rewards/people/test_acquisition.py", "tests/rewards/people/test_questions.py"),
     ),
-    "conditioning": ("rlhf/policy/conditioning.py", ("tests/rlhf/policy/test_conditioning.py",)),
+    "conditioning": (
+        "rlhf/policy/conditioning.py",
+        ("tests/rlhf/policy/test_conditioning.py", "tests/rlhf/run/test_unread.py"),
+    ),
     "fit": (
         "rewards/basis/fit.py",
         ("tests/rewards/basis/test_held_out.py", "tests/rewards/basis/test_fit.py"),
@@ -207,22 +221,74 @@ def named_of(module: str) -> list[Fault]:
     return faults
 
 
+def caught_by(copy: Path, module: str, tier: str) -> tuple[bool, str]:
+    """Whether a test of the module fails in the copy as it stands, and which; pytest in a process forked from this one."""
+    report = copy / "report.txt"
+    report.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        os.chdir(copy)
+        os.setsid()
+        sys.path[:0] = [str(copy)]
+        with open(report, "w") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+            status = pytest.main([*options, "-m", f"{tier} and not real_model", *MODULES[module][1]])
+            sys.stdout.flush()
+        os._exit(int(status))
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True, "did not end"
+        time.sleep(0.2)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return False, ""
+    lines = report.read_text(encoding="utf-8", errors="replace").splitlines()
+    by = next(
+        (line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), f"ended with {code}"
+    )
+    return True, by.removeprefix("FAILED ").removeprefix("ERROR ")
+
+
 def tested(copy: Path, fault: Fault) -> dict[str, object]:
-    """Whether the tests of the module notice, in which test, and after how many seconds."""
-    path, tests = MODULES[fault.module]
-    before = (copy / path).read_text(encoding="utf-8")
-    (copy / path).write_text(fault.source, encoding="utf-8")
-    start = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-        caught, lines = done.returncode != 0, done.stdout.splitlines()
-        by = next((line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
-    except subprocess.TimeoutExpired:
-        caught, by = True, "did not end"
-    (copy / path).write_text(before, encoding="utf-8")
+    """Whether the tests of the module notice (the fast ones first, then those left to the slow tier), and which."""
+    path = copy / MODULES[fault.module][0]
+    before = path.read_text(encoding="utf-8")
+    path.write_text(fault.source, encoding="utf-8")
+    start, caught, by = time.monotonic(), False, ""
+    for tier in TIERS:
+        if not caught:
+            caught, by = caught_by(copy, fault.module, tier)
+    path.write_text(before, encoding="utf-8")
     entry = {"module": fault.module, "function": fault.function, "change": fault.change, "caught": caught}
-    return entry | {"by": by.removeprefix("FAILED "), "seconds": round(time.monotonic() - start)}
+    return entry | {"by": by, "seconds": round(time.monotonic() - start)}
+
+
+def preload() -> None:
+    """Import what the tests import besides our own packages, with the settings of tests/conftest.py."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() not in (ROOT, Path(__file__).parent)]
+    for name in (
+        "jax",
+        "optax",
+        "flax.nnx",
+        "scipy.stats",
+        "hypothesis",
+        "transformers",
+        "torch",
+        "pydantic",
+        "jaxtyping",
+    ):
+        importlib.import_module(name)
 
 
 def main() -> None:
@@ -236,12 +302,17 @@ def main() -> None:
     )
     given = parser.parse_args()
     start = time.monotonic()
+    preload()
     known = json.loads(given.output.read_text(encoding="utf-8")) if given.output.is_file() else []
     results = {(entry["module"], entry["function"], entry["change"]): entry for entry in known}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "chorus"
         ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", "results")
         shutil.copytree(ROOT, copy, ignore=ignored)
+        for module in given.only:
+            failing, by = caught_by(copy, module, TIERS[0])
+            if failing:
+                raise SystemExit(f"{module}: {by} fails without any fault")
         for fault in [fault for of in (named_of, faults_of) for module in given.only for fault in of(module)]:
             key = (fault.module, fault.function, fault.change)
             if key in results or time.monotonic() - start > given.seconds:

@@ -1,5 +1,6 @@
 """Held-out prompts of a reinforcement-learning run: completions are drawn for them as in training, and rewarded."""
 
+import collections
 from typing import NamedTuple, Protocol
 
 import jax
@@ -10,6 +11,7 @@ from rewards.data.split import prompt_text
 from rewards.errors import UserError
 from rlhf.mesh import place
 from rlhf.objectives import surrogate as objectives
+from rlhf.phi.columns.arguments import TrainerState, training
 from rlhf.phi.reward import Reward
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings
@@ -30,6 +32,12 @@ class Wanted(Protocol):
     def evaluate_share(self) -> float: ...
 
 
+class StateAt(Protocol):
+    """How far the training is, for reward functions."""
+
+    def __call__(self, number: int, *, evaluation: bool = False) -> TrainerState: ...
+
+
 class Given(NamedTuple):
     """What a trainer draws completions with, besides its state."""
 
@@ -39,6 +47,7 @@ class Given(NamedTuple):
     settings: RLSettings
     program: RLProgram
     reward: Reward
+    state_at: StateAt
 
 
 def divided(train: Wanted, prompts: PromptSet) -> tuple[PromptSet, PromptSet | None]:
@@ -88,6 +97,8 @@ class Measured:
         """
         given, prompts = self._given, self._prompts
         totals: dict[str, jax.Array] | None = None
+        at = given.state_at(int(state.iteration), evaluation=True)
+        logged: dict[str, list[float]] = collections.defaultdict(list)
         for number, (index, real) in enumerate(zip(self._index, self._real, strict=True)):
             # Iterations count from 0: these numbers are no iteration's, and −1 is of the critic's start.
             own = state._replace(iteration=jnp.array(-2 - number, jnp.int32))
@@ -104,12 +115,15 @@ class Measured:
                 program=given.program,
             )
             try:
-                phi = given.reward(rollout, prompts.rows.take(index)).phi
+                with training(at, len(index)) as said:
+                    phi = given.reward(rollout, prompts.rows.take(index)).phi
             except UserError as error:
                 raise UserError(f"held-out prompts: {error}") from None
+            for name, value in said.means("eval/logged/").items():
+                logged[name].append(value)
             totals = _sums(totals, rollout._replace(rows=None), jax.device_put(place.batch(phi)), counts)
         assert totals is not None, "a prompt at least is held out"
-        return _means(totals)
+        return _means(totals) | {name: jnp.float32(np.mean(values)) for name, values in logged.items()}
 
 
 @jax.jit

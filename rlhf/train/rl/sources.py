@@ -27,7 +27,9 @@ from rewards.types import Preferences
 from rlhf.mesh.devices import under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
-from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
+from rlhf.phi.columns.config import ColumnConfig, plain
+from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.jit import only_jit
 from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
@@ -76,9 +78,14 @@ def prepare(
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
+    if rewards is None and config.rewards is None:
+        check_functions(config, prompts.rows)
     if rewards is not None and people is not None:
+        check_functions(config, prompts.rows, rewards)
         return _personal(config, rewards, people, base)
     if config.rewards is not None:
+        run = load_reward_run(config.rewards)
+        check_functions(config, prompts.rows, run)
         return _stored(config, config.rewards, base)
     columns = _with_model(config)
     if config.population is not None:
@@ -158,6 +165,27 @@ def _with_model(config: RLConfig) -> list[ColumnConfig]:
         else column
         for column in config.columns
     ]
+
+
+def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBasis | None = None) -> None:
+    """Import reward functions and compare what they ask for with what there will be, before anything is loaded or sampled.
+
+    Args:
+      basis: fitted rewards, whose functions are then meant instead of the configuration's.
+    Raises:
+      UserError: a function cannot be imported, needs what there is not, or cannot tell completions apart.
+    """
+    if basis is None:
+        settings = [plain(column) for column in config.columns]
+    else:
+        settings = [entry["settings"] for entry in basis.basis.encoder.get("columns", [])]
+    # The rewards of a population are measured on texts first, where there are no tokens.
+    tokens = basis is None and config.population is None
+    columns = [*rows.columns, *([IDS] if tokens else [])]
+    for spec in [one["function"] for one in settings if one["kind"] == "function"]:
+        function = load_function(spec)
+        check_reads_completions(function, spec)
+        check(function, spec, columns, rows.source)
 
 
 def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from rewards.files import JSONObject
 from rewards.people.population import People, load_people
 from rlhf.mesh import place
 from rlhf.mesh.devices import under_mesh
+from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
@@ -97,6 +98,8 @@ def run(
         inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
         if done:
             return stored(job, diagnose)
+        if basis is None and config.rewards is None:
+            rl_rewards.check_functions(config, rows)
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
         check_sampling(config, base, prompts.tokens.shape[1])
@@ -174,7 +177,13 @@ def train(
     evaluation = None
     if unseen is not None:
         given = Given(
-            trainer.people, trainer.frozen, trainer.stop, trainer.settings, trainer.program, source.reward
+            trainer.people,
+            trainer.frozen,
+            trainer.stop,
+            trainer.settings,
+            trainer.program,
+            source.reward,
+            trainer.state_at,
         )
         measured = Measured(config, unseen, given)
 
@@ -263,15 +272,17 @@ class Trainer:
         extra = None
         if self.lessons is not None and self.term is not None:
             extra = self.lessons.rows(batch.number, self.frozen, self.term)
-        reward = self.source.reward
+        reward, extra_columns = self.source.reward, {}
         if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
                 state, *shared, reward.arrays, *rest, program=self.program, reward=reward.kernel, extra=extra
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
+            rows = self.prompts.rows.take(batch.index)
             try:
-                given = reward(rollout, self.prompts.rows.take(batch.index))
+                with arguments.training(self.state_at(batch.number), len(batch.index)) as said:
+                    given = reward(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
             rewards = jax.device_put(place.batch(given.phi))
@@ -289,9 +300,18 @@ class Trainer:
             metrics["train/left_out_share"] = jnp.float32(
                 sum(counts) / (len(batch.index) * len(self.source.names))
             )
+            metrics |= {name: jnp.float32(value) for name, value in said.means("train/logged/").items()}
+            extra_columns = said.extra
         if self.samples is not None:
-            self.samples.take(batch, rollout, rewards)
+            self.samples.take(batch, rollout, rewards, extra_columns)
         return state, named(metrics, self.source.names)
+
+    def state_at(self, number: int, *, evaluation: bool = False) -> arguments.TrainerState:
+        """What reward functions see of the training after `number` steps."""
+        visited = number * self.config.rollout.prompts_per_step
+        steps = self.config.train.steps
+        assert steps is not None, "settled with the length"
+        return arguments.TrainerState(number, steps, visited / len(self.prompts.starts), evaluation)
 
 
 def named(metrics: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
