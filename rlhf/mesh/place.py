@@ -47,8 +47,9 @@ def made(
     sharding = NamedSharding(mesh, rules.spec([DictKey(name) for name in path], shape))
     known: dict[str, np.ndarray] = {}
 
-    def of(index: Index) -> np.ndarray:
+    def of(index: Index | None) -> np.ndarray:
         """Devices that hold the same part are given the same array."""
+        assert index is not None, "every part has its place"
         ranges = tuple(slice(*piece.indices(size)[:2]) for piece, size in zip(index, shape, strict=True))
         key = str(ranges)
         if key not in known:

@@ -57,7 +57,7 @@ class Program(NamedTuple):
     """A compiled function of the run, what it is called with (shapes), and what its arguments are, by use."""
 
     name: str
-    compiled: jax.stages.Compiled
+    compiled: Any  # of jax.stages
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     held: dict[str, PyTree]
 
@@ -204,7 +204,11 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
     )
     rollout, batch = config.rollout, config.rows
     sampling = SamplingSettings.of(batch, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p)
-    rows = Prompts(np.zeros((batch, prompts.tokens.shape[1]), np.int32), np.zeros(batch, np.int32))
+    rows = jax.eval_shape(
+        lambda: Prompts(
+            jax.numpy.zeros((batch, prompts.tokens.shape[1]), np.int32), jax.numpy.zeros(batch, np.int32)
+        )
+    )
     stop = _whole(np.array(base.tokenizer.eos_ids, np.int32))
     people, settings = _whole((people, settings))
     asked = (state, _rows(rows), people, model.params, _rows(sampling), stop, settings)
