@@ -140,7 +140,7 @@ def train(
     found = _division(config, prefs, rows)
     config = settled(config, base, rows.packed if found is None else rows.packed.take(found.train))
     full = config.tune.mode == "full"
-    spec = adapter_spec(config, rewards, base)
+    spec = adapter_spec(config, None if rewards is None else rewards.basis.gauge.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     cache = None if directory is None else directory / "cache"
@@ -227,13 +227,17 @@ def build_rows(
 
 
 def adapter_spec(
-    config: DPOConfig | RLConfig, rewards: FittedBasis | None, base: policy_store.Base
+    config: DPOConfig | RLConfig, names: tuple[str, ...] | None, base: policy_store.Base
 ) -> AdapterSpec | None:
-    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
+    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people.
+
+    Args:
+      names: of the outputs of the basis; None without people.
+    """
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
-    if rewards is None:
+    if names is None:
         return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
-    wanted, num_basis = config.conditioner, rewards.basis.num_basis
+    wanted, num_basis = config.conditioner, len(names)
     if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
         _LOG.warning(
             f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
@@ -247,7 +251,7 @@ def adapter_spec(
         kind=wanted.kind,
         slots=wanted.slots if wanted.kind == "prefix" else 0,
         shift=wanted.shift,
-        words=make_words(base.tokenizer, rewards.basis.gauge.names) if wanted.kind == "text" else None,
+        words=make_words(base.tokenizer, names) if wanted.kind == "text" else None,
     )
 
 
@@ -304,6 +308,29 @@ def population(config: DPOConfig, rewards: FittedBasis | None, people: People | 
     return Population.from_posteriors(rewards.prior, posteriors, config.users.extreme_sd, rewards.rails, beta)
 
 
+def settings_of(config: DPOConfig) -> dpo.DPOSettings:
+    """What the step reads of a settled configuration, `traced`."""
+    return traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
+        )
+    )
+
+
+def program_of(
+    config: DPOConfig, graphdef: nnx.GraphDef, conditioned: bool, own: optim.Own = None
+) -> dpo.DPOProgram:
+    """What fixes the step besides."""
+    return dpo.DPOProgram(
+        graphdef=graphdef,
+        shares=UserShares.of(config.users) if conditioned else None,
+        with_nll=config.loss.nll_coef > 0,
+        with_rail=config.rail.eta > 0,
+        dtype=config.model.dtype,
+        own=own,
+    )
+
+
 def _train(
     config: DPOConfig,
     callbacks: Sequence[Callback],
@@ -318,18 +345,8 @@ def _train(
     directory: Path | None,
 ) -> tuple[optim.TrainState, JSONObject]:
     """The state to keep, and what policy.json says of its choice; without `found` all rows are learned from."""
-    settings = dpo.DPOSettings(
-        loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
-    )
-    settings, drawn_from = place.everywhere((traced(settings), drawn_from))
-    program = dpo.DPOProgram(
-        graphdef=graphdef,
-        shares=UserShares.of(config.users) if drawn_from else None,
-        with_nll=config.loss.nll_coef > 0,
-        with_rail=config.rail.eta > 0,
-        dtype=config.model.dtype,
-        own=own,
-    )
+    settings, drawn_from = place.everywhere((settings_of(config), drawn_from))
+    program = program_of(config, graphdef, drawn_from is not None, own)
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, settings.optimizer, key, own)
     frozen = frozen_parts(params, full)
