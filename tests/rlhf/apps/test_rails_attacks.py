@@ -106,7 +106,7 @@ def world(tmp_path_factory):
 def write_policy(config):
     """The policy of a run before its first step, with a conditioner that does something."""
     run, base = store.load_reward_run(config.rewards), sft.open_base(config)
-    spec = dpo.adapter_spec(config, run, base)
+    spec = dpo.adapter_spec(config, NAMES, base)
     _, params, _ = sft.fresh_policy(config, base, spec)
     moved = jax.tree.map(lambda leaf: leaf + 0.05, params.conditioner)
     record = sft.base_record(config, base, "dpo") | dpo.personal_record(config, run)
