@@ -16,7 +16,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from rewards import opening
 from rewards.errors import UserError
+from rewards.names import checked_name
 from rewards.paths import expanded
 
 # An object read from JSON or to be written as JSON: what it holds is checked where it is read.
@@ -80,6 +82,7 @@ def _alive(name: str) -> bool:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` on success, remove it on failure."""
     path = Path(path)
+    checked_name(path.name, f"{path.parent}: file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
@@ -117,6 +120,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         disk refuses.
     """
     path = Path(path)
+    checked_name(path.name, f"{path.parent}: folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -184,17 +188,8 @@ def json_text(value: object) -> str:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON, naming file, line and column when it is not."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); check what it is and its permissions"
-        ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: no JSON, no UTF-8, or an integer of 4301 digits
+        return json.loads(opening.text(path, what="file of JSON"))
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of 4301 digits
         raise UserError(f"{path}: not valid JSON ({error}); restore or recreate the file") from None
 
 

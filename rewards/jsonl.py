@@ -5,7 +5,6 @@ escapes, so that other readers, which cut lines there, take the files too.
 """
 
 import gzip
-import io
 import json
 import os
 import re
@@ -14,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewards import opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_path
+from rewards.opening import STANDARD_INPUT as STANDARD_INPUT
 
 if TYPE_CHECKING:  # commands read lines, and their --help must not import NumPy
     from rewards.types import Prompt
 
-STANDARD_INPUT = ("-", "/dev/stdin")
 _BOM = b"\xef\xbb\xbf"
 # What some readers take for the end of a line, what a terminal obeys, and halves of surrogate pairs.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -66,16 +66,19 @@ def prompt_value(prompt: "Prompt") -> Any:
     return as_messages(prompt)
 
 
-def raw_lines(file: str | os.PathLike[str]) -> Iterator[bytes]:
+def raw_lines(file: str | os.PathLike[str], longest: int = opening.LONGEST_LINE) -> Iterator[bytes]:
     """Lines of a file, a pipe or standard input, decompressed by content, not by name (a `.gz` that is plain text is
     read as text), without a byte order mark.
+
+    Raises:
+      UserError: as `opening.binary` and `opening.lines`, or damaged gzip.
     """
     number = 0
     try:
         # A pipe can be read once only, so its first bytes are peeked at.
-        with open(os.dup(0) if str(file) in STANDARD_INPUT else file, "rb") as raw:
+        with opening.binary(file) as raw:
             stream = gzip.open(raw) if raw.peek(2).startswith(b"\x1f\x8b") else raw
-            for text in stream:
+            for text in opening.lines(stream, file, longest):
                 number += 1
                 yield text.removeprefix(_BOM) if number == 1 else text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -104,11 +107,6 @@ def parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, object]]:
                 yield number, error
 
 
-def lines_of(text: bytes) -> Iterator[bytes]:
-    """The lines of a text that is there already."""
-    return iter(io.BytesIO(text))
-
-
 def parse(text: bytes) -> Any:
     """The value of one line; raises LineError."""
     try:
@@ -123,8 +121,15 @@ def parse(text: bytes) -> Any:
         raise LineError(f"is not JSON ({error}); one JSON object a line is expected") from None
 
 
-def parse_array(file: str | os.PathLike[str], text: bytes) -> list[Any]:
+def parse_array(file: str | os.PathLike[str], lines: Iterable[bytes]) -> list[Any]:
     """The value of a file that is one JSON array."""
+    text = bytearray()
+    for one in lines:
+        text += one
+        if len(text) > opening.MOST_TEXT:
+            raise UserError(
+                f"{file}: an array of more than {opening.MOST_TEXT:,} bytes; write it as JSON lines"
+            )
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -147,8 +152,6 @@ def rows(file: str | os.PathLike[str], fix: str = "restore or recreate the file"
     Raises:
       UserError: the file cannot be read, or the first line that is no object.
     """
-    if str(file) not in STANDARD_INPUT and not Path(file).exists():
-        raise UserError(f"{file}: no such file")
     found = []
     for number, row in read(file):
         if isinstance(row, LineError):

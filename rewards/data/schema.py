@@ -17,6 +17,7 @@ import numpy as np
 from rewards.data.columns import OWN
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject
+from rewards.names import no_name
 from rewards.types import MESSAGE_KEYS, NOBODY, Message, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -298,7 +299,9 @@ def _identifier(field: str, value: object) -> str:
         )
     if not value.strip():
         raise RowError(field, f"is empty ({show(value)}); say who chose")
-    return _encodable(field, value)
+    if wrong := no_name(value):
+        raise RowError(field, f"{show(value)} {wrong}")
+    return value
 
 
 def _outcome(value: object) -> float:
@@ -353,6 +356,9 @@ def _mapping(field: str, value: object) -> Mapping[str, object]:
     if field == "attributes" and names is not None:
         if not isinstance(names, list):
             raise RowError(field, f"feature_names is {show(names)}; it must be a list of names")
+        for name in names:
+            if wrong := no_name(str(name)):
+                raise RowError(field, f"feature_names: {show(name)} {wrong}")
         for side in ("chosen", "rejected"):
             numbers = value.get(side)
             if not isinstance(numbers, list) or len(numbers) != len(names):

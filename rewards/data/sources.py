@@ -6,6 +6,8 @@ it.
 
 import contextlib
 import csv
+import io
+import itertools
 import json
 import os
 import re
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards import jsonl
+from rewards import jsonl, opening
 from rewards.data import memory, stated_choice
 from rewards.data.schema import RowError, show
 from rewards.errors import UserError
@@ -25,6 +27,7 @@ Source = str | os.PathLike[str] | memory.Table
 """A name or path, or a table in memory."""
 Records = Iterable[tuple[int, object]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".tsv")
+MOST_WRONG = 10_000  # lines that are no JSON, after which a file is read no further
 SAVED = ("state.json", "dataset_dict.json")  # what marks a folder that `datasets` saved
 
 
@@ -98,6 +101,7 @@ def _open_named(path: str, split: str) -> Records:
         hub = re.fullmatch(r"[\w-]+/[\w.-]+", path) and not path.endswith(SUFFIXES)
         fix = f"write hf:{path} for the data set of this name on the hub" if hub else "check data.path"
         raise UserError(f"{path}: no such file; {fix}")
+    opening.check(file)
     if file.name.endswith(".parquet"):
         return parquet(file)
     if file.suffix in (".csv", ".tsv"):
@@ -119,14 +123,24 @@ def json_records(file: Path | str) -> Iterator[tuple[int, object]]:
     """JSON lines numbered by line (blank ones skipped), or the elements of a JSON array in a `.json` file or a
     pipe.
     """
-    lines = jsonl.raw_lines(file)
-    if ".jsonl" not in Path(file).suffixes[-2:]:
-        text = b"".join(lines)
-        if text.lstrip(b" \t\r\n").startswith(b"["):
-            yield from enumerate(jsonl.parse_array(file, text), 1)
+    if ".jsonl" in Path(file).suffixes[-2:]:
+        lines = jsonl.raw_lines(file)
+    else:
+        lines = jsonl.raw_lines(file, opening.MOST_TEXT)  # an array may stand on one line
+        before = []
+        for line in lines:
+            before.append(line)
+            if line.strip():
+                break
+        lines = itertools.chain(before, lines)
+        if before and before[-1].lstrip().startswith(b"["):
+            yield from enumerate(jsonl.parse_array(file, lines), 1)
             return
-        lines = jsonl.lines_of(text)
+    wrong = 0
     for number, value in jsonl.parsed(lines):
+        wrong += isinstance(value, jsonl.LineError)
+        if wrong > MOST_WRONG:
+            raise UserError(f"{file}: row {number}: {value} (so are {wrong - 1:,} lines before it)")
         yield number, RowError(value.field, str(value)) if isinstance(value, jsonl.LineError) else value
 
 
@@ -135,7 +149,7 @@ def parquet(file: Path) -> list[tuple[int, object]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(file)
+        table = pyarrow.parquet.read_table(opening.check(file, pipes=False))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{file}: not a readable parquet file ({_first_line(error)}); write it again"
@@ -151,8 +165,10 @@ def separated(file: Path) -> list[tuple[int, object]]:
         2**31 - 1
     )  # of the whole process; the default refuses texts above 131,072 characters
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        with io.TextIOWrapper(opening.binary(file), encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(
+                opening.lines(text, file), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True
+            )
             rows = list(reader)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from None

@@ -6,6 +6,7 @@ alone, not on the order of the file, and is the same on every machine.
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,10 +62,18 @@ def split_prompts(prefs: Preferences, held_out: float, seed: int) -> tuple[np.nd
     """
     comparison_prompt = prefs.item_prompt[prefs.chosen]
     present = np.unique(comparison_prompt)
-    keys = [f"{seed}:{_prompt_text(prefs.prompts[prompt])}" for prompt in present]
+    keys = [f"{seed}:{prompt_text(prefs.prompts[prompt])}" for prompt in present]
     held = present[_smallest(keys, _count(held_out, len(present), "prompts", prefs.source))]
     mask = np.isin(comparison_prompt, held)
     return ~mask, mask
+
+
+def held_out_labels(labels: Sequence[str], held_out: float, *, seed: int = 0) -> np.ndarray:
+    """bool[N], true on all rows of the round(held_out · L) labels, one at least, with the smallest hash; L counts labels."""
+    distinct = list(dict.fromkeys(labels))
+    count = min(max(round(held_out * len(distinct)), 1), len(distinct) - 1)
+    held = {distinct[place] for place in _smallest([f"{seed}:{label}" for label in distinct], count)}
+    return np.array([label in held for label in labels])
 
 
 def last_choices(prefs: Preferences, n: int) -> np.ndarray:
@@ -85,7 +94,8 @@ def last_choices(prefs: Preferences, n: int) -> np.ndarray:
     return (from_end < n)[inverse]
 
 
-def _prompt_text(prompt: object) -> str:
+def prompt_text(prompt: object) -> str:
+    """A prompt as one string; messages as a JSON list."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
 

@@ -143,8 +143,7 @@ class FittedModel(abc.ABC):
         Raises:
           UserError: answers that are none (`rewards.methods.checks`).
         """
-        checks.check_answers(table, answers)
-        return self._adapt(table, answers)
+        return self._adapt(table, checks.checked_answers(table, answers))
 
     @abc.abstractmethod
     def _adapt(self, table: ItemTable, answers: Comparisons) -> Any: ...
@@ -157,9 +156,10 @@ class FittedModel(abc.ABC):
         """r_u(chosen) − r_u(rejected) in nats; 0 for padding, and for an item against itself.
 
         Raises:
-          UserError: pairs of items that there are not.
+          UserError: pairs of items that there are not, or people who are not as many as the lines of `pairs`.
         """
-        checks.check_pairs(table, pairs)
+        pairs = checks.checked_pairs(table, pairs)
+        checks.check_people(people, len(pairs.weight))
         return self._margins(table, people, pairs)
 
     @abc.abstractmethod
@@ -184,6 +184,7 @@ class FittedModel(abc.ABC):
 
     def score(self, table: ItemTable, people: Any, pairs: Comparisons) -> Float[np.ndarray, " U"]:
         """Share of each person's untied pairs predicted right; a margin of exactly 0 is half right."""
+        pairs = checks.checked_pairs(table, pairs)
         margins = self.margins(table, people, pairs)
         counted = (pairs.weight > 0) & (pairs.outcome != 0.5)
         signed = margins * np.where(pairs.outcome > 0.5, 1.0, -1.0)
@@ -214,8 +215,10 @@ class RewardModel(abc.ABC):
           UserError: comparisons that are none (`rewards.methods.checks`), too little data, or data the model cannot
             use; the line says what to change.
         """
-        checks.check_training(table, training, weight)
-        return self._fit(table, training, weight=weight, on_round=on_round)
+        training = checks.checked_training(table, training, weight)
+        fitted = self._fit(table, training, weight=weight, on_round=on_round)
+        checks.check_fitted(fitted.seen(), training, self.kind)
+        return fitted
 
     @abc.abstractmethod
     def _fit(

@@ -20,6 +20,7 @@ from rewards.basis.belief import Belief
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rewards.names import checked_name
 from rewards.people import edits as edits_module
 from rewards.people import record_json
 from rewards.people.answers import Answer, UserRecord, unknown
@@ -66,6 +67,7 @@ def exists(directory: str | Path, user_id: str) -> bool:
 
 def new_record(run: FittedBasis, user_id: str) -> UserRecord:
     """Somebody who has not answered anything: exactly the prior. Nothing is written."""
+    checked_name(user_id, "user id")
     return UserRecord(user_id, run.hash, users.posterior(run.prior, np.zeros((0, 0)), np.zeros(0)), ())
 
 

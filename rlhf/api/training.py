@@ -45,7 +45,7 @@ Model = str | Path | Policy
 """A short name, directory, .gguf file or hub id; the directory of a training run; or a policy."""
 OwnCallback = Callback | Callable[[int, Mapping[str, float]], object]
 RewardFunction = Callable[..., Sequence[float | None]]
-"""TRL's signature: f(prompts, completions, **columns) -> one number a completion."""
+"""TRL's signature: f(prompts, completions, **columns) -> one number a completion; more in docs/columns.md."""
 Optimizer = optax.GradientTransformation | Mapping[str, object] | None
 MEMORY = "memory"
 
@@ -209,6 +209,8 @@ def _train_rl(
     if config.hints is not None:
         raise UserError(f"train_{kind}: hints are kept in the run directory; give output_dir")
     history = History()
+    if functions:
+        rl_sources.check_functions(config, rows)
     base = base or sft.open_base(config)
     basis, people = _people(fitted)
     prompts = rl_prompts.prompt_set(config, base, rows)

@@ -1,20 +1,21 @@
 """Prompts of a file or of standard input."""
 
-from pathlib import Path
-
 from rewards import jsonl
 from rewards.data.schema import RowError, parse_prompt
 from rewards.errors import UserError
 from rewards.types import Prompt
 
+MOST_LINES = 1_000_000  # all of them are held in memory
+
 
 def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
-    if path not in jsonl.STANDARD_INPUT and not Path(path).exists():
-        raise UserError(f"{path}: cannot read prompts (No such file or directory)")
-    prompts = [
-        _prompt(line, f"{path}: line {n}") for n, line in enumerate(jsonl.raw_lines(path), 1) if line.strip()
-    ]
+    prompts: list[Prompt] = []
+    for number, line in enumerate(jsonl.raw_lines(path), 1):
+        if number > MOST_LINES:
+            raise UserError(f"{path}: more than {MOST_LINES:,} lines; give the prompts in several files")
+        if line.strip():
+            prompts.append(_prompt(line, f"{path}: line {number}"))
     if not prompts:
         raise UserError(f"{path}: no prompts; write one a line")
     return prompts

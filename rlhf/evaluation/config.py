@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from rlhf.run.config.common import PeopleDataConfig, RunConfig
+from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
 from rlhf.run.record import record
 from rlhf.train.config import NameConfig
 
@@ -50,6 +50,7 @@ class EvaluateConfig(RunConfig):
     sampling: EvaluateSamplingConfig = Field(
         default=EvaluateSamplingConfig(), description="How answers are drawn."
     )
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     enumerate: bool = Field(
         default=True,
         description="Take the data's distinct completions as the whole answer space: exact expectations.",

@@ -17,6 +17,7 @@ from rewards.files import JSONObject, write_json
 from rewards.people.population import load_people
 from rewards.types import Preferences
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
@@ -43,6 +44,7 @@ class People:
     z: np.ndarray
 
 
+@under_mesh
 def run(config: EvaluateConfig) -> JSONObject:
     """Evaluate and write metrics.json, matrix.json and report.html; returns the metrics.
 
@@ -84,6 +86,7 @@ class Judged:
     texts: list[list[str]]
 
 
+@under_mesh
 def judge(
     config: EvaluateConfig,
     policy: policy_store.Policy,

@@ -19,6 +19,7 @@ from pathlib import Path
 from rewards import hashed
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, write_text
+from rewards.shown import without_credentials
 from rlhf.launch.scripts import Resources, local_script, slurm_script
 
 FOLDER, RECORD, SCRIPT, LOG = Path("launches"), "launch.json", "script.sh", "log.txt"
@@ -35,10 +36,13 @@ def launch(
     Raises:
       UserError: the name is taken, or the scheduler is absent or refuses.
     """
-    name = name or f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(words[:2])}"
-    if not re.fullmatch(r"[\w.-]{1,100}", name):
-        raise UserError(f"--name {name}: letters, digits, dots, dashes and underscores only")
-    place = (FOLDER / name).resolve()
+    for word in words:
+        if without_credentials(word) != word:
+            raise UserError(
+                f"{word}: a password in a command would stand in the job's script; name a variable that holds it"
+            )
+    name = name or _new_name(words)
+    place = _place(name).resolve()
     script = (
         local_script(words, place, resources)
         if engine == "local"
@@ -49,9 +53,13 @@ def launch(
     if engine == "slurm":
         _need_slurm()
     try:
-        place.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"--name {name}: {place} exists already; choose another name") from None
+        place.parent.mkdir(exist_ok=True)
+        place.mkdir(mode=0o700)  # a setup line may hold a key
+    except OSError as error:
+        taken = (
+            "exists already; choose another name" if place.exists() else f"cannot be made ({error.strerror})"
+        )
+        raise UserError(f"--name {name}: {place} {taken}") from None
     write_text(place / SCRIPT, script)
     job = _start(place) if engine == "local" else _submit(place)
     record = {
@@ -104,9 +112,25 @@ def _slurm(*words: str) -> str:
     return done.stdout
 
 
+def _new_name(words: Sequence[str]) -> str:
+    """Time, group and subcommand, or group and file."""
+    said = "-".join([words[0], *(Path(word).stem for word in words[1:2])])
+    name = re.sub(r"[^\w.-]", "_", said)
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"[:100]
+
+
+def _place(name: str) -> Path:
+    """The folder of a launch; no name leads out of launches/."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(
+            f"{name!r}: no name of a launch; up to 100 letters, digits, dots, dashes and underscores, a letter or digit first"
+        )
+    return FOLDER / name
+
+
 def named(name: str) -> JSONObject:
     """launch.json of a launch."""
-    if not (FOLDER / name / RECORD).is_file():
+    if not (_place(name) / RECORD).is_file():
         known = sorted(path.parent.name for path in FOLDER.glob(f"*/{RECORD}"))
         raise UserError(
             f"{name}: no such launch in {FOLDER}/; {meant(name, known, 'known: ' + ', '.join(known))}"

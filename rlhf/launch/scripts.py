@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rewards.names import checked_name
+
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
@@ -25,6 +27,12 @@ class Resources:
     setup: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     notice: int = 120
+
+    def __post_init__(self):
+        for name in ("memory", "time", "partition"):
+            checked_name(getattr(self, name) or "", f"--{name}")
+        for option in self.options:
+            checked_name(option, "--option")
 
 
 _BODY = """\

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlhf.mesh import place
+from rlhf.mesh.rules import ROWS
+
 
 class Cache(NamedTuple):
     """Keys and values of past tokens: for each stage, [layers, B, S, G, h] twice; `index` is where to write next."""
@@ -42,7 +45,10 @@ def layer_caches(
     """One cache a layer, bottom first, from the stages' keys and values [layers, B, S, G, h], with `room` slots more."""
     padding = [(0, 0), (0, room), (0, 0), (0, 0)]
     return tuple(
-        LayerCache(jnp.pad(key, padding).transpose(0, 2, 3, 1), jnp.pad(value, padding).transpose(0, 2, 1, 3))
+        LayerCache(
+            place.constrained(jnp.pad(key, padding).transpose(0, 2, 3, 1), ROWS, "tensor"),
+            place.constrained(jnp.pad(value, padding).transpose(0, 2, 1, 3), ROWS, "tensor"),
+        )
         for stage in zip(*kept, strict=True)
         for key, value in zip(*stage, strict=True)
     )

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rlhf.mesh import place
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Conditioner, Words
 from rlhf.models.config import ModelConfig
@@ -114,9 +115,10 @@ class WordKeys(NamedTuple):
     after: int
 
     def take(self, rows: jax.Array) -> "WordKeys":
-        """The words of some rows, in this order."""
-        keys, values = jax.tree.map(lambda part: part[:, rows], (self.keys, self.values))
-        return WordKeys(keys, values, self.positions[rows], self.valid[rows], self.after)
+        """The words of some rows, in this order (`place.picked`)."""
+        keys, values = jax.tree.map(lambda part: place.picked(part, rows, 1), (self.keys, self.values))
+        positions, valid = place.picked(self.positions, rows), place.picked(self.valid, rows)
+        return WordKeys(keys, values, positions, valid, self.after)
 
     def make_room(
         self, positions: jax.Array, key_positions: jax.Array, mask: jax.Array

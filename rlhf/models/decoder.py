@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from rlhf.mesh import place
+from rlhf.mesh.rules import ROWS
 from rlhf.models import attention
 from rlhf.models import rope as ropes
 from rlhf.models.adapters import AdapterSpec, Linear, gate_of
@@ -253,7 +255,7 @@ class Decoder(nnx.Module):
 
     def embed_tokens(self, tokens: HostOrDevice) -> jax.Array:
         """int32[B, T] → [B, T, D]."""
-        x = self.embed.embedding[...][tokens]
+        x = place.rows(place.gathered(self.embed.embedding[...], "tensor", "fsdp")[tokens])
         return x * jnp.asarray(self.config.embed_scale, x.dtype) if self.config.embed_scale != 1.0 else x
 
     def read_words(self, z: HostOrDevice | None) -> WordKeys | None:
@@ -323,7 +325,8 @@ class Decoder(nnx.Module):
 
             def body(x, layer, graphdef=graphdef):
                 layer_state, kind, layer_cache, layer_words = layer
-                return nnx.merge(graphdef, layer_state)(x, context, kind, layer_cache, layer_words)
+                x, kept = nnx.merge(graphdef, layer_state)(x, context, kind, layer_cache, layer_words)
+                return place.rows(x), kept
 
             body = jax.checkpoint(body) if self.remat else body
             stage_cache = None if cache is None else (cache.keys[index], cache.values[index])
@@ -357,6 +360,7 @@ class Decoder(nnx.Module):
             graphdef, state = nnx.split(stage)
             layer = nnx.merge(graphdef, jax.tree.map(lambda a: a[0], state))
             x, cache = layer(x, context, kind, cache)
+            x = place.rows(x)
             new.append(cache)
         return x, tuple(new)
 
@@ -367,8 +371,12 @@ class Decoder(nnx.Module):
           z: [B, K] as given to `context`, None for the aggregate policy; must be said where there are logit heads.
         """
         x = self.final_norm(hidden)
-        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+        if self.head is None:
+            kernel = place.gathered(self.embed.embedding[...], "tensor", "fsdp").T
+        else:
+            kernel = place.gathered(self.head.kernel[...], "fsdp", "tensor")
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        logits = place.constrained(logits, ROWS, *(None,) * (logits.ndim - 2), "tensor")
         divisor, cap = self.config.logit_divisor, self.config.final_softcap
         logits = logits if divisor == 1.0 else logits / divisor
         logits = cap * jnp.tanh(logits / cap) if cap else logits
@@ -381,5 +389,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, length: int) -> Cache:
         config, dtype = self.config, self.embed.embedding[...].dtype
         shapes = [(n, batch, length, config.num_kv_heads, config.head_dim) for n in self.stage_sizes]
-        zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
+        zeros = tuple(
+            place.constrained(jnp.zeros(shape, dtype), None, ROWS, None, "tensor") for shape in shapes
+        )
         return Cache(zeros, zeros, jnp.zeros((), jnp.int32))

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards import opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, read_json
 from rewards.types import Message, Prompt, as_messages
 from rlhf.models import chat
+from rlhf.models.layout import TOKENIZER_FILES
 
 _LOG = logging.getLogger("chorus")
 
@@ -59,6 +61,9 @@ class Tokenizer:
             raise UserError(
                 f"{path}: missing; a model directory needs the fast tokenizer's file next to config.json"
             )
+        for name in TOKENIZER_FILES:
+            if os.path.lexists(self.directory / name):
+                opening.check(self.directory / name, pipes=False)
         read_json(path)  # a damaged file is named with line and column
         try:
             # Not AutoTokenizer: for some model types it rebuilds the tokenizer by the rules of a class and so

@@ -8,6 +8,8 @@ completion (None) is left out of its group (`filled`). NaN and infinity are refu
 Shapes: B rows, K basis outputs, C columns.
 """
 
+import contextvars
+import dataclasses
 import logging
 import threading
 import time
@@ -22,6 +24,7 @@ from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns import table
+from rlhf.phi.columns.arguments import IDS
 from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
 from rlhf.phi.on_device import EncoderArrays
@@ -48,6 +51,13 @@ def texts_of(completions: Completions, tokenizer: Tokenizer, skip_special_tokens
         tokenizer.decode(row[real].tolist()[: -1 if stopped else None], skip_special_tokens)
         for row, real, stopped in zip(tokens, mask, ended, strict=True)
     ]
+
+
+def ids_of(completions: Completions) -> list[list[int]]:
+    """Token ids of the completions, the token that ended them included."""
+    num_slots = completions.mask.shape[1]
+    tokens, mask = jax.device_get((completions.tokens[:, -num_slots:], completions.mask))
+    return [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
 
 
 class ColumnFeatures:
@@ -164,7 +174,8 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
                 finished[number].set()
 
     for number in range(len(jobs)):
-        threading.Thread(target=work, args=(number,), daemon=True).start()
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(work, number), daemon=True).start()
     for number, (name, _) in enumerate(jobs):
         while not finished[number].wait(0.05):
             if signals.pending():  # a training loop waits for us, with a checkpoint to write
@@ -209,6 +220,7 @@ class HostReward:
     def __call__(self, completions: Completions, prompts: PromptRows) -> Rewards:
         """Raises UserError: a reward is missing or not finite; the line names column and row."""
         items = prompts.with_texts(texts_of(completions, self._tokenizer, self._skip_special_tokens))
+        items = dataclasses.replace(items, columns={**items.columns, IDS: ids_of(completions)})
         found = self._features(items, self._group_size)
         phi = np.asarray(found.phi, np.float32)
         if not np.isfinite(phi).all():

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from rlhf.mesh import place
 from rlhf.models.cache import LayerCache, layer_caches
 from rlhf.models.conditioners import WordKeys
 from rlhf.models.decoder import Context, Decoder
@@ -39,8 +40,10 @@ class State(NamedTuple):
     words: WordKeys | None
 
     def take(self, rows: jax.Array) -> "State":
-        """Some of the rows, in this order."""
-        caches, starts, z = jax.tree.map(lambda part: part[rows], (self.caches, self.starts, self.z))
+        """Some of the rows, in this order (`place.picked`)."""
+        caches, starts, z = jax.tree.map(
+            lambda part: place.picked(part, rows), (self.caches, self.starts, self.z)
+        )
         return State(caches, self.slot, starts, z, None if self.words is None else self.words.take(rows))
 
 
@@ -101,20 +104,20 @@ def prefill(
       group_size: so many neighbouring rows have the same prompt and z, which is then read once for all of them.
     """
     batch, width = prompts.shape
-    first, groups = jnp.arange(0, batch, group_size), jnp.arange(batch) // group_size
+    groups = jnp.arange(batch) // group_size
     zero = jnp.zeros((), jnp.int32)
-    own_z = None if z is None else z[first]
+    own, own_starts, own_z = jax.tree.map(lambda part: place.firsts(part, group_size), (prompts, starts, z))
     words = decoder.read_words(own_z)
-    once = State((), zero, starts[first], own_z, words)
-    empty = decoder.empty_cache(len(first), width)
+    once = State((), zero, own_starts, own_z, words)
+    empty = decoder.empty_cache(len(own), width)
     context = _context(decoder, once, width, width)
-    hidden, kept = decoder.run_stages(decoder.embed_tokens(prompts[first]), context, cache=empty)
+    hidden, kept = decoder.run_stages(decoder.embed_tokens(own), context, cache=empty)
     logits = decoder.logits(hidden[:, -1], own_z)
     if words is not None:
         kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), (words.keys, words.values), kept)
         words = words._replace(keys=(), values=())
     state = once._replace(caches=layer_caches(kept, room), slot=zero + width, words=words)
-    return logits[groups], state.take(groups)._replace(starts=starts, z=z)
+    return place.picked(logits, groups), state.take(groups)._replace(starts=starts, z=z)
 
 
 def step(decoder: Decoder, state: State, tokens: jax.Array) -> tuple[jax.Array, State]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from rewards.types import Prompt
+from rlhf.mesh import place
 from rlhf.policy import decoding
 from rlhf.policy.logprobs import all_logprobs, chunks
 from rlhf.policy.packing import Sequences, pack
@@ -58,11 +59,15 @@ def complete(
     for rows in chunks(len(encoded), batch, "generate"):
         samples = generate(
             params,
-            tokens[rows],
-            starts[rows],
-            None if z is None else z[rows],
-            row_keys(seed, rows),
-            SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
+            *place.batch(
+                (
+                    tokens[rows],
+                    starts[rows],
+                    None if z is None else z[rows],
+                    row_keys(seed, rows),
+                    SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
+                )
+            ),
             np.array(policy.base.tokenizer.eos_ids, np.int32),
             graphdef=graphdef,
             max_new_tokens=max_new_tokens,

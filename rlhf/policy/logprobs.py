@@ -7,6 +7,7 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 """
 
 import functools
+import operator
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from rlhf.mesh import place
 from rlhf.models import attention
 from rlhf.models.adapters import AdapterSpec, Conditioner, Lora
 from rlhf.models.conditioners import starts_at_zero
@@ -181,7 +183,7 @@ def cached_hidden(
         return None
     num_rows = len(rows.tokens)
     parts = [
-        np.asarray(lower_hidden(graphdef, params, rows.take(index)))
+        np.asarray(lower_hidden(graphdef, params, place.batch(rows.take(index))))
         for index in chunks(num_rows, chunk, "lower layers")
     ]
     return np.concatenate(parts)[:num_rows]
@@ -190,11 +192,14 @@ def cached_hidden(
 def chunks(num_rows: int, size: int, title: str = "") -> Iterator[np.ndarray]:
     """Row numbers 0 … num_rows−1 in chunks of one length: the last row is repeated where rows run out.
 
+    On a mesh the length is one that the devices can divide.
+
     With a title, work on them that takes a while shows its progress.
     """
+    size = place.multiple(min(size, num_rows))
     starts = range(0, num_rows, size)
     for start in watched(starts, title) if title else starts:
-        yield np.minimum(np.arange(start, start + min(size, num_rows)), num_rows - 1)
+        yield np.minimum(np.arange(start, start + size), num_rows - 1)
 
 
 def all_logprobs(
@@ -209,6 +214,6 @@ def all_logprobs(
     """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
     num_rows, parts = len(rows.tokens), []
     for index in chunks(num_rows, chunk, "score completions"):
-        own_z, own_hidden = (None if array is None else array[index] for array in (z, hidden))
-        parts.append(np.asarray(sequence_logprobs(graphdef, params, rows.take(index), own_z, own_hidden)))
+        own = jax.tree.map(operator.itemgetter(index), (rows, z, hidden))
+        parts.append(np.asarray(sequence_logprobs(graphdef, params, *place.batch(own))))
     return np.concatenate(parts)[:num_rows]

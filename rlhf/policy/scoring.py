@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlhf.mesh import place
 from rlhf.models.cache import Cache
 from rlhf.models.conditioners import WordKeys
 from rlhf.models.decoder import Context, Decoder
@@ -37,14 +38,17 @@ class Rows(NamedTuple):
     hidden: jax.Array | None = None
 
     def take(self, order: jax.Array) -> "Rows":
-        """Some of the completions; with fewer of them than prompts each takes a prompt of its own along."""
+        """Some of the completions; with fewer of them than prompts each takes a prompt of its own along.
+
+        So does each where rows are divided over devices: one that moves would else read its prompt's layers on another.
+        """
         group = self.group[order]
-        tokens, hidden = jax.tree.map(lambda part: part[order], (self.tokens, self.hidden))
+        tokens, hidden = place.rows(jax.tree.map(lambda part: part[order], (self.tokens, self.hidden)))
         part = self._replace(tokens=tokens, group=group, hidden=hidden)
-        if len(order) >= len(self.prompts):
+        if len(order) >= len(self.prompts) and place.num_row_parts() == 1:
             return part
         once = (self.prompts, self.starts, self.z, self.prompt_hidden)
-        prompts, starts, z, prompt_hidden = jax.tree.map(lambda part: part[group], once)
+        prompts, starts, z, prompt_hidden = place.rows(jax.tree.map(lambda part: part[group], once))
         group = jnp.arange(len(order))
         return part._replace(prompts=prompts, starts=starts, z=z, prompt_hidden=prompt_hidden, group=group)
 
@@ -54,9 +58,11 @@ def rows_of(
 ) -> Rows:
     """From tokens[B, W + T] with starts[B] and z[B, K]; neighbours of a group have the same prompt and z."""
     batch, width = tokens.shape[0], tokens.shape[1] - num_slots
-    once = slice(None, None, group_size)
     group = jnp.arange(batch) // group_size
-    return Rows(tokens[once, :width], starts[once], None if z is None else z[once], tokens[:, width:], group)
+    prompts, starts, z = jax.tree.map(
+        lambda part: place.firsts(part, group_size), (tokens[:, :width], starts, z)
+    )
+    return Rows(prompts, starts, z, tokens[:, width:], group)
 
 
 def _context(
@@ -93,13 +99,15 @@ def states_after(
     at_prompts, kept = decoder.run_stages(start, context, first=first, last=last, cache=empty)
 
     if not num_slots:
-        return at_prompts, at_prompts[rows.group, :0]
+        return at_prompts, place.picked(at_prompts, rows.group)[:, :0]
     room = [(0, 0), (0, 0), (0, num_slots), (0, 0), (0, 0)]
     unused = (None,) * first  # a cache has a place for every stage
-    keys, values = (unused + tuple(jnp.pad(part[:, rows.group], room) for part in parts) for parts in kept)
-    z = None if rows.z is None else rows.z[rows.group]
+    keys, values = (
+        unused + tuple(jnp.pad(place.picked(part, rows.group, 1), room) for part in parts) for parts in kept
+    )
+    z = None if rows.z is None else place.picked(rows.z, rows.group)
     words = None if words is None else words.take(rows.group)
-    context = _context(decoder, rows.starts[rows.group], width, num_slots, z, words)
+    context = _context(decoder, place.picked(rows.starts, rows.group), width, num_slots, z, words)
     start = decoder.embed_tokens(rows.tokens) if rows.hidden is None else rows.hidden
     assert context.index is not None
     cache = Cache(keys, values, context.index)
@@ -123,4 +131,4 @@ def completion_states(decoder: Decoder, rows: Rows) -> jax.Array:
     # What follows the last token is of no use.
     tokens, hidden = jax.tree.map(lambda part: part[:, :-1], (rows.tokens, rows.hidden))
     at_prompts, after = states_after(decoder, rows._replace(tokens=tokens, hidden=hidden), first=first)
-    return jnp.concatenate([at_prompts[rows.group, -1:], after], axis=1)
+    return jnp.concatenate([place.picked(at_prompts, rows.group)[:, -1:], after], axis=1)

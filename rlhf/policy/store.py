@@ -26,6 +26,7 @@ from rewards import hashed, paths
 from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_file
+from rlhf.mesh import place
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
 from rlhf.models.config import ModelConfig
@@ -183,6 +184,19 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         if (Path(name) / "basis.json").is_file():
             raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
         raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
+    base = described(name, adapter_layers=adapter_layers, dtype=dtype)
+    tree = load_params(base.directory, base.config, base.stages, jnp.dtype(dtype))
+    return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
+
+
+def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+    """`load_base` without reading weights: shapes in the place of arrays, and no fingerprint.
+
+    Of a training run it is the model underneath, whose shapes are those of the run's policy.
+    """
+    named = str(name)
+    while is_run(name):
+        name = _located(record_of(name), name)["base"]
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
@@ -192,10 +206,8 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
             f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
             f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
         )
-    tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(
-        str(name), directory, config, tree, stages, tokenizer, fingerprint(directory), files_of(directory)
-    )
+    shapes = nnx.to_pure_dict(structure(config, stages, None, dtype, False)[1].base)
+    return Base(named, directory, config, shapes, stages, tokenizer, "", files_of(directory))
 
 
 def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
@@ -213,7 +225,7 @@ def base_state(
     graphdef, shapes = structure(base.config, base.stages, spec, dtype, remat)
     state = jax.tree.map(lambda leaf: leaf, shapes.base)  # a copy: `structure` is cached
     nnx.replace_by_pure_dict(state, base.tree)
-    return graphdef, PolicyParams(state, shapes.lora, shapes.conditioner), shapes
+    return graphdef, PolicyParams(place.parameters(state), shapes.lora, shapes.conditioner), shapes
 
 
 def restage(tree: Tree, old: tuple[int, ...], new: tuple[int, ...]) -> Tree:
@@ -371,7 +383,7 @@ def _filled(expected: nnx.State, role: str, tensors: dict[str, np.ndarray]) -> n
     )
     state = jax.tree.map(lambda leaf: leaf, expected)  # a copy: `structure` is cached
     nnx.replace_by_pure_dict(state, pure)
-    return state
+    return place.parameters(state)
 
 
 def coefficients_to_z(policy: Policy, user_coef: np.ndarray) -> np.ndarray:

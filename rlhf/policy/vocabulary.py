@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from rlhf.mesh.devices import axis
+from rlhf.mesh.place import num_row_parts
 from rlhf.models.decoder import Decoder
 from rlhf.models.layout import HostOrDevice
 
-LOGITS_BYTES = 128 << 20  # float32 logits held at once; the backward pass holds about three times as much
+LOGITS_BYTES = 128 << 20
+"""float32 logits that a device holds at once; the backward pass holds about three times as much."""
 
 
 def in_chunks(
@@ -29,7 +32,7 @@ def in_chunks(
       arrays: trees with leaves [B, T, …].
     """
     batch, num_slots = jax.tree.leaves(arrays)[0].shape[:2]
-    size = max(1, LOGITS_BYTES // (4 * batch * vocab))
+    size = max(1, LOGITS_BYTES * num_row_parts() * axis("tensor") // (4 * batch * vocab))
     if size >= num_slots:
         return function(*arrays)
     num_chunks = -(-num_slots // size)

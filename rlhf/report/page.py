@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import jinja2
 from markupsafe import Markup, escape
 
-from rewards import hashed
+from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_text
 from rlhf.report.verdict import Verdict
@@ -136,7 +136,7 @@ def provenance(directory: Path) -> Markup:
             ("code", json.dumps(session["git"]) if session.get("git") else "installed package"),
         ]
     config = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        config = (directory / "config.yaml").read_text(encoding="utf-8")
+    with contextlib.suppress(UserError, OSError, UnicodeDecodeError):
+        config = opening.text(directory / "config.yaml")
     settings = details("Configuration", _PARTS.verbatim(config)) if config else ""
     return section("Where these numbers come from", table(["", ""], rows), settings)

@@ -32,7 +32,7 @@ def write_training_report(
     names = dict.fromkeys(name for row in metrics_rows for name in row if name not in _NOT_METRICS)
     curves = {name: _series(metrics_rows, name) for name in names}
     sampled = _SAMPLED in names
-    groups = {"train/": "Training", "fit/": "Fit", "perf/": "Speed"}
+    groups = {"eval/": "Held out", "train/": "Training", "fit/": "Fit", "perf/": "Speed"}
     sections = [_findings_section(findings)]
     sections += [
         page.section(
@@ -45,7 +45,7 @@ def write_training_report(
     sections.append(
         page.section("Others", page.cards(_card(name, *curves[name], sampled) for name in others))
     )
-    verdict = _with_findings(training_verdict(curves), findings)
+    verdict = _with_findings(_with_held_out(training_verdict(curves), curves), findings)
     page.write_page(Path(directory), "Training", verdict, sections)
 
 
@@ -104,6 +104,21 @@ def training_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdic
         )
     text = f"The loss fell from {first:.4g} to {last:.4g} in {int(steps[-1])} steps.{tail}"
     return Verdict("lost" if warnings else "won", text)
+
+
+def _with_held_out(verdict: Verdict, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdict:
+    """The first line says what became of held-out data, and when it was best."""
+    name = next(
+        (name for name in ("eval/reward", "eval/accuracy", "eval/loss/total") if name in curves), None
+    )
+    if name is None or not np.isfinite(curves[name][1]).all():
+        return verdict
+    steps, values = curves[name]
+    best = int(np.argmin(values) if "loss" in name else np.argmax(values))
+    text = f"{name} on held-out data: {values[0]:.4g} at step {int(steps[0])}"
+    if len(values) > 1:
+        text += f", best {values[best]:.4g} at step {int(steps[best])}, {values[-1]:.4g} at the end"
+    return Verdict(verdict.status, f"{verdict.text} {text}.")
 
 
 def _sampled_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdict:

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rewards import hashed
+from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, remove_leftovers, write_text
 from rewards.shown import without_credentials
@@ -67,7 +67,7 @@ class Run:
         """Create the run directory, or resume it when it holds the same configuration.
 
         Args:
-          output_dir: directory; `output_dir` inside the configuration is not compared, so a run may be moved.
+          output_dir: directory; `output_dir` and `mesh` inside the configuration are not compared, so a run may be moved.
           config: frozen configuration record.
           kind: what makes the run: `rewards`, `sft`, `dpo`, `evaluate`.
         Raises:
@@ -175,7 +175,7 @@ def _check_before_creating(directory: Path, config: RunConfig, kind: str) -> boo
             )
         return False
     try:
-        text = path.read_text(encoding="utf-8")
+        text = opening.text(path)
         stored, _ = parse(text, CONFIG)
         stored_kind = text.split("\n", 1)[0].removeprefix("# chorus ").strip()
     except (OSError, UnicodeDecodeError, UserError):
@@ -213,7 +213,10 @@ def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
-        if key == "output_dir":
+        if key in (
+            "output_dir",
+            "mesh",
+        ):  # where a run lies, and on what it runs, changes none of its numbers
             continue
         old, new = stored.get(name, _ABSENT), wanted.get(name, _ABSENT)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -36,7 +36,7 @@ class SweepConfig:
     objectives: dict[str, Literal["minimize", "maximize"]] = Field(
         min_length=1,
         description="Metric and its direction; several make a Pareto front. A name with a slash is one of metrics.jsonl "
-        "(mean over the last tenth of its lines), another one of metrics.json.",
+        "(mean over the last tenth of its lines; eval/… of the policy that is kept), another one of metrics.json.",
     )
     constraints: tuple[str, ...] = Field(
         default=(),
@@ -224,10 +224,14 @@ def _flat(section: JSONObject, places: dict[Key, str], prefix: Key = ()) -> JSON
     for name, value in section.items():
         path = (*prefix, str(name))
         setting = len(path) == 1 and name in _SETTINGS
+        inner = {".".join(path): value}
         if isinstance(value, dict) and value and not setting and not _is_range(value):
-            found |= _flat(value, places, path)
-        else:
-            found[".".join(path)] = value
+            inner = _flat(value, places, path)
+        for key in found.keys() & inner.keys():
+            raise UserError(
+                f"sweep.{key} [{places.get(path, _SECTION)}]: key given twice, once as a section and once with dots; remove one"
+            )
+        found |= inner
     return found
 
 

@@ -21,6 +21,7 @@ LEFT_OUT = "left_out_loss_nats"
 """The loss on people left out by which a fit chooses K and width: `candidates` of metrics.json."""
 _SFT = {"train/loss/total", "train/token_entropy_nats", "train/learning_rate", "train/grad_norm"}
 _SFT |= {"train/update_norm", "train/param_norm", "perf/step_seconds", "perf/tokens_per_second"}
+_SFT |= {"eval/loss/total"}
 _FITTED = {"training_accuracy", "num_basis", LEFT_OUT}
 _REPLAYED = ("accuracy", "accuracy_random", "loss_nats")
 _SWAP = {f"evaluation.swap.{name}" for name in ("own", "swapped", "flip_rate", "difference")}
@@ -42,6 +43,8 @@ def finished(directory: Path, command: str) -> bool:
 def unknown(name: str, command: str, base: JSONObject) -> str | None:
     """What is wrong with a metric's name, as far as it can be known without a run."""
     kind = KINDS[command]
+    if name.startswith("eval/") and (base.get("train") or {}).get("evaluate_every") is None:
+        return f"{name} is measured with train.evaluate_every only; give it in the configuration of the sweep"
     if kind in ("ppo", "grpo") and "/" in name and explained(name) is not None:
         return None
     if kind in ("ppo", "grpo"):
@@ -73,6 +76,10 @@ def final(directory: Path, name: str) -> float:
     Raises:
       Missing: the run does not have it; those that it has are named.
     """
+    if name.startswith("eval/") and name in read_result(directory):
+        return float(
+            read_result(directory)[name]
+        )  # of the policy that was kept; no noise of a batch to average away
     if "/" in name:
         curve = list(running(directory, name))
         if not curve:

@@ -1,20 +1,26 @@
 """What happens beside the steps of a training loop: metrics on disk, checkpoints, progress, a history, a user's own."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import PyTree
 
+from rlhf.mesh.devices import ONE_DEVICE, described
 from rlhf.run.metrics import MetricWriter
 from rlhf.run.progress import ProgressLine
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.optim import TrainState
 
+_LOG = logging.getLogger("chorus")
+
 SHOWN = (
     "train/loss/total",
     "train/reward",
     "train/accuracy",
+    "eval/loss/total",
+    "eval/accuracy",
     "train/kl_ref_nats",
     "train/grad_norm",
     "perf/tokens_per_second",
@@ -97,7 +103,8 @@ class Progress(Callback):
 
 
 class Metrics(Callback):
-    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first and the last."""
+    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first, the last, and those
+    with held-out numbers."""
 
     def __init__(self, directory: Path, log_every: int, title: str, shown: tuple[str, ...] = SHOWN):
         self._directory, self._every, self._title, self._shown = directory, log_every, title, shown
@@ -111,7 +118,8 @@ class Metrics(Callback):
         )
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
-        if self._writer is not None and (number % self._every == 0 or number in (1, self._last)):
+        due = number % self._every == 0 or number in (1, self._last)
+        if self._writer is not None and (due or any(name.startswith("eval/") for name in metrics)):
             self._writer.write(number, metrics)
 
     def checkpoint(self, number: int, state: PyTree) -> None:
@@ -127,14 +135,21 @@ class Checkpoints(Callback):
     """Checkpoints of a run directory, and the newest good one of them at the start."""
 
     def __init__(self, directory: Path, keep: int):
+        self._directory = directory
         self._checkpointer = Checkpointer(directory / "checkpoints", keep=keep)
 
     def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
         restored = self._checkpointer.restore(state)
-        return None if restored is None else restored[:2]
+        if restored is None:
+            return None
+        step, state, meta = restored
+        before = meta.get("mesh", ONE_DEVICE)
+        if before != described():
+            _LOG.info(f"{self._directory}: step {step} was made on {before}; goes on on {described()}")
+        return step, state
 
     def checkpoint(self, number: int, state: TrainState) -> None:
-        self._checkpointer.save(number, state, {"next_step": number})
+        self._checkpointer.save(number, state, {"next_step": number, "mesh": described()})
 
 
 def of_user(given: Iterable[object]) -> list[Callback]:

@@ -4,14 +4,15 @@ The records of the algorithms stand beside their mathematics; here they are put 
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
-from rlhf.run.config.common import DataConfig, ExampleDataConfig, RunConfig
+from rlhf.policy.rails import RailsConfig
+from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.optim import OptimizerConfig
@@ -60,6 +61,27 @@ class TuneConfig:
             yield Unread(["lora_rank", "lora_alpha"], "mode", "tune.mode full")
 
 
+EvaluateEvery = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1_000_000_000,
+        description="Steps between measurements on what is held out (eval/… in metrics.jsonl), and one at the end; "
+        "null holds nothing out.",
+    ),
+]
+EvaluateShare = Annotated[
+    float,
+    Field(
+        gt=0,
+        lt=1,
+        description="Share that is held out: of the people whose labels are learned from, else of the prompts, else of the "
+        "rows; the first of which there are enough.",
+    ),
+]
+KEEP_BEST = "The policy of the step where this was best is kept, not the last one; null keeps the last."
+
+
 @record
 class TrainConfig:
     steps: int | None = Field(
@@ -97,10 +119,19 @@ class TrainConfig:
         le=1_000_000_000,
         description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
+    evaluate_every: EvaluateEvery = None
+    evaluate_share: EvaluateShare = 0.1
+    keep_best: Literal["eval/loss/total", "eval/loss/pair", "eval/accuracy", "eval/reward"] | None = Field(
+        default=None, description=KEEP_BEST
+    )
+
+    def unread(self) -> Iterator[Unread]:
+        yield from unread_evaluation(self.evaluate_every, ["evaluate_share"])
 
     @model_validator(mode="after")
     def _one_length(self):
         check_length(self.steps, self.epochs)
+        check_best(self.keep_best, self.evaluate_every)
         if self.batch_rows is None and self.accumulation_steps != 1:
             raise ValueError("batch_rows null chooses accumulation_steps, too; remove it or give batch_rows")
         return self
@@ -114,6 +145,18 @@ def check_length(steps: int | None, epochs: float | None) -> None:
         raise ValueError(f"steps {steps} and epochs {epochs:g} are both given; remove one")
 
 
+def unread_evaluation(every: int | None, keys: list[str]) -> Iterator[Unread]:
+    """Keys that a run without evaluation does not read."""
+    if every is None:
+        yield Unread(keys, "evaluate_every", "train.evaluate_every null")
+
+
+def check_best(keep_best: str | None, every: int | None) -> None:
+    """The best of what is never measured cannot be kept."""
+    if keep_best is not None and every is None:
+        raise ValueError(f"keep_best {keep_best} needs evaluate_every; give the steps between measurements")
+
+
 @record
 class SFTTrainConfig(TrainConfig):
     row_length: int | None = Field(
@@ -123,6 +166,7 @@ class SFTTrainConfig(TrainConfig):
         description="Tokens in a packed row of several examples; a longer example is an error. null: 512, or the longest "
         "example.",
     )
+    keep_best: Literal["eval/loss/total"] | None = Field(default=None, description=KEEP_BEST)
 
 
 @record
@@ -154,6 +198,7 @@ class SFTConfig(RunConfig):
     tune: TuneConfig = Field(default=TuneConfig(), description="Which parameters are trained.")
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
     train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     completions: Literal["chosen", "all"] = Field(
         default="chosen",
         description="Learn the preferred completions, or every distinct one (a start without taste).",
@@ -185,6 +230,9 @@ class DPOConfig(RunConfig):
         default=PreferenceLossConfig(), description="Which member of the DPO family."
     )
     rail: RailConfig = Field(default=RailConfig(), description="The aggregate-prior term.")
+    rails: RailsConfig = Field(
+        default=RailsConfig(), description="What may be personal: the rails of the reward run."
+    )
     conditioner: ConditionerConfig = Field(
         default=ConditionerConfig(), description="How coefficients act on the policy."
     )
@@ -194,10 +242,11 @@ class DPOConfig(RunConfig):
     groups: GroupsConfig = Field(
         default=GroupsConfig(), description="How completions of one prompt are packed."
     )
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
 
     def unread(self) -> Iterator[Unread]:
         if not self.loss.personal:
-            sections = ["conditioner", "users", "rail"] + (
+            sections = ["conditioner", "users", "rail", "rails"] + (
                 ["rewards"] if self.loss.annotation == "none" else []
             )
             yield Unread(sections, "loss.kind", f"loss.kind {self.loss.kind}, one policy for all")

@@ -15,10 +15,13 @@ from rewards.annotation.basis import run_margins
 from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.read import read_preferences, require_people
+from rewards.data.split import prompt_text
 from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import MAX_INNER
 from rlhf.models.conditioners import make_words
@@ -27,11 +30,12 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
+from rlhf.policy.rails import in_force, recorded
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import memory, optim
+from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.length import num_steps, settled
@@ -55,6 +59,7 @@ Rewards = Callable[[Path], tuple[FittedBasis | None, People | None]]
 _LOG = logging.getLogger("chorus")
 
 
+@under_mesh
 def run(
     config: DPOConfig,
     *,
@@ -93,13 +98,14 @@ def run(
             basis,
             people,
             run_callbacks(job, config.train, "dpo", callbacks),
-            cache=job.directory / "cache",
+            directory=job.directory,
             own=own,
         )
         trained.save(job.directory)
-        return close(job, trained.num_rows)
+        return close(job, trained)
 
 
+@under_mesh
 def train(
     config: DPOConfig,
     prefs: Preferences,
@@ -108,7 +114,7 @@ def train(
     people: People | None = None,
     callbacks: Sequence[Callback] = (),
     *,
-    cache: Path | None = None,
+    directory: Path | None = None,
     own: optim.Own = None,
 ) -> Trained:
     """Train in memory.
@@ -116,7 +122,8 @@ def train(
     Args:
       config: everything but its paths counts.
       rewards, people: the basis and whom it was fitted on; None for a policy for everybody.
-      callbacks: called by the loop. cache: folder that keeps the reference log-probs; None keeps nothing.
+      callbacks: called by the loop.
+      directory: keeps the reference log-probs, and the best state where it is not the last; None keeps nothing on disk.
       own: a user's own optimiser.
     """
     if config.loss.kind == "observed":
@@ -125,21 +132,45 @@ def train(
     annotation = annotation_mixture(config, prefs, rewards, people)
     if not config.loss.personal:
         rewards = people = None
+    given = rewards
+    if rewards is not None:
+        rewards = in_force(config.rails, rewards)
+        refuse_own_labels(config, rewards)
     rows = build_rows(config, prefs, base, people, annotation)
-    config = settled(config, base, rows.packed)
+    found = _division(config, prefs, rows)
+    config = settled(config, base, rows.packed if found is None else rows.packed.take(found.train))
     full = config.tune.mode == "full"
-    spec = adapter_spec(config, rewards, base)
+    spec = adapter_spec(config, None if rewards is None else rewards.basis.gauge.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
+    cache = None if directory is None else directory / "cache"
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
     data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
     memory.check_rows(config, base, data, rows.packed)
     drawn_from = population(config, rewards, people)
-    state = _train(config, callbacks, graphdef, params, data, drawn_from, run_key, full, own)
+    state, more = _train(
+        config, callbacks, graphdef, params, data, found, drawn_from, run_key, full, own, directory
+    )
     params = params._replace(**state.params)
-    record = base_record(config, base, "dpo") | _personal_record(config, rewards)
+    record = base_record(config, base, "dpo") | personal_record(config, given) | more
     record |= {"annotation": annotation.record()} if annotation else {}
-    return Trained(base, params, spec, record, full, len(rows.user))
+    return Trained(base, params, spec, record, full, len(rows.user) if found is None else len(found.train))
+
+
+def _division(config: DPOConfig, prefs: Preferences, rows: PairRows) -> held_out.Division | None:
+    """Rows that are learned from and rows that are held out; None where none are.
+
+    By person where rows carry people's own labels (else a pair of theirs is in other people's rows, too), or by prompt.
+    """
+    if config.train.evaluate_every is None:
+        return None
+    prompts = prefs.item_prompt[rows.item[:, 0]]
+    return held_out.divide(
+        config.train.evaluate_share,
+        prefs.source,
+        people=[str(user) for user in rows.user] if (rows.user >= 0).all() else None,
+        prompts=[prompt_text(prefs.prompts[prompt]) for prompt in prompts],
+    )
 
 
 def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dict[str, str]]:
@@ -151,6 +182,8 @@ def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dic
         posteriors = people.posteriors
         moments = [part for one in posteriors for part in (one.mean, one.precision)]
         found["people"] = sha256_json([*people.user_ids, inputs.arrays(moments)])
+    if rewards.rails is not None:
+        found["rails"] = rewards.rails.hash
     settings = rewards.basis.encoder
     if settings["kind"] == "lm":
         found |= {f"encoder {name}": digest for name, digest in encoder.files_now(settings).items()}
@@ -194,13 +227,17 @@ def build_rows(
 
 
 def adapter_spec(
-    config: DPOConfig | RLConfig, rewards: FittedBasis | None, base: policy_store.Base
+    config: DPOConfig | RLConfig, names: tuple[str, ...] | None, base: policy_store.Base
 ) -> AdapterSpec | None:
-    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
+    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people.
+
+    Args:
+      names: of the outputs of the basis; None without people.
+    """
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
-    if rewards is None:
+    if names is None:
         return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
-    wanted, num_basis = config.conditioner, rewards.basis.num_basis
+    wanted, num_basis = config.conditioner, len(names)
     if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
         _LOG.warning(
             f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
@@ -214,7 +251,7 @@ def adapter_spec(
         kind=wanted.kind,
         slots=wanted.slots if wanted.kind == "prefix" else 0,
         shift=wanted.shift,
-        words=make_words(base.tokenizer, rewards.basis.gauge.names) if wanted.kind == "text" else None,
+        words=make_words(base.tokenizer, names) if wanted.kind == "text" else None,
     )
 
 
@@ -267,7 +304,31 @@ def population(config: DPOConfig, rewards: FittedBasis | None, people: People | 
     if rewards is None:
         return None
     assert people is not None, "rewards come with their people"
-    return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
+    posteriors, beta = list(people.posteriors), config.loss.dpo_beta
+    return Population.from_posteriors(rewards.prior, posteriors, config.users.extreme_sd, rewards.rails, beta)
+
+
+def settings_of(config: DPOConfig) -> dpo.DPOSettings:
+    """What the step reads of a settled configuration, `traced`."""
+    return traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
+        )
+    )
+
+
+def program_of(
+    config: DPOConfig, graphdef: nnx.GraphDef, conditioned: bool, own: optim.Own = None
+) -> dpo.DPOProgram:
+    """What fixes the step besides."""
+    return dpo.DPOProgram(
+        graphdef=graphdef,
+        shares=UserShares.of(config.users) if conditioned else None,
+        with_nll=config.loss.nll_coef > 0,
+        with_rail=config.rail.eta > 0,
+        dtype=config.model.dtype,
+        own=own,
+    )
 
 
 def _train(
@@ -276,44 +337,56 @@ def _train(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
     data: dpo.DPOBatch,
+    found: held_out.Division | None,
     drawn_from: Population | None,
     key: jax.Array,
     full: bool,
     own: optim.Own,
-) -> optim.TrainState:
-    settings = traced(
-        dpo.DPOSettings(
-            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
-        )
-    )
-    program = dpo.DPOProgram(
-        graphdef=graphdef,
-        shares=UserShares.of(config.users) if drawn_from else None,
-        with_nll=config.loss.nll_coef > 0,
-        with_rail=config.rail.eta > 0,
-        dtype=config.model.dtype,
-        own=own,
-    )
+    directory: Path | None,
+) -> tuple[optim.TrainState, JSONObject]:
+    """The state to keep, and what policy.json says of its choice; without `found` all rows are learned from."""
+    settings, drawn_from = place.everywhere((settings_of(config), drawn_from))
+    program = program_of(config, graphdef, drawn_from is not None, own)
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, settings.optimizer, key, own)
+    frozen = frozen_parts(params, full)
     step = functools.partial(
-        dpo.step,
-        frozen=frozen_parts(params, full),
-        population=drawn_from,
-        settings=settings,
-        program=program,
+        dpo.step, frozen=frozen, population=drawn_from, settings=settings, program=program
     )
-    return run_steps(
+    evaluation, learned = None, data
+    if found is not None:
+        learned = jax.tree.map(lambda leaf: leaf[found.train], data)
+        rows = data._replace(hidden=None)  # it would be on the device whole
+        assert config.train.batch_rows is not None, "settled with the length"
+        held, real = place.batch(held_out.in_batches(rows, found.held_out, config.train.batch_rows), 1)
+        drawn = jax.random.fold_in(key, held_out.KEY)
+        evaluation = held_out.HeldOut(
+            config.train,
+            lambda state: dpo.evaluate(
+                state.params,
+                held,
+                real,
+                frozen,
+                drawn_from,
+                jax.random.clone(drawn),
+                settings,
+                program=program,
+            ),
+            directory,
+        )
+    state = run_steps(
         state,
         step,
-        batches(config, data, len(data.rows.user)),
+        batches(config, learned, len(learned.rows.user)),
         config.train,
-        tokens_per_step=tokens_per_step(config, data.rows.packed),
+        tokens_per_step=tokens_per_step(config, learned.rows.packed),
         callbacks=callbacks,
+        evaluate=evaluation,
     )
+    return (state, {}) if evaluation is None else (evaluation.chosen(state), evaluation.record())
 
 
-def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
+def personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
     """What a policy must remember of the population it was trained for."""
     if rewards is None:
         return {"beta": config.loss.dpo_beta, "eta": 0.0}
@@ -324,4 +397,18 @@ def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObje
         "basis": rewards.hash,
         "names": list(rewards.basis.gauge.names),
         "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},
+        **recorded(config.rails, rewards),
     }
+
+
+def refuse_own_labels(config: DPOConfig, rewards: FittedBasis) -> None:
+    """People's own labels hold whatever rails take out of their coefficients.
+
+    Raises:
+      UserError: `loss.kind` observed with rails.
+    """
+    if rewards.rails is not None and config.loss.kind == "observed":
+        raise UserError(
+            f"loss.kind observed: learns from people's own labels, which the rails of the rewards ({rewards.rails}) do not "
+            "reach; choose soft or regression, whose labels come from railed coefficients, or say why in rails.off"
+        )

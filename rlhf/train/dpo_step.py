@@ -17,7 +17,7 @@ Shapes: A micro-batches, B rows, C completions, P pairs, K basis outputs.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def within_row(
     return q, jnp.sum(jnp.where(valid, q * (log_q - log_ref), 0.0), axis=1, where=valid)
 
 
-def _loss(
+def _row_metrics(
     trained: dict[str, PyTree],
     frozen: PolicyParams,
     batch: DPOBatch,
@@ -201,8 +201,8 @@ def _loss(
     key: jax.Array,
     settings: DPOSettings,
     program: DPOProgram,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss of one micro-batch and its metrics."""
+) -> dict[str, jax.Array]:
+    """Loss and metrics of every row of one micro-batch, [B] each."""
     loss_config, rail = settings.loss, settings.rail
     params = merge(frozen, trained, program.dtype)
     rows = batch.rows
@@ -247,7 +247,12 @@ def _loss(
     if target is not None and z is not None:
         metrics["train/reward"] = jnp.sum(q * target, axis=1)
         metrics["train/z_norm"] = jnp.linalg.norm(z, axis=1)
-    metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+    return metrics
+
+
+def _loss(*args: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss of one micro-batch and its metrics; arguments as of `_row_metrics`."""
+    metrics = {name: jnp.mean(value) for name, value in _row_metrics(*args).items()}
     return metrics["train/loss/total"], metrics
 
 
@@ -288,3 +293,38 @@ def step(
         metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
     state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     return state, metrics | norms
+
+
+MEASURED = ("loss/total", "loss/pair", "accuracy", "margin", "reward", "kl_ref_nats")
+"""What `evaluate` gives, `reward` with people only."""
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def evaluate(
+    trained: dict[str, PyTree],
+    batch: DPOBatch,
+    real: HostOrDevice,
+    frozen: PolicyParams,
+    population: Population | None,
+    key: jax.Array,
+    settings: DPOSettings,
+    *,
+    program: DPOProgram,
+) -> dict[str, jax.Array]:
+    """Means over the rows of a whole data set, of A micro-batches.
+
+    Args:
+      real: float32[A, B], 1 for rows that count. key: of the people that rows are drawn for.
+    """
+
+    def sums(inputs: tuple[DPOBatch, HostOrDevice, jax.Array]) -> dict[str, jax.Array]:
+        micro, counts, micro_key = inputs
+        rows = _row_metrics(trained, frozen, micro, population, micro_key, settings, program)
+        return {
+            f"eval/{name}": jnp.sum(counts * rows[f"train/{name}"])
+            for name in MEASURED
+            if f"train/{name}" in rows
+        }
+
+    found = jax.lax.map(sums, (batch, real, jax.random.split(key, real.shape[0])))
+    return {name: jnp.sum(values) / jnp.sum(real) for name, values in found.items()}

@@ -5,6 +5,7 @@ import math
 from typing import Any, TypeVar
 
 from rewards.errors import UserError
+from rlhf.mesh import place
 from rlhf.policy import store as policy_store
 from rlhf.policy.packing import PackedRows
 from rlhf.train import memory
@@ -21,9 +22,11 @@ def settled(config: Config, base: policy_store.Base, packed: PackedRows) -> Conf
         wanted = ROWS
         while wanted > 1 and wanted > packed.tokens.shape[0]:  # few rows: no step visits one twice
             wanted //= 2
-        rows = memory.rows_that_fit(given, base, packed, wanted)
-        train = dataclasses.replace(train, batch_rows=rows, accumulation_steps=wanted // rows)
+        wanted = place.multiple(wanted)
+        rows = place.multiple(memory.rows_that_fit(given, base, packed, wanted))
+        train = dataclasses.replace(train, batch_rows=rows, accumulation_steps=max(1, wanted // rows))
         given = dataclasses.replace(given, train=train)
+    place.check_rows("train.batch_rows", train.batch_rows)
     return in_steps(given, packed.tokens.shape[0], train.batch_rows * train.accumulation_steps)
 
 

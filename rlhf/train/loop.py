@@ -16,7 +16,9 @@ from rlhf.run import signals
 from rlhf.train.callbacks import Callback
 
 State = TypeVar("State")
-Step = Callable[[State, PyTree], tuple[State, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
+Step = Callable[[State, PyTree], tuple[State, Metrics]]
+Evaluation = Callable[[int, State], Metrics]
 
 
 class Length(Protocol):
@@ -36,6 +38,7 @@ def run_steps(
     *,
     tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback] = (),
+    evaluate: Evaluation[State] | None = None,
 ) -> State:
     """Run `train.steps` optimiser steps and return the state after the last.
 
@@ -45,6 +48,7 @@ def run_steps(
       batch_of: step number → batch; a function of the number alone, so that a resumed run sees the same data.
       tokens_per_step: for `perf/tokens_per_second`: a number, or a function of the step's metrics.
       callbacks: called in this order at every event.
+      evaluate: (steps done, state) → further metrics of that step; most steps have none (`rlhf.train.held_out`).
 
     Raises:
       UserError: a metric is not finite (which, and in which step).
@@ -62,7 +66,7 @@ def run_steps(
             for callback in callbacks:
                 callback.begin(start, num_steps)
                 begun.append(callback)
-            return _loop(start, num_steps, state, step, batch_of, train, tokens_per_step, callbacks)
+            return _loop(start, num_steps, state, step, batch_of, train, tokens_per_step, callbacks, evaluate)
         finally:
             for callback in begun:
                 callback.end()
@@ -77,6 +81,7 @@ def _loop(
     train: Length,
     tokens_per_step: int | Callable[[dict[str, float]], float],
     callbacks: Sequence[Callback],
+    evaluate: Evaluation[State] | None,
 ) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
@@ -100,7 +105,7 @@ def _loop(
         state = following
         if late is not None:
             mark = _report(callbacks, late, mark, tokens_per_step)
-        late = (number + 1, metrics)
+        late = (number + 1, metrics if evaluate is None else metrics | evaluate(number + 1, state))
         ending = signals.pending()
         if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == num_steps:
             settle(number + 1)

@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 
 from rewards.errors import UserError
+from rlhf.mesh.devices import axis
+from rlhf.mesh.place import num_row_parts
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.packing import PackedRows
@@ -25,7 +27,7 @@ ADAM = 3  # a trained number and its two moments, float32 each
 
 
 def device_bytes() -> float:
-    """Memory of the device that computes; on a CPU that of the machine, or what the process's container may take of it."""
+    """Memory of a device that computes; of a CPU its share of the machine's, or of what the process's container may take."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"])
@@ -33,7 +35,7 @@ def device_bytes() -> float:
     for path in CONTAINER:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(path.read_text()))
-    return float(min(limits))
+    return float(min(limits)) / len(jax.local_devices())
 
 
 def check(needed: Mapping[str, float], lower: str) -> None:
@@ -76,9 +78,10 @@ def check_policy(
             f"tune.lora_rank {config.tune.lora_rank}: the widest matrix of {base.name} has {widest} rows, more ranks add "
             "nothing; lower it, or train all weights (tune.mode=full)"
         )
-    held = {"weights": 4 * _size(shapes.base) if full else policy_bytes(base)}
-    held["optimiser"] = 4 * (ADAM - 1) * _size(shapes.base) if full else 0.0
-    held["adapters"] = 0.0 if full else 4.0 * ADAM * _size(shapes.lora)
+    parts = axis("fsdp", "tensor")
+    held = {"weights": 4 * _size(shapes.base) / parts if full else policy_bytes(base)}
+    held["optimiser"] = 4 * (ADAM - 1) * _size(shapes.base) / parts if full else 0.0
+    held["adapters"] = 0.0 if full else 4.0 * ADAM * _size(shapes.lora) / parts
     held["conditioner"] = 4.0 * ADAM * _size(shapes.conditioner)
     keys = "tune.mode full (take lora)" if full else "tune.lora_rank"
     check(
@@ -92,7 +95,7 @@ def check_rows(
 ) -> None:
     """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
     assert config.train.batch_rows is not None, "settled with the length"
-    rows = float(config.train.batch_rows)
+    rows = config.train.batch_rows / num_row_parts()
     num_rows, length = packed.tokens.shape
     row = sum(leaf.nbytes for leaf in jax.tree.leaves(data)) / num_rows
     held = {"rows of a step": rows * config.train.accumulation_steps * row}
@@ -104,7 +107,10 @@ def rows_that_fit(
     config: SFTConfig | DPOConfig, base: policy_store.Base, packed: PackedRows, rows: int
 ) -> int:
     """The largest half, quarter … of `rows` whose activations take no more than half of the memory."""
-    while rows > 1 and _activations(config, base, packed.tokens.shape[1], rows) > device_bytes() / 2:
+    while (
+        rows > 1
+        and _activations(config, base, packed.tokens.shape[1], rows / num_row_parts()) > device_bytes() / 2
+    ):
         rows //= 2
     return rows
 
@@ -117,8 +123,9 @@ def _activations(config: SFTConfig | DPOConfig, base: policy_store.Base, length:
 
 
 def policy_bytes(base: policy_store.Base) -> float:
-    """Bytes of the frozen weights."""
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base.tree)))
+    """Bytes of the frozen weights on one device."""
+    parts = axis("fsdp", "tensor")
+    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base.tree))) / parts
 
 
 def _size(tree: object) -> int:

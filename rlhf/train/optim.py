@@ -13,6 +13,7 @@ import optax
 from jaxtyping import PyTree
 from pydantic import Field, model_validator
 
+from rlhf.mesh import place
 from rlhf.run.record import Count, record
 
 
@@ -97,7 +98,7 @@ def _transform(optimizer: OptimizerConfig) -> optax.GradientTransformation:
 def init_state(params: PyTree, optimizer: OptimizerConfig, key: jax.Array, own: Own = None) -> TrainState:
     """State of step 0; `own` as in `apply_gradients`."""
     opt_state = (own or _transform(optimizer)).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
+    return place.state(params, TrainState(jnp.zeros((), jnp.int32), params, opt_state, key))
 
 
 def accumulate(gradient: Callable[[PyTree], tuple[PyTree, PyTree]], inputs: PyTree) -> tuple[PyTree, PyTree]:
@@ -116,7 +117,8 @@ def accumulate(gradient: Callable[[PyTree], tuple[PyTree, PyTree]], inputs: PyTr
 
     def add(total: PyTree, one: PyTree) -> tuple[PyTree, PyTree]:
         grads, metrics = gradient(one)
-        return jax.tree.map(jnp.add, total, grads), metrics
+        total = jax.tree.map(jnp.add, total, grads)
+        return place.pinned(total, total), metrics
 
     shapes = jax.eval_shape(lambda: gradient(jax.tree.map(lambda leaf: leaf[0], inputs))[0])
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -131,6 +133,7 @@ def apply_gradients(
     Args:
       own: whole optimiser, its rate and clipping included; `optimizer` then counts for nothing.
     """
+    grads = place.pinned(state.params, grads)
     if own is not None:
         rate = None
         updates, opt_state = own.update(grads, state.opt_state, state.params)
@@ -144,4 +147,5 @@ def apply_gradients(
         "train/update_norm": optax.tree.norm(updates),
         "train/param_norm": optax.tree.norm(params),
     }
-    return TrainState(state.step + 1, params, opt_state, state.key), metrics
+    new = TrainState(state.step + 1, params, opt_state, state.key)
+    return place.pinned(state.params, new), metrics

@@ -11,17 +11,20 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from rewards.data.examples import read_examples
+from rewards.data.split import prompt_text
 from rewards.files import JSONObject
 from rewards.types import Preferences
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import batch_rows, microbatches, sft_rows
+from rlhf.policy.batches import SFTRows, batch_rows, microbatches, sft_rows
 from rlhf.policy.logprobs import PolicyParams, cached_hidden, init_adapters
 from rlhf.policy.packing import PackedRows
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import memory, optim
+from rlhf.train import held_out, memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig, SFTConfig
@@ -33,6 +36,7 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 Tuning = SFTConfig | DPOConfig | RLConfig
 
 
+@under_mesh
 def run(
     config: SFTConfig,
     *,
@@ -54,30 +58,29 @@ def run(
         if done:
             return stored(job)
         beside = run_callbacks(job, config.train, "sft", callbacks)
-        trained = train(config, prefs, base or open_base(config), beside, own)
+        trained = train(config, prefs, base or open_base(config), beside, own, directory=job.directory)
         trained.save(job.directory)
-        return close(job, trained.num_rows)
+        return close(job, trained)
 
 
+@under_mesh
 def train(
     config: SFTConfig,
     prefs: Preferences,
     base: policy_store.Base,
     callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
+    *,
+    directory: Path | None = None,
 ) -> Trained:
     """Train in memory.
 
     Args:
       config: everything but its paths counts. callbacks: called by the loop. own: a user's own optimiser.
+      directory: keeps the best state where it is not the last; None keeps it in memory.
     """
-    rows = sft_rows(
-        prefs,
-        base.tokenizer,
-        completions=config.completions,
-        row_length=config.train.row_length,
-        max_positions=base.config.max_positions,
-    )
+    prefs, other = (prefs, None) if config.train.evaluate_every is None else _held_out(config, prefs)
+    rows, unseen = _rows(config, prefs, base), None if other is None else _rows(config, other, base)
     config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
@@ -85,14 +88,23 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     data = sft.SFTBatch(rows, hidden)
     memory.check_rows(config, base, data, rows.packed)
-    settings = traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    step = functools.partial(
-        sft.step,
-        frozen=frozen_parts(params, full),
-        settings=settings,
-        program=sft.SFTProgram(graphdef, config.model.dtype, own),
+    settings = place.everywhere(
+        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     )
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
+    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    evaluation = None
+    if unseen is not None:
+        assert config.train.batch_rows is not None, "settled with the length"
+        index = np.arange(len(unseen.weight))
+        held, real = held_out.in_batches(sft.SFTBatch(unseen, None), index, config.train.batch_rows)
+        held = held._replace(rows=held.rows._replace(weight=held.rows.weight * real[..., None]))
+        evaluation = held_out.HeldOut(
+            config.train,
+            lambda state: sft.evaluate(state.params, place.batch(held, 1), frozen, program=program),
+            directory,
+        )
     state = run_steps(
         state,
         step,
@@ -100,9 +112,35 @@ def train(
         config.train,
         tokens_per_step=tokens_per_step(config, rows.packed),
         callbacks=callbacks,
+        evaluate=evaluation,
     )
+    record = base_record(config, base, "sft")
+    if evaluation is not None:
+        state, record = evaluation.chosen(state), record | evaluation.record()
     params = params._replace(**state.params)
-    return Trained(base, params, spec, base_record(config, base, "sft"), full, len(rows.weight))
+    return Trained(base, params, spec, record, full, len(rows.weight))
+
+
+def _rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
+    return sft_rows(
+        prefs,
+        base.tokenizer,
+        completions=config.completions,
+        row_length=config.train.row_length,
+        max_positions=base.config.max_positions,
+    )
+
+
+def _held_out(config: SFTConfig, prefs: Preferences) -> tuple[Preferences, Preferences]:
+    """Examples that are learned from, and those that are held out: by person, prompt or row."""
+    found = held_out.divide(
+        config.train.evaluate_share,
+        prefs.source,
+        people=[prefs.user_ids[user] for user in prefs.user_index],
+        prompts=[prompt_text(prefs.prompts[prompt]) for prompt in prefs.item_prompt[prefs.chosen]],
+    )
+    held = np.isin(np.arange(prefs.num_comparisons), found.held_out)
+    return prefs.select(~held), prefs.select(held)
 
 
 def read_by(
@@ -114,6 +152,7 @@ def read_by(
     return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
 
 
+@under_mesh
 def open_base(config: Tuning) -> policy_store.Base:
     """The model that is tuned."""
     return policy_store.load_base(
@@ -128,7 +167,7 @@ def fresh_policy(
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    lora, conditioner = init_adapters(graphdef, shapes, init_key)
+    lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
     return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
 
 
@@ -172,6 +211,6 @@ def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Calla
 
     def batch_of(step: int) -> PyTree:
         index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return microbatches(data, index, accumulation)
+        return place.batch(microbatches(data, index, accumulation), 1)
 
     return batch_of

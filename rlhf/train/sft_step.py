@@ -83,3 +83,16 @@ def step(
         "train/token_entropy_nats": jnp.mean(metrics["train/token_entropy_nats"]),
     }
     return state, metrics | norms
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def evaluate(
+    trained: dict[str, PyTree], batch: SFTBatch, frozen: PolicyParams, *, program: SFTProgram
+) -> dict[str, jax.Array]:
+    """The loss of a whole data set, of A micro-batches; rows that do not count have weight 0."""
+    total = jnp.sum(batch.rows.weight[..., None] * batch.rows.packed.member)
+
+    def loss(micro: SFTBatch) -> jax.Array:
+        return _loss(trained, frozen, micro, total, program)[0]
+
+    return {"eval/loss/total": jnp.sum(jax.lax.map(loss, batch))}

@@ -84,15 +84,20 @@ def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
     return job.stored_result()
 
 
-def close(job: Run, num_rows: int, diagnose: Diagnosis | None = None) -> JSONObject:
+def close(job: Run, trained: Trained, diagnose: Diagnosis | None = None) -> JSONObject:
     """Write report.html and metrics.json of a finished training run; returns the latter.
+
+    Its metrics are those of the step that the policy is of: the last, or the best where `train.keep_best` asks for it.
 
     Args:
       diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
     """
     rows = _write_report(job, diagnose)
-    last = {name: value for name, value in rows[-1].items() if not name.startswith("perf/")}
-    job.write_result(last | {"run_dir": str(job.directory), "num_rows": num_rows})
+    best = trained.record.get("best", {})
+    row = next((row for row in rows if row["step"] == best.get("step")), rows[-1])
+    kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
+    more = {"best": best} if best else {}
+    job.write_result(kept | more | {"run_dir": str(job.directory), "num_rows": trained.num_rows})
     return read_result(job.directory)
 
 

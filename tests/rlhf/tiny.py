@@ -89,8 +89,11 @@ def make_config(kind: str = "llama", **changes) -> ModelConfig:
 WORDS = ["<unk>", "<eos>", "Which", "?", "item", *map(str, range(40))]
 
 
-def write_model(directory: Path, seed: int = 0) -> Path:
-    """Write a Hugging Face directory of the Llama family: two layers, 64 tokens of context, a word tokenizer."""
+def write_model(directory: Path, seed: int = 0, **changes) -> Path:
+    """Write a Hugging Face directory of the Llama family: two layers, 64 tokens of context, a word tokenizer.
+
+    `changes` are keys of its config.json.
+    """
     directory.mkdir(parents=True)
     raw = {
         **_LLAMA,
@@ -99,6 +102,7 @@ def write_model(directory: Path, seed: int = 0) -> Path:
         "num_hidden_layers": 2,
         "max_position_embeddings": 64,
         "eos_token_id": 1,
+        **changes,
     }
     (directory / "config.json").write_text(json.dumps(raw))
     config, rng, tensors = ModelConfig.from_hf(raw), np.random.default_rng(seed), {}

@@ -1,11 +1,10 @@
 """A Python function as a column, with TRL's signature:
 
-    f(prompts, completions, **columns) -> list[float | None]      (also async def)
+    f(prompts, completions, **columns) -> list[float | None]      (also async def; more: `arguments`)
 
 named `module:function` or `file.py:function`. Source of the signature: TRL, GRPOTrainer `reward_funcs`.
 """
 
-import asyncio
 import dataclasses
 import functools
 import importlib
@@ -23,13 +22,12 @@ import numpy as np
 
 from rewards.errors import UserError, meant
 from rewards.files import sha256_file, sha256_json
-from rewards.types import Columns, Preferences
-from rlhf.phi.columns import in_memory, user_code
+from rewards.types import Preferences
+from rlhf.phi.columns import arguments, event_loop, in_memory, user_code
 from rlhf.phi.columns.config import LIMIT_SECONDS
 from rlhf.phi.columns.imports import sources
-from rlhf.phi.columns.items import Measured, as_trl, data_column, first_rows, place
+from rlhf.phi.columns.items import Measured, first_rows, place
 
-GIVEN = ("prompts", "completions")
 MEMORY = "memory:"
 Code = Callable[..., object]
 """A user's function."""
@@ -193,20 +191,20 @@ def _module(where: str, path: Path) -> ModuleType:
 def call(function: Code, spec: str, prefs: Preferences, seconds: float = LIMIT_SECONDS) -> np.ndarray:
     """The function's number for every item, float64[I]; NaN where it returned None.
 
-    It is called once with all items. It gets the columns of the data that its signature names, or all of them
-    when it takes **kwargs; an item that stands in several rows has the values of the first.
+    It is called once with all items. It gets what its signature names (`arguments`), or everything when it takes
+    **kwargs; an item that stands in several rows has the values of the first.
 
     Raises:
       UserError: it needs a column that the data lacks, raises or leaves, takes more than `seconds`, or returns anything
         but one finite number or None for each completion; the line names function and row.
     """
     first = first_rows(prefs)
-    arguments = _arguments(function, spec, prefs, first)
+    given = arguments.of(function, spec, prefs, first)
     count = prefs.num_items
     try:
-        result = user_code.run(lambda: _as_list(_run(function, arguments)), seconds)
+        result = user_code.run(lambda: _as_list(_run(function, given.all(), seconds)), seconds)
     except user_code.Failed as failure:
-        raise UserError(_failure(function, spec, prefs, first, arguments, failure, seconds)) from None
+        raise UserError(_failure(function, spec, prefs, first, given, failure, seconds)) from None
     if not isinstance(result, list | tuple) or len(result) != count:
         got = f"{len(result)} values" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
         raise UserError(
@@ -221,46 +219,10 @@ def call(function: Code, spec: str, prefs: Preferences, seconds: float = LIMIT_S
     return np.array([np.nan if value is None else float(value) for value in result], np.float64)
 
 
-def _arguments(function: Code, spec: str, prefs: Preferences, first: np.ndarray) -> Columns:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in callables have none
-        raise UserError(f"function {spec!r}: has no signature to read; wrap it in a def") from None
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    texts = [
-        as_trl(prefs.prompts[prompt], text)
-        for prompt, text in zip(prefs.item_prompt, prefs.item_text, strict=True)
-    ]
-    found = {"prompts": [prompt for prompt, _ in texts], "completions": [text for _, text in texts]}
-    arguments = {name: found[name] for name in GIVEN if anything or name in {p.name for p in named}}
-    for parameter in named:
-        if parameter.name in GIVEN:
-            continue
-        if parameter.name in prefs.columns:
-            arguments[parameter.name] = data_column(prefs, parameter.name, first, constant=True)
-        elif parameter.default is parameter.empty:
-            have = ", ".join(prefs.columns) or "none"
-            raise UserError(
-                f"function {spec!r}: needs the column {parameter.name!r}, which {prefs.source} does not have "
-                f"(columns: {have[:120]}); add it or give the parameter a default"
-            )
-    if anything:
-        rest = [name for name in prefs.columns if name not in arguments and name not in GIVEN]
-        arguments |= {name: data_column(prefs, name, first, constant=False) for name in rest}
-    return arguments
-
-
-def _run(function: Code, arguments: Columns) -> object:
-    """It runs in a thread of its own, so that no event loop of the caller (a notebook) is in the way."""
-    result = function(**arguments)
-    if not inspect.isawaitable(result):
-        return result
-
-    async def wait() -> object:
-        return await result
-
-    return asyncio.run(wait())
+def _run(function: Code, given: dict[str, object], seconds: float) -> object:
+    """The result, an awaited one on the loop of the process; so no event loop of the caller (a notebook) is in the way."""
+    result = function(**given)
+    return event_loop.wait_for(result, seconds) if inspect.isawaitable(result) else result
 
 
 @runtime_checkable
@@ -285,7 +247,7 @@ def _failure(
     spec: str,
     prefs: Preferences,
     first: np.ndarray,
-    arguments: Columns,
+    given: arguments.Arguments,
     failure: user_code.Failed,
     seconds: float,
 ) -> str:
@@ -297,9 +259,9 @@ def _failure(
         left = end - time.monotonic()
         if left <= 0:
             break
-        one = {name: [values[item]] for name, values in arguments.items()}
+        one = given.one(item)
         try:
-            user_code.run(lambda one=one: _as_list(_run(function, one)), left)
+            user_code.run(lambda one=one, left=left: _as_list(_run(function, one, left)), left)
         except user_code.Failed as own:
             if own.error is not None or failure.error is None:
                 where, failure = place(prefs, first, item), own

@@ -5,6 +5,7 @@ comes back as an ordinary value, and a loop without end is given up after a time
 keep the process alive. Ctrl-C reaches the thread that waits, so it is never taken for the user's code.
 """
 
+import contextvars
 import threading
 import traceback
 from collections.abc import Callable
@@ -37,11 +38,14 @@ def run(job: Callable[[], T], seconds: float) -> T:
         except BaseException as error:  # a user's code may raise anything
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=lambda: context.run(work), daemon=True)
     thread.start()
     thread.join(seconds)
     if results:
         return results[0]
+    if errors and isinstance(errors[0], Failed):
+        raise errors[0]
     raise Failed(errors[0] if errors else None)
 
 

@@ -2,9 +2,43 @@
 
 import dataclasses
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.run.record import record
+
+
+@record
+class MeshConfig:
+    """How the devices of a run share the work (`rlhf.mesh`); at most one axis is −1, which takes all that are left."""
+
+    data: int = Field(
+        default=-1,
+        ge=-1,
+        le=1_000_000,
+        description="Devices that divide the rows and each hold all weights; -1: all that the other axes leave.",
+    )
+    fsdp: int = Field(
+        default=1,
+        ge=-1,
+        le=1_000_000,
+        description="Devices that divide the rows and the weights, gradients and moments as well.",
+    )
+    tensor: int = Field(
+        default=1,
+        ge=-1,
+        le=1_000_000,
+        description="Devices that divide each matrix along its heads or hidden units; divides the model's heads.",
+    )
+
+    @model_validator(mode="after")
+    def _one_free(self):
+        given = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        if zero := [name for name, size in given.items() if size == 0]:
+            raise ValueError(f"{zero[0]} is 0; give a number of devices, or -1 for all that are left")
+        free = [name for name, size in given.items() if size < 0]
+        if len(free) > 1:
+            raise ValueError(f"{' and '.join(free)} are both -1; give one of them a number of devices")
+        return self
 
 
 @record

@@ -11,8 +11,10 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rewards import opening
 from rewards.errors import UserError, nearest
 from rewards.files import JSONObject
+from rewards.names import no_name
 from rewards.paths import expanded
 from rewards.shown import without_credentials
 from rlhf.run.config import unread
@@ -24,6 +26,7 @@ if typing.TYPE_CHECKING:
 
 T = TypeVar("T", bound=RunConfig)
 Record = TypeVar("Record")
+TEXTS = frozenset({"question", "settings"})  # keys of what is read by models, not names
 COMMAND_LINE = "command line"
 _MAX_LISTED = 3
 LARGEST = (
@@ -32,18 +35,13 @@ LARGEST = (
 SMALLEST = (
     1.1754943508222875e-38  # the least that float32 holds in full; below it a positive number may become 0
 )
+MOST_BYTES = 4_000_000  # of a configuration; `document.parse` counts characters and values
 _MAX_DEPTH = 20  # names in the key of an override
 
 
 def read(path: Path) -> tuple[JSONObject, dict[Key, str]]:
     """Read a configuration file → (mapping, source of every key as FILE:LINE)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot read the configuration ({reason}); give a YAML file") from None
+    text = opening.text(path, most=MOST_BYTES, pipes=True, what="configuration file")
     value, lines = parse(text, path.name)
     if value is None:
         value = {}
@@ -293,23 +291,28 @@ def validate(values: JSONObject, schema_class: type[Record], sources: dict[Key, 
         _raise(_complaints(error, values, schema_class, sources, default))
     if lines := [
         f"{'.'.join(path)} [{_source(path, sources, default)}]: {problem} (got {_shown(value)})"
-        for path, value in _numbers(values)
-        if (problem := _out_of_range(value))
+        for path, value in _leaves(values)
+        if (problem := _no_name(path, value) if isinstance(value, str) else _out_of_range(value))
     ]:
         _raise(lines)
     return config
 
 
-def _numbers(values: object, path: Key = ()) -> Iterator[tuple[Key, int | float]]:
-    """Every number with the key that holds it, those of lists and of tables whose keys the user chooses included."""
+def _leaves(values: object, path: Key = ()) -> Iterator[tuple[Key, int | float | str]]:
+    """Every number and text with the key that holds it, those of lists and of tables whose keys the user chooses included."""
     if isinstance(values, dict):
         for name, value in values.items():
-            yield from _numbers(value, (*path, str(name)))
+            yield from _leaves(value, (*path, str(name)))
     elif isinstance(values, list):
         for place, value in enumerate(values):
-            yield from _numbers(value, (*path, str(place)) if isinstance(value, dict) else path)
-    elif isinstance(values, (int, float)) and not isinstance(values, bool):
+            yield from _leaves(value, (*path, str(place)) if isinstance(value, dict) else path)
+    elif isinstance(values, (int, float, str)) and not isinstance(values, bool):
         yield path, values
+
+
+def _no_name(path: Key, value: str) -> str | None:
+    """Why a text cannot be the name, path or choice that its key holds; a few keys hold texts of any kind."""
+    return None if TEXTS & set(path) else no_name(value)
 
 
 def _out_of_range(value: int | float) -> str | None:

@@ -4,21 +4,35 @@ A step is one iteration: prompts × people × completions are sampled, rewarded,
 passes over `algorithm.minibatches` parts. `docs/rl.md` has the equation behind every key.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rewards.basis.rails import stated
+from rewards.files import JSONObject
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
-from rlhf.run.config.common import DataConfig, RunConfig
+from rlhf.policy.rails import RailsConfig
+from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-from rlhf.train.config import PolicyModelConfig, TuneConfig, check_conditioner, check_length
+from rlhf.train.config import (
+    KEEP_BEST,
+    EvaluateEvery,
+    EvaluateShare,
+    PolicyModelConfig,
+    TuneConfig,
+    check_best,
+    check_conditioner,
+    check_length,
+    unread_evaluation,
+)
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
@@ -40,7 +54,11 @@ class PromptDataConfig(DataConfig):
 
 @record
 class PopulationConfig:
-    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run."""
+    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run.
+
+    Attributes:
+      rails: which of them may be personal: `axes`, `half_spaces`, `trust_nats` (docs/guardrails.md); {} for all.
+    """
 
     mean: tuple[Coefficient, ...] = Field(
         min_length=1,
@@ -63,6 +81,7 @@ class PopulationConfig:
         default=32, ge=1, le=100_000, description="Prompts for which samples of π_ref are drawn."
     )
     completions: int = Field(default=8, ge=2, le=10_000, description="Samples of π_ref drawn for each.")
+    rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
         if not self.standardise:
@@ -120,14 +139,23 @@ class RLTrainConfig:
     sample_rows: int = Field(
         default=4, ge=1, le=100_000, description="Completions written each time, of different groups."
     )
+    evaluate_every: EvaluateEvery = None
+    evaluate_share: EvaluateShare = 0.1
+    evaluate_greedy: bool = Field(
+        default=False,
+        description="Held-out prompts are answered by the likeliest tokens instead of samples as in training.",
+    )
+    keep_best: Literal["eval/reward"] | None = Field(default=None, description=KEEP_BEST)
 
     def unread(self) -> Iterator[Unread]:
         if not self.samples_every:
             yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
+        yield from unread_evaluation(self.evaluate_every, ["evaluate_share", "evaluate_greedy"])
 
     @model_validator(mode="after")
     def _one_length(self):
         check_length(self.steps, self.epochs)
+        check_best(self.keep_best, self.evaluate_every)
         return self
 
 
@@ -158,11 +186,15 @@ class RLConfig(RunConfig):
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule, over optimiser steps.")
     train: RLTrainConfig = Field(description="Length, checkpoints, samples.")
     rail: RailConfig = Field(default=RailConfig(), description="The aggregate-prior term.")
+    rails: RailsConfig = Field(
+        default=RailsConfig(), description="What may be personal: the rails of the reward run."
+    )
     conditioner: ConditionerConfig = Field(
         default=ConditionerConfig(), description="How coefficients change the weights."
     )
     users: UsersMixConfig = Field(default=UsersMixConfig(), description="Whose coefficients a group gets.")
     host: HostConfig = Field(default=HostConfig(), description="Rewards outside the compiled program.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     hints: HintsConfig | None = Field(
         default=None, description="Hints that people gave, learned from beside the rewards; null: none."
     )
@@ -181,7 +213,9 @@ class RLConfig(RunConfig):
     def unread(self) -> Iterator[Unread]:
         if not self.personal:
             yield Unread(
-                ["conditioner", "users"], "population", "columns without a population, one policy for all"
+                ["conditioner", "users", "rails"],
+                "population",
+                "columns without a population, one policy for all",
             )
 
     @model_validator(mode="after")
@@ -283,6 +317,8 @@ def _check_rewards(config: RLConfig) -> None:
                 f"population.mean has {len(config.population.mean)} numbers for {len(names)} columns "
                 f"({', '.join(names)}); give one a column"
             )
+        if config.population.rails:
+            stated(config.population.rails, names, "", "population.rails")
     elif config.rail.eta > 0 and names:
         raise ValueError("rail.eta needs people; give a population or set rail.eta to 0")
     if config.weights is not None and len(config.weights) != len(names):

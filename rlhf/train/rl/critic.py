@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from pydantic import Field
 
+from rlhf.mesh import place
 from rlhf.models.decoder import Decoder
 from rlhf.objectives.advantages import num_channels
 from rlhf.policy.logprobs import PolicyParams
@@ -102,7 +103,7 @@ def init_critic(
     if config.separate:
         # Copies: the training state donates its buffers, and one buffer cannot be donated twice.
         critic["lora"], critic["conditioner"] = jax.tree.map(jnp.copy, (params.lora, params.conditioner))
-    return critic
+    return place.parameters(critic)
 
 
 def backbone(config: CriticConfig, critic: Critic, params: PolicyParams) -> PolicyParams | None:

@@ -9,6 +9,7 @@ import numpy as np
 from rewards import hashed
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rlhf.mesh import place
 from rlhf.policy.store import Base
 from rlhf.train.rl.critic import Critic, CriticConfig
 
@@ -79,7 +80,9 @@ def load(directory: str | Path, spec: JSONObject, template: Critic, purpose: JSO
 
     tensors, _ = hashed.load(record_path.parent, NAME, shapes, "train again", whole="this critic")
     structure = jax.tree_util.tree_structure(template)
-    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
+    return place.parameters(
+        jax.tree_util.tree_unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
+    )
 
 
 def _named(critic: Critic) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from rewards.data.sources import Source
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import Prompt
+from rlhf.mesh import place
 from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
@@ -148,5 +149,5 @@ def batch_of(config: RLConfig, prompts: PromptSet, number: int) -> PromptBatch:
     rollout = config.rollout
     index = batch_rows(config.seed, number, len(prompts.starts), rollout.prompts_per_step)
     index = np.repeat(index, rollout.users_per_prompt * rollout.completions)
-    tokens, starts = jax.device_put((prompts.tokens[index], prompts.starts[index]))
+    tokens, starts = jax.device_put(place.batch((prompts.tokens[index], prompts.starts[index])))
     return PromptBatch(number, index, Prompts(tokens, starts))

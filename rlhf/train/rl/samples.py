@@ -2,9 +2,10 @@
 
 One JSON line a completion: `step`, `row` of the data, `prompt`, `completion`, `reward` (w·φ), `phi` by name, `coef` and `z` of
 the person (null without people), `tokens`, `ended` (a stop token was produced), `canonical` (the tokens are the text's own
-tokenisation, without which a compiled reward may differ from that of the text).
+tokenisation, without which a compiled reward may differ from that of the text), `extra` (what reward functions logged).
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -39,7 +40,13 @@ class Samples:
         self._group, self._opened = config.rollout.completions, False
         self._skip_special_tokens = config.rollout.skip_special_tokens
 
-    def take(self, batch: PromptBatch, rollout: Rollout, rewards: ArrayLike) -> None:
+    def take(
+        self,
+        batch: PromptBatch,
+        rollout: Rollout,
+        rewards: ArrayLike,
+        extra: Mapping[str, Sequence[object]] | None = None,
+    ) -> None:
         """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
         step = batch.number + 1
         if not self._opened:
@@ -51,12 +58,22 @@ class Samples:
         chosen = self._group * np.unique(np.linspace(0, groups - 1, min(self._count, groups)).astype(int))
         picked = jax.tree.map(lambda leaf: leaf[chosen], (rollout._replace(rows=None), rewards))
         rows, phi = jax.device_get(picked)
-        lines = [self._line(step, batch, rows, phi, place, int(row)) for place, row in enumerate(chosen)]
+        lines = []
+        for place, row in enumerate(chosen):
+            own = {name: values[row] for name, values in (extra or {}).items()}
+            lines.append(self._line(step, batch, rows, phi, place, int(row), own))
         with open(self._path, "a", encoding="utf-8") as file:
             file.write("".join(lines))
 
     def _line(
-        self, step: int, batch: PromptBatch, rows: Rollout, phi: np.ndarray, place: int, row: int
+        self,
+        step: int,
+        batch: PromptBatch,
+        rows: Rollout,
+        phi: np.ndarray,
+        place: int,
+        row: int,
+        extra: dict[str, object],
     ) -> str:
         own = phi[place].sum(axis=0) if phi.ndim == 3 else phi[place]
         ids = rows.tokens[place, -rows.mask.shape[1] :][rows.mask[place]].tolist()
@@ -79,6 +96,8 @@ class Samples:
             "ended": ended,
             "canonical": self._tokenizer.encode_completion(text)[:-1] == said,
         }
+        if extra:
+            entry["extra"] = {name: jsonable(value) for name, value in extra.items()}
         return jsonl.line(plain(entry))
 
     def _drop_from(self, start: int) -> None:
@@ -89,3 +108,9 @@ class Samples:
         jsonl.write(
             self._path, [row for row in rows if isinstance(row, dict) and row.get("step", 0) <= start]
         )
+
+
+def jsonable(value: object) -> object:
+    """A value that a user's function logged: as it is where JSON has it, else as text."""
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value  # pyright: ignore
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from rlhf.mesh.devices import axis
+from rlhf.mesh.place import num_row_parts
 from rlhf.policy import store as policy_store
 from rlhf.policy.vocabulary import LOGITS_BYTES
 from rlhf.train import memory
@@ -21,15 +23,15 @@ def estimate(
     prompt_slots: int,
     hinted: tuple[int, int] = (0, 0),
 ) -> dict[str, float]:
-    """Gigabytes by use: weights, training state, sampling (cache, layers apart), update (activations and logits).
+    """Gigabytes of one device by use: weights, training state, sampling (cache, layers apart), update (activations and logits).
 
     Args:
       hinted: rows of hints beside every part of the update, and their length in slots.
     """
-    model, rows = base.config, config.rows
+    model, rows, parts = base.config, config.rows // num_row_parts(), axis("fsdp", "tensor")
     bytes_each = 2 if config.model.dtype == "bfloat16" else 4
     length = prompt_slots + config.rollout.max_new_tokens
-    part = rows // config.algorithm.minibatches
+    part = max(1, rows // config.algorithm.minibatches)
     layers = base.stages[-1]
     cache = 2 * model.num_layers * rows * length * model.num_kv_heads * model.head_dim * bytes_each
     hidden = rows * length * model.width * bytes_each if len(base.stages) > 1 else 0
@@ -48,9 +50,9 @@ def estimate(
     begins = isinstance(config, PPOConfig) and config.critic.from_rewards
     begun = 4 * 4 * rows * config.rollout.max_new_tokens * model.width if begins else 0
     return {
-        "weights": _nbytes(base.tree) / memory.GIGABYTE,
-        "training state": _nbytes(state) / memory.GIGABYTE,
-        "sampling": (max(_nbytes(base.tree["stages"]) + cache, begun) + hidden) / memory.GIGABYTE,
+        "weights": _nbytes(base.tree) / parts / memory.GIGABYTE,
+        "training state": _nbytes(state) / parts / memory.GIGABYTE,
+        "sampling": (max(_nbytes(base.tree["stages"]) / parts + cache, begun) + hidden) / memory.GIGABYTE,
         "update": (hidden + learning(part, length) + learning(*hinted)) / memory.GIGABYTE,
     }
 

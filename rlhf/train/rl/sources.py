@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards import jsonl
-from rewards.basis import store
+from rewards.basis import projection, store
 from rewards.basis.belief import Belief
+from rewards.basis.rails import stated
+from rewards.basis.rails import write as write_rails
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
@@ -24,14 +26,18 @@ from rewards.people import population
 from rewards.people.pool import make_pool, write_pool
 from rewards.people.population import People, load_people
 from rewards.types import Preferences
+from rlhf.mesh.devices import under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
-from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
+from rlhf.phi.columns.config import ColumnConfig, plain
+from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.jit import only_jit
 from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
+from rlhf.policy.rails import in_force, recorded
 from rlhf.run.directory import Run
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
@@ -49,6 +55,7 @@ class Source:
       names: K labels. run: the reward run, None for one policy for all.
       people: whose coefficients are drawn, or float32[K] weights without people; shares: which share of the groups for whom.
       reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
+      rails: what policy.json says of the rails.
     """
 
     names: tuple[str, ...]
@@ -56,8 +63,10 @@ class Source:
     people: Population | jnp.ndarray
     shares: UserShares | None
     reward: Reward
+    rails: JSONObject = dataclasses.field(default_factory=dict)
 
 
+@under_mesh
 def prepare(
     config: RLConfig,
     base: policy_store.Base,
@@ -74,9 +83,14 @@ def prepare(
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
+    if rewards is None and config.rewards is None:
+        check_functions(config, prompts.rows)
     if rewards is not None and people is not None:
+        check_functions(config, prompts.rows, rewards)
         return _personal(config, rewards, people, base)
     if config.rewards is not None:
+        run = load_reward_run(config.rewards)
+        check_functions(config, prompts.rows, run)
         return _stored(config, config.rewards, base)
     columns = _with_model(config)
     if config.population is not None:
@@ -126,14 +140,18 @@ def refuse_known_answers_only(run: FittedBasis) -> None:
 
 def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
     refuse_known_answers_only(run)
+    given, run = run, in_force(config.rails, run)
     names = run.basis.gauge.names
     people = list(people_of.posteriors)
-    drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
+    drawn_from = Population.from_posteriors(
+        run.prior, people, config.users.extreme_sd, run.rails, config.kl.coef
+    )
     users = config.users
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(users)
-    return Source(names, run, drawn_from, shares, _reward_of(config, run, base))
+    rails = recorded(config.rails, given)
+    return Source(names, run, drawn_from, shares, _reward_of(config, run, base), rails)
 
 
 def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> Reward:
@@ -156,6 +174,27 @@ def _with_model(config: RLConfig) -> list[ColumnConfig]:
         else column
         for column in config.columns
     ]
+
+
+def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBasis | None = None) -> None:
+    """Import reward functions and compare what they ask for with what there will be, before anything is loaded or sampled.
+
+    Args:
+      basis: fitted rewards, whose functions are then meant instead of the configuration's.
+    Raises:
+      UserError: a function cannot be imported, needs what there is not, or cannot tell completions apart.
+    """
+    if basis is None:
+        settings = [plain(column) for column in config.columns]
+    else:
+        settings = [entry["settings"] for entry in basis.basis.encoder.get("columns", [])]
+    # The rewards of a population are measured on texts first, where there are no tokens.
+    tokens = basis is None and config.population is None
+    columns = [*rows.columns, *([IDS] if tokens else [])]
+    for spec in [one["function"] for one in settings if one["kind"] == "function"]:
+        function = load_function(spec)
+        check_reads_completions(function, spec)
+        check(function, spec, columns, rows.source)
 
 
 def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:
@@ -223,6 +262,10 @@ def build_run(
     prior = Belief.from_cov(
         np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
     )
+    rails = None
+    if wanted.rails:
+        rails = stated(wanted.rails, names, store.basis_hash(basis), "population.rails")
+        projection.limits(rails, prior, 1.0)  # refuses what cannot be met
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
     rows = zip(samples.item_prompt, samples.item_text, strict=True)
@@ -234,6 +277,8 @@ def build_run(
         ),
     )
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
+    if rails is not None:
+        write_rails(directory, rails, "the configuration of the training run")
     size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
     write_pool(directory, identity, make_pool(pairs, phi))

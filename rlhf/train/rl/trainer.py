@@ -18,6 +18,9 @@ from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import People, load_people
+from rlhf.mesh import place
+from rlhf.mesh.devices import under_mesh
+from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
@@ -25,7 +28,7 @@ from rlhf.policy.sampling import SamplingSettings
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import optim
+from rlhf.train import held_out, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
@@ -48,6 +51,7 @@ from rlhf.train.rl import (
 from rlhf.train.rl import update as updates
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.critic import Critic, init_critic
+from rlhf.train.rl.held_out import Given, Measured, divided
 from rlhf.train.rl.prompts import PromptSet
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import check_sampling, memory_line
@@ -59,6 +63,7 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 _LOG = logging.getLogger("chorus")
 SHOWN = (
     "train/reward",
+    "eval/reward",
     "train/kl_ref_nats",
     "train/completion_tokens",
     "train/eos_share",
@@ -67,6 +72,7 @@ SHOWN = (
 )
 
 
+@under_mesh
 def run(
     config: PPOConfig | GRPOConfig,
     *,
@@ -92,6 +98,8 @@ def run(
         inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
         if done:
             return stored(job, diagnose)
+        if basis is None and config.rewards is None:
+            rl_rewards.check_functions(config, rows)
         base = base or open_base(config)
         prompts = rl_data.prompt_set(config, base, rows)
         check_sampling(config, base, prompts.tokens.shape[1])
@@ -100,7 +108,7 @@ def run(
         beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
         trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
         trained.save(job.directory)
-        return close(job, trained.num_rows, diagnose)
+        return close(job, trained, diagnose)
 
 
 def _read(
@@ -129,6 +137,7 @@ def kind_of(config: RLConfig) -> str:
     return "ppo" if isinstance(config, PPOConfig) else "grpo"
 
 
+@under_mesh
 def train(
     config: PPOConfig | GRPOConfig,
     base: policy_store.Base,
@@ -148,9 +157,12 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
+    minibatch = config.rows // config.algorithm.minibatches
+    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
+    prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
-    spec = adapter_spec(config, source.run, base)
+    spec = adapter_spec(config, None if source.run is None else source.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:
         _LOG.warning(
@@ -162,6 +174,23 @@ def train(
     memory_line(config, base, trainer.state, prompts.tokens.shape[1], hinted)
     if lessons is not None and directory is not None:
         lessons.write(directory)
+    evaluation = None
+    if unseen is not None:
+        given = Given(
+            trainer.people,
+            trainer.frozen,
+            trainer.stop,
+            trainer.settings,
+            trainer.program,
+            source.reward,
+            trainer.state_at,
+        )
+        measured = Measured(config, unseen, given)
+
+        def measure(state: updates.RLState) -> dict[str, jax.Array]:
+            return named(measured(state), source.names)
+
+        evaluation = held_out.HeldOut(config.train, measure, directory)
     state = run_steps(
         trainer.state,
         trainer.step,
@@ -169,10 +198,16 @@ def train(
         config.train,
         tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
         callbacks=callbacks,
+        evaluate=evaluation,
     )
+    chosen = {}
+    if evaluation is not None:
+        state, chosen = evaluation.chosen(state), evaluation.record()
     trained = dict(state.params)
     critic = trained.pop("critic", None)
-    record = base_record(config, base, kind_of(config)) | _record(config, source, float(state.kl_coef))
+    record = (
+        base_record(config, base, kind_of(config)) | _record(config, source, float(state.kl_coef)) | chosen
+    )
     if isinstance(config, PPOConfig) and directory is not None:
         purpose = _purpose(config, base, source)
         record["critic"] = rl_critic.save(directory, trainer.critic_spec, critic, purpose)
@@ -197,7 +232,7 @@ class Trainer:
         own: optim.Own = None,
     ):
         self.config, self.source, self.prompts, self.lessons = config, source, prompts, lessons
-        self.settings = traced(config.settings)
+        self.settings = place.everywhere(traced(config.settings))
         self.term = None if lessons is None else lessons.term(graphdef)
         self.program = RLProgram(
             graphdef=graphdef,
@@ -221,7 +256,8 @@ class Trainer:
             config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
         )
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        self.people, self.sampling, self.stop = jax.device_put((source.people, sampling, stop))
+        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
             self.samples = rl_samples.Samples(directory, base.tokenizer, source, prompts.rows, config)
@@ -236,18 +272,20 @@ class Trainer:
         extra = None
         if self.lessons is not None and self.term is not None:
             extra = self.lessons.rows(batch.number, self.frozen, self.term)
-        reward = self.source.reward
+        reward, extra_columns = self.source.reward, {}
         if reward.kernel is not None:
             state, metrics, rollout, rewards = updates.iterate(
                 state, *shared, reward.arrays, *rest, program=self.program, reward=reward.kernel, extra=extra
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
+            rows = self.prompts.rows.take(batch.index)
             try:
-                given = reward(rollout, self.prompts.rows.take(batch.index))
+                with arguments.training(self.state_at(batch.number), len(batch.index)) as said:
+                    given = reward(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(given.phi)
+            rewards = jax.device_put(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
@@ -262,9 +300,18 @@ class Trainer:
             metrics["train/left_out_share"] = jnp.float32(
                 sum(counts) / (len(batch.index) * len(self.source.names))
             )
+            metrics |= {name: jnp.float32(value) for name, value in said.means("train/logged/").items()}
+            extra_columns = said.extra
         if self.samples is not None:
-            self.samples.take(batch, rollout, rewards)
+            self.samples.take(batch, rollout, rewards, extra_columns)
         return state, named(metrics, self.source.names)
+
+    def state_at(self, number: int, *, evaluation: bool = False) -> arguments.TrainerState:
+        """What reward functions see of the training after `number` steps."""
+        visited = number * self.config.rollout.prompts_per_step
+        steps = self.config.train.steps
+        assert steps is not None, "settled with the length"
+        return arguments.TrainerState(number, steps, visited / len(self.prompts.starts), evaluation)
 
 
 def named(metrics: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -317,4 +364,6 @@ def _record(config: RLConfig, source: Source, kl_coef: float) -> JSONObject:
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},
+        **source.rails,
+        **({"trust_beta": config.kl.coef} if source.rails.get("rails") else {}),
     }

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from rlhf.mesh import place
 from rlhf.objectives import surrogate as objectives
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, RunningScale
 from rlhf.objectives.kl_control import next_kl_coef
@@ -57,7 +58,7 @@ def init_state(
 ) -> RLState:
     """State of iteration 0, all of it typed arrays (a Python number would compile a second time); `own` as in `optim`."""
     start = optim.init_state(params, settings.optimizer, key, own)
-    return RLState(
+    state = RLState(
         start.step,
         start.params,
         start.opt_state,
@@ -66,6 +67,7 @@ def init_state(
         jnp.array(settings.kl.coef, jnp.float32),  # a copy: the state is donated, the settings stay
         RunningScale.start(),
     )
+    return place.state(params, state)
 
 
 class Minibatch(NamedTuple):
@@ -101,7 +103,10 @@ def loss_of(
     def over_tokens(values: jax.Array) -> jax.Array:
         return objectives.aggregate(values, mask, algorithm.aggregation, settings.rollout.max_new_tokens)
 
-    surrogate, diagnostics = objectives.clipped_surrogate(
+    of_ratio = objectives.clipped_surrogate
+    if isinstance(algorithm, GRPOAlgorithmConfig):
+        of_ratio = objectives.SURROGATES[algorithm.surrogate]
+    surrogate, diagnostics = of_ratio(
         logprobs, old.logprobs, batch.advantages, mask, algorithm.clip_low, algorithm.clip_high
     )
     policy_loss, entropy = over_tokens(surrogate), objectives.aggregate(entropy, mask, "token")
@@ -181,11 +186,16 @@ def _epochs(
         raise ValueError(f"{minibatches} minibatches do not divide {batch} rows")
     orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, epochs))
     orders = orders.reshape(epochs * minibatches, batch // minibatches)
+    still = (
+        minibatches == 1 and place.num_row_parts() > 1
+    )  # an order of all rows moves them, and changes nothing
 
     def work(carry, order):
         state, _ = carry
-        picked = jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=()))
-        part = picked._replace(rows=whole.rows.take(order))
+        part = whole
+        if not still:
+            picked = place.rows(jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=())))
+            part = picked._replace(rows=whole.rows.take(order))
         state, stop, metrics = _optimise(state, part, frozen, kl_price, settings, program, extra)
         return (state, stop), metrics | {"made": jnp.ones(()), "applied": 1.0 - stop}
 
@@ -248,6 +258,7 @@ def _update(
         kl_coef,
         found.scale,
     )
+    new = place.pinned(state.params, new)
     return new, metrics | steps | {"train/kl_coef": state.kl_coef}
 
 

@@ -1,4 +1,5 @@
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 
@@ -141,7 +142,7 @@ def test_chat_prompts_survive(tmp_path, run):
 
 @pytest.mark.parametrize(
     "user_id",
-    ["../../etc/passwd", "/abs", "a/b", "..", ".", "CON", "ü Name", "x" * 500, "nul\0", "a\nb", "-rf", "A"],
+    ["../../etc/passwd", "/abs", "a/b", "..", ".", "CON", "ü Name", "x" * 500, "-rf", "A"],
 )
 def test_odd_ids_stay_in_the_folder(tmp_path, run, user_id):
     folder = tmp_path / "users"
@@ -150,6 +151,19 @@ def test_odd_ids_stay_in_the_folder(tmp_path, run, user_id):
     assert path.parent == folder and path.suffix == ".json" and len(path.name) < 120
     assert records.load(folder, user_id, run).user_id == user_id
     assert records.list_records(folder) == [(user_id, 1)]
+
+
+@pytest.mark.parametrize("user_id", ["nul\0", "a\nb", "\x1b[2J", "\u202eada"])
+def test_nobody_new_has_a_name_of_control_characters(tmp_path, run, user_id):
+    with pytest.raises(UserError, match=r"U\+"):
+        records.append(tmp_path / "users", run, user_id, answers(1))
+    assert not list(tmp_path.glob("users/[!.]*"))
+    older = dataclasses.replace(records.append(tmp_path / "other", run, "ada", answers(1)), user_id=user_id)
+    records.write(tmp_path / "users", older)  # from before the rule
+    assert records.append(tmp_path / "users", run, user_id, answers(2)[1:]).user_id == user_id
+    (path,) = (tmp_path / "users").glob("[!.]*")
+    assert path.parent == tmp_path / "users" and len(path.name) < 120
+    assert records.list_records(tmp_path / "users") == [(user_id, 2)]
 
 
 def test_no_two_ids_share_a_file():

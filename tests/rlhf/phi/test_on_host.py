@@ -25,7 +25,8 @@ def exact(prompts, completions):
 
 def sees(prompts, completions, answer, level=None, **columns):
     assert prompts == ["which", "which", "what", "what"], prompts
-    assert answer == ["x", "x", "y", "y"] and level == [1, 1, 2, 2] and columns == {"note": [None, None, "n", "n"]}
+    assert answer == ["x", "x", "y", "y"] and level == [1, 1, 2, 2] and columns.pop("note") == [None, None, "n", "n"]
+    assert list(map(len, columns.pop("completion_ids"))) and set(columns) == {"trainer_state", "log_metric", "log_extra"}
     return [float(len(text)) for text in completions]
 
 def sometimes(completions):
@@ -181,7 +182,7 @@ def test_how_often_a_reward_says_nothing_is_said_once(functions, caplog):
 
 
 FAILURES = {
-    "raises": r"^column 'raises': function '.*': failed on prompts.jsonl row 3, ZeroDivisionError: .* in line 14; mend",
+    "raises": r"^column 'raises': function '.*': failed on prompts.jsonl row 3, ZeroDivisionError: .* in line 15; mend",
     "short": r"^column 'short': function '.*': returned 1 values for 4 completions",
     "nan": r"^column 'nan': function '.*': returned 'nan' for prompts.jsonl row 8; return a finite number",
     "needs": r"^column 'needs': function '.*': needs the column 'gold', which prompts.jsonl does not have",

@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from rewards.errors import UserError
+from rewards.names import no_name
 from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.describe import KINDS, describe, schema_of
 from rlhf.run.config.document import parse
@@ -80,7 +81,7 @@ def test_a_mapping_as_override_replaces_the_section(write):
     rate=st.floats(1e-12, 1e3),
     eta=st.just(0.0) | st.floats(1e-30, 1e6),
     name=st.text(min_size=1).filter(
-        lambda text: text.strip() and "\0" not in text and text[0] != "~"
+        lambda text: text.strip() and no_name(text) is None and text[0] != "~"
     ),  # paths
     completions=st.none() | st.integers(2, 99),
 )
@@ -221,7 +222,7 @@ def test_several_mistakes_are_listed_and_the_rest_counted(write):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     assert "no such configuration file" in message(tmp_path / "no.yaml")
-    assert "Is a directory" in message(tmp_path)
+    assert "is a folder, not a file" in message(tmp_path)
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in message(tmp_path / "b.yaml")
 

@@ -57,7 +57,7 @@ def test_a_finding_is_printed_once_at_the_first_checkpoint_that_shows_it(tmp_pat
 def test_the_report_names_it_first(tmp_path, monkeypatch, fault, status):
     run = run_of(tmp_path, faulty(fault) if fault else healthy())
     monkeypatch.setattr("rlhf.train.trained.read_result", lambda path: {})
-    close(run, 1, diagnose)
+    close(run, SimpleNamespace(num_rows=1, record={}), diagnose)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     verdict = text[text.index('class="verdict') : text.index("<h1>")]
     assert (f"Found: {fault}" in verdict) == bool(fault) == ("What goes wrong" in text)

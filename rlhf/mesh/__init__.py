@@ -1,0 +1,1 @@
+"""The devices of a run as one mesh, and where on it each array lies."""
