@@ -76,10 +76,11 @@ class CrossedFitted(LinearFitted):
 
     @classmethod
     def restore(cls, tensors: dict[str, np.ndarray], settings: JSONObject) -> "CrossedFitted":
-        keys = settings.get("keys")
-        if not isinstance(keys, list):
-            raise UserError("reward model: setting 'keys' is missing; restore or refit the model")
-        shape = {EFFECTS: (len(keys), settings.get("num_basis"))}
+        for name in ("keys", "num_basis"):
+            if name not in settings:
+                raise UserError(f"reward model: setting {name!r} is missing; restore or refit the model")
+        keys = settings["keys"]
+        shape = {EFFECTS: (len(keys), int(settings["num_basis"]))}
         own = {name: tensors[name] for name in shape if name in tensors}
         hashed.check_tensors(own, shape, "reward model", "a crossed model", "restore or refit the model")
         rest = {name: array for name, array in tensors.items() if name not in shape}
@@ -121,7 +122,7 @@ class Crossed(RewardModel):
         problem = shared.build(table, training, reduced, weight)
         items = problem.reduction.coordinates
         answers = Answers.of(problem, self.folds, self.seed)
-        base = fit_base(items, answers, self.lapse, self.seed)
+        base = fit_base(items, problem.prompts, answers, self.lapse, self.seed)
         if on_round:
             on_round(0, {"base_loss_nats": base.losses[base.ridge, base.variance]})
         axes = min(self.num_basis, problem.reduction.rank) - 1
@@ -162,7 +163,9 @@ def _fitted(
     coef_mean = np.tile(np.asarray(prior.mean, np.float32), (training.num_users, 1))
     coef_precision = np.tile(prior.precision, (training.num_users, 1, 1))
     if personal:
-        mean, precision = _seen(answers, base, (problem.reduction.coordinates @ directions + effects), prior, change, lapse)
+        mean, precision = _seen(
+            answers, base, (problem.reduction.coordinates @ directions + effects), prior, change, lapse
+        )
         coef_mean[answers.order], coef_precision[answers.order] = mean, precision
     keys = np.array(keys_of(training))[problem.used]
     order = np.argsort(keys)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 
 from rewards.methods.crossed_data import Answers
 
-RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 STRENGTHS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variances τ² that are tried; 0 is a model of the text alone."""
 
@@ -45,12 +45,13 @@ class Base:
     losses: dict[tuple[float, float], float]
 
 
-def fit_base(items: Float[np.ndarray, "I P"], answers: Answers, lapse: float, seed: int) -> Base:
+def fit_base(
+    items: Float[np.ndarray, "I P"], prompts: Int[np.ndarray, " I"], answers: Answers, lapse: float, seed: int
+) -> Base:
     """Choose ridge and τ², fit with everybody, and once more without each fold."""
     pairs = _Pairs.of(items, answers)
     folds = range(answers.num_folds)
-    # A text belongs to a fold too: it is new to that fold's people. Drawn in order of items, whatever the rows.
-    text_fold = np.random.default_rng([seed, 31]).integers(0, max(answers.num_folds, 2), len(items))
+    text_fold = _folds_of_texts(prompts, answers.num_folds, seed)
     losses: dict[tuple[float, float], float] = {}
     starts: dict[int, np.ndarray] = {}
 
@@ -60,7 +61,7 @@ def fit_base(items: Float[np.ndarray, "I P"], answers: Answers, lapse: float, se
             for fold in folds:
                 new = pairs.touch(text_fold == fold)
                 weight = pairs.wins - pairs.wins_of[fold]
-                coef = pairs.solve(weight * ~new[:, None], ridge, variance, lapse, starts.get(fold))
+                coef = pairs.solve(weight * ~new[:, None], ridge, variance, lapse, starts.get(fold), 1e-7)
                 starts[fold] = coef
                 found.append(pairs.loss(coef, pairs.wins_of[fold], new, lapse, variance))
             losses[ridge, variance] = float(np.mean(found))
@@ -78,6 +79,15 @@ def fit_base(items: Float[np.ndarray, "I P"], answers: Answers, lapse: float, se
         margin[rows] = pairs.margins(own, items, answers, rows)
     width = items.shape[1]
     return Base(coef[:width], coef[width:], margin, ridge, variance, losses)
+
+
+def _folds_of_texts(prompts: Int[np.ndarray, " I"], folds: int, seed: int) -> Int[np.ndarray, " I"]:
+    """A text belongs to a fold too and is new to that fold's people: with all texts of its prompt, given enough prompts."""
+    rng = np.random.default_rng([seed, 31])
+    asked, place = np.unique(prompts, return_inverse=True)
+    if len(asked) >= 2 * folds:
+        return (rng.permutation(len(asked)) % folds)[place]
+    return rng.permutation(len(prompts)) % folds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +123,13 @@ class _Pairs:
         return value[answers.chosen[rows]] - value[answers.rejected[rows]]
 
     def solve(
-        self, wins: np.ndarray, ridge: float, variance: float, lapse: float, start: np.ndarray | None
+        self,
+        wins: np.ndarray,
+        ridge: float,
+        variance: float,
+        lapse: float,
+        start: np.ndarray | None,
+        precision: float = 1e-10,
     ) -> Float[np.ndarray, " P+I"]:
         """(θ, b) by L-BFGS in units of their prior deviations."""
         width = self.delta.shape[1]
@@ -132,8 +148,12 @@ class _Pairs:
             gradient = np.concatenate([slope @ self.delta, effect])
             return value + 0.5 * float(z @ z), gradient * unit + z
 
-        z = np.zeros(len(unit)) if start is None else np.where(unit > 0, start / np.where(unit > 0, unit, 1), 0)
-        options = {"maxiter": 300, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-5}
+        z = (
+            np.zeros(len(unit))
+            if start is None
+            else np.where(unit > 0, start / np.where(unit > 0, unit, 1), 0)
+        )
+        options = {"maxiter": 200, "maxcor": 20, "ftol": precision, "gtol": 1e-4}
         found = scipy.optimize.minimize(objective, z, jac=True, method="L-BFGS-B", options=options)
         return found.x * unit
 

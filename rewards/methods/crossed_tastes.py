@@ -25,15 +25,15 @@ import scipy.optimize
 import scipy.sparse
 from jaxtyping import Array, Float
 
-from rewards.basis import likelihood
+from rewards.basis import likelihood, users
 from rewards.methods.crossed_data import Answers, Episodes, draw_episodes, earlier_and_later
 
 SCALES = (0.0, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Variances c of a taste that are tried, as shares of the one that V and ξ were fitted under."""
 SPREADS = (0.0, 0.15, 0.3, 0.5)
 """Standard deviations s of how sharply people choose that are tried."""
-NEWTON = 6  # steps of the posterior; under the prior of this objective four reach five digits
-MOST_EPISODES = 8192
+NEWTON = 4  # steps of the posterior; from the prior, where the curvature is largest, they reach it
+MOST_EPISODES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fit_tastes(
     seed: int,
 ) -> Tastes:
     """V and ξ of everybody, and the scale by people left out."""
-    per_person = int(np.clip(MOST_EPISODES // answers.num_people, 1, 8))
+    per_person = int(np.clip(MOST_EPISODES // answers.num_people, 1, 4))
     drawn = draw_episodes(answers, seed, per_person=per_person, most_context=most_context, most_targets=4)
     met = earlier_and_later(answers, most_context=most_context, most_targets=6)
     width = items.shape[1]
@@ -84,12 +84,13 @@ def fit_tastes(
     learner = _Learner(items, answers, margin, drawn, penalty)
     fold_of = np.zeros(answers.num_people, int)
     fold_of[answers.user] = answers.fold
-    grid = {(c, s): np.zeros(len(met.user)) for c in SCALES for s in SPREADS}
+    scales = SCALES if num_axes else SCALES[:1]
+    grid = {(c, s): np.zeros(len(met.user)) for c in scales for s in SPREADS}
     for fold in range(answers.num_folds):
         held = fold_of[met.user] == fold
         if not held.any():
             continue
-        phi = learner.features(learner.fit(num_axes, fold_of != fold))
+        phi = learner.features(learner.fit(num_axes, fold_of != fold)) if num_axes else nothing.loadings
         for (c, s), found in grid.items():
             found[held] = learner.person_loss(phi, met, c, s)[held]
     scale, spread, losses = choose(grid)
@@ -146,7 +147,7 @@ class _Learner:
             )
             return float(value), np.asarray(slope, np.float64).ravel()
 
-        options = {"maxiter": self.penalty.steps, "maxcor": 15, "ftol": 1e-7, "gtol": 1e-4}
+        options = {"maxiter": self.penalty.steps, "maxcor": 15, "ftol": 1e-5, "gtol": 1e-3}
         start = self._start(num_axes, people)
         found = scipy.optimize.minimize(
             objective, start.ravel(), jac=True, method="L-BFGS-B", options=options
@@ -258,6 +259,7 @@ def predictive_loss(
         delta = jnp.concatenate([phi[chosen] - phi[rejected], margin[..., None]], axis=-1) * widths
         return delta, margin, outcome, weight
 
+    solve = jax.vmap(users.solve)
     delta, margin, outcome, weight = side(batch.context)
     eye = jnp.eye(len(widths))
 
@@ -269,12 +271,14 @@ def predictive_loss(
     def step(coef, _):
         total, hessian = curvature(coef)
         slope = jnp.einsum("bnk,bn->bk", delta, weight * likelihood.score(total, outcome, lapse)) - coef
-        return coef + jnp.linalg.solve(hessian, slope[..., None])[..., 0], None
+        return coef + solve(hessian, slope), None
 
     coef = jax.lax.scan(step, jnp.zeros((len(margin), len(widths))), None, length=NEWTON)[0]
     hessian = curvature(coef)[1]
     delta, margin, outcome, _ = side(batch.target)
     mean = margin + jnp.einsum("btk,bk->bt", delta, coef)
-    spread = jnp.linalg.solve(hessian, delta.swapaxes(1, 2))
-    variance = jnp.einsum("btk,bkt->bt", delta, spread)
+    inverse = jax.vmap(solve, in_axes=(None, 0), out_axes=1)(
+        hessian, jnp.broadcast_to(eye[:, None], (len(eye), len(mean), len(eye)))
+    )
+    variance = jnp.einsum("btk,bkl,btl->bt", delta, inverse, delta)
     return likelihood.negative_log_likelihood(mean / jnp.sqrt(1 + jnp.pi * variance / 8), outcome, lapse)

@@ -35,6 +35,7 @@ SETTINGS = {
     "vpl": SMALL_NETWORK,
     "spl": SMALL_NETWORK,
     "aggregate": {"dims": WIDTH},
+    "crossed": {"num_basis": 4, "dims": WIDTH, "steps": 30, "folds": 2},
 }
 LOW_RANK = {"num_basis": 4, "dims": WIDTH, "steps": 75}
 
