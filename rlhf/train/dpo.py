@@ -30,6 +30,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
+from rlhf.policy.rails import in_force, recorded
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
@@ -131,6 +132,10 @@ def train(
     annotation = annotation_mixture(config, prefs, rewards, people)
     if not config.loss.personal:
         rewards = people = None
+    given = rewards
+    if rewards is not None:
+        rewards = in_force(config.rails, rewards)
+        refuse_own_labels(config, rewards)
     rows = build_rows(config, prefs, base, people, annotation)
     found = _division(config, prefs, rows)
     config = settled(config, base, rows.packed if found is None else rows.packed.take(found.train))
@@ -147,7 +152,7 @@ def train(
         config, callbacks, graphdef, params, data, found, drawn_from, run_key, full, own, directory
     )
     params = params._replace(**state.params)
-    record = base_record(config, base, "dpo") | _personal_record(config, rewards) | more
+    record = base_record(config, base, "dpo") | personal_record(config, given) | more
     record |= {"annotation": annotation.record()} if annotation else {}
     return Trained(base, params, spec, record, full, len(rows.user) if found is None else len(found.train))
 
@@ -177,6 +182,8 @@ def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dic
         posteriors = people.posteriors
         moments = [part for one in posteriors for part in (one.mean, one.precision)]
         found["people"] = sha256_json([*people.user_ids, inputs.arrays(moments)])
+    if rewards.rails is not None:
+        found["rails"] = rewards.rails.hash
     settings = rewards.basis.encoder
     if settings["kind"] == "lm":
         found |= {f"encoder {name}": digest for name, digest in encoder.files_now(settings).items()}
@@ -297,7 +304,8 @@ def population(config: DPOConfig, rewards: FittedBasis | None, people: People | 
     if rewards is None:
         return None
     assert people is not None, "rewards come with their people"
-    return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
+    posteriors, beta = list(people.posteriors), config.loss.dpo_beta
+    return Population.from_posteriors(rewards.prior, posteriors, config.users.extreme_sd, rewards.rails, beta)
 
 
 def settings_of(config: DPOConfig) -> dpo.DPOSettings:
@@ -378,7 +386,7 @@ def _train(
     return (state, {}) if evaluation is None else (evaluation.chosen(state), evaluation.record())
 
 
-def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
+def personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
     """What a policy must remember of the population it was trained for."""
     if rewards is None:
         return {"beta": config.loss.dpo_beta, "eta": 0.0}
@@ -389,4 +397,18 @@ def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObje
         "basis": rewards.hash,
         "names": list(rewards.basis.gauge.names),
         "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},
+        **recorded(config.rails, rewards),
     }
+
+
+def refuse_own_labels(config: DPOConfig, rewards: FittedBasis) -> None:
+    """People's own labels hold whatever rails take out of their coefficients.
+
+    Raises:
+      UserError: `loss.kind` observed with rails.
+    """
+    if rewards.rails is not None and config.loss.kind == "observed":
+        raise UserError(
+            f"loss.kind observed: learns from people's own labels, which the rails of the rewards ({rewards.rails}) do not "
+            "reach; choose soft or regression, whose labels come from railed coefficients, or say why in rails.off"
+        )

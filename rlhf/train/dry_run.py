@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from rewards.basis.belief import Belief
+from rewards.basis.rails import stated
 from rewards.basis.store import load_reward_run
 from rewards.data.examples import read_examples
 from rewards.data.read import read_preferences
@@ -36,6 +37,7 @@ from rlhf.policy.batches import sft_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import MAX_CACHED_BYTES, PolicyParams, structure
 from rlhf.policy.packing import PackedRows
+from rlhf.policy.rails import in_force
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import traced
 from rlhf.train import dpo, dpo_step, memory, optim, sft_step
@@ -229,7 +231,8 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
 def _people(config: RLConfig) -> tuple[Any, tuple[str, ...], UserShares | None]:
     """Whose coefficients are drawn, the outputs' names, and shares of people; as `rl.sources` does, without the rewards."""
     if config.rewards is not None:
-        run = load_reward_run(config.rewards)
+        run = in_force(config.rails, load_reward_run(config.rewards))
+        rails = run.rails
         prior, posteriors, names = run.prior, list(load_people(run).posteriors), run.basis.gauge.names
     elif config.population is not None:
         wanted = config.population
@@ -237,13 +240,16 @@ def _people(config: RLConfig) -> tuple[Any, tuple[str, ...], UserShares | None]:
             np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
         )
         posteriors, names = [], tuple(f"column {number}" for number in range(len(wanted.mean)))
+        axes = [column.name for column in config.columns]
+        rails = stated(wanted.rails, axes, "", "population.rails") if wanted.rails else None
     else:
         size = len(config.weights or config.columns)
         return np.ones(size, np.float32), tuple(column.name for column in config.columns), None
     users = config.users
     if not posteriors:
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
-    return Population.from_posteriors(prior, posteriors, config.users.extreme_sd), names, UserShares.of(users)
+    drawn_from = Population.from_posteriors(prior, posteriors, users.extreme_sd, rails, config.kl.coef)
+    return drawn_from, names, UserShares.of(users)
 
 
 def _model(config: Config, base: policy_store.Base, spec: Any, conditioned: bool) -> Model:

@@ -363,4 +363,6 @@ def _record(config: RLConfig, source: Source, kl_coef: float) -> JSONObject:
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},
+        **source.rails,
+        **({"trust_beta": config.kl.coef} if source.rails.get("rails") else {}),
     }
