@@ -46,4 +46,5 @@ def generate(
         "logprobs": [row.logprob for row in rows],
         "finished": [row.finished for row in rows],
         "user": user,
+        "rails": loaded.rails_on(who),
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.api import calibrate
-from rewards.basis import store
+from rewards.basis import projection, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -247,9 +247,11 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
             "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),
             "prior_sd": float(run.prior.sd[k]),
+            "rail": "free" if run.rails is None else run.rails.of_axis(axis),
         }
         for k, axis in enumerate(run.basis.gauge.names)
     ]
+    railed, said = within_rails(run, record)
     return {
         "user_id": record.user_id,
         "basis": record.basis,
@@ -257,9 +259,21 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
         "num_edits": len(record.edits),
         "num_skipped": len(record.skipped),
         "coef_mean": np.asarray(record.posterior.mean, np.float64).tolist(),
+        "coef_railed": railed,
+        "rails": said,
         "coverage": None if calibration is None else calibration.level,
         "axes": axes,
     }
+
+
+def within_rails(run: store.RewardRun, record: records.UserRecord) -> tuple[list[float], list[str]]:
+    """What a policy of these rewards would take of the person's coefficients, and what the rails do to them, in words."""
+    asked = np.asarray(record.posterior.mean, np.float32)
+    if run.rails is None:
+        return asked.astype(float).tolist(), []
+    unlimited = dataclasses.replace(run.rails, trust_nats=math.inf)  # which depends on a policy's β
+    given = np.asarray(projection.project(projection.limits(unlimited, run.prior, 1.0), asked))
+    return given.astype(float).tolist(), projection.actions(unlimited, asked, given)
 
 
 def _record(run: store.RewardRun, name: str) -> records.UserRecord:

@@ -162,7 +162,7 @@ def train(
     prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
-    spec = adapter_spec(config, source.run, base)
+    spec = adapter_spec(config, None if source.run is None else source.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:
         _LOG.warning(
@@ -364,4 +364,6 @@ def _record(config: RLConfig, source: Source, kl_coef: float) -> JSONObject:
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},
+        **source.rails,
+        **({"trust_beta": config.kl.coef} if source.rails.get("rails") else {}),
     }
