@@ -111,6 +111,7 @@ def _programs(config: Config) -> tuple[list[Program], float]:
     layers, dtype = config.model.adapter_layers, config.model.dtype
     base = policy_store.described(config.model.name, adapter_layers=layers, dtype=dtype)
     model = base.config
+    memory.check_pass(config)
     rules.check_model(num_heads=model.num_heads, num_kv_heads=model.num_kv_heads, mlp_width=model.mlp_width)
     if isinstance(config, SFTConfig):
         return _sft(config, base)
@@ -175,10 +176,6 @@ def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], flo
 def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
     """Drawing and the update; what is between them is the reward's."""
     prompts = rl_prompts.prompt_set(config, base)
-    place.check_rows(
-        "rollout (prompts × people × completions) over algorithm.minibatches",
-        config.rows // config.algorithm.minibatches,
-    )
     each = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, each)
     people, names, shares = _people(config)

@@ -68,6 +68,7 @@ def memory() -> dict[str, dict[str, float]]:
 def child(name: str) -> object:
     """`compare` or `memory` in a process of its own."""
     environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"  # two programs at once wait for one another's threads
     command = [sys.executable, "-m", "scripts.bench.mesh_table", "--child", name]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -28,7 +28,7 @@ from rlhf.policy.sampling import SamplingSettings
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, optim
+from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
@@ -157,8 +157,7 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
-    minibatch = config.rows // config.algorithm.minibatches
-    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
+    memory.check_pass(config)
     prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
