@@ -113,7 +113,10 @@ def page(results: dict[str, Any]) -> str:
         "left out gave; c = 0: no personal taste was found, and everybody gets the same ordering.",
         "",
     ]
+    lines += ["## Where it falls short", "", *shortcomings(results), ""]
     for name, divisions in results.items():
+        if not divisions:
+            continue
         lines += [
             f"## {name}",
             "",
@@ -125,6 +128,30 @@ def page(results: dict[str, Any]) -> str:
                 lines.append(row(seed, found, kind, model))
         lines.append("")
     return "\n".join(lines)
+
+
+def shortcomings(results: dict[str, Any]) -> list[str]:
+    """What the numbers do not show, one line each."""
+    lines = []
+    for name, divisions in results.items():
+        own = [found["models"]["crossed"] for found in divisions.values()]
+        if not own:
+            continue
+        new = [model["gain_new"][0] for model in own if "gain_new" in model]
+        if new and np.mean(new) < -0.005:
+            lines.append(f"- {name}: on new texts it loses {-np.mean(new):.3f} to the aggregate model.")
+        if any(model["gain"][1] <= 0 for model in own):
+            lines.append(
+                f"- {name}: on known texts a gain over the aggregate model is not shown in every division."
+            )
+        if not any(model["answers_save"][1] > 0 for model in own):
+            lines.append(f"- {name}: ten answers are not shown to save anything over none.")
+    few = [name for name, divisions in results.items() if 0 < len(divisions) < 3]
+    if few:
+        lines.append(f"- Fewer than three divisions so far: {', '.join(few)}.")
+    if missing := [name for name in FILES if not results.get(name)]:
+        lines.append(f"- Not run so far: {', '.join(missing)}.")
+    return lines
 
 
 def row(seed: str, found: dict[str, Any], kind: str, model: dict[str, Any]) -> str:
