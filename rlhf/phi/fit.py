@@ -135,8 +135,9 @@ def embedded(config: RewardsConfig, prefs: Preferences) -> tuple[np.ndarray, JSO
 
 def close(run: Run, result: JSONObject) -> JSONObject:
     """Write report.html and then metrics.json; returns the latter as it was written."""
-    from rlhf.report import write_rewards_report
+    from rlhf.report import rewards_verdict, write_rewards_report
 
+    result = result | {"verdict": rewards_verdict(result)._asdict()}
     write_rewards_report(run.directory, result)
     run.write_result(result)
     return read_result(run.directory)
@@ -156,6 +157,7 @@ def _fit_result(
         "num_items": prefs.num_items,
         "training_people": len(np.unique(train.user_index)),
         "held_out_people": len(np.unique(prefs.user_index[held_out])),
+        "last_choices": config.data.last_choices,
         "training_comparisons": train.num_comparisons,
         "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
         "policy_refusal": fitted.policy_refusal,

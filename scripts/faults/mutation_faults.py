@@ -126,7 +126,7 @@ def changed(source: str, node: ast.expr, kind: str) -> tuple[str, str]:
     end = sum(len(line.encode()) for line in lines[: node.end_lineno - 1]) + node.end_col_offset
     raw = source.encode()
     text = (raw[:start] + f"({after})".encode() + raw[end:]).decode()
-    return text, f"line {node.lineno}: {before} → {after}"
+    return text, f"{before} → {after}"
 
 
 def faults_of(module: str) -> list[Fault]:

@@ -17,8 +17,7 @@ EQUAL: dict[str, str] = {
 
 def reason(entry: dict[str, Any]) -> str | None:
     """Why a change alters no result; None where it does."""
-    change = entry["change"].partition(": ")[2] if entry["change"].startswith("line ") else entry["change"]
-    place = f"{entry['module']}.{entry['function']}: {change}"
+    place = f"{entry['module']}.{entry['function']}: {entry['change']}"
     return next((why for start, why in EQUAL.items() if place.startswith(start)), None)
 
 

@@ -299,7 +299,7 @@ class Trainer:
             metrics["train/left_out_share"] = jnp.float32(
                 sum(counts) / (len(batch.index) * len(self.source.names))
             )
-            metrics |= {name: jnp.float32(value) for name, value in said.means("train/logged/").items()}
+            metrics |= {name: jnp.float32(value) for name, value in said.means("train").items()}
             extra_columns = said.extra
         if self.samples is not None:
             self.samples.take(batch, rollout, rewards, extra_columns)
