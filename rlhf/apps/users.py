@@ -17,8 +17,6 @@ from rewards.people import acquisition, edits, questions, records, shared_accoun
 from rewards.people import pool as pool_module
 from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
-from rlhf.phi import encoder
-from rlhf.policy import store as policy_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +187,13 @@ def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
         `coef_effective` and `z`, which depend on its prices of KL.
     """
     run = store.load_reward_run(rewards)
-    gate = None if policy is None else policy_store.load_gate(policy, run.hash)
+    gate = None
+    if policy is not None:
+        from rlhf.policy import (
+            store as policy_store,  # brings flax and a model's code, which nobody else here needs
+        )
+
+        gate = policy_store.load_gate(policy, run.hash)
     record = records.load(run.users, name, run)
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcome = np.array([answer.outcome for answer in record.answers], np.float32)
@@ -287,6 +291,8 @@ def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.An
     Raises:
       UserError: the file holds rows of somebody else: mixing two people into one record cannot be undone.
     """
+    from rlhf.phi import encoder  # brings every kind of column; a question needs none
+
     prefs = read_preferences(path)
     others = [user for user in prefs.user_ids if user != name]
     if others:
