@@ -7,13 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 T = "tests/rlhf/train/rl"
+RECIPES = "tests/rlhf/objectives/test_recipes.py"
 HINTS = "tests/rlhf/train/hints/test_loss.py"
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "advantages": (
         "rlhf/objectives/advantages.py",
-        ("tests/rlhf/objectives/test_advantages.py", "tests/rlhf/run/test_unread.py"),
+        ("tests/rlhf/objectives/test_advantages.py", "tests/rlhf/run/test_unread.py", RECIPES),
     ),
-    "surrogate": ("rlhf/objectives/surrogate.py", ("tests/rlhf/objectives/test_surrogate.py",)),
+    "surrogate": ("rlhf/objectives/surrogate.py", ("tests/rlhf/objectives/test_surrogate.py", RECIPES)),
     "preference": (
         "rlhf/objectives/preference.py",
         ("tests/rlhf/objectives/test_preference.py", "tests/rlhf/run/test_unread.py"),
@@ -34,13 +35,17 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "conditioning": (
         "rlhf/policy/conditioning.py",
-        ("tests/rlhf/policy/test_conditioning.py", "tests/rlhf/run/test_unread.py"),
+        (
+            "tests/rlhf/policy/test_conditioning.py",
+            "tests/rlhf/run/test_unread.py",
+            "tests/rlhf/apps/test_rails_attacks.py",
+        ),
     ),
     "fit": (
         "rewards/basis/fit.py",
         ("tests/rewards/basis/test_held_out.py", "tests/rewards/basis/test_fit.py"),
     ),
-    "estimate": ("rlhf/train/rl/estimate.py", (f"{T}/test_update.py", f"{T}/test_twin.py")),
+    "estimate": ("rlhf/train/rl/estimate.py", (f"{T}/test_update.py", f"{T}/test_twin.py", RECIPES)),
     "update": ("rlhf/train/rl/update.py", (f"{T}/test_update.py", f"{T}/test_twin.py", HINTS)),
     "dpo_step": ("rlhf/train/dpo_step.py", ("tests/rlhf/train/test_dpo.py", HINTS)),
     "sampling": ("rlhf/policy/sampling.py", ("tests/rlhf/policy/test_sampling.py",)),

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 _SYMMETRIC = "the nodes of the quadrature lie symmetrically about 0: the sum runs over the same points"
+_NOISE = "the noise is symmetric: its negative has the same distribution"
 # Changes that alter no result, with the reason; keyed by module.function and the beginning of what was changed.
 EQUAL: dict[str, str] = {
     "acquisition.information: mean[:, None] + deviation": _SYMMETRIC,
     "acquisition.observe: mean[:, None] + deviation": _SYMMETRIC,
     "acquisition.predicted_accuracy: mean[:, None] + deviation": _SYMMETRIC,
-    "conditioning.coef_of_users: population.user_mean[user] +": "the noise is symmetric: its negative has the same distribution",
+    "conditioning.coef_of_users: population.user_mean[user] +": _NOISE,
+    "conditioning.drawn: self.conditioning.mean + noise": _NOISE,
     "users.solve: matrix.shape[0] > UNROLLED": "two ways to solve the same system; a test holds them against each other",
     "fit.build: -1": "fills the place of items that no comparison names; nothing reads it",
 }
