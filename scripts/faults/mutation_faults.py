@@ -47,7 +47,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "estimate": ("rlhf/train/rl/estimate.py", (f"{T}/test_update.py", f"{T}/test_twin.py", RECIPES)),
     "update": ("rlhf/train/rl/update.py", (f"{T}/test_update.py", f"{T}/test_twin.py", HINTS)),
-    "dpo_step": ("rlhf/train/dpo_step.py", ("tests/rlhf/train/test_dpo.py", HINTS)),
+    "dpo_step": ("rlhf/train/dpo_step.py", ("tests/rlhf/train/test_held_out.py", "tests/rlhf/train/test_dpo.py", HINTS)),
     "sampling": ("rlhf/policy/sampling.py", ("tests/rlhf/policy/test_sampling.py",)),
 }
 SWAPS = {
