@@ -10,7 +10,8 @@ import sys
 from typing import Any, TextIO
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+# With one slash, too: that is what becomes of an address that is taken for a path.
+_CREDENTIALS = re.compile(r"(?<=[A-Za-z]:/)(/?)[^\s/?#'\"]*@")
 
 
 def printable(text: str) -> str:
@@ -20,7 +21,7 @@ def printable(text: str) -> str:
 
 def without_credentials(text: str) -> str:
     """The text with user names and passwords of addresses (https://user:password@host) taken out."""
-    return _CREDENTIALS.sub("***@", text)
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 class Shown:

@@ -1,5 +1,7 @@
 """calibration.json of a reward run: how much wider than Laplace's an honest error bar is, by number of answers."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 
@@ -9,9 +11,11 @@ from rewards.basis.store import RewardRun
 from rewards.comparison.measures import padded_rows
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rewards.methods.linear import LinearFitted
 from rewards.people import calibration
 from rewards.types import Preferences
+
+if TYPE_CHECKING:  # it brings scikit-learn, seconds that a question to somebody does not need
+    from rewards.methods.linear import LinearFitted
 
 FILE = "calibration.json"
 COUNTS = (1, 2, 5, 10, 20, 40)
@@ -20,7 +24,7 @@ MIN_PEOPLE = 10  # whose answered pairs say what gets asked
 
 
 def simulate(
-    train: Preferences, phi: np.ndarray, fitted: LinearFitted, seed: int
+    train: Preferences, phi: np.ndarray, fitted: "LinearFitted", seed: int
 ) -> calibration.Calibration | None:
     """Simulate people who answer the pairs that training people answered; None when too few answered any."""
     answers = np.bincount(train.user_index, minlength=train.num_users)

@@ -14,7 +14,9 @@ from rewards.api import calibrate
 from rewards.api.encoders import Encoder
 from rewards.api.person import Person
 from rewards.api.scoring import features_of
+from rewards.basis import projection, rails
 from rewards.basis.belief import Belief
+from rewards.basis.rails import Rails
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
@@ -211,6 +213,31 @@ class FittedRewards:
         items = read_completions(rows)
         return features_of(self.basis.basis, items, self.encoder.embed(items, settings))
 
+    @property
+    def rails(self) -> Rails | None:
+        """Which coefficients may be personal in a policy that is trained with these rewards; None: all."""
+        return self.stored_basis.rails
+
+    def with_rails(self, given: Mapping[str, Any] | None, reason: str | None = None) -> "FittedRewards":
+        """The same rewards with rails; those of stored rewards are set in their directory.
+
+        Args:
+          given: `axes`, `half_spaces`, `trust_nats` (`rewards.basis.rails.stated`); None switches the rails off.
+          reason: why; needed to switch them off.
+        Raises:
+          UserError: an axis that is none, a wrong number, or limits that no coefficients meet.
+        """
+        found = None
+        if given is not None:
+            found = rails.stated(given, self.axes, self.basis.hash, "rails")
+            projection.limits(found, self.prior, 1.0)  # refuses what cannot be met
+        elif not (reason or "").strip():
+            raise UserError("rails: switching them off needs a reason; say why")
+        if self.run is not None:
+            rails.write(self.run.directory, found, reason)
+            return load(self.run.directory, encoder=self.encoder)
+        return dataclasses.replace(self, _basis=dataclasses.replace(self.basis, rails=found))
+
     def save(self, directory: str | Path) -> Path:
         """Write a reward run that every command reads; from then on people's records are kept there.
 
@@ -234,6 +261,8 @@ class FittedRewards:
         if self._book is None:
             return
         write_pool(directory, identity, self.questions)
+        if self.basis.rails is not None:
+            rails.write(directory, self.basis.rails)
         self.book.keep_in(load_reward_run(directory))
         if self.calibration is not None:
             hashed.write_record(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())

@@ -34,7 +34,7 @@ def fit(
       encoder: how a text becomes numbers, `rlhf.encoder("smollm2-135m")`. None: the features or attributes that the
         data bring.
       method: "house", or the name of a published model: aggregate, per_user, pref, rfm, lore, pal_a, pal_b, offset,
-        mixture, columns, vpl, spl, card. Only those that are linear in coefficients have people and train policies.
+        mixture, columns, vpl, spl, card, crossed. Only those that are linear in coefficients have people and train policies.
       seed: of everything random in the fit.
       on_round: called as on_round(number, metrics) while it goes on.
       settings: of the method; for the house model num_basis, dims, whitening, ridge, lapse, shrinkage, rounds, steps,

@@ -12,7 +12,6 @@ Letters in shapes: I items, D embedding width, P kept components.
 import dataclasses
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 from rewards.basis import readout
 from rewards.errors import UserError
@@ -46,6 +45,8 @@ def whitened_components(
         raise UserError(
             f"embeddings: item {bad} holds a value that is not finite; check its text or features"
         )
+    from sklearn.decomposition import PCA  # two seconds to import: only where something is fitted
+
     centred = readout.centre(embeddings, item_prompt)
     dims = min(dims, *centred.shape)
     # "full" on the short side, the eigenvectors of the covariance when there are many more items than

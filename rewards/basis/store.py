@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from rewards import files, hashed
+from rewards.basis import rails
 from rewards.basis.belief import Belief
+from rewards.basis.rails import Rails
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import Gauge, PromptPart, Quadratic, RewardBasis
@@ -31,12 +33,17 @@ AGAIN = "restore or refit the run"
 
 @dataclasses.dataclass(frozen=True)
 class FittedBasis:
-    """A basis with its population; user records refer to `hash`; `extra` is what the fit reported."""
+    """A basis with its population; user records refer to `hash`; `extra` is what the fit reported.
+
+    Attributes:
+      rails: which coefficients may be personal; None where everything may (`rewards.basis.rails`).
+    """
 
     basis: RewardBasis
     prior: Belief
     hash: str
     extra: JSONObject
+    rails: Rails | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def lapse(self) -> float:
@@ -130,7 +137,9 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     if basis_hash(basis) != record["basis_hash"]:
         raise UserError(f"{record_path}: basis_hash does not belong to this basis; {AGAIN}")
     prior = Belief.from_cov(tensors["prior.mean"], tensors["prior.cov"])
-    return RewardRun(basis, prior, record["basis_hash"], record["extra"], directory)
+    identity = record["basis_hash"]
+    limits = rails.read(directory, identity, basis.gauge.names)
+    return RewardRun(basis, prior, identity, record["extra"], directory, rails=limits)
 
 
 def _shapes(record: JSONObject) -> hashed.Shapes:

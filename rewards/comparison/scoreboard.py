@@ -23,6 +23,7 @@ from rewards.comparison.compare import (
     score_model,
 )
 from rewards.comparison.measures import bootstrap, person_accuracy
+from rewards.comparison.power import RELEVANT, Power, cannot_show, power
 from rewards.data.division import CELLS, MAIN, Division
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -113,6 +114,10 @@ def compare(
         values["judged_minus"] = _interval(lead, settings.seed)
     board["best"] = best_of(board)
     board["helps"] = helps(board)
+    tested = division.tests[MAIN]
+    board["tested_choices"] = max(1, round(float(tested.sum()) / max(board["people"], 1)))
+    board["power"] = power_of(board)._asdict()
+    board["status"] = status(board)
     board["sentence"] = sentence(board)
     return board
 
@@ -282,6 +287,23 @@ def helps(board: JSONObject) -> bool:
     return bool(not own["ignores_user"] and gain["low"] > 0 and swap["low"] > 0)
 
 
+def power_of(board: JSONObject) -> Power:
+    """What the people of the comparison could have shown of the judged model against the aggregate one."""
+    gain = board["models"][board["judged"]]["gain"][board["answers"]]
+    return power(gain["low"], gain["high"], board["people"], choices=board["tested_choices"])
+
+
+def status(board: JSONObject) -> str:
+    """won, lost or unknown: not shown, though so few people could hardly have shown it."""
+    own = board["models"][board["judged"]]
+    if board["helps"]:
+        return "won"
+    harmed = own["gain"][board["answers"]]["high"] < 0 or own["own_minus_swapped"]["high"] < 0
+    if own["ignores_user"] or harmed or Power(**board["power"]).shows(RELEVANT):
+        return "lost"
+    return "unknown"
+
+
 def sentence(board: JSONObject) -> str:
     """One sentence: whether personalisation helps on this data, for whom, after how many answers."""
     answers, name = board["answers"], board["judged"]
@@ -303,4 +325,6 @@ def sentence(board: JSONObject) -> str:
         reason = "the model ignores the user, whose answers another person's may replace without any change"
     elif gain["low"] > 0:
         reason = "another person's answers serve as well as one's own"
+    if board.get("status") == "unknown":
+        return f"Unknown: {cannot_show(Power(**board['power']))}. On this data ({name}) {reason}; {figures}."
     return f"Personalisation lost on this data ({name}): {reason}; {figures}."

@@ -20,6 +20,7 @@ MODELS: dict[str, str] = {
     "mixture": "rewards.methods.mixture:Mixture",
     "house": "rewards.methods.house:House",
     "columns": "rewards.methods.columns:Columns",
+    "crossed": "rewards.methods.crossed:Crossed",
     "vpl": "rewards.methods.variational:VPL",
     "spl": "rewards.methods.variational:SPL",
     "card": "rewards.methods.card:Card",

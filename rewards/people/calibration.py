@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy.stats import chi2
 
 from rewards.basis import likelihood, users
 from rewards.basis.belief import Belief
@@ -85,6 +84,13 @@ class Calibration:
         return cls(counts, region, margin, level)
 
 
+def _chi2(level: float, dims: int) -> float:
+    """Quantile of χ² with `dims` degrees of freedom."""
+    from scipy.stats import chi2  # a second to import: a question needs none
+
+    return float(chi2.ppf(level, dims))
+
+
 def fit_scale(
     prior: Belief,
     delta: Float[np.ndarray, "U n K"],
@@ -133,8 +139,8 @@ def scale_of(
     """(region, margin) scales that make the coverage over these people exactly `level`."""
     whole, single = _distances(coef, coef_mean, coef_precision, margins)
     return (
-        float(np.quantile(whole, level) / chi2.ppf(level, coef.shape[1])),
-        float(np.quantile(single, level) / chi2.ppf(level, 1)),
+        float(np.quantile(whole, level) / _chi2(level, coef.shape[1])),
+        float(np.quantile(single, level) / _chi2(level, 1)),
     )
 
 
@@ -148,8 +154,8 @@ def coverage(
     """Share of true coefficients inside the ellipsoid, and of true margins inside their intervals."""
     whole, single = _distances(coef, coef_mean, coef_precision, margins)
     return {
-        "region": float(np.mean(whole <= chi2.ppf(level, coef.shape[1]))),
-        "margin": float(np.mean(single <= chi2.ppf(level, 1))),
+        "region": float(np.mean(whole <= _chi2(level, coef.shape[1]))),
+        "margin": float(np.mean(single <= _chi2(level, 1))),
     }
 
 

@@ -16,6 +16,7 @@ Letters in shapes: K basis outputs, D embedding width.
 
 import dataclasses
 import datetime
+import logging
 import math
 import re
 
@@ -27,6 +28,7 @@ from rewards.basis.store import RewardRun
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject
 
+_LOG = logging.getLogger("chorus")
 FIRM = 0.1  # s of a number, in population standard deviations of a·w: worth about a hundred answers
 SOFT = 0.4  # s of words
 STEP = 1.0  # how far "more" moves a·w, in the same unit
@@ -122,6 +124,11 @@ def from_axis(run: RewardRun, text: str) -> Edit:
     except ValueError:
         value = math.nan
     k = names.index(name)
+    rail = None if run.rails is None else run.rails.axis(name)
+    if rail is not None and not rail.low <= value <= rail.high:
+        raise UserError(
+            f"--axis {text!r}: {name!r} is {rail} in {run.directory}, for everybody; give a number within"
+        )
     mean, sd = float(run.prior.mean[k]), float(run.prior.sd[k])
     low, high = mean - REACH * sd, mean + REACH * sd
     if not low <= value <= high:
@@ -177,8 +184,9 @@ def named_directions(run: RewardRun) -> dict[str, np.ndarray]:
 
 
 def locked(run: RewardRun) -> list[str]:
-    """Names nobody may edit: `locked` in what the reward run stores beside its basis."""
-    return list(run.extra.get("locked", ()))
+    """Names nobody may edit: those that the rails lock, and `locked` in what the run stores beside its basis."""
+    own = () if run.rails is None else run.rails.locked
+    return [*own, *(name for name in run.extra.get("locked", ()) if name not in own)]
 
 
 def to_json(edit: Edit) -> JSONObject:
@@ -203,6 +211,10 @@ def _word_edit(
     center, now = float(free @ run.prior.mean), float(free @ posterior.mean)
     step = sign * STEP * sd * max((STRENGTH[word] for word in words if word in STRENGTH), default=1.0)
     value = min(max(now + step, center - REACH * sd), center + REACH * sd)
+    rail = None if run.rails is None else run.rails.axis(name)
+    if rail is not None and not rail.low <= value <= rail.high:
+        value = min(max(value, rail.low), rail.high)
+        _LOG.warning(f"--text {text!r}: {name!r} is {rail} for everybody; taken as {value:+.3g}")
     return _edit(name, text, free, value, SOFT * sd)
 
 

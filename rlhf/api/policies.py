@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from jaxtyping import Float
 import rewards.api.fitted as reward_api
 from rewards.api.fitted import FittedRewards
 from rewards.api.person import Person
+from rewards.basis import projection
+from rewards.basis.rails import Rails
 from rewards.data.schema import RowError, parse_prompt
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -21,12 +24,14 @@ from rlhf.api.completions import Completion, Completions
 from rlhf.models.load import read_hf_config
 from rlhf.models.save import save_hf
 from rlhf.policy import store as policy_store
+from rlhf.policy.conditioning import rails_of
 from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import Step
 
+_LOG = logging.getLogger("chorus")
 Who = Person | str | Sequence[float] | np.ndarray | None
 """A person, the name of one who has a record, K coefficients, or None for the aggregate policy."""
 Prompts = Prompt | Sequence[Prompt | Sequence[dict[str, str]]]
@@ -199,7 +204,25 @@ class Policy:
             raise UserError(
                 f"{self._place}: this policy was trained without users; leave out --user (people in Python)"
             )
-        return policy_store.coefficients_to_z(self.loaded, self._coefficients(person))
+        asked = self._coefficients(person)
+        z = policy_store.coefficients_to_z(self.loaded, asked)
+        if said := self.rails_on(person):
+            _LOG.warning(f"{_name(person)}: rails: {'; '.join(said)}")
+        return z
+
+    @property
+    def rails(self) -> Rails | None:
+        """Which coefficients may be personal, for everybody whom it answers; None where it was trained without rails."""
+        return rails_of(self.loaded.record, self._place)
+
+    def rails_on(self, person: Who) -> list[str]:
+        """What the rails do to somebody's coefficients, in words; empty where they leave them as they are."""
+        gate, rails = self.loaded.gate, self.rails
+        if gate is None or rails is None:
+            return []
+        asked = gate.conditioning.mean if person is None else self._coefficients(person)
+        asked = np.asarray(asked, np.float32)
+        return projection.actions(rails, asked, np.asarray(gate.railed(asked)))
 
     def _coefficients(self, person: Person | str | Sequence[float] | np.ndarray) -> np.ndarray:
         if isinstance(person, str):

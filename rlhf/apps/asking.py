@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from rewards import jsonl
 from rewards.basis import store
@@ -76,7 +76,7 @@ def reading(run: store.RewardRun, posterior: Belief, k: int) -> str:
     """In plain words, on which side of the average person somebody stands on axis k, and how sure that is."""
     sd = float(posterior.sd[k])
     z = float(posterior.mean[k] - run.prior.mean[k]) / sd
-    sure = float(norm.cdf(abs(z)))
+    sure = float(ndtr(abs(z)))
     side = "more" if z > 0 else "less"
     if sure < 0.6:
         return f"about as much of a taste for “{run.basis.gauge.names[k]}” as the average person"

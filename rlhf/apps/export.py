@@ -26,4 +26,6 @@ def export(
     who = user if coefficients is None else coefficients
     loaded.export(output, person=who)
     z = loaded.signal(who)
-    return {"path": str(output), "user": user, "z": None if z is None else z.tolist()}
+    return {"path": str(output), "user": user, "z": None if z is None else z.tolist()} | {
+        "rails": loaded.rails_on(who)
+    }

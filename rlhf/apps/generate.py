@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from rewards.files import JSONObject
 from rewards.types import Prompt
 from rlhf.api.policies import load_policy, plain_model
+from rlhf.mesh.devices import use
+from rlhf.run.config.common import MeshConfig
 
 
 def generate(
@@ -20,6 +22,7 @@ def generate(
     top_p: float,
     min_p: float,
     seed: int,
+    mesh: MeshConfig | None = None,
 ) -> JSONObject:
     """Complete every prompt.
 
@@ -27,23 +30,26 @@ def generate(
       policy: training run, or None for the plain `model`.
       user: name of a record; `coefficients`: w instead; neither means the aggregate policy.
       max_new_tokens, temperature, top_k, top_p, min_p, seed: as in `Policy.generate`.
+      mesh: how the devices share the work; None divides rows over all of them.
     """
-    loaded = load_policy(policy) if policy is not None else plain_model(str(model))
     who = user if coefficients is None else coefficients
-    rows = loaded.generate(
-        list(prompts),
-        people=[who],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-    ).rows
+    with use(mesh or MeshConfig()):
+        loaded = load_policy(policy) if policy is not None else plain_model(str(model))
+        rows = loaded.generate(
+            list(prompts),
+            people=[who],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+        ).rows
     return {
         "completions": [row.text for row in rows],
         "tokens": [row.num_tokens for row in rows],
         "logprobs": [row.logprob for row in rows],
         "finished": [row.finished for row in rows],
         "user": user,
+        "rails": loaded.rails_on(who),
     }

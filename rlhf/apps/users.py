@@ -9,7 +9,7 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.api import calibrate
-from rewards.basis import store
+from rewards.basis import projection, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -17,8 +17,6 @@ from rewards.people import acquisition, edits, questions, records, shared_accoun
 from rewards.people import pool as pool_module
 from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
-from rlhf.phi import encoder
-from rlhf.policy import store as policy_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +187,13 @@ def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
         `coef_effective` and `z`, which depend on its prices of KL.
     """
     run = store.load_reward_run(rewards)
-    gate = None if policy is None else policy_store.load_gate(policy, run.hash)
+    gate = None
+    if policy is not None:
+        from rlhf.policy import (
+            store as policy_store,  # brings flax and a model's code, which nobody else here needs
+        )
+
+        gate = policy_store.load_gate(policy, run.hash)
     record = records.load(run.users, name, run)
     delta = np.array([answer.delta_features for answer in record.answers], np.float32)
     outcome = np.array([answer.outcome for answer in record.answers], np.float32)
@@ -247,9 +251,11 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
             "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),
             "prior_sd": float(run.prior.sd[k]),
+            "rail": "free" if run.rails is None else run.rails.of_axis(axis),
         }
         for k, axis in enumerate(run.basis.gauge.names)
     ]
+    railed, said = within_rails(run, record)
     return {
         "user_id": record.user_id,
         "basis": record.basis,
@@ -257,9 +263,21 @@ def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
         "num_edits": len(record.edits),
         "num_skipped": len(record.skipped),
         "coef_mean": np.asarray(record.posterior.mean, np.float64).tolist(),
+        "coef_railed": railed,
+        "rails": said,
         "coverage": None if calibration is None else calibration.level,
         "axes": axes,
     }
+
+
+def within_rails(run: store.RewardRun, record: records.UserRecord) -> tuple[list[float], list[str]]:
+    """What a policy of these rewards would take of the person's coefficients, and what the rails do to them, in words."""
+    asked = np.asarray(record.posterior.mean, np.float32)
+    if run.rails is None:
+        return asked.astype(float).tolist(), []
+    unlimited = dataclasses.replace(run.rails, trust_nats=math.inf)  # which depends on a policy's β
+    given = np.asarray(projection.project(projection.limits(unlimited, run.prior, 1.0), asked))
+    return given.astype(float).tolist(), projection.actions(unlimited, asked, given)
 
 
 def _record(run: store.RewardRun, name: str) -> records.UserRecord:
@@ -273,6 +291,8 @@ def _file_answers(run: store.RewardRun, name: str, path: str) -> list[records.An
     Raises:
       UserError: the file holds rows of somebody else: mixing two people into one record cannot be undone.
     """
+    from rlhf.phi import encoder  # brings every kind of column; a question needs none
+
     prefs = read_preferences(path)
     others = [user for user in prefs.user_ids if user != name]
     if others:

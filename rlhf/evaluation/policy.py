@@ -25,8 +25,9 @@ from rlhf.policy.generation import complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
+from rlhf.report.verdict import evaluation_verdict
 from rlhf.run import inputs
-from rlhf.run.directory import REPORT, RESULT, Run, read_result
+from rlhf.run.directory import REPORT, RESULT, Run, plain, read_result
 from rlhf.train.dpo import read_of
 
 MATRIX = "matrix.json"
@@ -64,9 +65,11 @@ def run(config: EvaluateConfig) -> JSONObject:
         names = {"run_dir": str(job.directory), **hashes(found)}
         matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
         write_json(job.directory / MATRIX, matrix)
-        write_report(job.directory, names | judged.figures, judged)
+        verdict = evaluation_verdict(plain(judged.figures), judged.matrix)
+        result = names | judged.figures | {"verdict": verdict._asdict()}
+        write_report(job.directory, result, judged)
         inputs.write(job, found)
-        job.write_result(names | judged.figures)
+        job.write_result(result)
         return read_result(job.directory)
 
 

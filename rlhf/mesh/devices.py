@@ -102,8 +102,11 @@ def under_mesh(
 
 
 def current() -> Mesh | None:
-    """The mesh that is worked under; None without one. For host code: compiled functions ask `axis`."""
-    mesh = jax.sharding.get_mesh()
+    """The mesh that is worked under; None without one, and while a function is traced, when nothing can be placed."""
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:
+        return None
     return None if mesh.empty else mesh
 
 

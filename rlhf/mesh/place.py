@@ -4,12 +4,15 @@ Shapes: B rows, T tokens, D width, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
@@ -18,11 +21,42 @@ from rlhf.mesh.devices import axis, current, described
 from rlhf.mesh.rules import ROWS
 
 HostOrDevice = jax.Array | np.ndarray
+Index = tuple[slice, ...]
+"""A range along every axis."""
 
 
 def parameters(params: PyTree) -> PyTree:
     """Parameters onto their devices, by the table; those that lie there already are not moved."""
     return _put(params, rules.specs(params)) if current() else params
+
+
+def made(
+    path: Sequence[str | int],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    part: Callable[[Index], np.ndarray],
+) -> jax.Array:
+    """A parameter made part by part, each on the devices that hold it: no host holds more than one part besides.
+
+    Args:
+      path: its names. part: ranges, one an axis → the numbers there, [stop − start, …].
+    """
+    mesh = current()
+    if mesh is None:
+        return jnp.asarray(part(tuple(slice(0, size) for size in shape)))
+    sharding = NamedSharding(mesh, rules.spec([DictKey(name) for name in path], shape))
+    known: dict[str, np.ndarray] = {}
+
+    def of(index: Index | None) -> np.ndarray:
+        """Devices that hold the same part are given the same array."""
+        assert index is not None, "every part has its place"
+        ranges = tuple(slice(*piece.indices(size)[:2]) for piece, size in zip(index, shape, strict=True))
+        key = str(ranges)
+        if key not in known:
+            known[key] = part(ranges)
+        return known[key]
+
+    return jax.make_array_from_callback(shape, sharding, of, dtype=jnp.dtype(dtype))
 
 
 def state(params: PyTree, whole: PyTree) -> PyTree:
@@ -39,7 +73,7 @@ def batch(tree: PyTree, dim: int = 0) -> PyTree:
     """Arrays of rows onto the devices that compute them: axis `dim` is divided."""
     if not current():
         return tree
-    return _put(tree, jax.tree.map(lambda leaf: _rows(leaf.shape, dim), tree))
+    return _put(tree, jax.tree.map(lambda leaf: row_spec(leaf.shape, dim), tree))
 
 
 def _put(tree: PyTree, specs: PyTree) -> PyTree:
@@ -48,7 +82,7 @@ def _put(tree: PyTree, specs: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
 
 
-def _rows(shape: tuple[int, ...], dim: int = 0) -> P:
+def row_spec(shape: tuple[int, ...], dim: int = 0) -> P:
     """Divided over the rows; whole where there are too few of them."""
     return P(*(None,) * dim, ROWS) if len(shape) > dim and shape[dim] % axis(*ROWS) == 0 else P()
 

@@ -7,11 +7,11 @@ side of their matrix; what is small is whole on every device. Parameters are kno
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
@@ -49,13 +49,13 @@ _NAMES: Mapping[str, P] = {  # whole on every device, wherever they are
 }
 
 
-def names_of(path: KeyPath) -> tuple[str, ...]:
+def names_of(path: Sequence[Any]) -> tuple[str, ...]:
     """The names in a tree path: keys and fields, without the `.value` of a variable."""
     found = (getattr(part, "key", getattr(part, "name", getattr(part, "idx", ""))) for part in path)
     return tuple(str(name) for name in found if name != "value")
 
 
-def spec(path: KeyPath, shape: tuple[int, ...]) -> P:
+def spec(path: Sequence[Any], shape: tuple[int, ...]) -> P:
     """How the parameter at `path` is divided; a stack of layers is divided like one of them.
 
     Raises:
@@ -100,7 +100,7 @@ def state_specs(params: PyTree, state: PyTree) -> PyTree:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
-    def of(path: KeyPath, leaf: jax.Array) -> P:
+    def of(path: Sequence[Any], leaf: jax.Array) -> P:
         return known.get((names_of(path)[-2:], leaf.shape), P())
 
     return jax.tree_util.tree_map_with_path(of, state)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from filelock import FileLock
 from jax.typing import DTypeLike
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, cache_dir, read_json, sha256_json
-from rlhf.mesh import rules
+from rlhf.mesh import place, rules
 from rlhf.models import fetch, layout
 from rlhf.models.config import ModelConfig
 from rlhf.models.layout import INDEX, SINGLE, Tree
@@ -93,14 +92,24 @@ def load_params(
         files.check_names(names, config.tied)
         tree: Tree = {"stages": {}}
         for leaf in top:
-            layout.put(tree, leaf.path, jnp.asarray(files.read(leaf.name, leaf, dtype)))
+
+            def whole(index: place.Index, leaf: layout.Leaf = leaf) -> np.ndarray:
+                return files.read(leaf.name, leaf, dtype, index)
+
+            layout.put(tree, leaf.path, place.made(leaf.path, leaf.shape, dtype, whole))
         first = 0
-        for index, size in enumerate(stages):
+        for number, size in enumerate(stages):
             for leaf in leaves:
-                stacked = np.empty((size, *leaf.shape), dtype)
-                for i in range(size):
-                    stacked[i] = files.read(layout.layer_name(first + i, leaf), leaf, dtype)
-                layout.put(tree, ("stages", index, *leaf.path), jnp.asarray(stacked))
+
+                def stacked(index: place.Index, leaf: layout.Leaf = leaf, first: int = first) -> np.ndarray:
+                    layers = range(first + index[0].start, first + index[0].stop)
+                    part = np.empty([piece.stop - piece.start for piece in index], dtype)
+                    for i, layer in enumerate(layers):
+                        part[i] = files.read(layout.layer_name(layer, leaf), leaf, dtype, index[1:])
+                    return part
+
+                path = ("stages", number, *leaf.path)
+                layout.put(tree, path, place.made(path, (size, *leaf.shape), dtype, stacked))
             first += size
     return jax.tree.map(jax.block_until_ready, tree)
 
@@ -245,8 +254,8 @@ class _Checkpoint:
                     "use the config.json of this model"
                 )
 
-    def read(self, name: str, leaf: layout.Leaf, dtype: DTypeLike) -> np.ndarray:
-        """One tensor in the tree's orientation, cast to `dtype`."""
+    def read(self, name: str, leaf: layout.Leaf, dtype: DTypeLike, index: place.Index) -> np.ndarray:
+        """The part `index` of one tensor in the tree's orientation, cast to `dtype`; nothing else of it is read."""
         name = self._file_name(name)
         path = self.where[name]
         with _damage(path):
@@ -261,11 +270,9 @@ class _Checkpoint:
                     f"{path}: tensor {name} has shape {list(shape)}, config.json asks for "
                     f"{list(layout.file_shape(leaf))}; use the config.json of this model"
                 )
-            if leaf.part is None:
-                array = self._open(path).get_tensor(name)
-            else:
-                first, rows = leaf.part[0], leaf.shape[-1]
-                array = piece[first : first + rows]
+            first = 0 if leaf.part is None else leaf.part[0]
+            rows, *rest = index[::-1] if leaf.transposed else index
+            array = piece[(slice(first + rows.start, first + rows.stop), *rest)]
         array = array.astype(dtype, copy=False)
         if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")

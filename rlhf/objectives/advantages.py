@@ -323,6 +323,13 @@ class AlgorithmConfig:
         le=1e6,
         description="Subtracted from the reward of a completion that did not end by itself; 0 means none.",
     )
+    overlong_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="missing_eos_penalty grows from 0 to its whole over so many last tokens of rollout.max_new_tokens, instead "
+        "of at the missing stop token at once (DAPO's soft overlong punishment); 0 means at once.",
+    )
     scaling: Literal["running", "batch", "none"] = Field(
         default="running",
         description="What advantages are divided by: one running scale for the whole run; batch, the batch's own "
@@ -354,6 +361,11 @@ class GRPOAlgorithmConfig(AlgorithmConfig):
         description="How token losses become one: mean over tokens (DAPO), over tokens and then completions (GRPO), "
         "or sum over max_new_tokens (Dr.GRPO; no preference for a length).",
     )
+    surrogate: Literal["token", "sequence", "weighted"] = Field(
+        default="token",
+        description="token: a clipped ratio a token (PPO, GRPO, DAPO). sequence: one ratio a completion, the geometric mean "
+        "(GSPO; clips of about 4e-4). weighted: clipped weights without a gradient on log π (CISPO).",
+    )
     relabel: int = Field(
         default=0,
         ge=0,
@@ -378,6 +390,8 @@ class GRPOAlgorithmConfig(AlgorithmConfig):
             yield Unread(["scaling", "scale_decay"], "kind", f"algorithm.kind {self.kind}")
         else:
             yield from super().unread()
+        if self.surrogate == "weighted":
+            yield Unread(["clip_low"], "surrogate", "algorithm.surrogate weighted")
         if not self.relabel:
             yield Unread(["relabel_limit"], "relabel", "algorithm.relabel 0")
 

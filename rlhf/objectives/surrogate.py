@@ -5,7 +5,8 @@ logarithms of probabilities under the untempered policy. Masks are applied befor
 
 Shapes: B rows, T tokens, C channels (K basis outputs and the KL).
 Sources: Schulman et al. 2017 (clipped surrogate); Stiennon et al. 2020 (clipped values); Yu et al. 2025 (DAPO: two clip
-ranges, token mean); Liu et al. 2025 (Dr.GRPO: constant length); Schulman 2020 (KL estimators k1, k2, k3).
+ranges, token mean); Zheng et al. 2025 (GSPO); MiniMax 2025 (CISPO); Liu et al. 2025 (Dr.GRPO: constant length); Schulman 2020
+(KL estimators k1, k2, k3).
 """
 
 from typing import Literal
@@ -38,6 +39,55 @@ def clipped_surrogate(
         "clipped": (limited > plain).astype(jnp.float32),
         "ratio": jax.lax.stop_gradient(ratio),
     }
+
+
+def sequence_surrogate(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    clip_low: Float[Array, ""] | float,
+    clip_high: Float[Array, ""] | float,
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    """GSPO: as `clipped_surrogate` with one ratio a completion, at each of its tokens:
+
+        s_i = (π(y_i)/π_old(y_i))^{1/|y_i|} = exp(mean_t log r_{i,t})
+
+    The advantage has to be the same at all tokens of a completion; with `aggregate(…, "sequence")` it is the source's loss. Since
+    s is a mean over tokens, its clip ranges are two or three orders smaller (3e-4 and 4e-4 in the source).
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5 to 7.
+    """
+    log_ratio = jnp.where(mask, logprobs - jax.lax.stop_gradient(old_logprobs), 0.0)
+    mean = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    old = jax.lax.stop_gradient(old_logprobs)
+    whole = jnp.where(mask, old + mean, 0.0)  # log-probs whose ratio to the old ones is s everywhere
+    return clipped_surrogate(whole, old_logprobs, advantages, mask, clip_low, clip_high)
+
+
+def weighted_surrogate(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    clip_low: Float[Array, ""] | float,
+    clip_high: Float[Array, ""] | float,
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    """CISPO: −sg(min(r, 1 + ε_high)) A log π. Only the weight is clipped, so every token keeps a gradient.
+
+    `clip_low` counts for nothing, as in the source's experiments (no lower bound). TRL's `epsilon_high` is 1 + ε_high.
+
+    Source: MiniMax-M1, arXiv:2506.13585, eq. 4 and 5.
+    """
+    log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
+    ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
+    limit = 1.0 + clip_high
+    loss = -jnp.minimum(ratio, limit) * advantages * jnp.where(mask, logprobs, 0.0)
+    return loss, {"clipped": (ratio > limit).astype(jnp.float32), "ratio": ratio}
+
+
+SURROGATES = {"token": clipped_surrogate, "sequence": sequence_surrogate, "weighted": weighted_surrogate}
+"""`algorithm.surrogate` → its loss."""
 
 
 def value_loss(

@@ -156,7 +156,11 @@ class RewardEvaluationConfig:
 
 @record
 class RewardsConfig(RunConfig):
-    """`chorus rewards fit|evaluate`: preferences → basis, gauge, prior, users."""
+    """`chorus rewards fit|evaluate`: preferences → basis, gauge, prior, users.
+
+    Attributes:
+      rails: which coefficients may be personal: `axes`, `half_spaces`, `trust_nats` (docs/guardrails.md); {} for all.
+    """
 
     data: PeopleDataConfig = Field(description="Preferences and who is held out.")
     model: EncoderModelConfig = Field(
@@ -169,6 +173,7 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+    rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
         if self.encoder.kind != "lm":

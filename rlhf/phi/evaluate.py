@@ -63,6 +63,7 @@ def evaluate_rewards(config: RewardsConfig) -> JSONObject:
             evaluation = evaluation or replay_of(board)
             evaluation |= {"comparison": board, "leak": leak_check(prefs)}
         evaluation["settings"] = to_dict(config.evaluation)
+        evaluation["tested_choices"] = config.data.last_choices
         return close(run, read_result(directory) | {"evaluation": evaluation})
 
 

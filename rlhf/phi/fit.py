@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.api.fitting import fitted_rewards
-from rewards.basis import store
+from rewards.basis import projection, rails, store
 from rewards.comparison.measures import padded_rows
 from rewards.data.completions import read_completions
 from rewards.data.read import read_preferences
@@ -74,6 +74,8 @@ def fit(config: RewardsConfig) -> JSONObject:
             raise
         made = fitted_rewards(fitted, table, train, encoder=None, seed=config.seed)
         made.write(run.directory)
+        if config.rails:
+            set_rails(run.directory, config.rails)
         result = _fit_result(config, table, train, held_out, fitted)
         if kinds:
             result["annotation"] = kinds
@@ -82,6 +84,18 @@ def fit(config: RewardsConfig) -> JSONObject:
         if made.fit is not None:
             result |= _axes_result(prefs, made.fit.phi, made.fit.people)
         return close(run, result)
+
+
+def set_rails(directory: Path, given: JSONObject) -> None:
+    """Put the rails of a configuration beside the basis that was just fitted.
+
+    Raises:
+      UserError: the model has no basis, an axis that is none, or limits that no coefficients meet.
+    """
+    run = store.load_reward_run(directory)
+    found = rails.stated(given, run.basis.gauge.names, run.hash, "rails")
+    projection.limits(found, run.prior, 1.0)  # refuses what cannot be met
+    rails.write(directory, found, "the configuration of the fit")
 
 
 def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, str]]:
@@ -121,8 +135,9 @@ def embedded(config: RewardsConfig, prefs: Preferences) -> tuple[np.ndarray, JSO
 
 def close(run: Run, result: JSONObject) -> JSONObject:
     """Write report.html and then metrics.json; returns the latter as it was written."""
-    from rlhf.report import write_rewards_report
+    from rlhf.report import rewards_verdict, write_rewards_report
 
+    result = result | {"verdict": rewards_verdict(result)._asdict()}
     write_rewards_report(run.directory, result)
     run.write_result(result)
     return read_result(run.directory)
@@ -142,6 +157,7 @@ def _fit_result(
         "num_items": prefs.num_items,
         "training_people": len(np.unique(train.user_index)),
         "held_out_people": len(np.unique(prefs.user_index[held_out])),
+        "last_choices": config.data.last_choices,
         "training_comparisons": train.num_comparisons,
         "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
         "policy_refusal": fitted.policy_refusal,

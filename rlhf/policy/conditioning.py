@@ -1,11 +1,13 @@
 """From a person's coefficients to the policy's conditioning signal, at one place: the gate.
 
-    w_eff = (β w + η μ) / (β + η)          the aggregate-prior rail, as shrinkage of coefficients
-    z     = Σ^(-1/2) (w_eff − μ)           z = 0 is the aggregate policy
+    w̃     = nearest coefficients within the rails   (`rewards.basis.projection`; w without rails), μ̃ likewise of μ
+    w_eff = (β w̃ + η μ̃) / (β + η)                   the aggregate-prior term, as shrinkage of coefficients
+    z     = Σ^(-1/2) (w_eff − μ̃)                    z = 0 is the aggregate policy, within the rails as everybody
 
-The optimum of E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) is π_ref tilted by w_eff at temperature β, so the rail lives
+The optimum of E[w·φ] − β KL(π‖π_ref) − η KL(π‖π_agg) is π_ref tilted by w_eff at temperature β, so that term lives
 here, once, and is exact, free and reported (ρ = η/(β+η)). Training, sampling, evaluation, export and the commands about
-people all pass through `Gate`; what must hold for everybody's z has its place there.
+people all pass through `Gate`; what must hold for everybody's z has its place there. The rails are convex and hold at μ̃,
+so they hold for w_eff as well; and because the origin of z is μ̃, also where nobody is named (no z at all).
 
 Shapes: B rows, K basis outputs, U users.
 """
@@ -22,7 +24,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from pydantic import Field, model_validator
 
+from rewards.basis import projection
 from rewards.basis.belief import Belief
+from rewards.basis.projection import Limits
+from rewards.basis.rails import Rails, check_basis, from_json
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.models.layout import HostOrDevice
@@ -74,29 +79,36 @@ class UsersMixConfig:
 
 
 class Conditioning(NamedTuple):
-    """The population as the policy sees it: mean[K], symmetric cov_sqrt[K, K] and its inverse."""
+    """The population as the policy sees it: mean[K], symmetric cov_sqrt[K, K] and its inverse, and its rails."""
 
     mean: np.ndarray
     cov_sqrt: np.ndarray
     inverse_sqrt: np.ndarray
+    limits: Limits | None = None
 
     @classmethod
-    def from_prior(cls, prior: Belief) -> "Conditioning":
-        """Symmetric square roots of Σ by eigendecomposition."""
+    def from_prior(cls, prior: Belief, rails: Rails | None = None, beta: float = 1.0) -> "Conditioning":
+        """Symmetric square roots of Σ by eigendecomposition; β turns the nats of a trust region into a distance."""
         values, vectors = np.linalg.eigh(np.asarray(prior.cov, np.float64))
         root = np.sqrt(np.maximum(values, 1e-12))
         return cls(
             np.asarray(prior.mean, np.float32),
             ((vectors * root) @ vectors.T).astype(np.float32),
             ((vectors / root) @ vectors.T).astype(np.float32),
+            None if rails is None else projection.limits(rails, prior, beta),
         )
+
+    @property
+    def origin(self) -> Float[HostOrDevice, " k"]:
+        """μ̃[K]: whose policy z = 0 is."""
+        return self.mean if self.limits is None else self.limits.origin
 
 
 class Gate(NamedTuple):
     """The one way from coefficients to z: `gate(coef)`; `gate.compose(coef)` gives w_eff as well.
 
     Attributes:
-      conditioning: the population. beta, eta: prices of KL to π_ref and to π_agg; numbers, or traced scalars.
+      conditioning: the population and its rails. beta, eta: prices of KL to π_ref and to π_agg; numbers, or traced scalars.
     """
 
     conditioning: Conditioning
@@ -104,9 +116,9 @@ class Gate(NamedTuple):
     eta: Float[Array, ""] | float
 
     @classmethod
-    def of(cls, prior: Belief, beta: float, eta: float) -> "Gate":
-        """The gate of a population N(μ, Σ) under the prices of a training run."""
-        return cls(Conditioning.from_prior(prior), beta, eta)
+    def of(cls, prior: Belief, beta: float, eta: float, rails: Rails | None = None) -> "Gate":
+        """The gate of a population N(μ, Σ) under the prices and the rails of a training run."""
+        return cls(Conditioning.from_prior(prior, rails, beta), beta, eta)
 
     @classmethod
     def from_record(cls, record: JSONObject, place: str) -> "Gate | None":
@@ -115,7 +127,8 @@ class Gate(NamedTuple):
         Args:
           record: contents of policy.json. place: its path, for messages.
         Raises:
-          UserError: β or η are missing or outside their range; no z could be computed, or a wrong one would be.
+          UserError: β or η are missing or outside their range, or the rails are damaged or of another basis; no z could be
+            computed, or a wrong one would be.
         """
         prior = record.get("prior")
         if not prior:
@@ -133,31 +146,47 @@ class Gate(NamedTuple):
                     f"{place}: {name} is {value!r}, must be a finite number {lowest}; restore the file or train again"
                 )
         mean, cov = np.array(prior["mean"], np.float32), np.array(prior["cov"], np.float32)
-        return cls.of(Belief.from_cov(mean, cov), float(record["beta"]), float(record["eta"]))
+        belief, beta, eta = Belief.from_cov(mean, cov), float(record["beta"]), float(record["eta"])
+        # β may have moved in training; the trust region stayed where it began.
+        began = float(record.get("trust_beta", beta))
+        return cls(Conditioning.from_prior(belief, rails_of(record, place), began), beta, eta)
+
+    def railed(self, coef: Float[HostOrDevice, "*b k"]) -> Float[HostOrDevice, "*b k"]:
+        """w̃ of coefficients; themselves where there are no rails."""
+        limits = self.conditioning.limits
+        return coef if limits is None else projection.project(limits, coef)
 
     def compose(
         self, coef: Float[HostOrDevice, "*b k"]
     ) -> tuple[Float[HostOrDevice, "*b k"], Float[HostOrDevice, "*b k"]]:
-        """(w_eff, z) of coefficients w; η = 0 leaves w alone, η → ∞ gives everyone μ and z = 0.
+        """(w_eff, z) of coefficients w; η = 0 leaves w̃ alone, η → ∞ gives everyone μ̃ and z = 0.
 
         Raises:
           ValueError: coefficients of another size, one of which would spread over all axes.
         """
-        mean, _, inverse_sqrt = self.conditioning
-        if coef.shape[-1:] != mean.shape:
-            raise ValueError(f"coefficients have shape {coef.shape}, the gate takes {mean.shape[0]} a person")
-        shrunk = (self.beta * coef + self.eta * mean) / (self.beta + self.eta)
-        return shrunk, (shrunk - mean) @ inverse_sqrt
+        origin, inverse_sqrt = self.conditioning.origin, self.conditioning.inverse_sqrt
+        if coef.shape[-1:] != origin.shape:
+            raise ValueError(
+                f"coefficients have shape {coef.shape}, the gate takes {origin.shape[0]} a person"
+            )
+        shrunk = (self.beta * self.railed(coef) + self.eta * origin) / (self.beta + self.eta)
+        return shrunk, (shrunk - origin) @ inverse_sqrt
 
     def __call__(self, coef: Float[HostOrDevice, "*b k"]) -> Float[HostOrDevice, "*b k"]:
         """z of coefficients w."""
         return self.compose(coef)[1]
 
+    def drawn(self, noise: Float[HostOrDevice, "*b k"]) -> Float[HostOrDevice, "*b k"]:
+        """z of people of whom only a draw from N(0, I) is known: that draw, brought within the rails."""
+        if self.conditioning.limits is None:
+            return noise
+        return self(self.conditioning.mean + noise @ self.conditioning.cov_sqrt)
+
     def checked(self, coef: ArrayLike) -> np.ndarray:
         """z float32[…, K] of coefficients that a user gave.
 
         Raises:
-          UserError: not K finite numbers.
+          UserError: not K finite numbers, or so large that nothing could be said of where the rails would take them.
         """
         num_basis = len(self.conditioning.mean)
         with np.errstate(over="ignore"):  # too large for float32: infinite, which is refused
@@ -166,7 +195,32 @@ class Gate(NamedTuple):
             raise UserError(
                 f"coefficients: {np.array(coef).tolist()} must be {num_basis} finite numbers, one per basis output"
             )
+        limits = self.conditioning.limits
+        if limits is not None and not projection.within(limits, np.asarray(self.railed(given))).all():
+            raise UserError(
+                f"coefficients: {np.array(coef).tolist()} are too far from the population to be brought within the rails; "
+                "give coefficients like those of `chorus users show`"
+            )
         return np.asarray(self(given), np.float32)
+
+
+def rails_of(record: JSONObject, place: str) -> Rails | None:
+    """The rails that a policy's record holds.
+
+    Raises:
+      UserError: they are damaged, or of another basis than the policy.
+    """
+    body, digest = record.get("rails"), record.get("rails_hash")
+    if body is None and digest is None:
+        return None
+    found = None if body is None else from_json(body, place)
+    if found is None or found.hash != digest:
+        raise UserError(
+            f"{place}: rails are not those of rails_hash {str(digest)[:12]}…, with which it was trained; "
+            "restore the file or train again"
+        )
+    check_basis(found, str(record.get("basis")), record["names"], place)
+    return found
 
 
 POSTERIOR, PRIOR, EXTREME, GENERIC = range(4)
@@ -219,14 +273,21 @@ class Population(NamedTuple):
     extreme_sd: np.ndarray | np.float32
 
     @classmethod
-    def from_posteriors(cls, prior: Belief, posteriors: list[Belief], extreme_sd: float) -> "Population":
+    def from_posteriors(
+        cls,
+        prior: Belief,
+        posteriors: list[Belief],
+        extreme_sd: float,
+        rails: Rails | None = None,
+        beta: float = 1.0,
+    ) -> "Population":
         means = np.stack([p.mean for p in posteriors]) if posteriors else prior.mean[None]
         covs = [p.cov for p in posteriors]
         scales = (
             np.stack([np.linalg.cholesky(cov) for cov in covs]) if covs else np.zeros((1, *prior.cov.shape))
         )
         return cls(
-            Conditioning.from_prior(prior),
+            Conditioning.from_prior(prior, rails, beta),
             means.astype(np.float32),
             scales.astype(np.float32),
             np.float32(extreme_sd),

@@ -184,6 +184,19 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         if (Path(name) / "basis.json").is_file():
             raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
         raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
+    base = described(name, adapter_layers=adapter_layers, dtype=dtype)
+    tree = load_params(base.directory, base.config, base.stages, jnp.dtype(dtype))
+    return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
+
+
+def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+    """`load_base` without reading weights: shapes in the place of arrays, and no fingerprint.
+
+    Of a training run it is the model underneath, whose shapes are those of the run's policy.
+    """
+    named = str(name)
+    while is_run(name):
+        name = _located(record_of(name), name)["base"]
     directory = resolve_model(name)
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
@@ -193,10 +206,8 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
             f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
             f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
         )
-    tree = load_params(directory, config, stages, jnp.dtype(dtype))
-    return Base(
-        str(name), directory, config, tree, stages, tokenizer, fingerprint(directory), files_of(directory)
-    )
+    shapes = nnx.to_pure_dict(structure(config, stages, None, dtype, False)[1].base)
+    return Base(named, directory, config, shapes, stages, tokenizer, "", files_of(directory))
 
 
 def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rewards.comparison.measures import Interval, bootstrap
+from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, power
 from rewards.files import JSONObject
 from rlhf.report.figures import off_diagonal_mean
 from rlhf.run.directory import plain
@@ -15,6 +16,8 @@ NEGLIGIBLE_NATS = 0.05
 """A mean reward difference that nobody would notice: 0.05 nats of log-odds turn at most 1.25 choices
 in a hundred."""
 FEW_PEOPLE = 5
+TESTED = 3
+"""Tested choices of a person where a result does not say: the default of data.last_choices."""
 ENOUGH_MASS = 0.9
 
 
@@ -28,8 +31,9 @@ class Verdict(NamedTuple):
 def evaluation_verdict(result: JSONObject, matrix: np.ndarray) -> Verdict:
     """Judge a policy by the people by people matrix [U, U] and the aggregate policy's reward for each person.
 
-    Won needs both 95 % intervals over people above zero: own minus swapped, which must also exceed
-    NEGLIGIBLE_NATS, and own minus aggregate, where that was measured (`enumerated.per_person`).
+    Where neither is shown, `rewards.comparison.power` decides between lost and unknown. Won needs both 95 % intervals over
+    people above zero: own minus swapped, which must also exceed NEGLIGIBLE_NATS, and own minus aggregate, where that was
+    measured (`enumerated.per_person`).
     """
     matrix = np.asarray(matrix, np.float64)
     num_people = len(matrix)
@@ -60,7 +64,7 @@ def evaluation_verdict(result: JSONObject, matrix: np.ndarray) -> Verdict:
         return _lost(reason, measured, caution)
     if swap.low <= 0:
         reason = "answers change with the person, but it is not shown that they change in the person's favour"
-        return _lost(reason, measured, caution)
+        return _not_shown(reason, measured, _nats(swap, num_people), caution)
     aggregate = aggregate_rewards(result)
     if aggregate is None:
         return Verdict(
@@ -77,7 +81,7 @@ def evaluation_verdict(result: JSONObject, matrix: np.ndarray) -> Verdict:
         return _lost("one policy for everybody serves people better than their own", against, caution)
     if gain.low <= 0:
         reason = "it is not shown that people's own policies beat one policy for everybody"
-        return _lost(reason, against, caution)
+        return _not_shown(reason, against, _nats(gain, num_people), caution)
     return Verdict(
         "won",
         f"Personalisation helps here: people get more from their own policy than from one for everybody "
@@ -101,7 +105,8 @@ def rewards_verdict(result: JSONObject) -> Verdict:
         return _comparison_verdict(evaluation["comparison"])
     if not evaluation or "accuracy" not in evaluation:
         return Verdict(
-            "unknown", "Not judged yet: `chorus rewards evaluate` replays the people who were held out."
+            "unknown",
+            f"Not judged yet: `chorus rewards evaluate` replays the people who were held out.{_at_best(result)}",
         )
     answers, accuracy = _judged(evaluation)
     if answers == "0":
@@ -113,7 +118,11 @@ def rewards_verdict(result: JSONObject) -> Verdict:
     swap = evaluation.get("swap")
     if swap and swap["difference"]["low"] <= 0:
         reason = "another person's coefficients predict as well as one's own"
-        return _lost(reason, f"{said}; own minus swapped: {_share(swap['difference'])}", caution)
+        difference = Interval(**swap["difference"])
+        figures = f"{said}; own minus swapped: {_share(swap['difference'])}"
+        if difference.high < 0:
+            return _lost(reason, figures, caution)
+        return _not_shown(reason, figures, _points(difference, evaluation), caution)
     pooled = evaluation.get("pooled_accuracy")
     if pooled is None:
         return Verdict(
@@ -129,7 +138,10 @@ def rewards_verdict(result: JSONObject) -> Verdict:
     )
     if not above:
         reason = "it is not shown that a few answers predict better than one model for everybody"
-        return _lost(reason, f"{said}; {against}", caution)
+        difference = gain or _unpaired(accuracy, pooled)
+        if difference.high < 0:
+            return _lost(reason, f"{said}; {against}", caution)
+        return _not_shown(reason, f"{said}; {against}", _points(difference, evaluation), caution)
     tail = "" if swap else " Other-user swap: not measured."
     return Verdict("won", f"Personalisation helps here: {said} ({against}).{tail}{caution}")
 
@@ -149,11 +161,52 @@ def _comparison_verdict(board: JSONObject) -> Verdict:
         )
     if planted and not planted["passed"] and not board["helps"]:
         caution = f" Nor were planted tastes found: so little data can hardly show any.{caution}"
-    return Verdict("won" if board["helps"] else "lost", board["sentence"] + caution)
+    # Boards of before there was a power have no status.
+    return Verdict(board.get("status") or ("won" if board["helps"] else "lost"), board["sentence"] + caution)
 
 
 def _lost(reason: str, figures: str, caution: str) -> Verdict:
     return Verdict("lost", f"Personalisation lost here: {reason} ({figures}).{caution}")
+
+
+def _not_shown(reason: str, figures: str, judged: tuple[Power, float, str], caution: str) -> Verdict:
+    """Lost where a relevant difference would have been found, else unknown.
+
+    Args:
+      judged: what the people could have shown, what is relevant, and its unit.
+    """
+    found, relevant, unit = judged
+    if found.shows(relevant):
+        return _lost(reason, figures, caution)
+    return Verdict("unknown", f"Unknown: {cannot_show(found, unit)}; {reason} ({figures}).{caution}")
+
+
+def _points(difference: Interval, evaluation: JSONObject) -> tuple[Power, float, str]:
+    choices = int(evaluation.get("tested_choices") or TESTED)
+    people = int(evaluation.get("people") or 0)
+    return power(difference.low, difference.high, people, choices=choices), RELEVANT, "points"
+
+
+def _nats(difference: Interval, people: int) -> tuple[Power, float, str]:
+    return power(difference.low, difference.high, people), RELEVANT_NATS, "nats"
+
+
+def _unpaired(accuracy: JSONObject, pooled: JSONObject) -> Interval:
+    """Difference of two means whose people are not matched: half-widths add as those of independent ones."""
+    mean = accuracy["mean"] - pooled["mean"]
+    half = float(np.hypot(*((one["high"] - one["low"]) / 2 for one in (accuracy, pooled))))
+    return Interval(mean, mean - half, mean + half)
+
+
+def _at_best(result: JSONObject) -> str:
+    """What so many held-out people could show if nothing but the planted difference varied."""
+    people = result.get("held_out_people")
+    if not people:
+        return ""
+    found = power(0.0, 0.0, int(people), choices=int(result.get("last_choices") or TESTED))
+    if found.shows(RELEVANT):
+        return ""
+    return f" Even without any other noise, {cannot_show(found)}: more people, or a larger data.held_out_people, can."
 
 
 def _few(people: int | None) -> str:

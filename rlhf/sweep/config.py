@@ -224,10 +224,14 @@ def _flat(section: JSONObject, places: dict[Key, str], prefix: Key = ()) -> JSON
     for name, value in section.items():
         path = (*prefix, str(name))
         setting = len(path) == 1 and name in _SETTINGS
+        inner = {".".join(path): value}
         if isinstance(value, dict) and value and not setting and not _is_range(value):
-            found |= _flat(value, places, path)
-        else:
-            found[".".join(path)] = value
+            inner = _flat(value, places, path)
+        for key in found.keys() & inner.keys():
+            raise UserError(
+                f"sweep.{key} [{places.get(path, _SECTION)}]: key given twice, once as a section and once with dots; remove one"
+            )
+        found |= inner
     return found
 
 

@@ -68,6 +68,7 @@ class Study:
     def __init__(self, sweep: Sweep):
         self.sweep, self.directory = sweep, sweep.directory
         self._optuna = optuna()
+        self._refuse_foreign()  # before anything is left in somebody's folder
         try:
             (self.directory / TRIALS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,19 +93,20 @@ class Study:
     def _alone(self) -> Lock:
         return Lock(self.directory / "sweep.lock")
 
+    def _refuse_foreign(self) -> None:
+        if not self.directory.is_dir() or (self.directory / IDENTITY).exists():
+            return
+        own = {TRIALS, "sweep.lock", "run.lock", "workers"}
+        others = {one.name for one in self.directory.iterdir() if not one.name.endswith(".tmp")} - own
+        if others:
+            raise UserError(
+                f"output_dir {self.directory}: not empty ({min(others)}) and no sweep; choose another output_dir"
+            )
+
     def _check_identity(self) -> None:
         path, wanted = self.directory / IDENTITY, self.sweep.identity()
+        self._refuse_foreign()
         if not path.exists():
-            others = {one.name for one in self.directory.iterdir()} - {
-                TRIALS,
-                "sweep.lock",
-                "run.lock",
-                "workers",
-            }
-            if foreign := sorted(name for name in others if not name.endswith(".tmp")):
-                raise UserError(
-                    f"output_dir {self.directory}: not empty ({foreign[0]}) and no sweep; choose another output_dir"
-                )
             write_text(path, f"# chorus sweep\n{dump(wanted)}")
         stored, _ = parse(opening.text(path), IDENTITY)
         if not isinstance(stored, dict):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
+from rlhf.policy.rails import RailsConfig
 from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
@@ -229,6 +230,9 @@ class DPOConfig(RunConfig):
         default=PreferenceLossConfig(), description="Which member of the DPO family."
     )
     rail: RailConfig = Field(default=RailConfig(), description="The aggregate-prior term.")
+    rails: RailsConfig = Field(
+        default=RailsConfig(), description="What may be personal: the rails of the reward run."
+    )
     conditioner: ConditionerConfig = Field(
         default=ConditionerConfig(), description="How coefficients act on the policy."
     )
@@ -242,7 +246,7 @@ class DPOConfig(RunConfig):
 
     def unread(self) -> Iterator[Unread]:
         if not self.loss.personal:
-            sections = ["conditioner", "users", "rail"] + (
+            sections = ["conditioner", "users", "rail", "rails"] + (
                 ["rewards"] if self.loss.annotation == "none" else []
             )
             yield Unread(sections, "loss.kind", f"loss.kind {self.loss.kind}, one policy for all")

@@ -30,6 +30,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
+from rlhf.policy.rails import in_force, recorded
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
@@ -131,11 +132,15 @@ def train(
     annotation = annotation_mixture(config, prefs, rewards, people)
     if not config.loss.personal:
         rewards = people = None
+    given = rewards
+    if rewards is not None:
+        rewards = in_force(config.rails, rewards)
+        refuse_own_labels(config, rewards)
     rows = build_rows(config, prefs, base, people, annotation)
     found = _division(config, prefs, rows)
     config = settled(config, base, rows.packed if found is None else rows.packed.take(found.train))
     full = config.tune.mode == "full"
-    spec = adapter_spec(config, rewards, base)
+    spec = adapter_spec(config, None if rewards is None else rewards.basis.gauge.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     cache = None if directory is None else directory / "cache"
@@ -147,7 +152,7 @@ def train(
         config, callbacks, graphdef, params, data, found, drawn_from, run_key, full, own, directory
     )
     params = params._replace(**state.params)
-    record = base_record(config, base, "dpo") | _personal_record(config, rewards) | more
+    record = base_record(config, base, "dpo") | personal_record(config, given) | more
     record |= {"annotation": annotation.record()} if annotation else {}
     return Trained(base, params, spec, record, full, len(rows.user) if found is None else len(found.train))
 
@@ -177,6 +182,8 @@ def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dic
         posteriors = people.posteriors
         moments = [part for one in posteriors for part in (one.mean, one.precision)]
         found["people"] = sha256_json([*people.user_ids, inputs.arrays(moments)])
+    if rewards.rails is not None:
+        found["rails"] = rewards.rails.hash
     settings = rewards.basis.encoder
     if settings["kind"] == "lm":
         found |= {f"encoder {name}": digest for name, digest in encoder.files_now(settings).items()}
@@ -220,13 +227,17 @@ def build_rows(
 
 
 def adapter_spec(
-    config: DPOConfig | RLConfig, rewards: FittedBasis | None, base: policy_store.Base
+    config: DPOConfig | RLConfig, names: tuple[str, ...] | None, base: policy_store.Base
 ) -> AdapterSpec | None:
-    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people."""
+    """Adapters of this run: LoRA unless all weights are trained, and the conditioner where there are people.
+
+    Args:
+      names: of the outputs of the basis; None without people.
+    """
     rank = 0 if config.tune.mode == "full" else config.tune.lora_rank
-    if rewards is None:
+    if names is None:
         return AdapterSpec(rank, config.tune.lora_alpha) if rank else None
-    wanted, num_basis = config.conditioner, rewards.basis.num_basis
+    wanted, num_basis = config.conditioner, len(names)
     if wanted.kind == "low_rank" and num_basis * wanted.rank > MAX_INNER:
         _LOG.warning(
             f"conditioner.rank {wanted.rank} times {num_basis} basis outputs is {num_basis * wanted.rank}; above "
@@ -240,7 +251,7 @@ def adapter_spec(
         kind=wanted.kind,
         slots=wanted.slots if wanted.kind == "prefix" else 0,
         shift=wanted.shift,
-        words=make_words(base.tokenizer, rewards.basis.gauge.names) if wanted.kind == "text" else None,
+        words=make_words(base.tokenizer, names) if wanted.kind == "text" else None,
     )
 
 
@@ -293,7 +304,31 @@ def population(config: DPOConfig, rewards: FittedBasis | None, people: People | 
     if rewards is None:
         return None
     assert people is not None, "rewards come with their people"
-    return Population.from_posteriors(rewards.prior, list(people.posteriors), config.users.extreme_sd)
+    posteriors, beta = list(people.posteriors), config.loss.dpo_beta
+    return Population.from_posteriors(rewards.prior, posteriors, config.users.extreme_sd, rewards.rails, beta)
+
+
+def settings_of(config: DPOConfig) -> dpo.DPOSettings:
+    """What the step reads of a settled configuration, `traced`."""
+    return traced(
+        dpo.DPOSettings(
+            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
+        )
+    )
+
+
+def program_of(
+    config: DPOConfig, graphdef: nnx.GraphDef, conditioned: bool, own: optim.Own = None
+) -> dpo.DPOProgram:
+    """What fixes the step besides."""
+    return dpo.DPOProgram(
+        graphdef=graphdef,
+        shares=UserShares.of(config.users) if conditioned else None,
+        with_nll=config.loss.nll_coef > 0,
+        with_rail=config.rail.eta > 0,
+        dtype=config.model.dtype,
+        own=own,
+    )
 
 
 def _train(
@@ -310,18 +345,8 @@ def _train(
     directory: Path | None,
 ) -> tuple[optim.TrainState, JSONObject]:
     """The state to keep, and what policy.json says of its choice; without `found` all rows are learned from."""
-    settings = dpo.DPOSettings(
-        loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
-    )
-    settings, drawn_from = place.everywhere((traced(settings), drawn_from))
-    program = dpo.DPOProgram(
-        graphdef=graphdef,
-        shares=UserShares.of(config.users) if drawn_from else None,
-        with_nll=config.loss.nll_coef > 0,
-        with_rail=config.rail.eta > 0,
-        dtype=config.model.dtype,
-        own=own,
-    )
+    settings, drawn_from = place.everywhere((settings_of(config), drawn_from))
+    program = program_of(config, graphdef, drawn_from is not None, own)
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, settings.optimizer, key, own)
     frozen = frozen_parts(params, full)
@@ -361,7 +386,7 @@ def _train(
     return (state, {}) if evaluation is None else (evaluation.chosen(state), evaluation.record())
 
 
-def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
+def personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObject:
     """What a policy must remember of the population it was trained for."""
     if rewards is None:
         return {"beta": config.loss.dpo_beta, "eta": 0.0}
@@ -372,4 +397,18 @@ def _personal_record(config: DPOConfig, rewards: FittedBasis | None) -> JSONObje
         "basis": rewards.hash,
         "names": list(rewards.basis.gauge.names),
         "prior": {"mean": rewards.prior.mean.tolist(), "cov": rewards.prior.cov.tolist()},
+        **recorded(config.rails, rewards),
     }
+
+
+def refuse_own_labels(config: DPOConfig, rewards: FittedBasis) -> None:
+    """People's own labels hold whatever rails take out of their coefficients.
+
+    Raises:
+      UserError: `loss.kind` observed with rails.
+    """
+    if rewards.rails is not None and config.loss.kind == "observed":
+        raise UserError(
+            f"loss.kind observed: learns from people's own labels, which the rails of the rewards ({rewards.rails}) do not "
+            "reach; choose soft or regression, whose labels come from railed coefficients, or say why in rails.off"
+        )

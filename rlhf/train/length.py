@@ -26,7 +26,7 @@ def settled(config: Config, base: policy_store.Base, packed: PackedRows) -> Conf
         rows = place.multiple(memory.rows_that_fit(given, base, packed, wanted))
         train = dataclasses.replace(train, batch_rows=rows, accumulation_steps=max(1, wanted // rows))
         given = dataclasses.replace(given, train=train)
-    place.check_rows("train.batch_rows", train.batch_rows)
+    memory.check_pass(given)
     return in_steps(given, packed.tokens.shape[0], train.batch_rows * train.accumulation_steps)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 
 from rewards.errors import UserError
+from rlhf.mesh import place
 from rlhf.mesh.devices import axis
 from rlhf.mesh.place import num_row_parts
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.packing import PackedRows
 from rlhf.train.config import DPOConfig, SFTConfig
-from rlhf.train.rl.config import RLConfig
+from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 
 GIGABYTE = 1e9
 CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -55,6 +56,15 @@ def check(needed: Mapping[str, float], lower: str) -> None:
             f"memory: at least {total / GIGABYTE:.3g} GB are needed ({listed}), and there are {room / GIGABYTE:.3g} GB; "
             f"lower {lower}"
         )
+
+
+def check_pass(config: SFTConfig | DPOConfig | RLConfig) -> None:
+    """Refuse rows of one pass that the mesh cannot divide, from the configuration alone; raises UserError with the key."""
+    if isinstance(config, PPOConfig | GRPOConfig):
+        what = "rollout (prompts × people × completions) over algorithm.minibatches"
+        place.check_rows(what, config.rows // config.algorithm.minibatches)
+    elif not isinstance(config, RLConfig) and config.train.batch_rows is not None:
+        place.check_rows("train.batch_rows", config.train.batch_rows)
 
 
 def check_policy(

@@ -154,7 +154,12 @@ def read_by(
 
 @under_mesh
 def open_base(config: Tuning) -> policy_store.Base:
-    """The model that is tuned."""
+    """The model that is tuned.
+
+    Raises:
+      UserError: besides what loading refuses, rows of a pass that the mesh cannot divide.
+    """
+    memory.check_pass(config)
     return policy_store.load_base(
         config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
     )

@@ -1,10 +1,10 @@
 """Bad inputs to every command: each must end in one line on stderr and status 2 within seconds, and leave nothing behind.
 
-    python -m scripts.faults.bad_inputs [--only WORD] [--list]
+    python -m scripts.faults.bad_inputs [--only WORD] [--list] [--output docs/results/bad_inputs.md]
 
 A row of `attacks()` is a name and a function that prepares a world (tests/test_bad_input.py) and returns the command.
 Every command runs in a process of its own, forked from this one once both packages are imported, with a limit of memory and
-of time. What is timed is the command: neither imports nor the preparation of its world. Prints what is wrong, the slowest,
+of time. What is timed is the command (processor time): neither imports nor the preparation of its world. Prints what is wrong, the slowest,
 and how many inputs each command got.
 """
 
@@ -36,6 +36,7 @@ import rewards
 import rlhf
 from rlhf.apps import cli
 from scripts.faults.bad_inputs_more import more
+from scripts.faults.bad_inputs_new import newer
 from tests.rlhf.models.test_chat import HOSTILE
 from tests.rlhf.tiny import write_model
 from tests.test_bad_input import World, snapshot, write
@@ -400,7 +401,7 @@ def edited(world: World, file: str, text: str) -> list[str]:
 
 def attacks() -> list[tuple[str, Make]]:
     """Every bad input."""
-    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more()]
+    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more(), *newer()]
 
 
 def preload() -> None:
@@ -449,14 +450,14 @@ def ended(make: Make, root: Path) -> Outcome:
     argv = make(world)
     before, held = snapshot(root), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     out, err = io.StringIO(), io.StringIO()
-    start = time.monotonic()
+    start = time.process_time()  # of this process, so that a busy machine does not count
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.main(argv)
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return Outcome([f"{type(error).__name__}: {str(error)[:200]} at {frame.filename}:{frame.lineno}"])
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     gigabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 1e6
     said, wrong = err.getvalue(), []
     last = said.rstrip("\n").rpartition("\n")[2]
@@ -478,8 +479,34 @@ def ended(make: Make, root: Path) -> Outcome:
 
 def _command(argv: list[str]) -> str:
     """Group and subcommand."""
-    alone = argv[0] in ("generate", "evaluate", "export", "quickstart") or len(argv) == 1
+    alone = argv[0] in ("generate", "evaluate", "export", "quickstart", "sweep") or len(argv) == 1
     return argv[0] if alone else " ".join(argv[:2])
+
+
+def page(commands: collections.Counter[str], right: collections.Counter[str], longest: float) -> str:
+    """What is committed: how many inputs every command got."""
+    lines = [
+        "# Bad inputs",
+        "",
+        "<!-- Made by scripts/faults/bad_inputs.py. -->",
+        "",
+        "Numbers out of range, texts that are no YAML, JSON or UTF-8, rows, models, weights, templates, records, functions and",
+        "paths that are none, devices, pipes and sockets, names of control characters: each to a command in a process of its",
+        "own, with a small model. *Right* means: status 2, one line on standard error that begins with `chorus: ` and holds no",
+        f"control character, under {LIMIT_SECONDS:.0f} seconds of processor time, at most {LIMIT_GIGABYTES:.0f} GB, and no file made or changed.",
+        "",
+        "| command | inputs | right |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{command[:40]}` | {count} | {right[command]} |" for command, count in sorted(commands.items())
+    ]
+    lines += [
+        f"| all | {commands.total()} | {right.total()} |",
+        "",
+        f"The longest took {longest:.1f} s of it.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -489,18 +516,20 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those whose name holds this")
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--said", action="store_true", help="print what every command says")
+    parser.add_argument("--output", type=Path, help="page to write")
     args = parser.parse_args()
     chosen = [(name, make) for name, make in attacks() if args.only in name]
     if args.list:
         print("\n".join(name for name, _ in chosen))
         return 0
     preload()
-    failed, slow, commands = 0, [], collections.Counter()
+    failed, slow, commands, right = 0, [], collections.Counter(), collections.Counter()
     for name, make in chosen:
         with tempfile.TemporaryDirectory() as folder:
             outcome = attempt(make, Path(folder))
         slow.append((outcome.seconds, name))
         commands[outcome.command] += 1
+        right[outcome.command] += not outcome.wrong
         if args.said:
             print(f"{ascii(name[:100])}: {outcome.last}", flush=True)
         if outcome.wrong:
@@ -510,6 +539,8 @@ def main() -> int:
         print(f"{seconds:5.1f} s  {ascii(name[:100])}", file=sys.stderr)
     print("; ".join(f"{command} {count}" for command, count in sorted(commands.items())))
     print(f"{len(chosen)} bad inputs, {failed} not as they should be")
+    if args.output is not None:
+        args.output.write_text(page(commands, right, max(slow)[0]), encoding="utf-8")
     return 1 if failed else 0
 
 

@@ -139,3 +139,14 @@ def test_no_option_of_a_scheduler_adds_lines(option, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     argv = ["launch", "slurm", "--dry-run", f"{option}=1\ntouch x", "--", "data", "plan", "--labels", "100"]
     assert cli.main(argv) == 2 and "U+000A" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("secret", ["https://u:S3CRET@host/v1", "http://S3CRET@host", "ftp://a:S3CRET@b/c"])
+@pytest.mark.parametrize("key", KEYS)
+def test_no_key_of_a_configuration_holds_a_password(key, secret, tmp_path, monkeypatch, capsys):
+    world = World(tmp_path, monkeypatch)
+    value = yaml_text([secret] if key == "evaluation.models" else secret)
+    assert cli.main([*world.config(KEYS[key]), f"{key}={value}"]) == 2
+    said = capsys.readouterr()
+    assert key in said.err and "S3CRET" not in said.err + said.out
+    assert not any("S3CRET" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())

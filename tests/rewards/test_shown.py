@@ -52,6 +52,8 @@ def test_lines_and_letters_stay(text):
         ("https://host/a@b", "https://host/a@b"),
         ("ada@home.org", "ada@home.org"),
         ("https://u:p@ss@host", "https://***@host"),
+        ("https:/u:PASS@host/v1: no such folder", "https:/***@host/v1: no such folder"),
+        ("C:\\x@y and a/b@c:/d", "C:\\x@y and a/b@c:/d"),
     ],
 )
 def test_credentials_of_addresses(text, expected):

@@ -49,11 +49,13 @@ def add_job(
     job: str,
     show: Show | None = None,
     options: bool = False,
+    dry_run: str | None = None,
 ) -> None:
     """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function".
 
     Args:
       options: whether it runs without a file, too: then the kind takes `SHORT` options.
+      dry_run: what --dry-run calls instead of `job`; None for kinds without it.
     """
 
     def run(args: argparse.Namespace) -> JSONObject:
@@ -64,12 +66,26 @@ def add_job(
             config = configuration(args, kind)
         else:
             config = load(args.config, args.overrides, schema_of(kind))
-        module, _, function = job.partition(":")
-        return getattr(importlib.import_module(module), function)(config)
+        if dry_run is not None and args.dry_run:
+            args.show = show_values
+            return _found(dry_run)(config, device_gb=args.device_gb)
+        return _found(job)(config)
 
     parser = add_command(subparsers, name, help, example, run, show or show_values)
     if options:
         add_short(parser, kind)
+    if dry_run is not None:
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="resolve and compile everything, say what a device will hold, run one step on zeros, write nothing",
+        )
+        parser.add_argument(
+            "--device-gb",
+            type=float,
+            metavar="GB",
+            help="with --dry-run: judge by this memory of a device instead of this machine's, and run nothing",
+        )
     parser.add_argument(
         "config",
         metavar="CONFIG",
@@ -80,6 +96,12 @@ def add_job(
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100"
     )
+
+
+def _found(name: str) -> Callable[..., JSONObject]:
+    """What a "module:function" names; its module is imported now."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 SHORT = {

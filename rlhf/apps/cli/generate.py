@@ -56,6 +56,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="P",
         help="drop tokens below P times the likeliest (default 0)",
     )
+    parser.add_argument(
+        "--mesh",
+        default="{}",
+        metavar="{fsdp: N}",
+        help="how the devices share the work: data, fsdp and tensor as in a training configuration (default: rows are divided)",
+    )
     add_seed(parser, "seed of sampling")
 
 
@@ -67,6 +73,14 @@ def run(args: argparse.Namespace) -> JSONObject:
     check_range("--top-k", args.top_k, 0, 2**31 - 1)
     check_range("--top-p", args.top_p, 1e-6, 1)
     check_range("--min-p", args.min_p, 0, 1)
+    from rlhf.run.config.common import MeshConfig
+    from rlhf.run.config.document import parse_value
+    from rlhf.run.config.load import build
+
+    axes = parse_value(args.mesh, "--mesh")
+    if not isinstance(axes, dict):
+        raise UserError(f"--mesh {args.mesh}: must name axes, as in --mesh '{{fsdp: 8}}'")
+    mesh = build(axes, MeshConfig, "--mesh")
     from rlhf.apps.prompts import checked, read_prompts
 
     if args.prompt is not None:
@@ -88,6 +102,7 @@ def run(args: argparse.Namespace) -> JSONObject:
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
+        mesh=mesh,
     )
 
 

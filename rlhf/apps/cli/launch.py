@@ -77,6 +77,10 @@ def _launch(args: argparse.Namespace) -> JSONObject:
     from rlhf.launch.scripts import Resources
 
     words = args.words[1:] if args.words[0] == "chorus" else args.words
+    if not words:
+        raise UserError(
+            "launch: no command; write it behind --, for example -- train dpo configs/electricity/dpo.yaml"
+        )
     if words[:1] == ["launch"]:
         raise UserError("launch: a launch cannot be launched; give the command itself behind --")
     parse(words)  # what is wrong with the command is said here and not by the job

@@ -28,6 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         show=_show_evaluation,
     )
     _add_score(group)
+    _add_rails(group)
 
 
 def _show_evaluation(result: JSONObject) -> None:
@@ -68,6 +69,34 @@ def _add_score(group: Subparsers) -> None:
         "--user", metavar="NAME", help="person whose reward it is (default: the aggregate person)"
     )
     who.add_argument("--coefficients", metavar="W1,W2,...", help="coefficients instead of a person")
+
+
+def _add_rails(group: Subparsers) -> None:
+    parser = add_command(
+        group,
+        "rails",
+        "what may be personal: show, set or switch off the rails of a reward run",
+        "chorus rewards rails --rewards runs/electricity/rewards --set rails.yaml",
+        run_rails,
+        show_values,
+    )
+    parser.add_argument("--rewards", metavar="RUN", required=True, help="reward run (chorus rewards fit)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--set", metavar="FILE", help="YAML of axes, half_spaces, trust_nats (docs/guardrails.md)"
+    )
+    what.add_argument("--off", metavar="REASON", help="switch them off; the reason is kept")
+    parser.add_argument("--reason", metavar="TEXT", help="with --set: why, for the history")
+
+
+def run_rails(args: argparse.Namespace) -> JSONObject:
+    from rlhf.apps import rails
+
+    if args.off is not None:
+        return rails.off(args.rewards, args.off)
+    if args.set is not None:
+        return rails.put(args.rewards, args.set, args.reason)
+    return rails.show(args.rewards)
 
 
 def run_score(args: argparse.Namespace) -> JSONObject:

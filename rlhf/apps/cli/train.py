@@ -13,6 +13,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus train sft --model smollm2-135m --data answers.jsonl",
         kind="sft",
         options=True,
+        dry_run="rlhf.train.dry_run:run",
         show=show,
         job="rlhf.train.sft:run",
     )
@@ -23,6 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus train dpo --model smollm2-135m --data pairs.parquet train.epochs=2",
         kind="dpo",
         options=True,
+        dry_run="rlhf.train.dry_run:run",
         show=show,
         job="rlhf.train.dpo:run",
     )
@@ -33,6 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus train ppo configs/electricity/ppo.yaml train.steps=20",
         kind="ppo",
         options=True,
+        dry_run="rlhf.train.dry_run:run",
         show=show,
         job="rlhf.train.rl.trainer:run",
     )
@@ -43,6 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus train grpo --model smollm2-135m --data prompts.jsonl --reward own.py:short",
         kind="grpo",
         options=True,
+        dry_run="rlhf.train.dry_run:run",
         show=show,
         job="rlhf.train.rl.trainer:run",
     )

@@ -206,7 +206,10 @@ def show_user(result: JSONObject) -> None:
         print(
             f"  {axis['name']:<{width}}  {axis['mean']:+.2f} ± {axis['sd']:.2f}"
             f"   (population {axis['prior_mean']:+.2f} ± {axis['prior_sd']:.2f})"
+            + (f"   {axis['rail']}" if axis["rail"] != "free" else "")
         )
+    for said in result["rails"]:
+        print(f"  rails: {said}")
 
 
 def show_list(result: JSONObject) -> None:

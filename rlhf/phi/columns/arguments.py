@@ -74,9 +74,11 @@ class Call:
             )
         self.extra[column] = values
 
-    def means(self, prefix: str) -> dict[str, float]:
-        """Logged numbers as metrics."""
-        return {f"{prefix}{_plain(name)}": float(np.mean(values)) for name, values in self.metrics.items()}
+    def means(self, group: str) -> dict[str, float]:
+        """Logged numbers as metrics of a group, "train" or "eval"."""
+        return {
+            f"{group}/logged/{_plain(name)}": float(np.mean(values)) for name, values in self.metrics.items()
+        }
 
 
 _CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar("reward_call", default=None)

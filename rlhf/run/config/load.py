@@ -312,7 +312,11 @@ def _leaves(values: object, path: Key = ()) -> Iterator[tuple[Key, int | float |
 
 def _no_name(path: Key, value: str) -> str | None:
     """Why a text cannot be the name, path or choice that its key holds; a few keys hold texts of any kind."""
-    return None if TEXTS & set(path) else no_name(value)
+    if TEXTS & set(path):
+        return None
+    if without_credentials(value) != value:
+        return "holds a user name or password of an address, which would be written to files; take it out"
+    return no_name(value)
 
 
 def _out_of_range(value: int | float) -> str | None:

@@ -128,7 +128,7 @@ def _statements(text: str, run: RewardRun | None, posterior: Belief | None) -> t
         pass  # names nothing, or something locked: without locks it shows which
     extra = {key: value for key, value in run.extra.items() if key != "locked"}
     try:
-        edits.from_words(dataclasses.replace(run, extra=extra), posterior, text)
+        edits.from_words(dataclasses.replace(run, extra=extra, rails=None), posterior, text)
     except UserError:
         return (), False
     return (), True

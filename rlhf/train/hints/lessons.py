@@ -55,7 +55,7 @@ class Lessons:
       entries: the lines of OUTPUT/hints.jsonl.
       student, teacher: how the H rows are read, without the hint and with it; NumPy. mask: bool[H, T].
       others: float32[P, K], z of the training people who teach nothing; with none of them, draws from N(0, I) are held.
-      top: tokens kept of the teacher.
+      top: tokens kept of the teacher. gate: brings those draws within the rails.
     """
 
     config: HintsConfig
@@ -66,6 +66,7 @@ class Lessons:
     mask: np.ndarray
     others: np.ndarray
     top: int
+    gate: Gate
 
     @property
     def taught(self) -> int:
@@ -97,7 +98,8 @@ class Lessons:
         assert self.student.z is not None
         rng, num_rows = np.random.default_rng([self.seed, number]), self.config.anchor_rows
         if not len(self.others):
-            return rng.normal(size=(num_rows, self.student.z.shape[1])).astype(np.float32)
+            noise = rng.normal(size=(num_rows, self.student.z.shape[1])).astype(np.float32)
+            return np.asarray(self.gate.drawn(noise))
         return self.others[rng.integers(len(self.others), size=num_rows)]
 
     def write(self, directory: Path) -> None:
@@ -138,7 +140,7 @@ def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
         raise UserError(
             f"hints.top: {wanted.top} exceeds the vocabulary of {vocab} tokens; lower it or set it to null"
         )
-    gate = Gate.of(run.prior, config.kl.coef, config.rail.eta)
+    gate = Gate.of(run.prior, config.kl.coef, config.rail.eta, run.rails)
 
     def z_of(coef: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
         """z[…, K] of people's coefficients, shrunk as those of the rollout are."""
@@ -175,4 +177,5 @@ def prepare(config: RLConfig, job: Run, base: Base, source: Source) -> Lessons:
         mask,
         z_of(others) if others else np.zeros((0, z.shape[1]), np.float32),
         min(TOP, vocab) if wanted.top is None else wanted.top,
+        gate,
     )

@@ -4,17 +4,21 @@ A step is one iteration: prompts × people × completions are sampled, rewarded,
 passes over `algorithm.minibatches` parts. `docs/rl.md` has the equation behind every key.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rewards.basis.rails import stated
+from rewards.files import JSONObject
 from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.advantages import GRPOAlgorithmConfig, PPOAlgorithmConfig
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
+from rlhf.policy.rails import RailsConfig
 from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
@@ -50,7 +54,11 @@ class PromptDataConfig(DataConfig):
 
 @record
 class PopulationConfig:
-    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run."""
+    """N(mean, sd²) over coefficients of `columns`, for runs without a fitted reward run.
+
+    Attributes:
+      rails: which of them may be personal: `axes`, `half_spaces`, `trust_nats` (docs/guardrails.md); {} for all.
+    """
 
     mean: tuple[Coefficient, ...] = Field(
         min_length=1,
@@ -73,6 +81,7 @@ class PopulationConfig:
         default=32, ge=1, le=100_000, description="Prompts for which samples of π_ref are drawn."
     )
     completions: int = Field(default=8, ge=2, le=10_000, description="Samples of π_ref drawn for each.")
+    rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
         if not self.standardise:
@@ -177,6 +186,9 @@ class RLConfig(RunConfig):
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule, over optimiser steps.")
     train: RLTrainConfig = Field(description="Length, checkpoints, samples.")
     rail: RailConfig = Field(default=RailConfig(), description="The aggregate-prior term.")
+    rails: RailsConfig = Field(
+        default=RailsConfig(), description="What may be personal: the rails of the reward run."
+    )
     conditioner: ConditionerConfig = Field(
         default=ConditionerConfig(), description="How coefficients change the weights."
     )
@@ -201,7 +213,9 @@ class RLConfig(RunConfig):
     def unread(self) -> Iterator[Unread]:
         if not self.personal:
             yield Unread(
-                ["conditioner", "users"], "population", "columns without a population, one policy for all"
+                ["conditioner", "users", "rails"],
+                "population",
+                "columns without a population, one policy for all",
             )
 
     @model_validator(mode="after")
@@ -303,6 +317,8 @@ def _check_rewards(config: RLConfig) -> None:
                 f"population.mean has {len(config.population.mean)} numbers for {len(names)} columns "
                 f"({', '.join(names)}); give one a column"
             )
+        if config.population.rails:
+            stated(config.population.rails, names, "", "population.rails")
     elif config.rail.eta > 0 and names:
         raise ValueError("rail.eta needs people; give a population or set rail.eta to 0")
     if config.weights is not None and len(config.weights) != len(names):

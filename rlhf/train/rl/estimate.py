@@ -48,7 +48,22 @@ def at_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
     return last.reshape(*last.shape, *(1,) * (values.ndim - 1)) * values[:, None]
 
 
-def reward_channels(rollout: Rollout, rewards: jax.Array, kl: KLConfig) -> jax.Array:
+def unfinished(rollout: Rollout, overlong_tokens: jax.Array | int) -> jax.Array:
+    """What is priced by `missing_eos_penalty`, [B]: 1 without a stop token; or with c = overlong_tokens > 0
+
+        clip((|y| − (T − c)) / c, 0, 1)
+
+    Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 13, whose reward is minus this.
+    """
+    length, slots = rollout.mask.sum(axis=1), rollout.mask.shape[1]
+    width = jnp.maximum(jnp.asarray(overlong_tokens, jnp.float32), 1.0)
+    soft = jnp.clip((length - (slots - width)) / width, 0.0, 1.0)
+    return jnp.where(jnp.asarray(overlong_tokens) > 0, soft, 1.0 - rollout.ended.astype(jnp.float32))
+
+
+def reward_channels(
+    rollout: Rollout, rewards: jax.Array, kl: KLConfig, overlong_tokens: jax.Array | int = 0
+) -> jax.Array:
     """Channels float32[B, T, C] from rewards float32[B, K] (at the last token) or float32[B, T, K] (token by token).
 
     Raises:
@@ -64,8 +79,8 @@ def reward_channels(rollout: Rollout, rewards: jax.Array, kl: KLConfig) -> jax.A
     price = jnp.zeros(rollout.mask.shape)
     if kl.place == "reward":
         price = objectives.kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl.estimator)
-    unfinished = at_last_token(1.0 - rollout.ended.astype(jnp.float32), rollout.mask)
-    channels = jnp.concatenate([outputs, price[..., None], unfinished[..., None]], axis=-1)
+    cut = at_last_token(unfinished(rollout, overlong_tokens), rollout.mask)
+    channels = jnp.concatenate([outputs, price[..., None], cut[..., None]], axis=-1)
     return jnp.where(rollout.mask[..., None], channels, 0.0)
 
 
@@ -82,7 +97,7 @@ def estimate(
     the same number at every token → scale (where the estimator does not standardise).
     """
     mask, algorithm, group_size = rollout.mask, settings.algorithm, settings.rollout.completions
-    channels = reward_channels(rollout, rewards, settings.kl)
+    channels = reward_channels(rollout, rewards, settings.kl, algorithm.overlong_tokens)
     weights = adv.channel_weights(rollout.coef, kl_coef, algorithm.missing_eos_penalty)
     # R_i − mean(R) holds R_i itself, which shrinks its gradient to (G − 1)/G of the objective's: a KL outside it would
     # be overpriced by as much. RLOO has no such factor; the estimators that standardise have no scale to keep.

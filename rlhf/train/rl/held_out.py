@@ -119,7 +119,7 @@ class Measured:
                     phi = given.reward(rollout, prompts.rows.take(index)).phi
             except UserError as error:
                 raise UserError(f"held-out prompts: {error}") from None
-            for name, value in said.means("eval/logged/").items():
+            for name, value in said.means("eval").items():
                 logged[name].append(value)
             totals = _sums(totals, rollout._replace(rows=None), jax.device_put(place.batch(phi)), counts)
         assert totals is not None, "a prompt at least is held out"

@@ -75,7 +75,7 @@ def advantages(
 ) -> jax.Array:
     """A[R·B], before the scale; rewards float32[R·B, K] or [R·B, T, K] are those of the same completions."""
     algorithm, group_size = _algorithm(settings), settings.rollout.completions
-    channels = reward_channels(others, rewards, settings.kl).sum(axis=1)
+    channels = reward_channels(others, rewards, settings.kl, settings.algorithm.overlong_tokens).sum(axis=1)
     weights = channel_weights(others.coef, kl_coef, algorithm.missing_eos_penalty)
     total = scalarise(channels, weights).reshape(-1, group_size)
     weight = weight.reshape(total.shape)

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewards import jsonl
-from rewards.basis import store
+from rewards.basis import projection, store
 from rewards.basis.belief import Belief
+from rewards.basis.rails import stated
+from rewards.basis.rails import write as write_rails
 from rewards.basis.store import FittedBasis, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
@@ -35,6 +37,7 @@ from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
+from rlhf.policy.rails import in_force, recorded
 from rlhf.run.directory import Run
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
@@ -52,6 +55,7 @@ class Source:
       names: K labels. run: the reward run, None for one policy for all.
       people: whose coefficients are drawn, or float32[K] weights without people; shares: which share of the groups for whom.
       reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
+      rails: what policy.json says of the rails.
     """
 
     names: tuple[str, ...]
@@ -59,6 +63,7 @@ class Source:
     people: Population | jnp.ndarray
     shares: UserShares | None
     reward: Reward
+    rails: JSONObject = dataclasses.field(default_factory=dict)
 
 
 @under_mesh
@@ -135,14 +140,18 @@ def refuse_known_answers_only(run: FittedBasis) -> None:
 
 def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: policy_store.Base) -> Source:
     refuse_known_answers_only(run)
+    given, run = run, in_force(config.rails, run)
     names = run.basis.gauge.names
     people = list(people_of.posteriors)
-    drawn_from = Population.from_posteriors(run.prior, people, config.users.extreme_sd)
+    drawn_from = Population.from_posteriors(
+        run.prior, people, config.users.extreme_sd, run.rails, config.kl.coef
+    )
     users = config.users
     if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
         users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
     shares = UserShares.of(users)
-    return Source(names, run, drawn_from, shares, _reward_of(config, run, base))
+    rails = recorded(config.rails, given)
+    return Source(names, run, drawn_from, shares, _reward_of(config, run, base), rails)
 
 
 def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> Reward:
@@ -253,6 +262,10 @@ def build_run(
     prior = Belief.from_cov(
         np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
     )
+    rails = None
+    if wanted.rails:
+        rails = stated(wanted.rails, names, store.basis_hash(basis), "population.rails")
+        projection.limits(rails, prior, 1.0)  # refuses what cannot be met
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
     rows = zip(samples.item_prompt, samples.item_text, strict=True)
@@ -264,6 +277,8 @@ def build_run(
         ),
     )
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
+    if rails is not None:
+        write_rails(directory, rails, "the configuration of the training run")
     size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
     write_pool(directory, identity, make_pool(pairs, phi))

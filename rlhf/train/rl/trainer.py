@@ -28,7 +28,7 @@ from rlhf.policy.sampling import SamplingSettings
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, optim
+from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
@@ -157,12 +157,11 @@ def train(
       callbacks: called by the loop. directory: keeps samples.jsonl, hints.jsonl and the critic; None keeps nothing.
       own: a user's own optimiser.
     """
-    minibatch = config.rows // config.algorithm.minibatches
-    place.check_rows("rollout (prompts × people × completions) over algorithm.minibatches", minibatch)
+    memory.check_pass(config)
     prompts, unseen = divided(config.train, prompts)
     updates_a_step = config.algorithm.epochs * config.algorithm.minibatches
     config = in_steps(config, len(prompts.starts), config.rollout.prompts_per_step, updates_a_step)
-    spec = adapter_spec(config, source.run, base)
+    spec = adapter_spec(config, None if source.run is None else source.names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
     if config.kl.controller == "adaptive" and config.rows > config.kl.horizon:
         _LOG.warning(
@@ -300,7 +299,7 @@ class Trainer:
             metrics["train/left_out_share"] = jnp.float32(
                 sum(counts) / (len(batch.index) * len(self.source.names))
             )
-            metrics |= {name: jnp.float32(value) for name, value in said.means("train/logged/").items()}
+            metrics |= {name: jnp.float32(value) for name, value in said.means("train").items()}
             extra_columns = said.extra
         if self.samples is not None:
             self.samples.take(batch, rollout, rewards, extra_columns)
@@ -364,4 +363,6 @@ def _record(config: RLConfig, source: Source, kl_coef: float) -> JSONObject:
         "basis": run.hash,
         "names": list(run.basis.gauge.names),
         "prior": {"mean": run.prior.mean.tolist(), "cov": run.prior.cov.tolist()},
+        **source.rails,
+        **({"trust_beta": config.kl.coef} if source.rails.get("rails") else {}),
     }

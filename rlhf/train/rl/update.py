@@ -103,7 +103,10 @@ def loss_of(
     def over_tokens(values: jax.Array) -> jax.Array:
         return objectives.aggregate(values, mask, algorithm.aggregation, settings.rollout.max_new_tokens)
 
-    surrogate, diagnostics = objectives.clipped_surrogate(
+    of_ratio = objectives.clipped_surrogate
+    if isinstance(algorithm, GRPOAlgorithmConfig):
+        of_ratio = objectives.SURROGATES[algorithm.surrogate]
+    surrogate, diagnostics = of_ratio(
         logprobs, old.logprobs, batch.advantages, mask, algorithm.clip_low, algorithm.clip_high
     )
     policy_loss, entropy = over_tokens(surrogate), objectives.aggregate(entropy, mask, "token")

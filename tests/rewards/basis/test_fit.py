@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from rewards.basis import joint
-from rewards.basis.fit import FitConfig, fit_basis, fit_pooled
+from rewards.basis.fit import FitConfig, _Problem, checked_weight, fit_basis, fit_pooled
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from tests.rewards.planted import last, planted, with_coefficients
@@ -107,6 +107,8 @@ def test_pooled_model_equals_scikit_learn():
     model.fit(np.concatenate([delta, -delta]), np.repeat([1, 0], len(delta)))
     expected = delta @ model.coef_[0]
     np.testing.assert_allclose(scores[prefs.chosen] - scores[prefs.rejected], expected, atol=2e-3)
+    used = np.unique(np.concatenate([prefs.chosen, prefs.rejected]))
+    np.testing.assert_allclose(scores[used].mean(), 0, atol=1e-4)  # the zero of the scores
 
 
 def test_same_seed_same_bits_and_the_callback_sees_every_round():
@@ -178,3 +180,21 @@ def test_config_refuses_what_it_does_not_know():
     with pytest.raises(pydantic.ValidationError):
         FitConfig(lapse=1.0)
     hash(FitConfig())
+
+
+def test_weights_of_comparisons():
+    prefs = planted(3, width=4, num_basis=2, num_users=4, pairs=5, num_items=20).prefs
+    count = prefs.num_comparisons
+    np.testing.assert_array_equal(checked_weight(prefs, None), np.ones(count))
+    given = np.linspace(0, 2, count)
+    np.testing.assert_array_equal(checked_weight(prefs, given), given.astype(np.float32))
+    for bad in (given[1:], given[:, None], -given, given * np.nan, given * np.inf, 0 * given):
+        with pytest.raises(UserError, match="weight"):
+            checked_weight(prefs, bad)
+
+
+def test_fewer_coordinates_are_zeros_behind_the_first():
+    prefs = planted(3, width=4, num_basis=2, num_users=4, pairs=5, num_items=20).prefs
+    items = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    narrowed = _Problem(items, np.zeros(3, np.int32), prefs).narrowed(2)
+    np.testing.assert_array_equal(narrowed, items * [1, 1, 0, 0])

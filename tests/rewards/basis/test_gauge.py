@@ -106,3 +106,13 @@ def test_bad_input_is_named():
     twice = np.concatenate([head[:, :3], head[:, :1]], axis=1)
     with pytest.raises(UserError, match="linearly dependent"):
         gauge.canonicalise(twice, prior, embeddings, item_prompt, encoder={})
+
+
+def test_the_change_of_raw_outputs_is_that_of_their_head():
+    _, embeddings, item_prompt, head, prior = raw_fit(4)
+    _, canonical, change = gauge.canonicalise(head, prior, embeddings, item_prompt, encoder={})
+    raw = embeddings.astype(np.float64) @ head
+    again, mean, cov = gauge.canonical_change(raw, prior.mean, prior.cov, item_prompt)
+    np.testing.assert_allclose(again, change, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mean, canonical.mean, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cov, canonical.cov, rtol=1e-4, atol=1e-4)

@@ -129,3 +129,17 @@ def test_large_and_small_systems_are_solved_alike():
         factor = rng.normal(size=(size, size)) + np.eye(size)
         matrix, vector = np.float32(factor @ factor.T + 0.1 * np.eye(size)), np.float32(rng.normal(size=size))
         np.testing.assert_allclose(matrix @ users.solve(matrix, vector), vector, atol=5e-3)
+
+
+def test_an_answer_twice_is_an_answer_of_weight_2():
+    rng = np.random.default_rng(9)
+    prior, index = make_prior(rng, 3), np.repeat(np.arange(4), 5)
+    delta, outcome = rng.normal(size=(20, 3)), rng.choice([0, 0.5, 1], 20)
+    weight = np.where(np.arange(20) % 3 == 0, 2.0, 1.0)
+    twice = np.concatenate([np.arange(20), np.flatnonzero(weight == 2)])
+    weighted = users.posteriors(prior, index, delta, outcome, num_users=4, weight=weight)
+    doubled = users.posteriors(prior, index[twice], delta[twice], outcome[twice], num_users=4)
+    for one, other in zip(weighted, doubled, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    halved = users.posteriors(prior, index, delta, outcome, num_users=4, weight=weight / 2)
+    assert np.abs(halved[1] - weighted[1]).max() > 0.05

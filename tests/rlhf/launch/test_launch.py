@@ -113,6 +113,11 @@ def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
         (["local", "--name", "a/b", "--", *PLAN], "'a/b': no name of a launch"),
         (["slurm", "--devices", "0", "--", *PLAN], "whole number from 1"),
         (["status", "nobody"], "nobody: no such launch"),
+        (["local", "--", "chorus"], "no command"),
+        (
+            ["local", "--", "train", "ppo", "x.yaml", "columns.0.address=https://u:SECRET@h/v1"],
+            "a password in a command",
+        ),
         (["local", "--", "launch", "local", "--", *PLAN], "cannot be launched"),
     ):
         assert cli.main(["launch", *words]) == 2

@@ -48,8 +48,9 @@ def all_cases() -> list[str]:
 class World:
     """Model, data and rewards that all cases share; tied: whether the head is the embedding."""
 
-    def __init__(self, directory: Path, tied: bool = True):
-        self.model = tiny.write_model(directory / "model", vocab_size=48, tie_word_embeddings=tied)
+    def __init__(self, directory: Path, tied: bool = True, **changes: int):
+        given = {"vocab_size": 48, "tie_word_embeddings": tied} | changes
+        self.model = tiny.write_model(directory / "model", **given)
         self.prefs = rewards.read(table())
 
     @functools.cached_property
@@ -66,6 +67,11 @@ class World:
         if algorithm == "sft":
             return rlhf.train_sft(self.model, self.prefs, row_length=16, batch_rows=16, **given)
         given |= {"rewards": self.fitted, "conditioner": {"kind": conditioner}}
+        if algorithm in (
+            "ppo",
+            "grpo",
+        ):  # many updates, with kinks where ratios are clipped: larger steps magnify rounding
+            given["learning_rate"] = 1e-3
         if algorithm == "dpo":
             return rlhf.train_dpo(self.model, self.prefs, batch_rows=16, accumulation_steps=2, **given)
         given["rollout"] = {"max_new_tokens": 4, "prompts_per_step": 8, "completions": 4}
@@ -147,18 +153,18 @@ def difference(found: Found, mesh: str, case: str) -> tuple[float, str]:
 
 
 @contextlib.contextmanager
-def compiled_texts(module: ModuleType, name: str) -> Iterator[dict[str, str]]:
+def compiled(module: ModuleType, name: str) -> Iterator[dict[str, jax.stages.Compiled]]:
     """The optimised programs of a compiled function that run meanwhile, by the mesh in words; the first one of each."""
-    function, texts = getattr(module, name), {}
+    function, programs = getattr(module, name), {}
 
     def spied(*args: object, **kwargs: object) -> object:
-        if devices.described() not in texts:
-            texts[devices.described()] = function.lower(*args, **kwargs).compile().as_text()
+        if devices.described() not in programs:
+            programs[devices.described()] = function.lower(*args, **kwargs).compile()
         return function(*args, **kwargs)
 
     setattr(module, name, spied)
     try:
-        yield texts
+        yield programs
     finally:
         setattr(module, name, function)
 

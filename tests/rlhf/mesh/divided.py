@@ -18,7 +18,7 @@ CASE, MESH = "sft/none/full", "1.4.2"
 def main(directory: Path) -> None:
     speak()  # as a command does
     world = cases.World(directory)
-    with cases.compiled_texts(sft_step, "step") as texts:
+    with cases.compiled(sft_step, "step") as programs:
         found = cases.run_all(world, ("1.1.1", MESH), [CASE])
     left = cases.moved(world, CASE, ("1.8.1", "1.1.1", MESH), directory / "run")
     apart = {
@@ -27,7 +27,7 @@ def main(directory: Path) -> None:
     result = {
         "apart": cases.difference(found, MESH, CASE),
         "moved": max((value, name) for name, value in apart.items()),
-        "exchanged": {mesh: cases.collectives(text) for mesh, text in texts.items()},
+        "exchanged": {mesh: cases.collectives(program.as_text()) for mesh, program in programs.items()},
     }
     print(json.dumps(result))
 

@@ -13,6 +13,7 @@ def child(tmp_path_factory):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",  # two programs at once wait for one another's threads
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.rlhf.mesh.divided", str(tmp_path_factory.mktemp("divided"))],

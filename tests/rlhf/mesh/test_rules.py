@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from pydantic import ValidationError
 
 from rewards.errors import UserError
+from rlhf.apps import cli
 from rlhf.mesh import devices, place, rules
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.logprobs import structure
@@ -121,3 +122,12 @@ def test_rows_that_the_devices_cannot_divide_are_refused_with_the_nearest_number
     with mesh(2, 4), pytest.raises(UserError) as error:
         place.check_rows("train.batch_rows", 12)
     assert "train.batch_rows: 12 rows" in str(error.value) and "(16)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("8", "must name axes"), ("{tensr: 2}", "did you mean 'tensor'"), ("{fsdp: 3}", "does not")],
+)
+def test_a_mesh_on_the_command_line_is_refused_before_a_model_is_looked_for(given, words, capsys):
+    assert cli.main(["generate", "--model", "nowhere", "--prompt", "a", "--mesh", given]) == 2
+    assert words in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Reading Hugging Face directories: right values, and an error that names the tensor for everything else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from rewards.errors import UserError
-from rlhf.models import fetch, load
+from rlhf.models import fetch, layout, load
 from rlhf.models.config import ModelConfig
 from tests.rlhf.models import families
 
@@ -215,3 +216,17 @@ def test_hub_that_never_answers_is_given_up_soon(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"owner/model: the hub cannot be reached \(no answer within 0.2 s\)"):
         load.resolve_model("owner/model")
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen3"])
+def test_a_part_of_a_tensor_is_read_alone_and_is_that_part_of_the_whole(family, tmp_path):
+    """As the shards of a device are read; Phi-3 keeps q, k and v in one tensor of the file."""
+    directory = families.save_model(family, tmp_path)
+    config = ModelConfig.from_hf(load.read_hf_config(directory))
+    with contextlib.ExitStack() as stack:
+        files = load._Checkpoint(directory, stack)
+        for leaf in layout.layer_leaves(config):
+            name = layout.layer_name(1, leaf)
+            whole = files.read(name, leaf, jnp.float32, tuple(slice(0, size) for size in leaf.shape))
+            part = tuple(slice(size // 4, size // 2) for size in leaf.shape)
+            np.testing.assert_array_equal(files.read(name, leaf, jnp.float32, part), whole[part])

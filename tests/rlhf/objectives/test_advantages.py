@@ -225,6 +225,19 @@ def test_equal_token_advantages_are_no_signal(constant, size):
     assert adv.centre_tokens(moved, mask, size)[0, 0] > 0 and adv.masked_whiten(moved, mask)[0, 0] > 0
 
 
+@pytest.mark.parametrize("num_basis", [1, 2, 7])
+def test_channels_are_the_outputs_and_two_prices(num_basis):
+    weights = adv.channel_weights(jnp.ones((3, num_basis)), 0.1, 0.5)
+    assert adv.num_channels(num_basis) == num_basis + 2 == weights.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c", "d"], "a, b, c and d")]
+)
+def test_names_in_a_sentence(names, said):
+    assert adv.listed(names) == said
+
+
 def test_gdpo_in_raw_units_disagrees_with_the_persons_own_order():
     """Dossier figure: 70–75 % agreement in raw units, 100 % when scalarised first (2,000 groups of 4)."""
     rng = np.random.default_rng(0)

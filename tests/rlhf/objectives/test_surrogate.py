@@ -150,6 +150,11 @@ def test_explained_variance():
     np.testing.assert_allclose(obj.explained_variance(returns, returns, mask), 1.0)
     np.testing.assert_allclose(obj.explained_variance(0 * returns, returns, mask), 0.0, atol=1e-6)
     assert not np.any(obj.explained_variance(returns, 0 * returns, mask))
+    # Against NumPy, far from 0 and with tokens that do not count.
+    returns, mask = returns + 5.0, rng.random((B, T)) < 0.6
+    values = (returns - 3.0 + rng.normal(size=returns.shape)).astype(np.float32)
+    expected = 1 - np.var((returns - values)[mask], axis=0) / np.var(returns[mask], axis=0)
+    np.testing.assert_allclose(obj.explained_variance(values, returns, mask), expected, atol=1e-4)
 
 
 def test_kl_controllers_push_towards_the_target():

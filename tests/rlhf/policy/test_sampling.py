@@ -11,7 +11,7 @@ from transformers.generation import MinPLogitsWarper, TopKLogitsWarper, TopPLogi
 from rewards.errors import UserError
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy.generation import complete
-from rlhf.policy.sampling import SamplingSettings, filter_logits, generate, left_pad, row_keys
+from rlhf.policy.sampling import SamplingSettings, filter_logits, first_max, generate, left_pad, row_keys
 from tests.rlhf import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -247,3 +247,9 @@ def test_keys_belong_to_row_numbers():
     )
     np.testing.assert_array_equal(first[0], second[1])
     assert len(np.unique(np.concatenate([first, second]), axis=0)) == 3
+
+
+def test_the_first_of_the_largest():
+    scores = np.array([[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-np.inf, -2.0, -1.0]])
+    np.testing.assert_array_equal(first_max(scores), np.argmax(scores, axis=-1))
+    assert int(first_max(np.full((1, 7), np.nan))[0]) == 6  # a token that there is, whatever the weights are

@@ -187,6 +187,41 @@ def test_rewards_verdict():
     assert rewards_verdict(rewards_result(accuracy={0: interval(0.6)}, swap=None)).status == "unknown"
 
 
+def test_few_people_leave_it_open_and_many_settle_it():
+    """Not shown: unknown, with the power, where a relevant difference could have been missed; lost where not."""
+    for people, half, status in ((16, 0.15, "unknown"), (400, 0.02, "lost")):
+        swap = {"answers": 10, "difference": interval(0.01, half)}
+        verdict = rewards_verdict(rewards_result(people=people, swap=swap, tested_choices=3))
+        assert verdict.status == status
+        said = verdict.text.startswith(f"Unknown: {people} people cannot show a difference below ")
+        assert said == (status == "unknown") and " points; another person's" in verdict.text or not said
+        pooled = interval(0.80, half)
+        again = rewards_verdict(rewards_result(people=people, pooled_accuracy=pooled))
+        assert again.status == status and "one model for everybody" in again.text
+    # Shown to harm is lost, however few they are.
+    swap = {"answers": 10, "difference": interval(-0.4, 0.3)}
+    assert rewards_verdict(rewards_result(people=5, swap=swap)).status == "lost"
+    # Before anybody is asked: what so few can show at best.
+    assert "3 people cannot show a difference below" in rewards_verdict({"held_out_people": 3}).text
+    assert "cannot show" not in rewards_verdict({"held_out_people": 200}).text
+    noise = evaluation_verdict({}, np.random.default_rng(2).normal(size=(12, 12)))
+    assert noise.status == "unknown" and "12 people cannot show a difference below" in noise.text
+    assert " nats; answers change with the person" in noise.text
+
+
+def test_twenty_points_planted_are_found_with_sixteen_people():
+    rng = np.random.default_rng(0)
+    pooled = rng.binomial(10, 0.6, 16) / 10
+    own = np.minimum(pooled + rng.binomial(10, 0.2, 16) / 10, 1.0)
+    verdict = rewards_verdict(
+        rewards_result(
+            people=16, swap=None, accuracy={10: interval(own.mean(), 0.1)}, pooled_accuracy=interval(pooled.mean(), 0.1),
+            person_accuracy={"10": own}, pooled_person_accuracy=pooled,
+        )
+    )  # fmt: skip
+    assert verdict.status == "won"
+
+
 def test_training_verdict():
     steps = np.arange(1, 51)
     falling, flat = np.linspace(1, 0.2, 50), np.ones(50)

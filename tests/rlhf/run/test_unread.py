@@ -25,6 +25,7 @@ REFUSED = [
     ("sft", "electricity/sft.yaml", ["tune={mode: full, lora_rank: 4}"], "tune.lora_rank"),
     ("ppo", "electricity/ppo.yaml", ["kl.controller=fixed", "kl.horizon=5"], "kl.horizon"),
     ("ppo", "electricity/ppo.yaml", ["kl.controller=target", "kl.horizon=5"], "kl.horizon"),
+    ("ppo", "electricity/ppo.yaml", ["kl.controller=fixed", "kl.target_nats=5"], "kl.target_nats"),
     ("ppo", "electricity/ppo.yaml", ["critic.backbone=separate", "critic.stop_gradient=false"], "critic.stop_gradient"),
     ("ppo", "electricity/ppo.yaml", ["algorithm.scaling=batch", "algorithm.scale_decay=0.5"], "algorithm.scale_decay"),
     ("grpo", "electricity/grpo.yaml", ["algorithm.kind=grpo", "algorithm.scaling=none"], "algorithm.scaling"),

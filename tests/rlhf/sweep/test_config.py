@@ -32,6 +32,7 @@ def written(folder, base=None, **changes):
 
 WRONG = {
     "misspelt key": ({"optimizer.lerning_rate": {"log": [1, 2]}}, ["optimizer.lerning_rate", "did you mean 'learning_rate'"]),
+    "a key in two ways": ({"optimizer": {"learning_rate": {"log": [1, 2]}}}, ["optimizer.learning_rate", "key given twice"]),
     "misspelt setting": ({"trails": 3}, ["sweep.trails [s.yaml:", "did you mean 'trials'"]),
     "log with 0": ({"optimizer.learning_rate": {"log": [0, 1]}}, ["sweep.optimizer.learning_rate", "begin above 0", "[0, 1]"]),
     "empty range": ({"tune.lora_rank": {"int": [8, 8]}}, ["sweep.tune.lora_rank", "empty range"]),

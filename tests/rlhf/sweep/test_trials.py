@@ -150,6 +150,7 @@ def test_a_larger_budget_goes_on_and_another_space_is_refused(tmp_path, runs):
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(UserError, match="not empty .notes.txt. and no sweep"):
         Study(read_sweep(written(tmp_path), [f"output_dir={tmp_path / 'other'}"]))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])

@@ -30,7 +30,7 @@ def test_everything_that_trl_gives_arrives(tmp_path):
     with training(TrainerState(3, 10, 0.5), 4) as said:
         assert call(all_of_it, "f", prefs).tolist() == [13.0] * 4
     assert seen["solution"] == ["a", "a", "b", "b"] and seen["prompts"] == ["Q", "Q", "P", "P"]
-    assert said.means("train/logged/") == {"train/logged/half": 0.5}
+    assert said.means("train") == {"train/logged/half": 0.5}
     assert said.extra == {"words": [len(text.split()) for text in seen["completions"]]}
     # Outside a training it stands at its beginning, and nobody reads what is logged.
     assert call(all_of_it, "f", prefs).tolist() == [0.0] * 4 and said.metrics["half"] == [0.25, 0.75]
@@ -155,4 +155,4 @@ def test_in_training(tmp_path, monkeypatch):
 def test_names_of_metrics_are_one_word():
     found = arguments.Call(TrainerState())
     found.log_metric("my own/number", 1)
-    assert list(found.means("train/logged/")) == ["train/logged/my_own_number"]
+    assert list(found.means("train")) == ["train/logged/my_own_number"]
