@@ -196,7 +196,7 @@ def within(limits: Limits, coef: Float[np.ndarray, "... K"], slack: float = 1e-4
     """Whether coefficients meet the limits of axes exactly, and half-spaces up to `slack` standard deviations."""
     coef = np.asarray(coef, np.float64)
     held = np.all((coef >= limits.low) & (coef <= limits.high), axis=-1)
-    return held & ((coef @ limits.rows.T - limits.bound).max(axis=-1, initial=-np.inf) <= slack)
+    return np.asarray(held & ((coef @ limits.rows.T - limits.bound).max(axis=-1, initial=-np.inf) <= slack))
 
 
 def actions(rails: Rails, asked: np.ndarray, given: np.ndarray) -> list[str]:

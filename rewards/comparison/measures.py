@@ -7,12 +7,14 @@ Letters in shapes: U people, T comparisons of a person (padded).
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rewards.methods.base import Comparisons
+if TYPE_CHECKING:  # the models are not needed to measure, and are slow to import
+    from rewards.methods.base import Comparisons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +51,13 @@ def padded_rows(
     return np.where(present, rows[index] if len(rows) else -1, -1)
 
 
-def person_accuracy(margins: Float[np.ndarray, "U T"], pairs: Comparisons) -> Float[np.ndarray, " U"]:
+def person_accuracy(margins: Float[np.ndarray, "U T"], pairs: "Comparisons") -> Float[np.ndarray, " U"]:
     """Share of each person's pairs predicted right, a margin of exactly 0 half; NaN without pairs."""
     signed = np.asarray(margins) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
     return person_mean(np.where(signed == 0, 0.5, signed > 0), pairs)
 
 
-def person_mean(values: np.ndarray, pairs: Comparisons) -> Float[np.ndarray, " U"]:
+def person_mean(values: np.ndarray, pairs: "Comparisons") -> Float[np.ndarray, " U"]:
     """Mean of values[U, T] over each person's pairs; NaN without pairs."""
     present = pairs.weight > 0
     count = present.sum(axis=1)

@@ -130,7 +130,7 @@ class _Pairs:
         lapse: float,
         start: np.ndarray | None,
         precision: float = 1e-10,
-    ) -> Float[np.ndarray, " P+I"]:
+    ) -> Float[np.ndarray, " parameters"]:
         """(θ, b) by L-BFGS in units of their prior deviations."""
         width = self.delta.shape[1]
         unit = np.concatenate(

@@ -154,7 +154,7 @@ class _Learner:
         )
         return found.x.reshape(-1, num_axes)
 
-    def _start(self, num_axes: int, people: np.ndarray) -> Float[np.ndarray, "P+I K"]:
+    def _start(self, num_axes: int, people: np.ndarray) -> Float[np.ndarray, "rows K"]:
         """Along what people's residuals have in common: leading right singular vectors of everybody's score."""
         a = self.answers
         residual = a.weight * (a.outcome - 1 / (1 + np.exp(-self.margin))) * people[a.user]

@@ -195,7 +195,9 @@ def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
 
         gate = policy_store.load_gate(policy, run.hash)
     record = records.load(run.users, name, run)
-    delta = np.array([answer.delta_features for answer in record.answers], np.float32)
+    delta = np.array([answer.delta_features for answer in record.answers], np.float32).reshape(
+        -1, len(run.prior.mean)
+    )
     outcome = np.array([answer.outcome for answer in record.answers], np.float32)
     # Answers alone: a statement about oneself says nothing about who else answers.
     found = shared_accounts.check(

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from rewards.comparison.measures import bootstrap
 from rewards.comparison.power import POWER, RELEVANT, Power, cannot_show, power
-from rewards.comparison.replay import bootstrap
 
 CHOICES = 3
 

@@ -26,6 +26,7 @@ COMMANDS = [
     "rewards fit",
     "rewards evaluate",
     "rewards score",
+    "rewards rails",
     "users ask",
     "users update",
     "users show",

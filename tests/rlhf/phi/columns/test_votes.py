@@ -98,5 +98,5 @@ def test_an_empty_or_missing_probe_is_refused(tmp_path):
     (tmp_path / "probe.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no probe rows"):
         probe_accuracy(str(tmp_path / "probe.jsonl"), "number")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         probe_accuracy(str(tmp_path / "none.jsonl"), "number")
