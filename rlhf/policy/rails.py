@@ -6,6 +6,7 @@ trained without the rails of its rewards says whose they were and why they were 
 
 import dataclasses
 import logging
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -27,7 +28,10 @@ class RailsConfig:
     )
 
 
-def in_force(config: RailsConfig, rewards: FittedBasis) -> FittedBasis:
+Rewards = TypeVar("Rewards", bound=FittedBasis)
+
+
+def in_force(config: RailsConfig, rewards: Rewards) -> Rewards:
     """The rewards with the rails that hold in this run; switching them off is said on the terminal."""
     if config.off is None or rewards.rails is None:
         return rewards
