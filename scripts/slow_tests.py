@@ -5,7 +5,7 @@
 
 The fast tier (`make test`) keeps what fits into BUDGET seconds of processor time at the speed of that run: the cheapest tests of
 every file first, so that every module is touched, and of every test function at least one case. What is left over is listed,
-by function, and runs in `make test-all`.
+by function, the dearest file first, and runs in `make test-all`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from rewards.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "slow.txt"
+DEAR = 20.0  # seconds
 
 
 def durations(report: Path) -> dict[str, dict[str, float]]:
@@ -32,10 +33,9 @@ def durations(report: Path) -> dict[str, dict[str, float]]:
 
 
 def chosen(seconds: dict[str, dict[str, float]], budget: float) -> list[str]:
-    """Functions of the slow tier as FILE::FUNCTION: the dearest, but never all of a file."""
-    kept_always = {
-        file: min(functions, key=lambda name: functions[name]) for file, functions in seconds.items()
-    }
+    """Functions of the slow tier as FILE::FUNCTION: the dearest, but all of a file only where each is dear."""
+    cheapest = {file: min(functions, key=lambda name: functions[name]) for file, functions in seconds.items()}
+    kept_always = {file: name for file, name in cheapest.items() if seconds[file][name] <= DEAR}
     costs = sorted(
         (
             (cost, f"{file}::{name}")
@@ -49,10 +49,14 @@ def chosen(seconds: dict[str, dict[str, float]], budget: float) -> list[str]:
         file, _, name = test.partition("::")
         if total <= budget:
             break
-        if kept_always[file] != name:
+        if kept_always.get(file) != name:
             slow.append(test)
             total -= cost
-    return sorted(slow)
+    of_file: dict[str, float] = collections.defaultdict(float)
+    for test in slow:
+        file, _, name = test.partition("::")
+        of_file[file] += seconds[file][name]
+    return sorted(slow, key=lambda test: (-of_file[test.partition("::")[0]], test))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ def test_the_dearest_are_left_out_until_the_budget_holds_and_every_file_is_touch
     assert slow_tests.chosen(SECONDS, budget=40) == []
     assert slow_tests.chosen(SECONDS, budget=30) == ["a.py::test_long"]
     assert slow_tests.chosen(SECONDS, budget=0) == ["a.py::test_long", "c.py::test_x"]
+    assert slow_tests.chosen(SECONDS | {"d.py": {"test_dear": 50.0}}, budget=0)[0] == "d.py::test_dear"
 
 
 def test_cases_of_a_function_are_counted_together(tmp_path):
