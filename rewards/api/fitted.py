@@ -229,8 +229,7 @@ class FittedRewards:
         """
         found = None
         if given is not None:
-            found = rails.stated(given, self.axes, self.basis.hash, "rails")
-            projection.limits(found, self.prior, 1.0)  # refuses what cannot be met
+            found = projection.stated_for(given, self.axes, self.basis.hash, self.prior, "rails")
         elif not (reason or "").strip():
             raise UserError("rails: switching them off needs a reason; say why")
         if self.run is not None:

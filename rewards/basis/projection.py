@@ -24,7 +24,8 @@ Everything that depends on the rails alone is computed once on the host in float
 Shapes: … people, K basis outputs, F axes that are not locked, R limits (half-spaces and bounds).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.optimize import linprog
 
 from rewards.basis.belief import Belief
-from rewards.basis.rails import Rails
+from rewards.basis.rails import Rails, stated
 from rewards.errors import UserError
 
 TURNS = 6  # at most so many for every limit; a bound that no problem tried has come near
@@ -105,6 +106,15 @@ def limits(rails: Rails, prior: Belief, beta: float, metric: np.ndarray | None =
     )
     origin = np.asarray(project(made, np.asarray(prior.mean, np.float32)))
     return made._replace(origin=origin, radius=np.array(beta * np.sqrt(2.0 * rails.trust_nats), np.float32))
+
+
+def stated_for(
+    given: Mapping[str, Any], names: Sequence[str], basis: str, prior: Belief, place: str
+) -> Rails:
+    """`rails.stated` for a population; refuses what no coefficients meet, too."""
+    found = stated(given, names, basis, place)
+    limits(found, prior, 1.0)
+    return found
 
 
 @jax.jit

@@ -229,16 +229,16 @@ def read(directory: Path, basis: str, names: Sequence[str]) -> Rails | None:
 
 def write(directory: Path, rails: Rails | None, reason: str | None = None) -> None:
     """Set the rails of a reward run, or switch them off (None), which needs a reason; either is put down in the history."""
-    before = _last(directory)
     if rails is None and not (reason or "").strip():
         raise UserError("rails: switching them off needs a reason, which is kept; say why")
-    row = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "rails": None if rails is None else rails.hash,
-        "before": None if before is None else before["rails"],
-        "reason": reason,
-    }
     with files.locked(directory):
+        before = _last(directory)
+        row = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "rails": None if rails is None else rails.hash,
+            "before": None if before is None else before["rails"],
+            "reason": reason,
+        }
         if rails is not None:
             hashed.write_record(directory / RECORD, rails.to_json())
         jsonl.write(directory / HISTORY, [*history(directory), hashed.with_hash(row)])

@@ -21,8 +21,7 @@ def put(rewards: str, file: str, reason: str | None) -> JSONObject:
     """
     run = load_reward_run(rewards)
     values, _ = read(Path(file))
-    found = rails.stated(values, run.basis.gauge.names, run.hash, file)
-    projection.limits(found, run.prior, 1.0)  # refuses what cannot be met
+    found = projection.stated_for(values, run.basis.gauge.names, run.hash, run.prior, file)
     rails.write(run.directory, found, reason)
     return _described(load_reward_run(rewards))
 

@@ -58,9 +58,9 @@ def sequence_surrogate(
 
     Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5 to 7.
     """
-    log_ratio = jnp.where(mask, logprobs - jax.lax.stop_gradient(old_logprobs), 0.0)
-    mean = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
     old = jax.lax.stop_gradient(old_logprobs)
+    log_ratio = jnp.where(mask, logprobs - old, 0.0)
+    mean = log_ratio.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
     whole = jnp.where(mask, old + mean, 0.0)  # log-probs whose ratio to the old ones is s everywhere
     return clipped_surrogate(whole, old_logprobs, advantages, mask, clip_low, clip_high)
 

@@ -93,8 +93,7 @@ def set_rails(directory: Path, given: JSONObject) -> None:
       UserError: the model has no basis, an axis that is none, or limits that no coefficients meet.
     """
     run = store.load_reward_run(directory)
-    found = rails.stated(given, run.basis.gauge.names, run.hash, "rails")
-    projection.limits(found, run.prior, 1.0)  # refuses what cannot be met
+    found = projection.stated_for(given, run.basis.gauge.names, run.hash, run.prior, "rails")
     rails.write(directory, found, "the configuration of the fit")
 
 

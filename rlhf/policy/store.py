@@ -184,7 +184,7 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         if (Path(name) / "basis.json").is_file():
             raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
         raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
-    base = described(name, adapter_layers=adapter_layers, dtype=dtype)
+    base = _without_weights(str(name), resolve_model(name), adapter_layers)
     tree = load_params(base.directory, base.config, base.stages, jnp.dtype(dtype))
     return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
 
@@ -197,7 +197,13 @@ def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     named = str(name)
     while is_run(name):
         name = _located(record_of(name), name)["base"]
-    directory = resolve_model(name)
+    base = _without_weights(named, resolve_model(name), adapter_layers)
+    shapes = structure(base.config, base.stages, None, dtype, False)[1].base
+    return dataclasses.replace(base, tree=nnx.to_pure_dict(shapes))
+
+
+def _without_weights(name: str, directory: Path, adapter_layers: int | None) -> Base:
+    """What the small files of a model say; nothing in the place of its weights."""
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
     stages = stages_of(config, adapter_layers)
     tokenizer = Tokenizer(directory)
@@ -206,8 +212,7 @@ def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
             f"{directory}/tokenizer.json: token ids go up to {max(tokenizer.vocab_size - 1, *tokenizer.eos_ids)}, but "
             f"config.json gives the model {config.vocab_size} (vocab_size); take the tokenizer that came with the weights"
         )
-    shapes = nnx.to_pure_dict(structure(config, stages, None, dtype, False)[1].base)
-    return Base(named, directory, config, shapes, stages, tokenizer, "", files_of(directory))
+    return Base(name, directory, config, {}, stages, tokenizer, "", files_of(directory))
 
 
 def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:

@@ -76,10 +76,8 @@ def final(directory: Path, name: str) -> float:
     Raises:
       Missing: the run does not have it; those that it has are named.
     """
-    if name.startswith("eval/") and name in read_result(directory):
-        return float(
-            read_result(directory)[name]
-        )  # of the policy that was kept; no noise of a batch to average away
+    if name.startswith("eval/") and name in (result := read_result(directory)):
+        return float(result[name])  # of the policy that was kept; no noise of a batch to average away
     if "/" in name:
         curve = list(running(directory, name))
         if not curve:

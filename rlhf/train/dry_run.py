@@ -8,7 +8,6 @@ counted once. Compiled rewards and hints are programs of their own beside these 
 compiler's own count, which passes through the body of a loop (over layers, tokens, micro-batches) once.
 """
 
-import dataclasses
 import functools
 import logging
 import time
@@ -21,7 +20,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from rewards.basis.belief import Belief
 from rewards.basis.rails import stated
 from rewards.basis.store import load_reward_run
 from rewards.data.examples import read_examples
@@ -33,12 +31,10 @@ from rlhf.mesh import place, rules
 from rlhf.mesh.devices import current, described, under_mesh
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import sft_rows
-from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import MAX_CACHED_BYTES, PolicyParams, structure
 from rlhf.policy.packing import PackedRows
 from rlhf.policy.rails import in_force
-from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import traced
 from rlhf.train import dpo, dpo_step, memory, optim, sft_step
 from rlhf.train.config import DPOConfig, SFTConfig
@@ -49,7 +45,8 @@ from rlhf.train.rl.config import PPOConfig, RLConfig
 from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.rollout import Prompts
 from rlhf.train.rl.settings import RLProgram
-from rlhf.train.sft import frozen_parts, tokens_per_step, trained_parts
+from rlhf.train.rl.sources import drawn_people
+from rlhf.train.sft import build_rows, frozen_parts, tokens_per_step, trained_parts
 
 _LOG = logging.getLogger("chorus")
 Config = SFTConfig | DPOConfig | RLConfig
@@ -120,13 +117,7 @@ def _programs(config: Config) -> tuple[list[Program], float]:
 
 def _sft(config: SFTConfig, base: policy_store.Base) -> tuple[list[Program], float]:
     prefs = read_examples(config.data.path, config.data.split, config.data.columns)
-    rows = sft_rows(
-        prefs,
-        base.tokenizer,
-        completions=config.completions,
-        row_length=config.train.row_length,
-        max_positions=base.config.max_positions,
-    )
+    rows = build_rows(config, prefs, base)
     config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
@@ -202,7 +193,7 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
         dtype=dtype,
     )
     rollout, batch = config.rollout, config.rows
-    sampling = SamplingSettings.of(batch, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p)
+    sampling = rollout.sampling(batch)
     rows = jax.eval_shape(
         lambda: Prompts(
             jax.numpy.zeros((batch, prompts.tokens.shape[1]), np.int32), jax.numpy.zeros(batch, np.int32)
@@ -236,20 +227,15 @@ def _people(config: RLConfig) -> tuple[Any, tuple[str, ...], UserShares | None]:
         prior, posteriors, names = run.prior, list(load_people(run).posteriors), run.basis.gauge.names
     elif config.population is not None:
         wanted = config.population
-        prior = Belief.from_cov(
-            np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
-        )
-        posteriors, names = [], tuple(f"column {number}" for number in range(len(wanted.mean)))
+        prior, posteriors = wanted.prior, []
+        names = tuple(f"column {number}" for number in range(len(wanted.mean)))
         axes = [column.name for column in config.columns]
         rails = stated(wanted.rails, axes, "", "population.rails") if wanted.rails else None
     else:
         size = len(config.weights or config.columns)
         return np.ones(size, np.float32), tuple(column.name for column in config.columns), None
-    users = config.users
-    if not posteriors:
-        users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
-    drawn_from = Population.from_posteriors(prior, posteriors, users.extreme_sd, rails, config.kl.coef)
-    return drawn_from, names, UserShares.of(users)
+    drawn_from, shares = drawn_people(config, prior, posteriors, rails)
+    return drawn_from, names, shares
 
 
 def _model(config: Config, base: policy_store.Base, spec: Any, conditioned: bool) -> Model:

@@ -80,7 +80,7 @@ def train(
       directory: keeps the best state where it is not the last; None keeps it in memory.
     """
     prefs, other = (prefs, None) if config.train.evaluate_every is None else _held_out(config, prefs)
-    rows, unseen = _rows(config, prefs, base), None if other is None else _rows(config, other, base)
+    rows, unseen = build_rows(config, prefs, base), None if other is None else build_rows(config, other, base)
     config = settled(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
@@ -100,9 +100,10 @@ def train(
         index = np.arange(len(unseen.weight))
         held, real = held_out.in_batches(sft.SFTBatch(unseen, None), index, config.train.batch_rows)
         held = held._replace(rows=held.rows._replace(weight=held.rows.weight * real[..., None]))
+        held = place.batch(held, 1)
         evaluation = held_out.HeldOut(
             config.train,
-            lambda state: sft.evaluate(state.params, place.batch(held, 1), frozen, program=program),
+            lambda state: sft.evaluate(state.params, held, frozen, program=program),
             directory,
         )
     state = run_steps(
@@ -121,7 +122,8 @@ def train(
     return Trained(base, params, spec, record, full, len(rows.weight))
 
 
-def _rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
+def build_rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
+    """The data packed into rows."""
     return sft_rows(
         prefs,
         base.tokenizer,

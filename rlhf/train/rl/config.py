@@ -8,8 +8,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from rewards.basis.belief import Belief
 from rewards.basis.rails import stated
 from rewards.files import JSONObject
 from rlhf.models.conditioner_kinds import ConditionerConfig
@@ -82,6 +84,13 @@ class PopulationConfig:
     )
     completions: int = Field(default=8, ge=2, le=10_000, description="Samples of π_ref drawn for each.")
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def prior(self) -> Belief:
+        """The population as a belief about anybody."""
+        return Belief.from_cov(
+            np.array(self.mean, np.float32), np.diag(np.square(np.array(self.sd, np.float32)))
+        )
 
     def unread(self) -> Iterator[Unread]:
         if not self.standardise:

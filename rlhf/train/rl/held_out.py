@@ -75,18 +75,11 @@ class Measured:
         rollout = config.rollout
         group = rollout.users_per_prompt * rollout.completions
         self._prompts, self._given = prompts, given
-        parts, real = held_out.in_batches(
-            np.arange(len(prompts.starts)), np.arange(len(prompts.starts)), rollout.prompts_per_step
-        )
+        every = np.arange(len(prompts.starts))
+        parts, real = held_out.in_batches(every, every, rollout.prompts_per_step)
         self._index, self._real = np.repeat(parts, group, axis=1), np.repeat(real, group, axis=1)
-        greedy = config.train.evaluate_greedy
-        sampling = (
-            SamplingSettings.of(config.rows, temperature=0.0)
-            if greedy
-            else SamplingSettings.of(
-                config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
-            )
-        )
+        greedy = SamplingSettings.of(config.rows, temperature=0.0)
+        sampling = greedy if config.train.evaluate_greedy else rollout.sampling(config.rows)
         self._sampling = jax.device_put(place.batch(sampling))
 
     def __call__(self, state: updates.RLState) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from rlhf.objectives.advantages import SCALED, GRPOAlgorithmConfig, PPOAlgorithm
 from rlhf.objectives.kl_control import KLConfig
 from rlhf.policy.conditioning import RailConfig, UserShares
 from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import Count, record
 from rlhf.train import optim
 from rlhf.train.optim import OptimizerConfig
@@ -76,6 +77,10 @@ class RolloutConfig:
     def filtered(self) -> bool:
         """Whether anything is cut from the distribution that is sampled from."""
         return bool(self.top_k or self.top_p < 1.0 or self.min_p > 0.0)
+
+    def sampling(self, rows: int) -> SamplingSettings:
+        """How so many rows are drawn."""
+        return SamplingSettings.of(rows, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @record

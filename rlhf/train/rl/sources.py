@@ -15,9 +15,9 @@ import numpy as np
 from rewards import jsonl
 from rewards.basis import projection, store
 from rewards.basis.belief import Belief
-from rewards.basis.rails import stated
+from rewards.basis.rails import Rails
 from rewards.basis.rails import write as write_rails
-from rewards.basis.store import FittedBasis, load_reward_run
+from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.completions import read_completions
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -91,7 +91,7 @@ def prepare(
     if config.rewards is not None:
         run = load_reward_run(config.rewards)
         check_functions(config, prompts.rows, run)
-        return _stored(config, config.rewards, base)
+        return _stored(config, run, base)
     columns = _with_model(config)
     if config.population is not None:
         if job is None:
@@ -100,7 +100,7 @@ def prepare(
         # Before the first checkpoint nothing depends on the folder, and it may hold what a mended column replaces.
         if not (job.resumed and any((job.directory / "checkpoints").glob("*/COMPLETE"))):
             build_run(config, directory, columns, base, prompts)
-        return _stored(config, directory, base)
+        return _stored(config, load_reward_run(directory), base)
     refuse_unreliable(config, columns, base, prompts)
     settings = table.as_they_are(columns)
     weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
@@ -122,8 +122,7 @@ def _on_host(
     return on_host.HostReward(features, base.tokenizer, group_size, config.rollout.skip_special_tokens)
 
 
-def _stored(config: RLConfig, directory: str | Path, base: policy_store.Base) -> Source:
-    run = load_reward_run(directory)
+def _stored(config: RLConfig, run: RewardRun, base: policy_store.Base) -> Source:
     refuse_known_answers_only(run)
     return _personal(config, run, load_people(run), base)
 
@@ -142,16 +141,22 @@ def _personal(config: RLConfig, run: FittedBasis, people_of: People, base: polic
     refuse_known_answers_only(run)
     given, run = run, in_force(config.rails, run)
     names = run.basis.gauge.names
-    people = list(people_of.posteriors)
-    drawn_from = Population.from_posteriors(
-        run.prior, people, config.users.extreme_sd, run.rails, config.kl.coef
-    )
-    users = config.users
-    if not people:  # the share of people who answered goes to the prior, of which they would have been drawn
-        users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
-    shares = UserShares.of(users)
+    drawn_from, shares = drawn_people(config, run.prior, list(people_of.posteriors), run.rails)
     rails = recorded(config.rails, given)
     return Source(names, run, drawn_from, shares, _reward_of(config, run, base), rails)
+
+
+def drawn_people(
+    config: RLConfig, prior: Belief, posteriors: list[Belief], rails: Rails | None
+) -> tuple[Population, UserShares]:
+    """Whose coefficients are drawn, and which share of the groups for whom."""
+    users = config.users
+    drawn_from = Population.from_posteriors(prior, posteriors, users.extreme_sd, rails, config.kl.coef)
+    if (
+        not posteriors
+    ):  # the share of people who answered goes to the prior, of which they would have been drawn
+        users = dataclasses.replace(users, posterior=0.0, prior=min(users.prior + users.posterior, 1.0))
+    return drawn_from, UserShares.of(users)
 
 
 def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> Reward:
@@ -259,13 +264,10 @@ def build_run(
         "sd": spread.tolist(),
     }
     basis = column_basis(names, mean, spread, settings, settings["fingerprint"])
-    prior = Belief.from_cov(
-        np.array(wanted.mean, np.float32), np.diag(np.square(np.array(wanted.sd, np.float32)))
-    )
+    prior = wanted.prior
     rails = None
     if wanted.rails:
-        rails = stated(wanted.rails, names, store.basis_hash(basis), "population.rails")
-        projection.limits(rails, prior, 1.0)  # refuses what cannot be met
+        rails = projection.stated_for(wanted.rails, names, store.basis_hash(basis), prior, "population.rails")
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
     rows = zip(samples.item_prompt, samples.item_text, strict=True)

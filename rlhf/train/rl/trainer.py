@@ -24,7 +24,6 @@ from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.policy.sampling import SamplingSettings
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
@@ -250,10 +249,7 @@ class Trainer:
         if isinstance(config, PPOConfig):
             trained["critic"], self.critic_spec = _critic(config, base, params, source, key)
         self.state = updates.init_state(trained, self.settings, key, own)
-        rollout = config.rollout
-        sampling = SamplingSettings.of(
-            config.rows, rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p
-        )
+        sampling = config.rollout.sampling(config.rows)
         stop = np.array(base.tokenizer.eos_ids, np.int32)
         people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
         self.people, self.stop = place.everywhere((people, stop))
