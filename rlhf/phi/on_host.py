@@ -31,7 +31,7 @@ from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
 from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
-from rlhf.run import signals
+from rlhf.run import processes, signals
 
 _LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
@@ -178,7 +178,8 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
         threading.Thread(target=context.run, args=(work, number), daemon=True).start()
     for number, (name, _) in enumerate(jobs):
         while not finished[number].wait(0.05):
-            if signals.pending():  # a training loop waits for us, with a checkpoint to write
+            # A training loop waits for us, with a checkpoint to write; where others are in the same step, after it.
+            if signals.pending() and not processes.several():
                 signals.leave()
             begun = started[number]
             if begun is not None and time.monotonic() - begun > limits.timeout_seconds:
