@@ -77,6 +77,11 @@ def batch(tree: PyTree, dim: int = 0) -> PyTree:
     return _put(tree, jax.tree.map(lambda leaf: row_spec(leaf.shape, dim), tree))
 
 
+def sent(tree: PyTree) -> PyTree:
+    """Arrays of the host onto the device where there is one; those that a mesh holds stay."""
+    return tree if processes.several() else jax.device_put(tree)
+
+
 def _put(tree: PyTree, specs: PyTree) -> PyTree:
     mesh = current()
     assert mesh is not None, "placed under a mesh"

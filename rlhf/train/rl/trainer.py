@@ -24,7 +24,7 @@ from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
@@ -93,6 +93,8 @@ def run(
         if rows is None:
             data = config.data
             rows = rl_data.read_prompts(data.path, data.split, data.columns)
+        if config.hints is not None and processes.several():
+            raise UserError("hints: kept by one process only; remove them, or give --processes 1")
         basis, people = (None, None) if rewards is None else rewards(job.directory)
         inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
         if done:
@@ -251,7 +253,7 @@ class Trainer:
         self.state = updates.init_state(trained, self.settings, key, own)
         sampling = config.rollout.sampling(config.rows)
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        people, self.sampling, stop = place.sent((source.people, place.batch(sampling), stop))
         self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
@@ -280,7 +282,7 @@ class Trainer:
                     given = reward(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(place.batch(given.phi))
+            rewards = place.sent(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
