@@ -195,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"chorus: {processes.GONE}", file=sys.stderr)
             return processes.AGAIN
         if isinstance(error, OSError) and (said := _of_system(error)) is not None:
-            status = _complain(said) if said else _BROKEN_PIPE
+            if not said:  # or our parent is gone: the others will notice
+                return _BROKEN_PIPE
+            status = _complain(said)
             processes.leave(status, said)
             return status
         processes.leave(_BUG, f"{type(error).__name__}: {error}")
