@@ -32,7 +32,8 @@ def world(tmp_path_factory):
     rows = [{"prompt": f"item {number} ?", "wanted": number} for number in range(5)]
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [
-        {"user_id": "u", "prompt": row["prompt"], "chosen": "item one", "rejected": "two three"} for row in rows
+        {"user_id": "u", "prompt": row["prompt"], "chosen": "item one", "rejected": "two three"}
+        for row in rows
     ]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (root / "functions.py").write_text(FUNCTIONS)
@@ -113,7 +114,9 @@ def test_compiled_checks_stay_inside_the_iteration(world):
         kl={"coef": 0.1},
         train={"steps": 2, "samples_every": 0},
         columns=[column(world, "length", "jit")],
-        guardrails={"checks": [column(world, "long", "jit", function=f"{world / 'functions.py'}:length", gate=2.0)]},
+        guardrails={
+            "checks": [column(world, "long", "jit", function=f"{world / 'functions.py'}:length", gate=2.0)]
+        },
     )
     assert cli.main(["train", "grpo", str(path)]) == 0
     assert 0 <= read_metrics(world / "jit")[-1]["train/guard/refused_share"] <= 1
