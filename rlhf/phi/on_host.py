@@ -247,31 +247,27 @@ class HostReward:
 
     def _shared(self, items: Preferences) -> Rewards:
         """Each process computes for its own groups, and all get all of it, with what functions logged."""
-        call = arguments.current()
         size = self._group_size
         groups = np.array_split(np.arange(items.num_items // size), processes.count())[processes.index()]
         own = (groups[:, None] * size + np.arange(size)).reshape(-1)
+        call = arguments.current() or arguments.Call(arguments.TrainerState())
 
         def computed() -> JSONObject:
-            if call is not None:
-                call.num_completions = len(own)
-            with apart():
+            with apart(), arguments.training(call.state, len(own)) as said:
                 found = self._computed(_items(items, own)) if len(own) else Rewards(np.zeros((0, 0)), {})
-            logged = {} if call is None else {"metrics": dict(call.metrics), "extra": _plain(call.extra)}
+            logged = {"metrics": dict(said.metrics), "extra": _plain(said.extra)}
             return {"phi": np.asarray(found.phi).tolist(), "left_out": found.left_out} | logged
 
         parts = processes.together(computed)
         left_out: collections.Counter[str] = collections.Counter()
+        extra: dict[str, list[object]] = {}
         for part in parts:
             left_out.update(part["left_out"])
-        if call is not None:
-            call.metrics.clear()
-            call.extra.clear()
-            for part in parts:
-                for name, values in part["metrics"].items():
-                    call.metrics[name] += values
-                for name, values in part["extra"].items():
-                    call.extra[name] = [*call.extra.get(name, []), *values]
+            for name, values in part["metrics"].items():
+                call.metrics[name] += values
+            for name, values in part["extra"].items():
+                extra[name] = [*extra.get(name, []), *values]
+        call.extra.update(extra)
         return Rewards(np.array([row for part in parts for row in part["phi"]], np.float32), dict(left_out))
 
 

@@ -19,7 +19,7 @@ from rlhf.run.processes import AGAIN, GONE
 WATCHED = "CHORUS_WATCHED_BY"
 _NOISE = re.compile(
     rb"[EFIW]\d{4} \d\d:\d\d|\*\*\* Check failure|\s+@ +0x|terminate called|\s+what\(\)|.*type\.googleapis\.com|"
-    rb"Additional GRPC error|:UNKNOWN:|The tasks have crashed|\d+\n"
+    rb"\[Gloo\]|Additional GRPC error|:UNKNOWN:|The tasks have crashed|\d+\n"
 )
 
 

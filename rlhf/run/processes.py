@@ -15,12 +15,12 @@ import json
 import logging
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-import jax
 import numpy as np
 
 from rewards.errors import UserError
@@ -48,17 +48,18 @@ _job = _Job()
 
 
 def several() -> bool:
-    """Whether other processes compute with this one. Starts no backend where none do."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    """Whether other processes compute with this one. Where none do it starts no backend, and does not import JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def index() -> int:
     """Number of this process, from 0."""
-    return jax.process_index() if several() else 0
+    return sys.modules["jax"].process_index() if several() else 0
 
 
 def count() -> int:
-    return jax.process_count() if several() else 1
+    return sys.modules["jax"].process_count() if several() else 1
 
 
 def is_writer() -> bool:
@@ -180,7 +181,7 @@ def leave(status: int, message: str = "") -> None:
     _job.leaving = True
     with contextlib.suppress(Exception):  # the others may be gone
         if status == 0:
-            jax.distributed.shutdown()
+            sys.modules["jax"].distributed.shutdown()
             return
         note = {"process": index(), "host": platform.node(), "status": status, "message": message}
         with contextlib.suppress(Exception):  # another was first

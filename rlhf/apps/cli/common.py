@@ -65,6 +65,7 @@ def add_job(
         from rlhf.run.config.describe import schema_of
         from rlhf.run.config.load import load
 
+        config: Any
         args.overrides = [*_job_values(args), *args.overrides]
         if options:
             config = configuration(args, kind)
