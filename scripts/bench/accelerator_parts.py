@@ -263,6 +263,7 @@ def needed(name: str, length: int, remat: bool = True) -> dict[str, Any]:
     analysis = (
         dpo_step.step.lower(state, batch, shapes, None, settings, program=program).compile().memory_analysis()
     )
+    assert analysis is not None, "every backend here analyses its programs"
     fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     total = (analysis.argument_size_in_bytes + fresh + analysis.temp_size_in_bytes) / memory.GIGABYTE
     return {
