@@ -73,7 +73,7 @@ def complete(
             max_new_tokens=max_new_tokens,
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )
-        host = [np.asarray(array) for array in samples]
+        host = [place.host(array) for array in samples]
         out += [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(len(rows))]
     return out[: len(encoded)]
 

@@ -32,7 +32,7 @@ from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.policy.rails import in_force, recorded
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
@@ -296,7 +296,7 @@ def reference_logprobs(
 
     Fresh adapters add exactly nothing, so the policy at its start is the reference.
     """
-    if cache is None:
+    if cache is None or processes.several():  # one process might find them where another does not
         return all_logprobs(graphdef, params, rows.packed, hidden)
     key = [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()]
     return hashed.cached(

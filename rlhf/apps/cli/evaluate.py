@@ -10,5 +10,6 @@ def add_parser(subparsers: Subparsers) -> None:
         "does each person get answers that suit them: people by people matrix, controls, report.html",
         "chorus evaluate configs/electricity/evaluate.yaml policy=runs/electricity/policy",
         kind="evaluate",
+        meshed=True,
         job="rlhf.evaluation.policy:run",
     )
