@@ -31,11 +31,11 @@ def _group(name: str) -> dict[str, MetricDoc]:
 
 
 TRAINING, RL, FIT = _group("training"), _group("rl"), _group("fit")
-REWARDS, EVALUATION = _group("rewards"), _group("evaluation")
+REWARDS, EVALUATION, PROBES = _group("rewards"), _group("evaluation"), _group("probes")
 GROUPS = {_FILE[name]["title"]: _group(name) for name in _FILE}
 
 # Sampled completions give some names another meaning; reports of such runs ask `explained`.
-METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION
+METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION | PROBES
 
 
 def explained(name: str) -> MetricDoc | None:
