@@ -156,11 +156,12 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
         yield from leaves(inner[0], f"{prefix}{field.name}.") if inner else (f"{prefix}{field.name}",)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"])
+@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "outputs", "sweep"])
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
-    command = {"rewards": "rewards fit", "evaluate": "evaluate", "sweep": "sweep"}.get(kind, f"train {kind}")
-    [section] = [part for part in sections if part.startswith(f"`chorus {command}`")]
+    others = {"rewards": "rewards fit", "evaluate": "evaluate", "outputs": "evaluate", "sweep": "sweep"}
+    head = f"`chorus {others.get(kind, f'train {kind}')}`" + (" with `policies`" if kind == "outputs" else "")
+    [section] = [part for part in sections if re.match(rf"{re.escape(head)}([,:\n]|$)", part)]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", section, flags=re.M)
     assert [row[0] for row in rows] == list(leaves(schema_of(kind)))
     assert [row[0] for row in rows if len(row[3]) < 10] == []
