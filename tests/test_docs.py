@@ -13,6 +13,8 @@ import pytest
 
 from rlhf.apps.cli import parse
 from rlhf.apps.cli.common import configuration
+from rlhf.apps.cli.evaluate import asked
+from rlhf.apps.evaluate import configuration as evaluation
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
 from rlhf.sweep.config import read_sweep
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KIND = {("rewards", "fit"): "rewards", ("rewards", "evaluate"): "rewards"}
-KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")} | {("evaluate", None): "evaluate"}
+KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")}
 
 
 def name(path: Path) -> str:
@@ -88,6 +90,9 @@ def test_command_parses_and_its_configuration_loads(place, command, monkeypatch)
         return
     if args.command == "sweep":
         read_sweep(args.config, args.overrides)
+        return
+    if args.command == "evaluate":
+        evaluation(*asked(args))
         return
     kind = KIND[args.command, getattr(args, "subcommand", None)]
     if hasattr(args, "data"):  # may run without a file

@@ -8,16 +8,31 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rlhf.evaluation.config import EvaluateConfig
+from rlhf.evaluation.outputs.config import OutputsConfig
+from rlhf.run import cluster
 from rlhf.run.config import load
-from rlhf.run.config.describe import schema_of
-from rlhf.run.config.document import dump
+from rlhf.run.config.document import Key, dump
 from rlhf.run.directory import holds
-
-OUTPUTS, ENUMERATED = "outputs", "evaluate"
 
 
 def evaluate(path: str | None, given: Mapping[str, object], overrides: Sequence[str]) -> JSONObject:
-    """Run the kind of evaluation that is asked for.
+    """Run the kind of evaluation that is asked for; arguments as in `configuration`."""
+    config = configuration(path, given, overrides)
+    cluster.enter(config.mesh)
+    if isinstance(config, OutputsConfig):
+        from rlhf.evaluation.outputs.run import run as run_outputs
+
+        return run_outputs(config)
+    from rlhf.evaluation.policy import run as run_enumerated
+
+    return run_enumerated(config)
+
+
+def configuration(
+    path: str | None, given: Mapping[str, object], overrides: Sequence[str]
+) -> EvaluateConfig | OutputsConfig:
+    """What a command line asks for.
 
     Args:
       path: YAML file; one with `policies` compares what policies write. given: dotted key → what an option says.
@@ -27,41 +42,38 @@ def evaluate(path: str | None, given: Mapping[str, object], overrides: Sequence[
     if path is not None and "=" in path and not Path(path).exists():
         path, overrides = None, [path, *overrides]  # no file: the word is a key
     values, sources = ({}, {}) if path is None else load.read(Path(path))
-    named = "policies" in values or "policies" in given
-    if not named and not any(one.startswith("policies=") for one in overrides):
-        if path is None:
-            raise UserError("evaluate: no policies; give CONFIG, a YAML file, or --policies RUN RUN …")
-        if given:
-            raise UserError(
-                f"{path}: has no policies, which options are for; add --policies RUN RUN … or write key=value"
-            )
-        from rlhf.evaluation.policy import run as run_enumerated
-
-        schema = schema_of(ENUMERATED)
-        sources |= load.overridden(values, overrides, schema, sources)
-        return run_enumerated(load.made(values, schema, Path(path).name, sources))
-    from rlhf.evaluation.outputs.run import run
-
-    schema = schema_of(OUTPUTS)
-    words = [f"{key}={dump(value, flow=True)}" for key, value in _keys(given).items()]
-    sources |= load.overridden(values, [*words, *overrides], schema, sources)
     place = "no file" if path is None else Path(path).name
-    values.setdefault("seed", 0)
-    if "output_dir" in values:
-        return run(load.made(values, schema, place, sources))
-    for number in itertools.count(1):
-        values["output_dir"] = f"runs/evaluate-{_stem(values.get('policies'))}" + (
-            "" if number == 1 else f"-{number}"
+    named = "policies" in values or "policies" in given
+    if named or any(one.startswith("policies=") for one in overrides):
+        words = [f"{key}={dump(value, flow=True)}" for key, value in _keys(given).items()]
+        sources |= load.overridden(values, [*words, *overrides], OutputsConfig, sources)
+        return _outputs({"seed": 0} | values, place, sources)
+    if path is None:
+        raise UserError("evaluate: no policies; give CONFIG, a YAML file, or --policies RUN RUN …")
+    if given:
+        raise UserError(
+            f"{path}: has no policies, which options are for; add --policies RUN RUN … or write key=value"
         )
-        config = load.made(values, schema, place, sources)
-        if holds(values["output_dir"], config, OUTPUTS):
-            logging.getLogger("chorus").info(f"output_dir: {values['output_dir']}")
-            return run(config)
+    sources |= load.overridden(values, overrides, EvaluateConfig, sources)
+    return load.made(values, EvaluateConfig, place, sources)
+
+
+def _outputs(values: JSONObject, place: str, sources: dict[Key, str]) -> OutputsConfig:
+    """With a folder of its own where none is given: the first that is free, or is this very evaluation."""
+    if "output_dir" in values:
+        return load.made(values, OutputsConfig, place, sources)
+    name = f"runs/evaluate-{_stem(values.get('policies'))}"
+    for number in itertools.count(1):
+        values["output_dir"] = name if number == 1 else f"{name}-{number}"
+        config = load.made(values, OutputsConfig, place, sources)
+        if holds(config.output_dir, config, "outputs"):
+            logging.getLogger("chorus").info(f"output_dir: {config.output_dir}")
+            return config
     raise AssertionError("there is always another number")
 
 
 def _keys(given: Mapping[str, object]) -> JSONObject:
-    """Options as keys: a number of people is that many held-out ones, a judge is a function."""
+    """Options as keys: a number of people is that many of each group, a judge is a function."""
     found = dict(given)
     if isinstance(who := found.get("people"), list):
         counts = [word for word in who if word.isdigit()]
@@ -70,14 +82,13 @@ def _keys(given: Mapping[str, object]) -> JSONObject:
         found["people"] = [word for word in who if not word.isdigit()] or ["held-out"]
         if counts:
             found["count"] = int(counts[0])
-    if isinstance(functions := found.get("judges"), list):
-        found["judges"] = [
-            {"name": one.rpartition(":")[2], "kind": "function", "function": one}
-            if isinstance(one, str)
-            else one
-            for one in functions
-        ]
+    if isinstance(judges := found.get("judges"), list):
+        found["judges"] = [_function(one) if isinstance(one, str) else one for one in judges]
     return found
+
+
+def _function(place: str) -> JSONObject:
+    return {"name": place.rpartition(":")[2], "kind": "function", "function": place}
 
 
 def _stem(policies: object) -> str:

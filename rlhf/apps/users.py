@@ -9,7 +9,7 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.api import calibrate
-from rewards.basis import projection, store
+from rewards.basis import meaning, projection, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -244,11 +244,12 @@ def forget(rewards: str, name: str) -> JSONObject:
 
 def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
     """A record as the commands print it: mean and sd along every axis, beside the population's."""
-    calibration = calibrate.read(run)
+    calibration, means = calibrate.read(run), meaning.read(run)
     deviation = calibrate.widened(calibration, record.posterior)
     axes = [
         {
             "name": axis,
+            "meaning": means[axis].words,
             "mean": float(record.posterior.mean[k]),
             "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),

@@ -1,1 +1,1 @@
-"""`chorus launch`: any command of ours as a job of this machine or of SLURM, kept in launches/."""
+"""`chorus launch`: any command of ours as a job of this machine, SLURM, Ray, SkyPilot or Kubernetes, kept in launches/."""

@@ -1,17 +1,13 @@
-"""Submit, ask after, follow and cancel jobs; launches/NAME holds what was submitted.
+"""Submit, ask after, follow, cancel and submit again; launches/NAME holds what was submitted.
 
 launches/NAME/launch.json   engine, command, folder, resources, the scheduler's number
-launches/NAME/script.sh     what was submitted; log.txt what it says
+launches/NAME/script.sh     what was submitted (jobset.yaml, task.yaml); log.txt what it says, where the engine writes files
 """
 
-import contextlib
 import dataclasses
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +16,24 @@ from rewards import hashed
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, write_text
 from rewards.shown import without_credentials
-from rlhf.launch.scripts import Resources, local_script, slurm_script
+from rlhf.launch import kubernetes, local, ray, skypilot, slurm
+from rlhf.launch.engine import RUNNING, Engine, Job
+from rlhf.launch.resources import Resources
 
-FOLDER, RECORD, SCRIPT, LOG = Path("launches"), "launch.json", "script.sh", "log.txt"
-ENGINES = ("local", "slurm")
-_POLL_SECONDS = 1.0
-_RUNNING = ("pending", "running")
+FOLDER, RECORD = Path("launches"), "launch.json"
+ENGINES: dict[str, Engine] = {
+    "local": local,
+    "slurm": slurm,
+    "ray": ray,
+    "skypilot": skypilot,
+    "kubernetes": kubernetes,
+}
 
 
 def launch(
     engine: str, words: Sequence[str], resources: Resources, *, name: str | None = None, dry_run: bool = False
 ) -> JSONObject:
-    """Submit a command; returns what launch.json holds, and the script.
+    """Submit a command; returns what launch.json holds, and the script or manifest.
 
     Raises:
       UserError: the name is taken, or the scheduler is absent or refuses.
@@ -42,16 +44,13 @@ def launch(
                 f"{word}: a password in a command would stand in the job's script; name a variable that holds it"
             )
     name = name or _new_name(words)
-    place = _place(name).resolve()
-    script = (
-        local_script(words, place, resources)
-        if engine == "local"
-        else slurm_script(name, words, place, resources)
-    )
+    by = ENGINES[engine]
+    job = Job(name, _place(name).resolve(), resources)
+    script = by.text(job, list(words))
     if dry_run:
         return {"name": name, "engine": engine, "script": script}
-    if engine == "slurm":
-        _need_slurm()
+    by.need()
+    place = job.place
     try:
         place.parent.mkdir(exist_ok=True)
         place.mkdir(mode=0o700)  # a setup line may hold a key
@@ -60,56 +59,27 @@ def launch(
             "exists already; choose another name" if place.exists() else f"cannot be made ({error.strerror})"
         )
         raise UserError(f"--name {name}: {place} {taken}") from None
-    write_text(place / SCRIPT, script)
-    job = _start(place) if engine == "local" else _submit(place)
+    write_text(place / by.WRITTEN, script)
+    try:
+        number = by.submit(job)
+    except UserError:
+        shutil.rmtree(place)
+        raise
     record = {
         "name": name,
         "engine": engine,
         "command": ["chorus", *words],
         "folder": os.getcwd(),
         "resources": dataclasses.asdict(resources),
-        "job": job,
-        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "job": number,
+        "submitted": _now(),
     }
     hashed.write_record(place / RECORD, record)
     return {**record, "script": script}
 
 
-def _start(place: Path) -> str:
-    with open(place / LOG, "ab") as log:
-        process = subprocess.Popen(
-            ["bash", str(place / SCRIPT)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    return str(process.pid)
-
-
-def _need_slurm() -> None:
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "chorus launch slurm: no sbatch on this machine; run it on a login node, or see --dry-run"
-        )
-
-
-def _submit(place: Path) -> str:
-    try:
-        return _slurm("sbatch", "--parsable", str(place / SCRIPT)).strip().split(";")[0]
-    except UserError:
-        shutil.rmtree(place)
-        raise
-
-
-def _slurm(*words: str) -> str:
-    _need_slurm()
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(
-            f"{words[0]}: {' '.join(done.stderr.split())}; mend the options, --dry-run shows the script"
-        )
-    return done.stdout
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _new_name(words: Sequence[str]) -> str:
@@ -138,67 +108,41 @@ def named(name: str) -> JSONObject:
     return hashed.read_record(FOLDER / name / RECORD)
 
 
+def _job(name: str) -> tuple[Engine, Job]:
+    record = named(name)
+    job = Job(name, _place(name).resolve(), Resources(**record["resources"]), record["job"])
+    return ENGINES[record["engine"]], job
+
+
 def status(name: str) -> str:
     """pending, running, completed, failed, cancelled or gone (the scheduler has forgotten it)."""
-    record = named(name)
-    if record["engine"] == "slurm":
-        return _slurm_status(record["job"])
-    place, process = FOLDER / name, int(record["job"])
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process, os.WNOHANG)
-    running = _is_ours(process, place)  # asked first: the script writes its status before it ends
-    with contextlib.suppress(OSError, ValueError):
-        ended = int((place / "status").read_text())
-        return "completed" if ended == 0 else "cancelled" if ended == 128 + signal.SIGTERM else "failed"
-    return "running" if running else "gone"
-
-
-def _is_ours(process: int, place: Path) -> bool:
-    """Whether the process is the job's, and no later one of the same number."""
-    with contextlib.suppress(OSError):
-        os.kill(process, 0)
-        words = subprocess.run(
-            ["ps", "-ww", "-o", "args=", "-p", str(process)], capture_output=True, text=True
-        ).stdout
-        return str(place.resolve() / SCRIPT) in words
-    return False
-
-
-def _slurm_status(job: str) -> str:
-    done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
-    found = re.search(r"JobState=(\w+)", done.stdout)
-    if found is None:
-        return "gone"
-    state = found[1].lower()
-    names = {"completing": "running", "configuring": "pending", "timeout": "failed", "node_fail": "failed"}
-    return names.get(state, state)
+    engine, job = _job(name)
+    return engine.status(job)
 
 
 def follow(name: str, *, wait: bool) -> None:
     """Print the log; with `wait` until the job ends."""
-    record, place = named(name), 0
-    log = FOLDER / record["name"] / LOG
-    while True:
-        over = status(name) not in _RUNNING
-        if log.exists():
-            with open(log, "rb") as file:
-                file.seek(place)
-                text = file.read()
-            place += len(text)
-            sys.stdout.write(text.decode("utf-8", "replace"))
-            sys.stdout.flush()
-        if over or not wait:
-            return
-        time.sleep(_POLL_SECONDS)
+    engine, job = _job(name)
+    engine.logs(job, wait)
 
 
 def cancel(name: str) -> str:
     """End a job; a run writes its checkpoint first. Returns its state."""
-    record = named(name)
-    if status(name) in _RUNNING:
-        if record["engine"] == "slurm":
-            _slurm("scancel", "--full", "--signal=TERM", record["job"])
-            _slurm("scancel", record["job"])
-        else:
-            os.kill(int(record["job"]), signal.SIGTERM)
-    return status(name)
+    engine, job = _job(name)
+    if engine.status(job) in RUNNING:
+        engine.cancel(job)
+    return engine.status(job)
+
+
+def requeue(name: str) -> str:
+    """Submit what a launch kept once more, after it ended; the command goes on from its checkpoint. Returns its state.
+
+    Raises:
+      UserError: it has not ended.
+    """
+    engine, job = _job(name)
+    if (state := engine.status(job)) in RUNNING:
+        raise UserError(f"{name}: is {state}; cancel it first, or wait until it ends")
+    number = engine.submit(job)
+    hashed.write_record(job.place / RECORD, {**named(name), "job": number, "submitted": _now()})
+    return engine.status(dataclasses.replace(job, number=number))

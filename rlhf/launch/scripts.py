@@ -1,39 +1,12 @@
-"""The shell script of a job: the command exactly as typed, checkpoint on a notice, back into the queue, on from there."""
+"""The shell of a job: the command exactly as typed, checkpoint on a notice, back into the queue, on from there."""
 
-import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rewards.names import checked_name
-
-
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """What a job asks of its scheduler; None leaves it to the scheduler.
-
-    Attributes:
-      time: as SLURM writes it, 2:00:00. memory: 16G. setup: shell lines that come first. options: more of #SBATCH.
-      notice: seconds before the time limit or preemption at which the run is asked to write its checkpoint.
-    """
-
-    cpus: int | None = None
-    devices: int | None = None
-    memory: str | None = None
-    time: str | None = None
-    partition: str | None = None
-    setup: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    notice: int = 120
-
-    def __post_init__(self):
-        for name in ("memory", "time", "partition"):
-            checked_name(getattr(self, name) or "", f"--{name}")
-        for option in self.options:
-            checked_name(option, "--option")
-
+from rlhf.launch.engine import LOG, Job
+from rlhf.launch.resources import Resources
 
 _BODY = """\
 cd {folder} || exit 2
@@ -54,16 +27,18 @@ fi
 """
 
 
-def command_line(words: Sequence[str]) -> str:
-    """The command as the job's shell reads it, by this very Python."""
-    return shlex.join([sys.executable, "-m", "rlhf", *words])
+def command_line(words: Sequence[str], resources: Resources | None = None) -> str:
+    """The command as the job's shell reads it, by this very Python or the one of --python."""
+    python = (resources and resources.python) or sys.executable
+    return shlex.join([python, "-m", "rlhf", *words])
 
 
-def slurm_script(name: str, words: Sequence[str], place: Path, resources: Resources) -> str:
+def slurm_script(job: Job, words: Sequence[str]) -> str:
     """What `sbatch` is given."""
+    resources = job.resources
     wanted = {
-        "--job-name": name,
-        "--output": str(place / "log.txt"),
+        "--job-name": job.name,
+        "--output": str(job.place / LOG),
         "--open-mode": "append",
         "--signal": f"B:TERM@{resources.notice}",
         "--nodes": 1,
@@ -76,15 +51,39 @@ def slurm_script(name: str, words: Sequence[str], place: Path, resources: Resour
     }
     head = [f"#SBATCH {option}={value}" for option, value in wanted.items() if value is not None]
     head += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in resources.options)]
-    return "\n".join(["#!/bin/bash", *head, _body(words, resources) + _BACK + "exit $status\n"])
+    return "\n".join(["#!/bin/bash", *head, body(words, resources) + _BACK + "exit $status\n"])
 
 
-def local_script(words: Sequence[str], place: Path, resources: Resources) -> str:
+def local_script(job: Job, words: Sequence[str]) -> str:
     """What `bash` is given on this machine; the exit status stands in `status` at the end."""
-    kept = shlex.quote(str(place / "status"))
-    return "#!/bin/bash\n" + _body(words, resources) + f"echo $status > {kept}\nexit $status\n"
+    kept = shlex.quote(str(job.place / "status"))
+    return "#!/bin/bash\n" + body(words, job.resources) + f"echo $status > {kept}\nexit $status\n"
 
 
-def _body(words: Sequence[str], resources: Resources) -> str:
-    setup = "\n".join(resources.setup)
-    return _BODY.format(folder=shlex.quote(os.getcwd()), setup=setup, command=command_line(words))
+def body(words: Sequence[str], resources: Resources) -> str:
+    """The part that all engines on a shared disk have; `$status` is the command's at its end."""
+    return _BODY.format(
+        folder=shlex.quote(resources.folder or os.getcwd()),
+        setup="\n".join(resources.setup),
+        command=command_line(words, resources),
+    )
+
+
+def own_script(words: Sequence[str], resources: Resources) -> str:
+    """A script whose command takes the shell's place, so signals reach it once; without folder and python: where the engine
+    starts it, by the `chorus` that is installed there."""
+    return "".join(f"{line}\n" for line in (*_folder(resources), *resources.setup)) + _exec(words, resources)
+
+
+def run_script(words: Sequence[str], resources: Resources) -> str:
+    """The same where the engine runs the setup by itself."""
+    return "".join(f"{line}\n" for line in _folder(resources)) + _exec(words, resources)
+
+
+def _folder(resources: Resources) -> list[str]:
+    return [] if resources.folder is None else [f"cd {shlex.quote(resources.folder)} || exit 2"]
+
+
+def _exec(words: Sequence[str], resources: Resources) -> str:
+    program = ["chorus"] if resources.python is None else [resources.python, "-m", "rlhf"]
+    return "exec " + shlex.join([*program, *words]) + "\n"

@@ -53,7 +53,7 @@ def complete(
             f"prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {room}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-    batches = in_batches(
+    batches = complete_in_batches(
         policy,
         encoded,
         z,
@@ -70,7 +70,7 @@ def complete(
     return [one for part in batches for one in part]
 
 
-def in_batches(
+def complete_in_batches(
     policy: Policy,
     encoded: Sequence[Sequence[int]],
     z: np.ndarray | None,
@@ -105,7 +105,7 @@ def in_batches(
             max_new_tokens=max_new_tokens,
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )
-        host = [np.asarray(array) for array in samples]
+        host = [place.host(array) for array in samples]
         real = min(len(rows), len(encoded) - int(rows[0]))  # the last batch is filled up
         yield [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(real)]
 

@@ -32,11 +32,11 @@ def group(name: str) -> dict[str, MetricDoc]:
 
 
 TRAINING, RL, FIT = group("training"), group("rl"), group("fit")
-REWARDS, EVALUATION = group("rewards"), group("evaluation")
+REWARDS, EVALUATION, PROBES = group("rewards"), group("evaluation"), group("probes")
 GROUPS = {_FILE[name]["title"]: group(name) for name in _FILE}
 
 # Sampled completions give some names another meaning; reports of such runs ask `explained`.
-METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION
+METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION | PROBES
 
 
 def explained(name: str) -> MetricDoc | None:

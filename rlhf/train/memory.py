@@ -18,6 +18,7 @@ from rlhf.mesh.place import num_row_parts
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.packing import PackedRows
+from rlhf.run import processes
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 
@@ -28,7 +29,12 @@ ADAM = 3  # a trained number and its two moments, float32 each
 
 
 def device_bytes() -> float:
-    """Memory of a device that computes; of a CPU its share of the machine's, or of what the process's container may take."""
+    """Memory of a device that computes, in a job of several processes of the smallest (all of them ask)."""
+    return min(processes.exchange(_own_bytes()))
+
+
+def _own_bytes() -> float:
+    """Of a CPU its share of the machine's memory, or of what the process's container may take."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"])

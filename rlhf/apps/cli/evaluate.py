@@ -4,7 +4,7 @@ import argparse
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rlhf.apps.cli.common import Subparsers, add_command, show_values
+from rlhf.apps.cli.common import Subparsers, add_command, add_job_options, job_values, show_values
 
 _EXAMPLE = """chorus evaluate configs/electricity/evaluate.yaml policy=runs/electricity/policy
   chorus evaluate --policies runs/electricity/policy reference --rewards runs/electricity/rewards --people 5"""
@@ -70,11 +70,17 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--output-dir", metavar="DIR", help="run directory (default: runs/evaluate and the policies)"
     )
+    add_job_options(parser)
 
 
 def run(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps.evaluate import evaluate
 
+    return evaluate(*asked(args))
+
+
+def asked(args: argparse.Namespace) -> tuple[str | None, JSONObject, list[str]]:
+    """File, keys that options stand for, and overrides: the arguments of `rlhf.apps.evaluate`."""
     given = {
         key: getattr(args, option) for option, key in OPTIONS.items() if getattr(args, option) is not None
     }
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> JSONObject:
         raise UserError(
             "evaluate: give CONFIG, a YAML file, or --policies with --rewards or --prompts (chorus evaluate --help)"
         )
-    return evaluate(args.config, given, args.overrides)
+    return args.config, given, [*job_values(args), *args.overrides]
 
 
 def show(result: JSONObject) -> None:

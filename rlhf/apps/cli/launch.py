@@ -1,55 +1,92 @@
-"""chorus launch local|slurm, chorus launch status|logs|cancel."""
+"""chorus launch local|slurm|ray|skypilot|kubernetes, chorus launch status|logs|cancel|requeue."""
 
 import argparse
+import dataclasses
+from typing import Any
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.apps.cli.common import Subparsers, add_command, add_group
+
+_ENGINES = {
+    "local": ("in the background of this machine", "--name first -- train dpo configs/electricity/dpo.yaml"),
+    "slurm": (
+        "as a job of SLURM",
+        "--devices 1 --time 4:00:00 -- train grpo configs/electricity/grpo.yaml",
+    ),
+    "ray": (
+        "as a job of a Ray cluster",
+        "--address http://127.0.0.1:8265 -- train dpo configs/electricity/dpo.yaml",
+    ),
+    "skypilot": (
+        "as a managed job of SkyPilot, on any cloud",
+        "--accelerator H100 --spot --mount /out=s3://bucket --setup 'pip install chorus-rlhf' "
+        "-- train grpo configs/electricity/grpo.yaml output_dir=/out/grpo",
+    ),
+    "kubernetes": (
+        "as a JobSet of Kubernetes, queued by Kueue",
+        "--image chorus:1 --queue research --volume runs:/work --devices 1 "
+        "-- train grpo configs/electricity/grpo.yaml",
+    ),
+}
+# option: (metavar, help, engines); those in _MANY may be repeated
+_OPTIONS = {
+    "cpus": (None, "processor cores", "slurm ray skypilot kubernetes"),
+    "devices": (None, "GPUs, or chips of a TPU", "slurm ray skypilot kubernetes"),
+    "memory": ("SIZE", "such as 16G", "slurm ray skypilot kubernetes"),
+    "time": ("H:MM:SS", "limit; SLURM asks the run to stop --notice seconds before", "slurm kubernetes"),
+    "partition": (None, "partition of SLURM", "slurm"),
+    "notice": (None, "seconds for the last checkpoint (default 120)", "slurm ray kubernetes"),
+    "option": ("TEXT", "more of #SBATCH", "slurm"),
+    "address": ("URL", "Ray's dashboard (default: RAY_ADDRESS, or port 8265 of this machine)", "ray"),
+    "accelerator": ("KIND", "kind of the devices, such as H100 or tpu-v5e", "skypilot"),
+    "infra": ("CLOUD/REGION", "where; SkyPilot chooses otherwise", "skypilot"),
+    "mount": ("PATH=URL", "a bucket as a folder, such as /out=s3://bucket", "skypilot"),
+    "image": (None, "container image", "skypilot kubernetes"),
+    "queue": (None, "local queue of Kueue", "kubernetes"),
+    "priority": (None, "priority class of Kueue", "kubernetes"),
+    "namespace": (None, "namespace of Kubernetes", "kubernetes"),
+    "node": ("KEY=VALUE", "label that the node has", "kubernetes"),
+    "tpu": ("TYPE:TOPOLOGY", "TPU node pool, such as tpu-v5-lite-podslice:2x4", "kubernetes"),
+    "volume": ("CLAIM:PATH", "persistent volume claim as a folder", "kubernetes"),
+    "secret": ("NAME", "secret whose keys become environment variables", "kubernetes"),
+    "folder": (
+        "PATH",
+        "where the command runs there (default: here; kubernetes: the first volume)",
+        "ray kubernetes",
+    ),
+    "python": ("PATH", "Python that has chorus there", "ray skypilot kubernetes"),
+}
+_MANY = ("option", "mount", "node", "volume", "secret")
 
 
 def add_parser(subparsers: Subparsers) -> None:
     group = add_group(
         subparsers, "launch", "run any command as a job; a preempted one is requeued and resumes"
     )
-    local = add_command(
-        group,
-        "local",
-        "in the background of this machine",
-        "chorus launch local --name first -- train dpo configs/electricity/dpo.yaml",
-        _launch,
-        _show,
-    )
-    slurm = add_command(
-        group,
-        "slurm",
-        "as a job of SLURM",
-        "chorus launch slurm --devices 1 --time 4:00:00 -- train grpo configs/electricity/grpo.yaml",
-        _launch,
-        _show,
-    )
-    local.set_defaults(
-        engine="local", cpus=None, devices=None, memory=None, time=None, partition=None, option=[], notice=120
-    )
-    slurm.set_defaults(engine="slurm")
-    slurm.add_argument("--cpus", type=_count, help="processor cores")
-    slurm.add_argument("--devices", type=_count, help="GPUs")
-    slurm.add_argument("--memory", metavar="SIZE", help="such as 16G")
-    slurm.add_argument(
-        "--time", metavar="H:MM:SS", help="limit; the run is asked to stop --notice seconds before"
-    )
-    slurm.add_argument("--partition")
-    slurm.add_argument(
-        "--notice", type=_count, default=120, help="seconds for the last checkpoint (default 120)"
-    )
-    slurm.add_argument(
-        "--option", action="append", default=[], metavar="TEXT", help="more of #SBATCH; repeatable"
-    )
-    for parser in (local, slurm):
+    for engine, (help, example) in _ENGINES.items():
+        parser = add_command(group, engine, help, f"chorus launch {engine} {example}", _launch, _show)
+        parser.set_defaults(engine=engine)
+        for name, (metavar, text, engines) in _OPTIONS.items():
+            if engine not in engines.split():
+                continue
+            if name in _MANY:
+                parser.add_argument(
+                    f"--{name}", action="append", default=[], metavar=metavar, help=f"{text}; repeatable"
+                )
+            elif name in ("cpus", "devices", "notice"):
+                parser.add_argument(f"--{name}", type=_count, help=text)
+            else:
+                parser.add_argument(f"--{name}", metavar=metavar, help=text)
+        if engine == "skypilot":
+            parser.add_argument("--spot", action="store_true", help="cheaper machines that may be taken away")
         parser.add_argument("--name", help="folder in launches/ (default: time and command)")
         parser.add_argument(
             "--setup", action="append", default=[], metavar="LINE", help="shell line before; repeatable"
         )
-        parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print what would be submitted, and submit nothing"
+        )
         parser.add_argument(
             "words", nargs="+", metavar="COMMAND", help="the command behind --, as it is typed"
         )
@@ -57,6 +94,11 @@ def add_parser(subparsers: Subparsers) -> None:
         ("status", "what became of a job", "chorus launch status first"),
         ("logs", "what it said; --follow until it ends", "chorus launch logs first --follow"),
         ("cancel", "end it, with a checkpoint", "chorus launch cancel first"),
+        (
+            "requeue",
+            "submit an ended one again; it goes on from its checkpoint",
+            "chorus launch requeue first",
+        ),
     ):
         parser = add_command(group, name, help, example, _ask, _show_state)
         parser.add_argument("name", metavar="NAME")
@@ -74,7 +116,7 @@ def _count(text: str) -> int:
 def _launch(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps.cli import parse
     from rlhf.launch.jobs import launch
-    from rlhf.launch.scripts import Resources
+    from rlhf.launch.resources import Resources
 
     words = args.words[1:] if args.words[0] == "chorus" else args.words
     if not words:
@@ -84,16 +126,9 @@ def _launch(args: argparse.Namespace) -> JSONObject:
     if words[:1] == ["launch"]:
         raise UserError("launch: a launch cannot be launched; give the command itself behind --")
     parse(words)  # what is wrong with the command is said here and not by the job
-    resources = Resources(
-        cpus=args.cpus,
-        devices=args.devices,
-        memory=args.memory,
-        time=args.time,
-        partition=args.partition,
-        setup=tuple(args.setup),
-        options=tuple(args.option),
-        notice=args.notice,
-    )
+    given: dict[str, Any] = vars(args) | {"options": getattr(args, "option", [])}
+    named = {field.name: given.get(field.name) for field in dataclasses.fields(Resources)}
+    resources = Resources(**{name: value for name, value in named.items() if value is not None})
     return launch(args.engine, words, resources, name=args.name, dry_run=args.dry_run)
 
 
@@ -110,6 +145,8 @@ def _ask(args: argparse.Namespace) -> JSONObject:
 
     if args.asked == "cancel":
         return {"name": args.name, "status": jobs.cancel(args.name)}
+    if args.asked == "requeue":
+        return {"name": args.name, "status": jobs.requeue(args.name)}
     if args.asked == "logs":
         jobs.follow(args.name, wait=args.follow)
     return {"name": args.name, "status": jobs.status(args.name)}

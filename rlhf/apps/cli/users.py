@@ -207,6 +207,7 @@ def show_user(result: JSONObject) -> None:
             f"  {axis['name']:<{width}}  {axis['mean']:+.2f} ± {axis['sd']:.2f}"
             f"   (population {axis['prior_mean']:+.2f} ± {axis['prior_sd']:.2f})"
             + (f"   {axis['rail']}" if axis["rail"] != "free" else "")
+            + (f"   {axis['meaning']}" if axis["meaning"] else "")
         )
     for said in result["rails"]:
         print(f"  rails: {said}")

@@ -77,7 +77,7 @@ def model(name: str, place: str) -> Source:
     return Source(name, place, sha256_json(policy_store.parts_of(place)), False, is_run)
 
 
-def signals(policy: policy_store.Policy, source: Source, people: Sequence[Person]) -> np.ndarray | None:
+def z_of(policy: policy_store.Policy, source: Source, people: Sequence[Person]) -> np.ndarray | None:
     """z float32[U, K] of everybody; None where the policy answers all alike."""
     if not source.personal:
         return None
@@ -115,7 +115,7 @@ def _source(name: str, place: str, reference: str | None, run: RewardRun | None)
         )
     if run is None:
         personal = False
-    elif personal and basis != run.hash:
+    elif basis is not None and basis != run.hash:
         raise UserError(
             f"rewards: {run.directory} has basis {run.hash[:12]}…, the policy {place} was trained with {basis[:12]}…; "
             "name the reward run of the policy"

@@ -28,9 +28,9 @@ from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Prompt
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.people import Person
-from rlhf.evaluation.outputs.policies import Source, signals
+from rlhf.evaluation.outputs.policies import Source, z_of
 from rlhf.policy import decoding
-from rlhf.policy.generation import Completion, in_batches
+from rlhf.policy.generation import Completion, complete_in_batches
 from rlhf.policy.logprobs import all_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.policy.store import Policy, files_under
@@ -216,13 +216,13 @@ def _write(
     policy = dataclasses.replace(policy, graphdef=graphdef, params=params)
     encoded, settings = [policy.base.tokenizer.encode_prompt(prompt) for prompt in prompts], config.sampling
     _check_room(policy, source, encoded, settings.max_new_tokens)
-    z = signals(policy, source, people)
+    z = z_of(policy, source, people)
     distinct = {ask.key: ask for ask in asked if ask.key not in store.known}  # a prompt may be there twice
     missing = sorted(distinct.values(), key=lambda ask: len(encoded[ask.prompt]))  # stable: little padding
     for start in range(0, len(missing), settings.batch):
         part = missing[start : start + settings.batch]
         padded = part + part[-1:] * (settings.batch - len(part) if start else 0)  # one shape but for few
-        batches = in_batches(
+        batches = complete_in_batches(
             policy,
             [encoded[ask.prompt] for ask in padded],
             None if z is None else z[[ask.person for ask in padded]],

@@ -14,6 +14,7 @@ pigeonhole bootstrap, whose plain form triples the variance of what is neither p
 Letters in shapes: U people, P prompts, B draws, M pairs.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,14 @@ def components(values: np.ndarray) -> Components:
     return Components(max(of_people, 0.0), max(of_prompts, 0.0), spread)
 
 
-def interval(values: np.ndarray, seed: int = 0) -> Interval:
+@functools.lru_cache(maxsize=4)
+def _resamples(count: int, seed: int) -> np.ndarray:
+    """float32[B, count], how often each was drawn over how many there are; the same for every number that is resampled."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
+    return (drawn / count).astype(np.float32)
+
+
+def interval(values: np.ndarray) -> Interval:
     """Mean of values[U, P] and its 95 % cluster-bootstrap interval.
 
     People and prompts are drawn anew, independently. The draws are scaled to the variance above and, for few clusters, by the
@@ -76,13 +84,11 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     mean = float(values.mean())
     if values.size == 1:
         return Interval(mean, -np.inf, np.inf)
-    rng = np.random.default_rng(seed)
     drawn = np.zeros(DRAWS)
     for axis, count in enumerate(values.shape):
         if count > 1:
             effects = values.mean(axis=1 - axis) - mean
-            weights = rng.multinomial(count, np.full(count, 1 / count), DRAWS) / count
-            drawn += weights @ effects
+            drawn += _resamples(count, axis) @ effects
     spread = drawn.std()
     wanted = np.sqrt(components(values).variance(*values.shape))
     if spread == 0:

@@ -11,6 +11,8 @@ Source: Li et al. 2016, A diversity-promoting objective function (distinct-n); t
 Artificial Hivemind, arXiv:2510.22954, with counts of words instead of embeddings.
 """
 
+from typing import Any
+
 import numpy as np
 
 from rlhf.evaluation.outputs.samples import Written
@@ -54,7 +56,7 @@ def likeness(written: Written) -> dict[str, float | None]:
     counts = HashingVectorizer(
         n_features=WIDTH, ngram_range=(1, 2), alternate_sign=False, token_pattern=r"\S+"
     )
-    vectors = counts.fit_transform(texts)
+    vectors: Any = counts.fit_transform(texts)  # a sparse matrix, for which there are no types
     place = np.arange(len(texts)) // number  # (person, prompt)
     per_person = _summed(vectors, place, people * prompts)
     per_prompt = _summed(vectors, np.arange(len(texts)) // number % prompts, prompts)
@@ -70,7 +72,7 @@ def likeness(written: Written) -> dict[str, float | None]:
     return found
 
 
-def _summed(vectors, groups: np.ndarray, count: int):
+def _summed(vectors: Any, groups: np.ndarray, count: int) -> Any:
     """Rows of a sparse matrix added up by group."""
     from scipy import sparse
 

@@ -29,6 +29,24 @@ class MeshConfig:
         le=1_000_000,
         description="Devices that divide each matrix along its heads or hidden units; divides the model's heads.",
     )
+    coordinator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="HOST:PORT of process 0, where a job has several processes; null: as the launcher says (SLURM, Open MPI, "
+        "Kubernetes, Cloud TPU).",
+    )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Processes of this job; null: as the launcher says; 1: this process alone, whatever it says.",
+    )
+    process: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Number of this process, from 0; null: as the launcher says. Better as an option, --process.",
+    )
 
     @model_validator(mode="after")
     def _one_free(self):

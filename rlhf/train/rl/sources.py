@@ -23,10 +23,10 @@ from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
-from rewards.people.pool import make_pool, write_pool
+from rewards.people.pool import Question, make_pool, write_pool
 from rewards.people.population import People, load_people
-from rewards.types import Preferences
-from rlhf.mesh.devices import under_mesh
+from rewards.types import Preferences, RewardBasis
+from rlhf.mesh.devices import apart, under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
@@ -38,7 +38,9 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
 from rlhf.policy.rails import in_force, recorded
+from rlhf.run import processes
 from rlhf.run.directory import Run
+from rlhf.train.guardrails.config import measured_columns
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
 
@@ -55,7 +57,7 @@ class Source:
       names: K labels. run: the reward run, None for one policy for all.
       people: whose coefficients are drawn, or float32[K] weights without people; shares: which share of the groups for whom.
       reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
-      rails: what policy.json says of the rails.
+      rails: what policy.json says of the rails. checks: what guardrails check completions for; None for nothing.
     """
 
     names: tuple[str, ...]
@@ -64,6 +66,7 @@ class Source:
     shares: UserShares | None
     reward: Reward
     rails: JSONObject = dataclasses.field(default_factory=dict)
+    checks: Reward | None = None
 
 
 @under_mesh
@@ -75,7 +78,7 @@ def prepare(
     rewards: FittedBasis | None = None,
     people: People | None = None,
 ) -> Source:
-    """Open, build or rebuild the rewards of a run.
+    """Open, build or rebuild the rewards of a run, and what its guardrails check.
 
     Args:
       job: the run directory, which keeps the rewards of a population; None in memory.
@@ -83,6 +86,23 @@ def prepare(
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
+    source, guard = _rewards(config, base, prompts, job, rewards, people), config.guardrails
+    if guard is None:
+        return source
+    columns = _with_model(config, measured_columns(guard))
+    check_columns(columns, prompts.rows, tokens=True)
+    refuse_unreliable(config, columns, base, prompts)
+    return dataclasses.replace(source, checks=_plain(config, columns, base)[1] if columns else None)
+
+
+def _rewards(
+    config: RLConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None,
+    rewards: FittedBasis | None,
+    people: People | None,
+) -> Source:
     if rewards is None and config.rewards is None:
         check_functions(config, prompts.rows)
     if rewards is not None and people is not None:
@@ -92,7 +112,7 @@ def prepare(
         run = load_reward_run(config.rewards)
         check_functions(config, prompts.rows, run)
         return _stored(config, run, base)
-    columns = _with_model(config)
+    columns = _with_model(config, config.columns)
     if config.population is not None:
         if job is None:
             raise UserError("population: its rewards are kept in the run directory; give output_dir")
@@ -102,18 +122,26 @@ def prepare(
             build_run(config, directory, columns, base, prompts)
         return _stored(config, load_reward_run(directory), base)
     refuse_unreliable(config, columns, base, prompts)
-    settings = table.as_they_are(columns)
-    weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
-    if len(weights) != len(settings["names"]):
+    names, reward = _plain(config, columns, base)
+    weights = np.ones(len(names)) if config.weights is None else np.array(config.weights)
+    if len(weights) != len(names):
         raise UserError(
-            f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
+            f"weights: {len(weights)} numbers for the outputs {', '.join(names)}; give one an output"
         )
-    fixed = jnp.asarray(weights, jnp.float32)
+    return Source(names, None, jnp.asarray(weights, jnp.float32), None, reward)
+
+
+def _plain(
+    config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base
+) -> tuple[tuple[str, ...], Reward]:
+    """Columns as they are: the names of their outputs, and what computes them."""
+    settings = table.as_they_are(columns)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
-    features = on_host.ColumnFeatures(settings, None, config.host)
-    return Source(names, None, fixed, None, _on_host(config, features, base, config.rollout.completions))
+        return names, on_device.compiled_columns(settings, None)
+    with apart():
+        features = on_host.ColumnFeatures(settings, None, config.host)
+    return names, _on_host(config, features, base, config.rollout.completions)
 
 
 def _on_host(
@@ -164,20 +192,24 @@ def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> R
     settings = run.basis.encoder
     if settings["kind"] == "lm":
         compiled = on_device.compiled_basis(run, base)
-        return compiled or _on_host(config, on_host.EncoderFeatures(run.basis), base)
+        if compiled is not None:
+            return compiled
+        with apart():
+            return _on_host(config, on_host.EncoderFeatures(run.basis), base)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    features = on_host.ColumnFeatures(settings, run.basis, config.host)
+    with apart():
+        features = on_host.ColumnFeatures(settings, run.basis, config.host)
     return _on_host(config, features, base, config.rollout.completions)
 
 
-def _with_model(config: RLConfig) -> list[ColumnConfig]:
+def _with_model(config: RLConfig, columns: Sequence[ColumnConfig]) -> list[ColumnConfig]:
     """Jittable columns read the tokens of the model that is trained."""
     return [
         dataclasses.replace(column, model=config.model.name)
         if column.kind == "jit" and column.model is None
         else column
-        for column in config.columns
+        for column in columns
     ]
 
 
@@ -194,7 +226,15 @@ def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBas
     else:
         settings = [entry["settings"] for entry in basis.basis.encoder.get("columns", [])]
     # The rewards of a population are measured on texts first, where there are no tokens.
-    tokens = basis is None and config.population is None
+    _check_settings(settings, rows, basis is None and config.population is None)
+
+
+def check_columns(columns: Sequence[ColumnConfig], rows: on_host.PromptRows, *, tokens: bool) -> None:
+    """`check_functions` of other columns; `tokens` where they are shown token ids."""
+    _check_settings([plain(column) for column in columns], rows, tokens)
+
+
+def _check_settings(settings: list[JSONObject], rows: on_host.PromptRows, tokens: bool) -> None:
     columns = [*rows.columns, *([IDS] if tokens else [])]
     for spec in [one["function"] for one in settings if one["kind"] == "function"]:
         function = load_function(spec)
@@ -204,7 +244,8 @@ def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBas
 
 def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:
     """What the columns of a configuration are made of, for `rlhf.run.inputs`."""
-    return table.made_of(_with_model(config))
+    checks = () if config.guardrails is None else measured_columns(config.guardrails)
+    return table.made_of(_with_model(config, (*config.columns, *checks)))
 
 
 def refuse_unreliable(
@@ -218,7 +259,21 @@ def refuse_unreliable(
     own = [column for column in columns if column.kind in PROBED]
     if own:
         samples = reference_samples(config, base, prompts, *PROBE_SIZE)
-        _refuse_off(table.prepare(samples, own)[1])
+        _refuse_off(_measured(samples, own)[1])
+
+
+def _measured(samples: Preferences, columns: Sequence[ColumnConfig]) -> tuple[np.ndarray, JSONObject]:
+    """`table.prepare` by one process for all: a judge may answer twice in two ways."""
+
+    def prepared() -> tuple[list[list[float]], JSONObject]:
+        with apart():
+            values, settings = table.prepare(samples, columns)
+        return values.tolist(), settings
+
+    if not processes.several():
+        return table.prepare(samples, columns)
+    values, settings = processes.from_writer(prepared)
+    return np.array(values, np.float64), settings
 
 
 def _refuse_off(settings: JSONObject) -> None:
@@ -246,7 +301,7 @@ def build_run(
         if wanted.reference is not None
         else reference_samples(config, base, prompts, wanted.prompts, wanted.completions)
     )
-    values, settings = table.prepare(samples, columns)
+    values, settings = _measured(samples, columns)
     _refuse_off(settings)
     names = tuple(settings["names"])
     if len(names) != len(wanted.mean):
@@ -270,6 +325,20 @@ def build_run(
         rails = projection.stated_for(wanted.rails, names, store.basis_hash(basis), prior, "population.rails")
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
+    processes.from_writer(
+        lambda: _written(directory, samples, basis, prior, rails, make_pool(pairs, phi), len(names))
+    )
+
+
+def _written(
+    directory: Path,
+    samples: Preferences,
+    basis: RewardBasis,
+    prior: Belief,
+    rails: Rails | None,
+    pool: Sequence[Question],
+    size: int,
+) -> None:
     rows = zip(samples.item_prompt, samples.item_text, strict=True)
     jsonl.write(
         directory / SAMPLES,
@@ -281,9 +350,8 @@ def build_run(
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
     if rails is not None:
         write_rails(directory, rails, "the configuration of the training run")
-    size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
-    write_pool(directory, identity, make_pool(pairs, phi))
+    write_pool(directory, identity, pool)
 
 
 def reference_samples(

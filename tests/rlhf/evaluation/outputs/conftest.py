@@ -24,10 +24,11 @@ def world(tmp_path_factory, quick_compile):
     rng = np.random.default_rng(0)
     for name, size in (("a", 0.3), ("b", 0.1)):  # far from the model at once, instead of many steps
         params = trained.loaded.params
-        moved = {
-            part: jax.tree.map(lambda leaf: leaf + size * rng.standard_normal(leaf.shape, np.float32), tree)
-            for part, tree in (("lora", params.lora), ("conditioner", params.conditioner))
-        }
+        moved = {}
+        for part in ("lora", "conditioner"):
+            leaves, tree = jax.tree.flatten(getattr(params, part))
+            leaves = [leaf + size * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+            moved[part] = jax.tree.unflatten(tree, leaves)
         loaded = dataclasses.replace(trained.loaded, params=params._replace(**moved))
         dataclasses.replace(trained, loaded=loaded).save(root / name)
     (root / "prompts.txt").write_text("Which ?\nitem ?\nWhich item 3 ?\nWhich 5 ?\nitem 7\n3 ?\n")

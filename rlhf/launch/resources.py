@@ -1,0 +1,74 @@
+"""What a job asks of its engine."""
+
+import dataclasses
+
+from rewards.errors import UserError
+from rewards.names import checked_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a job asks for; None leaves it to the engine. Each engine reads the part that its options name.
+
+    Attributes:
+      cpus, devices: cores; GPUs, or chips of a TPU. memory: 16G. time: as SLURM writes it, 2:00:00.
+      notice: seconds before the end or preemption at which the run is asked to write its checkpoint.
+      setup: shell lines that come first.
+      folder: where the command runs; None means here. python: what runs it; None means this Python, or `chorus` of an image.
+      partition, options: SLURM's; more lines of #SBATCH.
+      image, namespace, queue, priority, node, tpu, volume, secret: Kubernetes: container image, namespace, Kueue's local queue
+        and priority class, labels of the node (KEY=VALUE), TPU (TYPE:TOPOLOGY), claims (CLAIM:PATH), secrets as variables.
+      address: of Ray's dashboard.
+      accelerator, infra, spot, mount: SkyPilot: H100 or the like, cloud/region, preemptible, buckets (PATH=URL).
+    """
+
+    cpus: int | None = None
+    devices: int | None = None
+    memory: str | None = None
+    time: str | None = None
+    partition: str | None = None
+    setup: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    notice: int = 120
+    folder: str | None = None
+    python: str | None = None
+    image: str | None = None
+    namespace: str | None = None
+    queue: str | None = None
+    priority: str | None = None
+    node: tuple[str, ...] = ()
+    tpu: str | None = None
+    volume: tuple[str, ...] = ()
+    secret: tuple[str, ...] = ()
+    address: str | None = None
+    accelerator: str | None = None
+    infra: str | None = None
+    spot: bool = False
+    mount: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as JSON keeps it
+                object.__setattr__(self, field.name, value := tuple(value))
+            option = {"options": "--option"}.get(field.name, f"--{field.name}")
+            if field.name == "setup":
+                continue  # whole lines of shell
+            for text in value if isinstance(value, tuple) else [value] if isinstance(value, str) else []:
+                if not checked_name(text, option).strip():
+                    raise UserError(f"{option}: empty; leave it out or give a value")
+
+
+def pairs(texts: tuple[str, ...], option: str, form: str, mark: str) -> list[tuple[str, str]]:
+    """Both sides of options such as KEY=VALUE, split at the first `mark`.
+
+    Raises:
+      UserError: one without it, or with an empty side.
+    """
+    found = []
+    for text in texts:
+        left, middle, right = text.partition(mark)
+        if not (left and middle and right):
+            raise UserError(f"{option} {text!r}: write it as {form}")
+        found.append((left, right))
+    return found

@@ -1,0 +1,41 @@
+"""Jobs of SLURM, through sbatch, scontrol and scancel."""
+
+import re
+import subprocess
+
+from rlhf.launch import engine, scripts
+from rlhf.launch.engine import Job, called
+
+WRITTEN = "script.sh"
+_NAMES = {"completing": "running", "configuring": "pending", "timeout": "failed", "node_fail": "failed"}
+
+
+def text(job: Job, words: list[str]) -> str:
+    return scripts.slurm_script(job, words)
+
+
+def need() -> None:
+    engine.need_program("sbatch", "slurm", "run it on a login node")
+
+
+def submit(job: Job) -> str:
+    return called("sbatch", "--parsable", str(job.place / WRITTEN)).strip().split(";")[0]
+
+
+def status(job: Job) -> str:
+    need()
+    done = subprocess.run(["scontrol", "show", "job", "-o", job.number], capture_output=True, text=True)
+    found = re.search(r"JobState=(\w+)", done.stdout)
+    if found is None:
+        return "gone"
+    state = found[1].lower()
+    return _NAMES.get(state, state)
+
+
+def logs(job: Job, wait: bool) -> None:
+    engine.follow_file(job, lambda: status(job) not in engine.RUNNING, wait)
+
+
+def cancel(job: Job) -> None:
+    called("scancel", "--full", "--signal=TERM", job.number)
+    called("scancel", job.number)
