@@ -362,21 +362,20 @@ def test_a_fit_by_kind_of_answer(run, tmp_path, capsys):
 
 def test_the_card_says_what_is_held_and_where_it_comes_from(run, capsys, tmp_path):
     rows = write_rows(
-        tmp_path / "eve.jsonl", answers_of("eve", np.array([1.5, 3, 0, 0]), 6, np.random.default_rng(3))
+        tmp_path / "holly.jsonl", answers_of("holly", np.array([1.5, 3, 0, 0]), 6, np.random.default_rng(3))
     )
-    result_of(capsys, "users", "update", "eve", "--rewards", run / "run", "--answers", rows)
+    result_of(capsys, "users", "update", "holly", "--rewards", run / "run", "--answers", rows)
     path = tmp_path / "card.json"
-    card = result_of(capsys, "users", "card", "eve", "--rewards", run / "run", "--output", path)
+    card = result_of(capsys, "users", "card", "holly", "--rewards", run / "run", "--output", path)
     assert len(card["provenance"]["answers"]) == card["num_answers"] == 6
-    assert all(
-        len(axis["because"]) == 3 and axis["used"] == pytest.approx(axis["mean"]) for axis in card["axes"]
-    )
+    assert [axis["used"] for axis in card["axes"]] == card["coef_railed"]
+    assert all(len(axis["because"]) == 3 for axis in card["axes"])
     exported = json.loads(path.read_text())
     assert len(exported["record"]["answers"]) == 6 and exported["provenance"] == card["provenance"]
-    assert cli.main(["users", "card", "eve", "--rewards", str(run / "run"), "--output", str(path)]) == 2
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run"), "--output", str(path)]) == 2
     capsys.readouterr()
-    assert cli.main(["users", "card", "eve", "--rewards", str(run / "run")]) == 0
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run")]) == 0
     said = capsys.readouterr().out
-    assert "rather than" in said and "chorus users forget eve" in said
-    assert cli.main(["users", "forget", "eve", "--rewards", str(run / "run")]) == 0
-    assert cli.main(["users", "card", "eve", "--rewards", str(run / "run")]) == 2
+    assert "rather than" in said and "chorus users forget holly" in said
+    assert cli.main(["users", "forget", "holly", "--rewards", str(run / "run")]) == 0
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run")]) == 2
