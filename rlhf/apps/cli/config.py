@@ -25,8 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"),
-        help="rewards, sft, dpo, ppo, grpo, evaluate or sweep",
+        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "outputs", "sweep"),
+        help="rewards, sft, dpo, ppo, grpo, evaluate, outputs (evaluate with policies) or sweep",
     )
     new = add_command(
         group,
