@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KIND = {("rewards", "fit"): "rewards", ("rewards", "evaluate"): "rewards"}
+KIND |= {("rewards", "train"): "reward"}
 KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")} | {("evaluate", None): "evaluate"}
 
 
@@ -159,7 +160,12 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"])
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
-    command = {"rewards": "rewards fit", "evaluate": "evaluate", "sweep": "sweep"}.get(kind, f"train {kind}")
+    command = {
+        "rewards": "rewards fit",
+        "reward": "rewards train",
+        "evaluate": "evaluate",
+        "sweep": "sweep",
+    }.get(kind, f"train {kind}")
     [section] = [part for part in sections if part.startswith(f"`chorus {command}`")]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", section, flags=re.M)
     assert [row[0] for row in rows] == list(leaves(schema_of(kind)))

@@ -4,7 +4,7 @@ The records of the algorithms stand beside their mathematics; here they are put 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -207,7 +207,7 @@ class SFTConfig(RunConfig):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_schedule(self)
+        check_schedule(self)
         return self
 
 
@@ -258,7 +258,7 @@ class DPOConfig(RunConfig):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_schedule(self)
+        check_schedule(self)
         check_conditioner(self.conditioner, self.model)
         if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
             raise ValueError(
@@ -297,7 +297,27 @@ class DPOConfig(RunConfig):
         return self
 
 
-def _check_schedule(config: SFTConfig | DPOConfig) -> None:
+class Supervised(Protocol):
+    """What training on rows that are all there at the beginning reads of its configuration: SFT, DPO, reward models."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def model(self) -> PolicyModelConfig: ...
+    @property
+    def tune(self) -> TuneConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+
+
+def check_schedule(config: Supervised) -> None:
+    """Refuse a warm-up that is as long as the run."""
     if config.train.steps is not None and config.optimizer.warmup_steps >= config.train.steps:
         raise ValueError(
             f"optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be smaller than "
