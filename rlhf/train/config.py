@@ -12,7 +12,13 @@ from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
-from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig
+from rlhf.run.config.common import (
+    DataConfig,
+    ExampleDataConfig,
+    MeshConfig,
+    RunConfig,
+    StreamedDataConfig,
+)
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.guardrails.config import GuardrailsConfig
@@ -215,7 +221,7 @@ class SFTConfig(RunConfig):
 class DPOConfig(RunConfig):
     """`chorus train dpo`: one policy conditioned on coefficients, or a plain DPO-family policy."""
 
-    data: DataConfig = Field(description="Where pairs come from.")
+    data: StreamedDataConfig = Field(description="Where pairs come from.")
     model: PolicyModelConfig = Field(description="Model that is tuned; at the same time π_ref.")
     rewards: str | None = Field(
         default=None,

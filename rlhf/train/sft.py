@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from rewards.data.examples import read_examples
 from rewards.data.split import prompt_text
+from rewards.data.stream import Stream
 from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.mesh import place
@@ -151,7 +152,8 @@ def read_by(
     """What every training run reads: its rows and the model, which is not loaded for it."""
     name = config.model.name
     model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
-    return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
+    content = table.identity if isinstance(table, Stream) else inputs.content(table)
+    return {"data.path": {str(config.data.path): content}, "model.name": model}
 
 
 @under_mesh

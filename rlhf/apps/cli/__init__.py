@@ -34,6 +34,7 @@ GROUPS = (
     "train",
     "generate",
     "evaluate",
+    "probe",
     "export",
     "sweep",
     "launch",

@@ -66,7 +66,7 @@ def add_job(
         from rlhf.run.config.load import load
 
         config: Any
-        args.overrides = [*_job_values(args), *args.overrides]
+        args.overrides = [*job_values(args), *args.overrides]
         if options:
             config = configuration(args, kind)
         else:
@@ -94,8 +94,7 @@ def add_job(
             help="with --dry-run: judge by this memory of a device instead of this machine's, and run nothing",
         )
     if meshed:
-        for option, (metavar, help) in JOB.items():
-            parser.add_argument(f"--{option}", metavar=metavar, help=f"{help} (mesh.{option})")
+        add_job_options(parser)
     parser.add_argument(
         "config",
         metavar="CONFIG",
@@ -115,7 +114,13 @@ JOB = {
 }
 
 
-def _job_values(args: argparse.Namespace) -> list[str]:
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """What tells a process its place in a job of several."""
+    for option, (metavar, help) in JOB.items():
+        parser.add_argument(f"--{option}", metavar=metavar, help=f"{help} (mesh.{option})")
+
+
+def job_values(args: argparse.Namespace) -> list[str]:
     """Keys that the options of a job of several processes stand for."""
     given = {option: getattr(args, option, None) for option in JOB}
     return [f"mesh.{option}={value}" for option, value in given.items() if value is not None]

@@ -25,8 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=(*TRAINABLE, "evaluate", "sweep"),
-        help=f"{', '.join(TRAINABLE)}, evaluate or sweep",
+        choices=(*TRAINABLE, "evaluate", "outputs", "sweep"),
+        help=f"{', '.join(TRAINABLE)}, evaluate, outputs (evaluate with policies) or sweep",
     )
     new = add_command(
         group,

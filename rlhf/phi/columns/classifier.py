@@ -29,7 +29,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import stages_of
 from rlhf.policy.packing import Sequences
 
-SUPPORTED = tuple(sorted(map(classifier_architecture, FAMILIES)))
+SUPPORTED = tuple(map(classifier_architecture, FAMILIES))
 
 
 @dataclasses.dataclass(frozen=True)

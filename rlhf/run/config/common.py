@@ -111,6 +111,17 @@ class DataConfig:
 
 
 @record
+class StreamedDataConfig(DataConfig):
+    """Preferences, which may be larger than memory."""
+
+    stream: bool = Field(
+        default=False,
+        description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
+        "(`rows-*.jsonl`). Losses without people only; every row is a pair of its own.",
+    )
+
+
+@record
 class ExampleDataConfig(DataConfig):
     """Rows to learn from: prompt and completion, messages, text, or both sides of preferences."""
 

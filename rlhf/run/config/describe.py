@@ -24,6 +24,7 @@ KINDS = {
     "ppo": "rlhf.train.rl.config:PPOConfig",
     "grpo": "rlhf.train.rl.config:GRPOConfig",
     "evaluate": "rlhf.evaluation.config:EvaluateConfig",
+    "outputs": "rlhf.evaluation.outputs.config:OutputsConfig",
     "sweep": "rlhf.sweep.config:SweepConfig",
 }
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rewards.data.prompts import read_prompts
 from rewards.errors import UserError
 from rlhf.apps import cli
-from rlhf.apps.prompts import read_prompts
 
 COMMANDS = [
     "quickstart",
