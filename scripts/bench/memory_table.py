@@ -4,7 +4,7 @@
 
 Five runs of a random model of some fifty million weights. A run is a process of its own, whose peak is read (`ru_maxrss`) when
 two steps are done; of it the peak of the same run with a tiny model is taken off, which is what Python, JAX and the data need.
-Every run is made once before, so that nothing is compiled while it is measured.
+Every run is made once before, so that nothing is compiled while it is measured. Runs that are done are kept in OUTPUT.json.
 """
 
 import json
@@ -33,8 +33,8 @@ RUNS = {
     "dpo, LoRA": ("dpo", [*ROWS, "loss.kind=dpo"]),
     "grpo, LoRA": (
         "grpo",
-        ["train.steps=3", "train.epochs=null", "rollout.prompts_per_step=4", "rollout.completions=8",
-         "rollout.max_new_tokens=64", "rollout.max_prompt_tokens=256"],
+        ["train.steps=3", "train.epochs=null", "rollout.prompts_per_step=2", "rollout.completions=4",
+         "rollout.max_new_tokens=32", "rollout.max_prompt_tokens=256"],
     ),
 }  # fmt: skip
 
@@ -111,16 +111,18 @@ def write_data(folder: Path) -> None:
     )
 
 
-def measure() -> dict[str, dict[str, float]]:
+def measure(kept: Path) -> dict[str, dict[str, float]]:
     from tests.rlhf import tiny
 
-    found = {}
+    found: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.is_file() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder)
         wide = tiny.write_model(folder / "wide", **WIDE)
         small = tiny.write_model(folder / "small", max_position_embeddings=1024, vocab_size=48)
         for title, (kind, words) in RUNS.items():
+            if title in found:
+                continue
             said = child("estimate", kind, wide, folder, words)
             peaks = []
             for model in (small, wide):
@@ -132,6 +134,7 @@ def measure() -> dict[str, dict[str, float]]:
                 "baseline_gb": peaks[0],
                 "apart": said["total_gb"] / own - 1,
             }
+            kept.write_text(json.dumps(found, indent=1) + "\n")
             print(title, found[title], flush=True)
     return found
 
@@ -162,4 +165,5 @@ if __name__ == "__main__":
             sys.argv[2], sys.argv[3], Path(sys.argv[4]), sys.argv[5:]
         )
     else:
-        Path(sys.argv[1]).write_text(page(measure()), encoding="utf-8")
+        output = Path(sys.argv[1])
+        output.write_text(page(measure(output.with_suffix(".json"))), encoding="utf-8")
