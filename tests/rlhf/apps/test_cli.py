@@ -39,6 +39,7 @@ COMMANDS = [
     "train grpo",
     "generate",
     "evaluate",
+    "compare",
     "export",
     "sweep",
     "launch kubernetes",
