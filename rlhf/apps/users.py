@@ -12,8 +12,9 @@ from rewards.api import calibrate
 from rewards.basis import meaning, projection, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import JSONObject
-from rewards.people import acquisition, edits, questions, records, shared_accounts
+from rewards.files import JSONObject, write_json
+from rewards.people import acquisition, edits, questions, record_json, records, shared_accounts
+from rewards.people import card as cards
 from rewards.people import pool as pool_module
 from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
@@ -225,6 +226,33 @@ def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
         shrunk, z = gate.compose(np.asarray(record.posterior.mean, np.float32))
         shown |= {"coef_effective": np.asarray(shrunk).tolist(), "z": np.asarray(z).tolist()}
     return shown
+
+
+def card(rewards: str, name: str, output: str | None = None) -> JSONObject:
+    """What is held about a person, in words and numbers, with the answers and statements behind each coefficient.
+
+    Args:
+      output: a file for the whole of it, every answer included; None: only what is returned.
+    Raises:
+      UserError: nobody of this name, or the file exists already.
+    """
+    run = store.load_reward_run(rewards)
+    record = records.load(run.users, name, run)
+    shown = describe(run, record)
+    for k, axis in enumerate(shown["axes"]):
+        axis |= {"used": shown["coef_railed"][k], "because": cards.reasons(run, record, k)}
+    found = {
+        **shown,
+        "rails_hash": None if run.rails is None else run.rails.hash,
+        "provenance": cards.provenance(record),
+        "output": output,
+    }
+    if output is not None:
+        if Path(output).exists():
+            raise UserError(f"--output {output}: exists already; choose a file that does not exist")
+        whole = {name: value for name, value in found.items() if name != "output"}
+        write_json(output, whole | {"record": record_json.to_json(record)})
+    return found
 
 
 def everybody(rewards: str) -> JSONObject:

@@ -127,3 +127,17 @@ def test_opinion_groups_have_the_statement_that_tells_them_apart(folder):
     assert conversation.shares == (0.5, 0.5)
     parity = [int(text.split("number ")[1].split()[0]) % 2 for text in conversation.viewpoints]
     assert parity == [0, 1]
+
+
+def test_a_handful_of_items_rings_for_gross_faults_only():
+    values = {"probe/skew/length": 1.0, "probe/skew_gap/length": 0.6, "probe/order_consistency": 0.8}
+    assert not suite.alarms({"model": values}, count=3)
+    assert suite.alarms({"model": values}, count=100) == [
+        "model: length +60% against people's own taste (limit 15 %)",
+        "model: the order of two options decides (order_consistency 0.80, limit 0.95)",
+    ]
+    values = {"probe/flip_rate": 0.6, "probe/flip_rate_over_average": 0.1, "probe/mirror_slope": 0.31}
+    assert suite.alarms({"model": values}, count=8) == [
+        "model: tells people what they think (mirror_slope 0.31, limit 0.3)"
+    ]
+    assert len(suite.alarms({"model": values}, count=1000)) == 2
