@@ -31,6 +31,7 @@ configuration of a run stands in its `config.yaml`. Paths are relative to the fo
 """
 COMMANDS = {
     "rewards": "`chorus rewards fit`, `chorus rewards evaluate`",
+    "reward": "`chorus rewards train`",
     "sft": "`chorus train sft`",
     "dpo": "`chorus train dpo`",
     "ppo": "`chorus train ppo`",

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KIND = {("rewards", "fit"): "rewards", ("rewards", "evaluate"): "rewards"}
+KIND |= {("rewards", "train"): "reward"}
 KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")}
 
 
@@ -161,10 +162,13 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
         yield from leaves(inner[0], f"{prefix}{field.name}.") if inner else (f"{prefix}{field.name}",)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "outputs", "sweep"])
+@pytest.mark.parametrize(
+    "kind", ["rewards", "reward", "sft", "dpo", "ppo", "grpo", "evaluate", "outputs", "sweep"]
+)
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
-    others = {"rewards": "rewards fit", "evaluate": "evaluate", "outputs": "evaluate", "sweep": "sweep"}
+    others = {"rewards": "rewards fit", "reward": "rewards train", "outputs": "evaluate"}
+    others |= {kind: kind for kind in ("evaluate", "sweep")}
     head = f"`chorus {others.get(kind, f'train {kind}')}`" + (" with `policies`" if kind == "outputs" else "")
     [section] = [part for part in sections if re.match(rf"{re.escape(head)}([,:\n]|$)", part)]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", section, flags=re.M)

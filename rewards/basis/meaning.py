@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import sparse, stats
 
 from rewards import hashed
 from rewards.basis.readout import centre
@@ -73,11 +73,10 @@ def measure(prefs: Preferences, phi: Float[np.ndarray, "I K"]) -> tuple[Meaning,
     texts = [prefs.item_text[item] for item in used]
     names, values = _candidates(texts)
     freedom = len(used) - (prompt.max() + 1) - MOST_PARTS - 1
-    if freedom < 10 or not names:
-        return (Meaning(),) * phi.shape[1]
     values = centre(values, prompt)
-    size = np.linalg.norm(values, axis=0)
-    moves = size > 1e-9 * np.sqrt(len(used))
+    moves = np.linalg.norm(values, axis=0) > 1e-9 * np.sqrt(len(used))
+    if freedom < 10 or not moves.any():
+        return (Meaning(),) * phi.shape[1]
     names, values = [name for name, kept in zip(names, moves, strict=True) if kept], values[:, moves]
     return tuple(_pursued(names, values, axis, freedom) for axis in centre(phi[used], prompt).T)
 
@@ -123,7 +122,7 @@ def _candidates(texts: list[str]) -> tuple[list[str], np.ndarray]:
         max_features=MOST_WORDS, min_df=max(5, len(texts) // 100), max_df=0.8,
     )  # fmt: skip
     try:
-        present = counter.fit_transform(texts).toarray()
+        present = sparse.csr_array(counter.fit_transform(texts)).toarray()
     except ValueError:  # no word is frequent enough
         return list(TRAITS), traits
     words = [f"“{word}”" for word in counter.get_feature_names_out()]

@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
-
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.run import signals
@@ -71,6 +69,7 @@ def exchange(value: Any) -> list[Any]:
     """Every process's value (JSON), in their order; all of them call it."""
     if not several():
         return [value]
+    import numpy as np  # here, because every command imports this module
     from jax.experimental import multihost_utils
 
     own = json.dumps(value).encode()

@@ -28,13 +28,13 @@ from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
-from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.config import DPOConfig, SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
-Tuning = SFTConfig | DPOConfig | RLConfig
+Tuning = Supervised | RLConfig
 
 
 @under_mesh

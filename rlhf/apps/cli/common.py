@@ -143,7 +143,8 @@ SHORT = {
     ),
     "--output-dir": ("output_dir", "DIR", "run directory (default: runs/ and what is run)"),
 }
-_WITHOUT = {"sft": ("--rewards", "--reward"), "dpo": ("--reward",), "rewards": ("--rewards", "--reward")}
+_NEITHER = ("--rewards", "--reward")
+_WITHOUT = {"sft": _NEITHER, "dpo": ("--reward",), "rewards": _NEITHER, "reward": _NEITHER}
 
 
 def add_short(parser: argparse.ArgumentParser, kind: str) -> None:

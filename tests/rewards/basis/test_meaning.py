@@ -54,6 +54,21 @@ def test_too_few_texts_name_nothing(prefs, count):
     assert meaning.measure(few, planted(prefs, np.random.default_rng(1))) == (Meaning(),) * 3
 
 
+def test_texts_that_differ_in_nothing_that_is_looked_at_name_nothing():
+    rows = [
+        {
+            "user_id": "ada",
+            "prompt": f"Question {n}",
+            "chosen": f"ab{n:02d} it",
+            "rejected": f"cd{n:02d} it",
+        }
+        for n in range(40)
+    ]
+    prefs = read_preferences(rows)
+    phi = np.random.default_rng(0).normal(size=(prefs.num_items, 2))
+    assert meaning.measure(prefs, phi) == (Meaning(), Meaning())
+
+
 def test_an_axis_without_any_spread_has_no_words(prefs):
     assert meaning.measure(prefs, np.zeros((prefs.num_items, 2))) == (Meaning(),) * 2
 
