@@ -12,7 +12,7 @@ from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
-from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig
+from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.optim import OptimizerConfig
@@ -199,6 +199,7 @@ class SFTConfig(RunConfig):
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
     train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
     completions: Literal["chosen", "all"] = Field(
         default="chosen",
         description="Learn the preferred completions, or every distinct one (a start without taste).",
@@ -243,6 +244,7 @@ class DPOConfig(RunConfig):
         default=GroupsConfig(), description="How completions of one prompt are packed."
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
 
     def unread(self) -> Iterator[Unread]:
         if not self.loss.personal:

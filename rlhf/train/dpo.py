@@ -97,7 +97,7 @@ def run(
             base or open_base(config),
             basis,
             people,
-            run_callbacks(job, config.train, "dpo", callbacks),
+            run_callbacks(job, config.train, "dpo", callbacks, track=config.track),
             directory=job.directory,
             own=own,
         )
