@@ -12,24 +12,49 @@ from jaxtyping import Array, Bool, Float
 
 
 def exact_penalty(
-    reward: Float[Array, "... G"], behaves: Bool[Array, "... G"], beta: Float[Array, ""] | float
+    reward: Float[Array, "... G"],
+    behaves: Bool[Array, "... G"],
+    beta: Float[Array, ""] | float,
+    log_weight: Float[Array, "... G"] | None = None,
 ) -> Float[Array, "..."]:
     """λ* of every prompt: the least penalty on A under which the optimum behaves no more than π₀ does.
 
         λ* = β [log M₁ − log M₀]₊,   M_a = E_{π₀}[exp(r/β) | A = a]
 
     The optimum of E[r − λA] − β KL(π‖π₀) has odds of A equal to those of π₀ times (M₁/M₀) e^{−λ/β}; λ* makes that at most 1,
-    and exactly 1 where it acts (2602.01002, for one prompt and a stated behaviour). M_a is the mean over the G samples of π₀
-    of that kind; where a prompt has only one kind nothing can be compared, and λ* is 0.
+    and exactly 1 where it acts (2602.01002, for one prompt and a stated behaviour). M_a is the mean over the G completions of
+    that kind; where a prompt has only one kind nothing can be compared, and λ* is 0.
+
+    Args:
+      log_weight: what each completion counts for, in logarithms: log π₀/π of samples from another policy π, or log π₀ of a
+        fixed list of completions, within which λ* is then exact. None: samples of π₀.
     """
-    scaled = reward / beta
+    weight = jnp.zeros(reward.shape, jnp.float32) if log_weight is None else log_weight
+    scaled, real = reward / beta, weight > -jnp.inf
+    behaves, other = behaves & real, ~behaves & real
+    both = behaves.any(axis=-1, keepdims=True) & other.any(axis=-1, keepdims=True)
 
     def log_mean(which: jax.Array) -> jax.Array:
-        total = jax.nn.logsumexp(jnp.where(which, scaled, -jnp.inf), axis=-1)
-        return total - jnp.log(jnp.maximum(which.sum(axis=-1), 1))
+        own = jnp.where(both, jnp.where(which, weight, -jnp.inf), 0.0)  # a sum over nothing has no gradient
+        return jax.nn.logsumexp(own + scaled, axis=-1) - jax.nn.logsumexp(own, axis=-1)
 
-    both = behaves.any(axis=-1) & ~behaves.all(axis=-1)
-    gap = jnp.where(both, log_mean(behaves), 0.0) - jnp.where(both, log_mean(~behaves), 0.0)
+    gap = jnp.where(both[..., 0], log_mean(behaves) - log_mean(other), 0.0)
+    return beta * jnp.maximum(gap, 0.0)
+
+
+def truth_bonus(
+    own: Float[Array, "..."], shared: Float[Array, "..."], beta: Float[Array, ""] | float
+) -> Float[Array, "..."]:
+    """ν = β [logit p̄ − logit p_u]₊ on right answers, so that a person's are right as often as anybody's.
+
+    The optimum of E[r + ν·right] − β KL(π‖π₀) has odds of a right answer e^{ν/β} times those without it: with p_u those of
+    that optimum, ν lifts them to p̄ exactly. One-sided, where a penalty on the divergence between people (TriAlign,
+    2606.01755) would also pull down whoever is right more often.
+
+    Args:
+      own, shared: p_u and p̄, shares of right answers, strictly between 0 and 1.
+    """
+    gap = jax.scipy.special.logit(shared) - jax.scipy.special.logit(own)
     return beta * jnp.maximum(gap, 0.0)
 
 

@@ -204,6 +204,14 @@ class Gate(NamedTuple):
         return np.asarray(self(given), np.float32)
 
 
+def rail_metrics(conditioning: Conditioning, asked: Float[HostOrDevice, "b k"]) -> dict[str, jax.Array]:
+    """How often the rails moved coefficients that were drawn, and how far: scalars, in prior standard deviations."""
+    assert conditioning.limits is not None, "rails to be moved by"
+    away = (projection.project(conditioning.limits, asked) - asked) @ conditioning.inverse_sqrt
+    distance = jnp.linalg.norm(away, axis=1)
+    return {"train/rails/moved_share": jnp.mean(distance > 1e-4), "train/rails/moved_sd": jnp.mean(distance)}
+
+
 def rails_of(record: JSONObject, place: str) -> Rails | None:
     """The rails that a policy's record holds.
 

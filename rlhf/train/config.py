@@ -15,6 +15,7 @@ from rlhf.policy.rails import RailsConfig
 from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
+from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.optim import OptimizerConfig
 
 DType = Literal["float32", "bfloat16"]
@@ -243,6 +244,10 @@ class DPOConfig(RunConfig):
     groups: GroupsConfig = Field(
         default=GroupsConfig(), description="How completions of one prompt are packed."
     )
+    guardrails: GuardrailsConfig | None = Field(
+        default=None,
+        description="What is not for sale in training, whatever the coefficients say; null: nothing.",
+    )
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     track: Track = ("tensorboard",)
 
@@ -278,6 +283,17 @@ class DPOConfig(RunConfig):
                     "rewards is required for loss.annotation mixture: the coefficients say how likely a genuine "
                     "answer was; give a reward run or choose none"
                 )
+        guard = self.guardrails
+        if guard is not None and guard.of_coefficients and self.loss.kind not in ("soft", "regression"):
+            raise ValueError(
+                f"guardrails.{guard.of_coefficients[0]} changes what coefficients pay for, and loss.kind {self.loss.kind} "
+                "learns from labels; choose soft or regression, or keep to checks with gates"
+            )
+        if guard is not None and guard.worst is not None and not self.loss.personal:
+            raise ValueError(
+                f"guardrails.worst compares people, and loss.kind {self.loss.kind} knows none; choose soft, regression or "
+                "observed, or remove it"
+            )
         if self.loss.kind == "cdpo" and self.loss.label_smoothing == 0:
             raise ValueError("loss.label_smoothing must be above 0 for loss.kind cdpo; 0 would be plain dpo")
         return self

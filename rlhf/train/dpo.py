@@ -26,6 +26,7 @@ from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import MAX_INNER
 from rlhf.models.conditioners import make_words
 from rlhf.phi import encoder
+from rlhf.phi.columns import table
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
@@ -38,6 +39,9 @@ from rlhf.train import dpo_step as dpo
 from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
+from rlhf.train.guardrails import checks as guard_checks
+from rlhf.train.guardrails.acts import GuardState
+from rlhf.train.guardrails.config import measured_columns
 from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
@@ -88,7 +92,10 @@ def run(
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False
             )
-        inputs.check(job, read_by(config, prefs, base) | read_of(basis, people), begun=done or None)
+        found = read_by(config, prefs, base) | read_of(basis, people)
+        if config.guardrails is not None:
+            found |= table.made_of(measured_columns(config.guardrails))
+        inputs.check(job, found, begun=done or None)
         if done:
             return stored(job)
         trained = train(
@@ -145,7 +152,8 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     cache = None if directory is None else directory / "cache"
     reference = reference_logprobs(cache, base, graphdef, params, rows, hidden)
-    data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden)
+    checks = None if config.guardrails is None else guard_checks.of_rows(config.guardrails, prefs, rows.item)
+    data = dpo.DPOBatch(rows, reference, item_rewards(rewards, prefs, rows), hidden, checks)
     memory.check_rows(config, base, data, rows.packed)
     drawn_from = population(config, rewards, people)
     state, more = _train(
@@ -312,7 +320,11 @@ def settings_of(config: DPOConfig) -> dpo.DPOSettings:
     """What the step reads of a settled configuration, `traced`."""
     return traced(
         dpo.DPOSettings(
-            loss=config.loss, rail=config.rail, optimizer=config.optimizer, num_steps=num_steps(config)
+            loss=config.loss,
+            rail=config.rail,
+            guardrails=config.guardrails,
+            optimizer=config.optimizer,
+            num_steps=num_steps(config),
         )
     )
 
@@ -349,6 +361,12 @@ def _train(
     program = program_of(config, graphdef, drawn_from is not None, own)
     trained = trained_parts(params, full, conditioned=drawn_from is not None)
     state = optim.init_state(trained, settings.optimizer, key, own)
+    if config.guardrails is not None:
+        state = state._replace(
+            guard=place.everywhere(
+                GuardState.start(config.guardrails, drawn_from, config.loss.dpo_beta, config.rail.eta)
+            )
+        )
     frozen = frozen_parts(params, full)
     step = functools.partial(
         dpo.step, frozen=frozen, population=drawn_from, settings=settings, program=program
@@ -360,20 +378,12 @@ def _train(
         assert config.train.batch_rows is not None, "settled with the length"
         held, real = place.batch(held_out.in_batches(rows, found.held_out, config.train.batch_rows), 1)
         drawn = jax.random.fold_in(key, held_out.KEY)
-        evaluation = held_out.HeldOut(
-            config.train,
-            lambda state: dpo.evaluate(
-                state.params,
-                held,
-                real,
-                frozen,
-                drawn_from,
-                jax.random.clone(drawn),
-                settings,
-                program=program,
-            ),
-            directory,
-        )
+
+        def measure(state: optim.TrainState) -> dict[str, jax.Array]:
+            rest = (held, real, frozen, drawn_from, jax.random.clone(drawn), settings)
+            return dpo.evaluate(state.params, *rest, program=program, guard=state.guard)
+
+        evaluation = held_out.HeldOut(config.train, measure, directory)
     state = run_steps(
         state,
         step,

@@ -35,11 +35,15 @@ from rlhf.policy.conditioning import (
     RailConfig,
     UserShares,
     coef_of_users,
+    rail_metrics,
     sample_coef,
 )
 from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
 from rlhf.run.record import Count, record
 from rlhf.train import optim
+from rlhf.train.guardrails import of_rows
+from rlhf.train.guardrails.acts import Found, GuardState, moved
+from rlhf.train.guardrails.config import GuardrailsConfig
 
 
 class DPOBatch(NamedTuple):
@@ -50,12 +54,14 @@ class DPOBatch(NamedTuple):
       ref_logprobs: float32[A, B, C], summed log π_ref, nats; 0 on padding.
       basis_rewards: float32[A, B, C, K].
       hidden: activations under the trained layers, or None.
+      checks: float32[A, B, C, Q], what the Q checks of guardrails say; None without guardrails.
     """
 
     rows: PairRows
     ref_logprobs: HostOrDevice
     basis_rewards: HostOrDevice
     hidden: HostOrDevice | None
+    checks: HostOrDevice | None = None
 
 
 @record
@@ -63,11 +69,12 @@ class DPOSettings:
     """The sections of a run that compiled code reads, as they stand in its configuration; `traced` before they go there.
 
     Attributes:
-      num_steps: optimiser steps of the run.
+      guardrails: null for none. num_steps: optimiser steps of the run.
     """
 
     loss: PreferenceLossConfig = PreferenceLossConfig()
     rail: RailConfig = RailConfig()
+    guardrails: GuardrailsConfig | None = None
     optimizer: optim.OptimizerConfig
     num_steps: Count
 
@@ -201,16 +208,20 @@ def _row_metrics(
     key: jax.Array,
     settings: DPOSettings,
     program: DPOProgram,
-) -> dict[str, jax.Array]:
-    """Loss and metrics of every row of one micro-batch, [B] each."""
+    guard: GuardState | None = None,
+) -> tuple[dict[str, jax.Array], Found | None]:
+    """Loss and metrics of every row of one micro-batch, [B] each, and what guardrails found."""
     loss_config, rail = settings.loss, settings.rail
     params = merge(frozen, trained, program.dtype)
     rows = batch.rows
     valid = rows.item >= 0
     coef = z = target = None
+    moved_by_rails: dict[str, jax.Array] = {}
     if loss_config.personal:
         assert population is not None and program.shares is not None, "people, and how many rows are whose"
         coef = row_coef(loss_config.kind, program.shares, population, rows.user, key)
+        if population.conditioning.limits is not None:
+            moved_by_rails = rail_metrics(population.conditioning, coef)
         coef, z = Gate(population.conditioning, loss_config.dpo_beta, rail.eta).compose(coef)
         target = jnp.einsum("bk,bck->bc", coef, batch.basis_rewards)
     token, entropy = token_logprobs(program.graphdef, params, rows.packed, z, batch.hidden)
@@ -223,6 +234,18 @@ def _row_metrics(
         reference = (loss_config.dpo_beta * reference + rail.eta * generic) / (
             loss_config.dpo_beta + rail.eta
         )
+    acts = found = None
+    guarded: dict[str, jax.Array] = {}
+    if settings.guardrails is not None and guard is not None:
+        acts, found, guarded = of_rows.guarded(
+            settings.guardrails,
+            guard,
+            of_rows.RowsSeen(target, batch.basis_rewards, batch.checks, batch.ref_logprobs, summed, valid, z),
+            population,
+            loss_config.dpo_beta,
+        )
+        target = None if target is None else target + acts.added
+        rows = of_rows.relabelled(settings.guardrails, rows, batch.checks)
     scale = 1.0 / length if loss_config.length_normalise or loss_config.kind == "simpo" else 1.0
     loss, metrics = pair_losses(loss_config, rail, rows, summed * scale, reference * scale, target)
     pulled = loss_config.kind in ("soft", "regression")
@@ -231,6 +254,8 @@ def _row_metrics(
     supervised = -jnp.sum(wanted * jnp.where(valid, summed, 0.0), axis=1)
     if program.with_nll:
         loss = loss + loss_config.nll_coef * supervised
+    if acts is not None:
+        loss = jnp.where(acts.learn, acts.weight * loss, 0.0)
     used = valid.astype(jnp.float32)
     q, kl = jax.lax.stop_gradient(within_row(summed, batch.ref_logprobs, valid))
     log_ratio = jnp.where(valid, summed - batch.ref_logprobs, 0.0)
@@ -247,13 +272,14 @@ def _row_metrics(
     if target is not None and z is not None:
         metrics["train/reward"] = jnp.sum(q * target, axis=1)
         metrics["train/z_norm"] = jnp.linalg.norm(z, axis=1)
-    return metrics
+    return metrics | guarded | moved_by_rails, found
 
 
-def _loss(*args: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss of one micro-batch and its metrics; arguments as of `_row_metrics`."""
-    metrics = {name: jnp.mean(value) for name, value in _row_metrics(*args).items()}
-    return metrics["train/loss/total"], metrics
+def _loss(*args: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Found | None]]:
+    """Mean loss of one micro-batch, its metrics and what guardrails found; arguments as of `_row_metrics`."""
+    rows, found = _row_metrics(*args)
+    metrics = {name: jnp.mean(value) for name, value in rows.items()}
+    return metrics["train/loss/total"], (metrics, found)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -273,16 +299,19 @@ def step(
     """
     key = jax.random.fold_in(state.key, state.step)
 
-    def gradient(inputs: tuple[DPOBatch, jax.Array]) -> tuple[PyTree, dict[str, jax.Array]]:
+    def gradient(inputs: tuple[DPOBatch, jax.Array]) -> tuple[PyTree, PyTree]:
         micro, micro_key = inputs
         return jax.grad(_loss, has_aux=True)(
-            state.params, frozen, micro, population, micro_key, settings, program
+            state.params, frozen, micro, population, micro_key, settings, program, state.guard
         )
 
     num_micro = batch.ref_logprobs.shape[0]
-    grads, metrics = optim.accumulate(gradient, (batch, jax.random.split(key, num_micro)))
+    grads, (metrics, found) = optim.accumulate(gradient, (batch, jax.random.split(key, num_micro)))
     grads = jax.tree.map(lambda g: g / num_micro, grads)  # of one, the compiler leaves it out
     metrics = jax.tree.map(jnp.mean, metrics)
+    if settings.guardrails is not None and found is not None:
+        means = jax.tree.map(lambda each: jnp.mean(each, axis=0), found)
+        state = state._replace(guard=moved(settings.guardrails, state.guard, means))
     further = program.extra
     if further is not None and extra is not None:
         term = jax.value_and_grad(
@@ -310,16 +339,17 @@ def evaluate(
     settings: DPOSettings,
     *,
     program: DPOProgram,
+    guard: GuardState | None = None,
 ) -> dict[str, jax.Array]:
     """Means over the rows of a whole data set, of A micro-batches.
 
     Args:
-      real: float32[A, B], 1 for rows that count. key: of the people that rows are drawn for.
+      real: float32[A, B], 1 for rows that count. key: of the people that rows are drawn for. guard: of the training state.
     """
 
     def sums(inputs: tuple[DPOBatch, HostOrDevice, jax.Array]) -> dict[str, jax.Array]:
         micro, counts, micro_key = inputs
-        rows = _row_metrics(trained, frozen, micro, population, micro_key, settings, program)
+        rows, _ = _row_metrics(trained, frozen, micro, population, micro_key, settings, program, guard)
         return {
             f"eval/{name}": jnp.sum(counts * rows[f"train/{name}"])
             for name in MEASURED

@@ -64,12 +64,13 @@ Own = optax.GradientTransformation | None
 
 
 class TrainState(NamedTuple):
-    """What the next step needs: step number, trained arrays, optimiser state, key of the run."""
+    """What the next step needs: step number, trained arrays, optimiser state, key of the run; what guardrails remember."""
 
     step: jax.Array
     params: PyTree
     opt_state: optax.OptState
     key: jax.Array
+    guard: PyTree = None
 
 
 def learning_rate(step: jax.Array, optimizer: OptimizerConfig, num_steps: jax.Array | int) -> jax.Array:
@@ -147,5 +148,5 @@ def apply_gradients(
         "train/update_norm": optax.tree.norm(updates),
         "train/param_norm": optax.tree.norm(params),
     }
-    new = TrainState(state.step + 1, params, opt_state, state.key)
+    new = TrainState(state.step + 1, params, opt_state, state.key, state.guard)
     return place.pinned(state.params, new), metrics

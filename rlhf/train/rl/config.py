@@ -35,6 +35,7 @@ from rlhf.train.config import (
     check_length,
     unread_evaluation,
 )
+from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.hints.config import HintsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
@@ -205,6 +206,10 @@ class RLConfig(RunConfig):
     host: HostConfig = Field(default=HostConfig(), description="Rewards outside the compiled program.")
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
     track: Track = ("tensorboard",)
+    guardrails: GuardrailsConfig | None = Field(
+        default=None,
+        description="What is not for sale in training, whatever the coefficients say; null: nothing.",
+    )
     hints: HintsConfig | None = Field(
         default=None, description="Hints that people gave, learned from beside the rewards; null: none."
     )
@@ -232,6 +237,7 @@ class RLConfig(RunConfig):
     def _consistent(self):
         _check_rewards(self)
         _check_hints(self)
+        _check_guardrails(self)
         if self.personal:
             check_conditioner(self.conditioner, self.model)
         return self
@@ -279,6 +285,11 @@ class GRPOConfig(RLConfig):
         if self.algorithm.relabel and not self.personal:
             raise ValueError("algorithm.relabel needs people; give rewards or a population, or set it to 0")
         check_algorithm(self.algorithm, None, self.rollout, self.kl)
+        if self.algorithm.relabel and self.guardrails is not None:
+            raise ValueError(
+                f"algorithm.relabel {self.algorithm.relabel}: guardrails do not reach completions that are relabelled for "
+                "other people; set relabel to 0 or remove guardrails"
+            )
         return self
 
     @property
@@ -295,6 +306,7 @@ def _settings(config: RLConfig, algorithm: Algorithm, critic: CriticConfig | Non
         rollout=config.rollout,
         kl=config.kl,
         rail=config.rail,
+        guardrails=config.guardrails,
         optimizer=config.optimizer,
         num_steps=config.train.steps * algorithm.epochs * algorithm.minibatches,
     )
@@ -370,4 +382,26 @@ def _check_hints(config: RLConfig) -> None:
         raise ValueError(
             "hints need a conditioner with weights of its own, and conditioner.kind text has none; choose another kind "
             "or remove hints"
+        )
+
+
+def _check_guardrails(config: RLConfig) -> None:
+    """Rails that compare people need people, and several for each prompt where they compare them on one."""
+    guard = config.guardrails
+    if guard is None:
+        return
+    if guard.of_people and not config.personal:
+        raise ValueError(
+            f"guardrails.{guard.of_people[0]}: compares people, and there is one policy for all; give rewards or a "
+            "population, or remove it"
+        )
+    if guard.truth is not None and config.rollout.users_per_prompt < 2:
+        raise ValueError(
+            f"guardrails.truth: compares people on the same prompt, and rollout.users_per_prompt is "
+            f"{config.rollout.users_per_prompt}; give at least 2"
+        )
+    if guard.checks and config.rollout.completions < 2:
+        raise ValueError(
+            f"guardrails.checks: compare the completions of one prompt and person, and rollout.completions is "
+            f"{config.rollout.completions}; give at least 2"
         )

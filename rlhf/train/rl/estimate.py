@@ -90,8 +90,12 @@ def estimate(
     kl_coef: jax.Array,
     scale: adv.RunningScale,
     settings: RLSettings,
+    added: jax.Array | None = None,
 ) -> Estimate:
     """Advantages of all tokens: vector GAE with a critic, one number a completion without.
+
+    `added`[B] joins each completion's reward at its last token (guardrails): a channel of weight 1 that the critic says
+    nothing of.
 
     ppo: GAE of every channel → scalarise → centre by group → scale. Others: returns summed over tokens → estimator →
     the same number at every token → scale (where the estimator does not standardise).
@@ -107,10 +111,18 @@ def estimate(
             channels, rollout.values, mask, algorithm.discount, algorithm.gae_lambda
         )
         total = jnp.where(mask, adv.scalarise(vector, weights), 0.0)
+        if added is not None:
+            last = at_last_token(added[:, None], mask)
+            more = (algorithm.discount, algorithm.gae_lambda)
+            total = total + adv.generalised_advantages(last, jnp.zeros_like(last), mask, *more)[0][..., 0]
         total = adv.centre_tokens(total, mask, group_size) if algorithm.centre else total
     else:
         estimator = adv.ESTIMATORS[algorithm.kind]
-        per_row = estimator.advantage(channels.sum(axis=1), weights, group_size)
+        sums = channels.sum(axis=1)
+        if added is not None:
+            sums = jnp.concatenate([sums, added[:, None]], axis=1)
+            weights = jnp.concatenate([weights, jnp.ones_like(weights[:, :1])], axis=1)
+        per_row = estimator.advantage(sums, weights, group_size)
         total, returns = jnp.where(mask, per_row[:, None], 0.0), jnp.zeros_like(channels)
         share = estimator.kl_share(group_size)
     scale = scale.update(total, mask, algorithm.scale_decay)

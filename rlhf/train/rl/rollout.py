@@ -46,6 +46,7 @@ class Rollout(NamedTuple):
       rows: the same tokens, each prompt once, with the activations under the adapters; None once they are done with.
       coef: float32[B, K], w_eff: what scalarises. z: float32[B, K], what conditions, or None without people.
       ended: bool[B], a stop token was produced.
+      asked: float32[B, K], the coefficients that were drawn, before the rails of the rewards; None where there are none.
       value_start: float32[B, T, C], the part of `values` that is not learned (`valued_from`); None without.
     """
 
@@ -61,6 +62,7 @@ class Rollout(NamedTuple):
     z: jax.Array | None
     ended: jax.Array
     value_start: jax.Array | None = None
+    asked: jax.Array | None = None
 
     @property
     def completions(self) -> jax.Array:
@@ -95,10 +97,19 @@ def user_rows(
     The kinds of draw (posterior, prior, extremes, generic) are shuffled over the groups, so no prompt of the batch
     always belongs to the same kind.
     """
+    coef, z = Gate(population.conditioning, beta, eta).compose(
+        drawn(key, population, shares, groups, group_size)
+    )
+    return jnp.asarray(coef), jnp.asarray(z)
+
+
+def drawn(
+    key: jax.Array, population: Population, shares: UserShares, groups: int, group_size: int
+) -> jax.Array:
+    """Coefficients as they are drawn, before the gate, [B, K]."""
     draw_key, order_key = jax.random.split(key)
     coef = jax.random.permutation(order_key, sample_coef(draw_key, population, shares, groups))
-    coef, z = Gate(population.conditioning, beta, eta).compose(jnp.repeat(coef, group_size, axis=0))
-    return jnp.asarray(coef), jnp.asarray(z)
+    return jnp.repeat(coef, group_size, axis=0)
 
 
 def people_rows(

@@ -21,6 +21,7 @@ from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.run.record import Count, record
 from rlhf.train import optim
+from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.rl.critic import CriticConfig
 
@@ -88,7 +89,7 @@ class RLSettings:
     """The sections of a run that compiled code reads, as they stand in its configuration; `traced` before they go there.
 
     Attributes:
-      critic: null for the estimators without one. num_steps: optimiser steps of the run.
+      critic: null for the estimators without one. guardrails: null for none. num_steps: optimiser steps of the run.
     """
 
     algorithm: Algorithm
@@ -96,6 +97,7 @@ class RLSettings:
     rollout: RolloutConfig
     kl: KLConfig
     rail: RailConfig = RailConfig()
+    guardrails: GuardrailsConfig | None = None
     optimizer: OptimizerConfig
     num_steps: Count
 

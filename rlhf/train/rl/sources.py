@@ -39,6 +39,7 @@ from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
 from rlhf.policy.rails import in_force, recorded
 from rlhf.run.directory import Run
+from rlhf.train.guardrails.config import measured_columns
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptSet
 
@@ -55,7 +56,7 @@ class Source:
       names: K labels. run: the reward run, None for one policy for all.
       people: whose coefficients are drawn, or float32[K] weights without people; shares: which share of the groups for whom.
       reward: what computes φ; one that `can.compiled` is a part of `update.iterate`, another runs between its two halves.
-      rails: what policy.json says of the rails.
+      rails: what policy.json says of the rails. checks: what guardrails check completions for; None for nothing.
     """
 
     names: tuple[str, ...]
@@ -64,6 +65,7 @@ class Source:
     shares: UserShares | None
     reward: Reward
     rails: JSONObject = dataclasses.field(default_factory=dict)
+    checks: Reward | None = None
 
 
 @under_mesh
@@ -75,7 +77,7 @@ def prepare(
     rewards: FittedBasis | None = None,
     people: People | None = None,
 ) -> Source:
-    """Open, build or rebuild the rewards of a run.
+    """Open, build or rebuild the rewards of a run, and what its guardrails check.
 
     Args:
       job: the run directory, which keeps the rewards of a population; None in memory.
@@ -83,6 +85,23 @@ def prepare(
     Raises:
       UserError: no such run, a basis that gives no rewards for new completions, a column that cannot be computed.
     """
+    source, guard = _rewards(config, base, prompts, job, rewards, people), config.guardrails
+    if guard is None:
+        return source
+    columns = _with_model(config, measured_columns(guard))
+    check_columns(columns, prompts.rows, tokens=True)
+    refuse_unreliable(config, columns, base, prompts)
+    return dataclasses.replace(source, checks=_plain(config, columns, base)[1] if columns else None)
+
+
+def _rewards(
+    config: RLConfig,
+    base: policy_store.Base,
+    prompts: PromptSet,
+    job: Run | None,
+    rewards: FittedBasis | None,
+    people: People | None,
+) -> Source:
     if rewards is None and config.rewards is None:
         check_functions(config, prompts.rows)
     if rewards is not None and people is not None:
@@ -92,7 +111,7 @@ def prepare(
         run = load_reward_run(config.rewards)
         check_functions(config, prompts.rows, run)
         return _stored(config, run, base)
-    columns = _with_model(config)
+    columns = _with_model(config, config.columns)
     if config.population is not None:
         if job is None:
             raise UserError("population: its rewards are kept in the run directory; give output_dir")
@@ -102,18 +121,25 @@ def prepare(
             build_run(config, directory, columns, base, prompts)
         return _stored(config, load_reward_run(directory), base)
     refuse_unreliable(config, columns, base, prompts)
-    settings = table.as_they_are(columns)
-    weights = np.ones(len(settings["names"])) if config.weights is None else np.array(config.weights)
-    if len(weights) != len(settings["names"]):
+    names, reward = _plain(config, columns, base)
+    weights = np.ones(len(names)) if config.weights is None else np.array(config.weights)
+    if len(weights) != len(names):
         raise UserError(
-            f"weights: {len(weights)} numbers for the outputs {', '.join(settings['names'])}; give one an output"
+            f"weights: {len(weights)} numbers for the outputs {', '.join(names)}; give one an output"
         )
-    fixed = jnp.asarray(weights, jnp.float32)
+    return Source(names, None, jnp.asarray(weights, jnp.float32), None, reward)
+
+
+def _plain(
+    config: RLConfig, columns: Sequence[ColumnConfig], base: policy_store.Base
+) -> tuple[tuple[str, ...], Reward]:
+    """Columns as they are: the names of their outputs, and what computes them."""
+    settings = table.as_they_are(columns)
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
-        return Source(names, None, fixed, None, on_device.compiled_columns(settings, None))
+        return names, on_device.compiled_columns(settings, None)
     features = on_host.ColumnFeatures(settings, None, config.host)
-    return Source(names, None, fixed, None, _on_host(config, features, base, config.rollout.completions))
+    return names, _on_host(config, features, base, config.rollout.completions)
 
 
 def _on_host(
@@ -171,13 +197,13 @@ def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> R
     return _on_host(config, features, base, config.rollout.completions)
 
 
-def _with_model(config: RLConfig) -> list[ColumnConfig]:
+def _with_model(config: RLConfig, columns: Sequence[ColumnConfig]) -> list[ColumnConfig]:
     """Jittable columns read the tokens of the model that is trained."""
     return [
         dataclasses.replace(column, model=config.model.name)
         if column.kind == "jit" and column.model is None
         else column
-        for column in config.columns
+        for column in columns
     ]
 
 
@@ -194,7 +220,15 @@ def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBas
     else:
         settings = [entry["settings"] for entry in basis.basis.encoder.get("columns", [])]
     # The rewards of a population are measured on texts first, where there are no tokens.
-    tokens = basis is None and config.population is None
+    _check_settings(settings, rows, basis is None and config.population is None)
+
+
+def check_columns(columns: Sequence[ColumnConfig], rows: on_host.PromptRows, *, tokens: bool) -> None:
+    """`check_functions` of other columns; `tokens` where they are shown token ids."""
+    _check_settings([plain(column) for column in columns], rows, tokens)
+
+
+def _check_settings(settings: list[JSONObject], rows: on_host.PromptRows, tokens: bool) -> None:
     columns = [*rows.columns, *([IDS] if tokens else [])]
     for spec in [one["function"] for one in settings if one["kind"] == "function"]:
         function = load_function(spec)
@@ -204,7 +238,8 @@ def check_functions(config: RLConfig, rows: on_host.PromptRows, basis: FittedBas
 
 def columns_read(config: RLConfig) -> dict[str, dict[str, str]]:
     """What the columns of a configuration are made of, for `rlhf.run.inputs`."""
-    return table.made_of(_with_model(config))
+    checks = () if config.guardrails is None else measured_columns(config.guardrails)
+    return table.made_of(_with_model(config, (*config.columns, *checks)))
 
 
 def refuse_unreliable(

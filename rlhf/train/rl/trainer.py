@@ -31,6 +31,7 @@ from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
 from rlhf.train.dpo import Rewards, adapter_spec, read_of
+from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
 from rlhf.train.length import in_steps
@@ -52,6 +53,7 @@ from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.critic import Critic, init_critic
 from rlhf.train.rl.held_out import Given, Measured, divided
 from rlhf.train.rl.prompts import PromptSet
+from rlhf.train.rl.rollout import Rollout
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.size import check_sampling, memory_line
 from rlhf.train.rl.sources import Source
@@ -250,7 +252,10 @@ class Trainer:
         self.frozen = params
         if isinstance(config, PPOConfig):
             trained["critic"], self.critic_spec = _critic(config, base, params, source, key)
-        self.state = updates.init_state(trained, self.settings, key, own)
+        guard = None
+        if config.guardrails is not None:
+            guard = GuardState.start(config.guardrails, source.people, config.kl.coef, config.rail.eta)
+        self.state = updates.init_state(trained, self.settings, key, own, guard)
         sampling = config.rollout.sampling(config.rows)
         stop = np.array(base.tokenizer.eos_ids, np.int32)
         people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
@@ -269,10 +274,18 @@ class Trainer:
         extra = None
         if self.lessons is not None and self.term is not None:
             extra = self.lessons.rows(batch.number, self.frozen, self.term)
-        reward, extra_columns = self.source.reward, {}
-        if reward.kernel is not None:
+        reward, checks, extra_columns = self.source.reward, self.source.checks, {}
+        if reward.kernel is not None and (checks is None or checks.kernel is not None):
             state, metrics, rollout, rewards = updates.iterate(
-                state, *shared, reward.arrays, *rest, program=self.program, reward=reward.kernel, extra=extra
+                state,
+                *shared,
+                reward.arrays,
+                *rest,
+                program=self.program,
+                reward=reward.kernel,
+                extra=extra,
+                checks=None if checks is None else checks.kernel,
+                check_arrays=None if checks is None else checks.arrays,
             )
         else:
             rollout = updates.draw(state, *shared, *rest, program=self.program)
@@ -280,6 +293,7 @@ class Trainer:
             try:
                 with arguments.training(self.state_at(batch.number), len(batch.index)) as said:
                     given = reward(rollout, rows)
+                    checked = self._checked(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
             rewards = jax.device_put(place.batch(given.phi))
@@ -292,6 +306,7 @@ class Trainer:
                 program=self.program,
                 extra=extra,
                 people=self.people,
+                checks=checked,
             )
             counts = given.left_out.values()
             metrics["train/left_out_share"] = jnp.float32(
@@ -302,6 +317,16 @@ class Trainer:
         if self.samples is not None:
             self.samples.take(batch, rollout, rewards, extra_columns)
         return state, named(metrics, self.source.names)
+
+    def _checked(self, rollout: Rollout, rows: PromptRows) -> jax.Array | None:
+        """What the checks of guardrails say of completions, float32[B, C]; None without guardrails."""
+        if self.config.guardrails is None:
+            return None
+        checks = self.source.checks
+        if checks is None:
+            return updates.check_values(None, None, rollout)
+        values = jax.device_put(place.batch(checks(rollout, rows).phi))
+        return values if values.ndim == 2 else values.sum(axis=1)
 
     def state_at(self, number: int, *, evaluation: bool = False) -> arguments.TrainerState:
         """What reward functions see of the training after `number` steps."""
@@ -330,6 +355,11 @@ def _critic(
         raise UserError(
             "critic.from_rewards true: only rewards fitted over mean hidden states of a model that reads the policy's tokens "
             "(encoder.kind lm, encoder.pool mean) say something of half a completion; set it to false"
+        )
+    if config.critic.from_rewards and source.checks is not None and source.checks.kernel is None:
+        raise UserError(
+            "critic.from_rewards true: rewards stay inside the compiled iteration, and guardrails.checks are computed outside "
+            "it; choose checks of kind jit or set critic.from_rewards to false"
         )
     num_basis, personal = len(source.names), source.run is not None
     spec = rl_critic.spec_of(config.critic, num_basis, personal)

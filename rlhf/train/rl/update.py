@@ -22,10 +22,13 @@ from rlhf.objectives.advantages import GRPOAlgorithmConfig, RunningScale
 from rlhf.objectives.kl_control import next_kl_coef
 from rlhf.phi.reward import Kernel
 from rlhf.policy import logprobs as policy
+from rlhf.policy.conditioning import Population, rail_metrics
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings
 from rlhf.policy.scoring import Rows
 from rlhf.train import optim
+from rlhf.train.guardrails import of_rollouts
+from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.rl import relabel
 from rlhf.train.rl import rollout as rollouts
 from rlhf.train.rl.diagnostics import Metrics, batch_metrics
@@ -41,7 +44,7 @@ class RLState(NamedTuple):
       step: optimiser steps, skipped ones included, so a schedule depends on the iteration alone.
       params: trained parts by name ("lora", "conditioner", "base", "critic"); opt_state: of AdamW.
       key: the run's key, never consumed: iteration n uses fold_in(key, n).
-      iteration: int32. kl_coef: β. scale: of the advantages.
+      iteration: int32. kl_coef: β. scale: of the advantages. guard: what guardrails remember; None without.
     """
 
     step: jax.Array
@@ -51,10 +54,15 @@ class RLState(NamedTuple):
     iteration: jax.Array
     kl_coef: jax.Array
     scale: RunningScale
+    guard: GuardState | None = None
 
 
 def init_state(
-    params: dict[str, PyTree], settings: RLSettings, key: jax.Array, own: optim.Own = None
+    params: dict[str, PyTree],
+    settings: RLSettings,
+    key: jax.Array,
+    own: optim.Own = None,
+    guard: GuardState | None = None,
 ) -> RLState:
     """State of iteration 0, all of it typed arrays (a Python number would compile a second time); `own` as in `optim`."""
     start = optim.init_state(params, settings.optimizer, key, own)
@@ -66,6 +74,7 @@ def init_state(
         jnp.zeros((), jnp.int32),
         jnp.array(settings.kl.coef, jnp.float32),  # a copy: the state is donated, the settings stay
         RunningScale.start(),
+        guard,
     )
     return place.state(params, state)
 
@@ -225,11 +234,22 @@ def _update(
     program: RLProgram,
     extra: PyTree = None,
     people: People | None = None,
+    checks: jax.Array | None = None,
 ) -> tuple[RLState, Metrics]:
     algorithm, critic = settings.algorithm, settings.critic
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
-    found: Estimate = estimate(rollout, rewards, state.kl_coef, state.scale, settings)
-    metrics = batch_metrics(rollout, found, settings)
+    guard, size, acts, guarded = state.guard, settings.rollout.completions, None, {}
+    if settings.guardrails is not None and guard is not None:
+        if checks is None:
+            raise ValueError("guardrails: give what completions were checked for")
+        acts, guard, guarded = of_rollouts.guarded(
+            settings.guardrails, guard, rollout, rewards, checks, people, state.kl_coef, size
+        )
+    added = None if acts is None else acts.added.reshape(-1)
+    found: Estimate = estimate(rollout, rewards, state.kl_coef, state.scale, settings, added)
+    metrics = batch_metrics(rollout, found, settings) | guarded
+    if rollout.asked is not None and isinstance(people, Population):
+        metrics |= rail_metrics(people.conditioning, rollout.asked)
     rows = rollout.rows
     assert rows is not None, "a rollout is learned from once"
     if critic is not None and critic.from_rewards and rollout.value_start is None:
@@ -237,6 +257,12 @@ def _update(
             "critic.from_rewards: give a rollout whose values start from rewards (rollout.valued_from)"
         )
     whole = Minibatch(rollout._replace(rows=None), rows, found.advantages, found.returns)
+    if acts is not None:
+        # Without tokens a group enters no term of the loss, neither surrogate nor KL, entropy or values.
+        learned, weight = (jnp.repeat(each, size)[:, None] for each in (acts.learn, acts.weight))
+        whole = whole._replace(
+            rollout=whole.rollout._replace(mask=rollout.mask & learned), advantages=found.advantages * weight
+        )
     if isinstance(algorithm, GRPOAlgorithmConfig) and algorithm.relabel:
         if people is None:
             raise ValueError("relabel draws other people: give the population")
@@ -257,6 +283,7 @@ def _update(
         state.iteration + 1,
         kl_coef,
         found.scale,
+        guard,
     )
     new = place.pinned(state.params, new)
     return new, metrics | steps | {"train/kl_coef": state.kl_coef}
@@ -309,6 +336,7 @@ def update(
     program: RLProgram,
     extra: PyTree = None,
     people: People | None = None,
+    checks: jax.Array | None = None,
 ) -> tuple[RLState, Metrics]:
     """All optimiser steps of one iteration on a rollout whose rewards are known; the state's buffers are donated.
 
@@ -316,9 +344,10 @@ def update(
       rewards: float32[B, K] at the last token, or float32[B, T, K] token by token.
       frozen: the base, π_ref. settings: `traced`.
       extra: rows that `program.extra` turns into a further term of the loss, at every optimiser step (`rl.hints`).
-      people: whom `algorithm.relabel` draws from; else of no use.
+      people: whom `algorithm.relabel` draws from, and whose average a floor is for; else of no use.
+      checks: float32[B, C] with guardrails, what their checks say of the completions.
     """
-    return _update(state, rollout, rewards, frozen, settings, program, extra, people)
+    return _update(state, rollout, rewards, frozen, settings, program, extra, people, checks)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -336,12 +365,18 @@ def draw(
     """The first half of iteration `state.iteration`: its people and its rollout, from the state's own keys."""
     keys = rollouts.iteration_keys(state.key, state.iteration)
     coef, z = rollouts.people_rows(keys.users, people, prompts.tokens.shape[0], settings, program)
-    return rollouts.rollout(
+    rollout = rollouts.rollout(
         frozen, state.params, prompts, coef, z, keys.sample, sampling, stop, settings, program=program
     )
+    if isinstance(people, Population) and people.conditioning.limits is not None:
+        assert program.shares is not None, "a population needs shares"
+        size = settings.rollout.completions
+        asked = rollouts.drawn(keys.users, people, program.shares, len(coef) // size, size)
+        rollout = rollout._replace(asked=asked)
+    return rollout
 
 
-@functools.partial(jax.jit, static_argnames=("program", "reward"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("program", "reward", "checks"), donate_argnames="state")
 def iterate(
     state: RLState,
     prompts: Prompts,
@@ -355,11 +390,13 @@ def iterate(
     program: RLProgram,
     reward: Kernel,
     extra: PyTree = None,
+    checks: Kernel | None = None,
+    check_arrays: PyTree = None,
 ) -> tuple[RLState, Metrics, Rollout, jax.Array]:
     """One whole iteration in one program: `draw`, the compiled reward, `update`; nothing visits the host.
 
     Args:
-      extra: as `update` takes it.
+      extra: as `update` takes it. checks: of guardrails, as a compiled reward, and what it reads.
     Returns:
       state, metrics, the rollout without its activations, and its rewards (on the device, for whoever wants a sample).
     """
@@ -368,5 +405,14 @@ def iterate(
     if settings.critic is not None and settings.critic.from_rewards:
         assert reward.reads_beginnings, "other rewards say nothing of half a completion"
         rollout = rollouts.valued_from(rollout, reward.beginnings(reward_arrays, rollout))
-    state, metrics = _update(state, rollout, rewards, frozen, settings, program, extra, people)
+    checked = None if settings.guardrails is None else check_values(checks, check_arrays, rollout)
+    state, metrics = _update(state, rollout, rewards, frozen, settings, program, extra, people, checked)
     return state, metrics, rollout._replace(rows=None), rewards
+
+
+def check_values(checks: Kernel | None, arrays: PyTree, rollout: Rollout) -> jax.Array:
+    """What compiled checks say of completions, float32[B, C]; C = 0 where guardrails have none."""
+    if checks is None:
+        return jnp.zeros((rollout.mask.shape[0], 0))
+    values = checks(arrays, rollout)
+    return values if values.ndim == 2 else jnp.sum(values, axis=1, where=rollout.mask[..., None])

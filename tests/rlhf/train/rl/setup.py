@@ -15,6 +15,8 @@ from rlhf.policy.conditioning import UserShares, UsersMixConfig
 from rlhf.policy.logprobs import PolicyParams, init_adapters, structure
 from rlhf.policy.sampling import SamplingSettings, left_pad
 from rlhf.run.record import traced
+from rlhf.train.guardrails.acts import GuardState
+from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.rl.critic import CriticConfig, init_critic
 from rlhf.train.rl.rollout import People, Prompts, Rollout, iteration_keys, people_rows, score
 from rlhf.train.rl.settings import RLProgram, RLSettings, RolloutConfig
@@ -109,6 +111,7 @@ def make_task(
     kl: dict | None = None,
     optimizer: dict | None = None,
     shares: UserShares | None = None,
+    guardrails: GuardrailsConfig | None = None,
     seed: int = 0,
 ) -> Task:
     """`prompts` are repeated to fill `groups` groups of `group_size` rows.
@@ -142,6 +145,7 @@ def make_task(
         critic=values,
         rollout=RolloutConfig(completions=group_size, max_new_tokens=max_new_tokens),
         kl=KLConfig(**({"coef": 0.1} | (kl or {}))),
+        guardrails=guardrails,
         optimizer=steps.make_optimizer(**({"weight_decay": 0.0} | (optimizer or {}))),
         num_steps=100,
     )
@@ -152,8 +156,9 @@ def make_task(
         shares = UserShares.of(MIX)
     rows = np.repeat(np.resize(np.arange(len(prompts)), groups), group_size)
     tokens, starts = left_pad([prompts[row] for row in rows], multiple=4)
+    guard = None if guardrails is None else GuardState.start(guardrails, people)
     arrays = (
-        init_state(jax.tree.map(jnp.array, parts), traced(settings), jax.random.key(seed + 11)),
+        init_state(jax.tree.map(jnp.array, parts), traced(settings), jax.random.key(seed + 11), guard=guard),
         Prompts(tokens, starts),
         people if personal else np.asarray(people, np.float32),
         jax.tree.map(jnp.array, params),
