@@ -27,15 +27,17 @@ Nothing is accepted that is not listed here: a misspelt key at any depth is an e
 right one, its file and line. Types are strict: `"5"` is no integer, `true` no number. **required** marks
 values that have no sensible default. A mapping given as an override replaces the whole section. The resolved
 configuration of a run stands in its `config.yaml`. Paths are relative to the folder the command runs in, and
-`~/` is the home folder. The same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate|sweep`.
+`~/` is the home folder. The same list on the console: `chorus config describe rewards|sft|dpo|ppo|grpo|evaluate|outputs|sweep`.
 """
 COMMANDS = {
     "rewards": "`chorus rewards fit`, `chorus rewards evaluate`",
+    "reward": "`chorus rewards train`",
     "sft": "`chorus train sft`",
     "dpo": "`chorus train dpo`",
     "ppo": "`chorus train ppo`",
     "grpo": "`chorus train grpo`",
     "evaluate": "`chorus evaluate`",
+    "outputs": "`chorus evaluate` with `policies`",
     "sweep": "`chorus sweep`: the section `sweep`",
 }
 

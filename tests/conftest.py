@@ -11,9 +11,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Two workers on two cores: threads of OpenBLAS (in every step of SciPy's L-BFGS) and of torch would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
+import threadpoolctl
 from jaxtyping import install_import_hook
 
 from tests import shapes
@@ -31,6 +35,7 @@ CHECKED = [
 sys.modules["shapes"] = shapes  # pytest puts another `tests` in the place of the one that holds it
 install_import_hook(CHECKED, "shapes.checked")
 
+threadpoolctl.threadpool_limits(1)  # what a plugin has loaded already
 jax.config.update("jax_debug_key_reuse", True)
 # Tests compile much and compute little. LLVM has far less to read without these; sums may differ in the last digits.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
@@ -84,6 +89,7 @@ def forget_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """For modules that compile much and compute little: about half the compile time, slower programs."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

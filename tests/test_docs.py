@@ -13,6 +13,8 @@ import pytest
 
 from rlhf.apps.cli import parse
 from rlhf.apps.cli.common import configuration
+from rlhf.apps.cli.evaluate import asked
+from rlhf.apps.evaluate import configuration as evaluation
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
 from rlhf.sweep.config import read_sweep
@@ -21,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 KIND = {("rewards", "fit"): "rewards", ("rewards", "evaluate"): "rewards"}
-KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")} | {("evaluate", None): "evaluate"}
+KIND |= {("rewards", "train"): "reward"}
+KIND |= {("train", kind): kind for kind in ("sft", "dpo", "ppo", "grpo")}
 
 
 def name(path: Path) -> str:
@@ -88,6 +91,9 @@ def test_command_parses_and_its_configuration_loads(place, command, monkeypatch)
         return
     if args.command == "sweep":
         read_sweep(args.config, args.overrides)
+        return
+    if args.command == "evaluate":
+        evaluation(*asked(args))
         return
     kind = KIND[args.command, getattr(args, "subcommand", None)]
     if hasattr(args, "data"):  # may run without a file
@@ -156,11 +162,15 @@ def leaves(record: type, prefix: str = "") -> Iterator[str]:
         yield from leaves(inner[0], f"{prefix}{field.name}.") if inner else (f"{prefix}{field.name}",)
 
 
-@pytest.mark.parametrize("kind", ["rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"])
+@pytest.mark.parametrize(
+    "kind", ["rewards", "reward", "sft", "dpo", "ppo", "grpo", "evaluate", "outputs", "sweep"]
+)
 def test_every_key_is_explained(kind):
     sections = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").split("\n## ")
-    command = {"rewards": "rewards fit", "evaluate": "evaluate", "sweep": "sweep"}.get(kind, f"train {kind}")
-    [section] = [part for part in sections if part.startswith(f"`chorus {command}`")]
+    others = {"rewards": "rewards fit", "reward": "rewards train", "outputs": "evaluate"}
+    others |= {kind: kind for kind in ("evaluate", "sweep")}
+    head = f"`chorus {others.get(kind, f'train {kind}')}`" + (" with `policies`" if kind == "outputs" else "")
+    [section] = [part for part in sections if re.match(rf"{re.escape(head)}([,:\n]|$)", part)]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", section, flags=re.M)
     assert [row[0] for row in rows] == list(leaves(schema_of(kind)))
     assert [row[0] for row in rows if len(row[3]) < 10] == []

@@ -6,6 +6,7 @@ import pytest
 from rewards import hashed
 from rewards.api import calibrate
 from rewards.api.fitting import fit
+from rewards.basis import meaning
 from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rewards.methods.store import load_model
@@ -65,6 +66,7 @@ FILES = {
     "model.safetensors": model_of,
     "basis.json": run_of,
     "basis.safetensors": run_of,
+    "axes.json": lambda folder: meaning.read(load_reward_run(folder)),
     "population.json": lambda folder: load_people(load_reward_run(folder)),
     "population.safetensors": lambda folder: load_people(load_reward_run(folder)),
     "questions.json": lambda folder: [vars(question) for question in read_pool(load_reward_run(folder))],

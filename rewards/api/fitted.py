@@ -14,7 +14,7 @@ from rewards.api import calibrate
 from rewards.api.encoders import Encoder
 from rewards.api.person import Person
 from rewards.api.scoring import features_of
-from rewards.basis import projection, rails
+from rewards.basis import meaning, projection, rails
 from rewards.basis.belief import Belief
 from rewards.basis.rails import Rails
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
@@ -174,6 +174,13 @@ class FittedRewards:
         person.record  # noqa: B018  refuses a name that is none, and a damaged record, at once
         return person
 
+    @functools.cached_property
+    def meanings(self) -> dict[str, meaning.Meaning]:
+        """By axis, the surface traits and words that go with it (`rewards.basis.meaning`)."""
+        if self.fit is None:
+            return meaning.read(self._stored())
+        return dict(zip(self.axes, meaning.measure(self.fit.table, self.fit.phi), strict=True))
+
     def deviations(self, posterior: Belief) -> Float[np.ndarray, " K"]:
         """Standard deviation of every coefficient, widened by the calibration where there is one."""
         return calibrate.widened(self.calibration, posterior)
@@ -263,6 +270,7 @@ class FittedRewards:
         if self.basis.rails is not None:
             rails.write(directory, self.basis.rails)
         self.book.keep_in(load_reward_run(directory))
+        meaning.write(directory, identity, self.axes, tuple(self.meanings.values()))
         if self.calibration is not None:
             hashed.write_record(directory / calibrate.FILE, {"basis": identity} | self.calibration.to_json())
         people = self.population

@@ -18,7 +18,7 @@ from rewards.basis.rails import Rails
 from rewards.data.schema import RowError, parse_prompt
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rewards.people import records
+from rewards.people import card, records
 from rewards.types import Prompt
 from rlhf.api.completions import Completion, Completions
 from rlhf.models.load import read_hf_config
@@ -223,6 +223,12 @@ class Policy:
         asked = gate.conditioning.mean if person is None else self._coefficients(person)
         asked = np.asarray(asked, np.float32)
         return projection.actions(rails, asked, np.asarray(gate.railed(asked)))
+
+    def provenance(self, person: Who) -> JSONObject | None:
+        """The answers and statements that somebody's coefficients come from, by name; None where nobody's record is used."""
+        if isinstance(person, str) and self.rewards is not None and self.rewards.run is not None:
+            return card.provenance(records.load(self.rewards.run.users, person, self.rewards.run))
+        return None
 
     def _coefficients(self, person: Person | str | Sequence[float] | np.ndarray) -> np.ndarray:
         if isinstance(person, str):

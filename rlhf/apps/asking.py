@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from rewards import jsonl
-from rewards.basis import store
+from rewards.basis import meaning, store
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.files import JSONObject
@@ -63,10 +63,10 @@ def learned(run: store.RewardRun, before: Belief, after: Belief) -> str:
     """What one answer changed: the axis that moved most, in its prior's unit, and how the person now reads on it."""
     moved = np.abs(after.mean - before.mean) / run.prior.sd
     k = int(np.argmax(moved))
-    names = run.basis.gauge.names
+    names, means = run.basis.gauge.names, meaning.read(run)
     others = [f"{names[j]} {before.mean[j]:+.2f} → {after.mean[j]:+.2f}" for j in range(len(names)) if j != k]
     text = (
-        f"Learned: {names[k]} moved most, {before.mean[k]:+.2f} → {after.mean[k]:+.2f}: "
+        f"Learned: {means[names[k]].label(names[k])} moved most, {before.mean[k]:+.2f} → {after.mean[k]:+.2f}: "
         f"{reading(run, after, k)}."
     )
     return text + (f" Also {', '.join(others)}." if others else "")

@@ -19,8 +19,8 @@ from rlhf.run.config.describe import describe, schema_of
 from rlhf.run.config.document import dump
 from rlhf.run.directory import holds
 
-FULL_RATE = {"sft": 2e-5, "dpo": 1e-6, "ppo": 1e-6, "grpo": 1e-6}
-LORA_RATE = {"sft": 2e-4, "dpo": 1e-5, "ppo": 1e-5, "grpo": 1e-5}
+FULL_RATE = {"reward": 1e-5, "sft": 2e-5, "dpo": 1e-6, "ppo": 1e-6, "grpo": 1e-6}
+LORA_RATE = {"reward": 1e-4, "sft": 2e-4, "dpo": 1e-5, "ppo": 1e-5, "grpo": 1e-5}
 PLACE = "no file"
 
 
@@ -60,7 +60,9 @@ def commented(kind: str, values: JSONObject) -> str:
     """The values as YAML, each under what its key means."""
     docs = {entry.key: entry.doc for entry in describe(schema_of(kind))}
     docs["columns"] = "Rewards, one basis output each; docs/columns.md has every key."
-    verb = "chorus rewards fit" if kind == "rewards" else f"chorus train {kind}"
+    verb = {"rewards": "chorus rewards fit", "reward": "chorus rewards train"}.get(
+        kind, f"chorus train {kind}"
+    )
     lines = [f"# {verb} FILE; every other key: chorus config describe {kind}"]
 
     def write(section: JSONObject, path: str, indent: str) -> None:
@@ -93,7 +95,7 @@ def _chosen(kind: str, given: JSONObject) -> JSONObject:
         del chosen["optimizer.warmup_share"]
     if _get(given, "train.steps") is not None:
         del chosen["train.epochs"]
-    if kind in ("sft", "dpo"):
+    if kind in ("reward", "sft", "dpo"):
         chosen["train.log_every"] = 1
         if _get(given, "train.accumulation_steps") is None:
             chosen["train.batch_rows"] = None

@@ -52,4 +52,5 @@ def generate(
         "finished": [row.finished for row in rows],
         "user": user,
         "rails": loaded.rails_on(who),
+        "provenance": loaded.provenance(who),
     }

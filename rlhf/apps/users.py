@@ -9,11 +9,12 @@ import numpy as np
 
 from rewards import jsonl
 from rewards.api import calibrate
-from rewards.basis import projection, store
+from rewards.basis import meaning, projection, store
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import JSONObject
-from rewards.people import acquisition, edits, questions, records, shared_accounts
+from rewards.files import JSONObject, write_json
+from rewards.people import acquisition, edits, questions, record_json, records, shared_accounts
+from rewards.people import card as cards
 from rewards.people import pool as pool_module
 from rewards.people.pool import choosing, key_for, open_questions, read_pool
 from rlhf.apps import asking as asking_module
@@ -227,6 +228,33 @@ def show(rewards: str, name: str, policy: str | None = None) -> JSONObject:
     return shown
 
 
+def card(rewards: str, name: str, output: str | None = None) -> JSONObject:
+    """What is held about a person, in words and numbers, with the answers and statements behind each coefficient.
+
+    Args:
+      output: a file for the whole of it, every answer included; None: only what is returned.
+    Raises:
+      UserError: nobody of this name, or the file exists already.
+    """
+    run = store.load_reward_run(rewards)
+    record = records.load(run.users, name, run)
+    shown = describe(run, record)
+    for k, axis in enumerate(shown["axes"]):
+        axis |= {"used": shown["coef_railed"][k], "because": cards.reasons(run, record, k)}
+    found = {
+        **shown,
+        "rails_hash": None if run.rails is None else run.rails.hash,
+        "provenance": cards.provenance(record),
+        "output": output,
+    }
+    if output is not None:
+        if Path(output).exists():
+            raise UserError(f"--output {output}: exists already; choose a file that does not exist")
+        whole = {name: value for name, value in found.items() if name != "output"}
+        write_json(output, whole | {"record": record_json.to_json(record)})
+    return found
+
+
 def everybody(rewards: str) -> JSONObject:
     """Ids and numbers of answers."""
     run = store.load_reward_run(rewards)
@@ -244,11 +272,12 @@ def forget(rewards: str, name: str) -> JSONObject:
 
 def describe(run: store.RewardRun, record: records.UserRecord) -> JSONObject:
     """A record as the commands print it: mean and sd along every axis, beside the population's."""
-    calibration = calibrate.read(run)
+    calibration, means = calibrate.read(run), meaning.read(run)
     deviation = calibrate.widened(calibration, record.posterior)
     axes = [
         {
             "name": axis,
+            "meaning": means[axis].words,
             "mean": float(record.posterior.mean[k]),
             "sd": float(deviation[k]),
             "prior_mean": float(run.prior.mean[k]),

@@ -17,6 +17,7 @@ from rewards.files import JSONObject, write_json
 from rewards.people.population import load_people
 from rewards.types import Preferences
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.mesh import place
 from rlhf.mesh.devices import under_mesh
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
@@ -26,7 +27,7 @@ from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
 from rlhf.report.verdict import evaluation_verdict
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import REPORT, RESULT, Run, plain, read_result
 from rlhf.train.dpo import read_of
 
@@ -64,13 +65,17 @@ def run(config: EvaluateConfig) -> JSONObject:
         judged = judge(config, policy, rewards, prefs, held)
         names = {"run_dir": str(job.directory), **hashes(found)}
         matrix = {"people": judged.people.user_ids, "reward": judged.matrix.tolist()}
-        write_json(job.directory / MATRIX, matrix)
         verdict = evaluation_verdict(plain(judged.figures), judged.matrix)
         result = names | judged.figures | {"verdict": verdict._asdict()}
-        write_report(job.directory, result, judged)
-        inputs.write(job, found)
-        job.write_result(result)
-        return read_result(job.directory)
+
+        def written() -> JSONObject:
+            write_json(job.directory / MATRIX, matrix)
+            write_report(job.directory, result, judged)
+            inputs.write(job, found)
+            job.write_result(result)
+            return read_result(job.directory)
+
+        return processes.from_writer(written)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +246,8 @@ def enumerated(
                 z=people.z,
                 chunk=Z_ROWS,
             ),
-            aggregate=np.asarray(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
-            reference=np.asarray(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
+            aggregate=place.host(sequence_logprobs(policy.graphdef, policy.params, rows, None))[0],
+            reference=place.host(sequence_logprobs(ref_graphdef, ref_params, rows, None))[0],
         )
         result, matrix = evaluate.summarise_enumerated(answers, phi[items], people.coef, people.shrunk, beta)
         results.append(result)

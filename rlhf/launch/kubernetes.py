@@ -51,7 +51,7 @@ def manifest(job: Job, words: list[str]) -> JSONObject:
         metadata["namespace"] = _dns(resources.namespace, "--namespace")
     ignored = [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [143]}},
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [75, 143]}},
     ]
     run = {
         "completions": 1,

@@ -20,7 +20,7 @@ wait "$run"; status=$?
 while [ -n "$told" ]; do told=; wait "$run"; status=$?; done
 """
 _BACK = """\
-if [ $status -eq 143 ] && scontrol show job -o "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+if { [ $status -eq 143 ] || [ $status -eq 75 ]; } && scontrol show job -o "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
   scontrol requeue "$SLURM_JOB_ID"
   sleep 30
 fi

@@ -63,7 +63,7 @@ def task(job: Job, words: list[str]) -> JSONObject:
         "infra": resources.infra,
         "image_id": resources.image,
         "use_spot": True if resources.spot else None,
-        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [143]},
+        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [75, 143]},
     }
     return {
         "name": object_name(job.name),

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from rewards.errors import UserError
+from rlhf.run import processes
 from rlhf.run.config.common import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
@@ -74,6 +75,21 @@ def use(config: MeshConfig, devices: Sequence[Any] | None = None) -> Iterator[Me
         return
     with jax.set_mesh(mesh):
         yield mesh
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Work that every process does for itself, such as rewards of its own rows: on its own devices, without the others.
+
+    With one process it changes nothing.
+    """
+    if not processes.several():
+        yield
+        return
+    own = jax.local_devices()
+    mesh = jax.make_mesh((len(own), 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=own)
+    with jax.set_mesh(mesh):
+        yield
 
 
 class Meshed(Protocol):

@@ -19,6 +19,7 @@ from rewards.errors import UserError
 from rlhf.mesh import rules
 from rlhf.mesh.devices import axis, current, described
 from rlhf.mesh.rules import ROWS
+from rlhf.run import processes
 
 HostOrDevice = jax.Array | np.ndarray
 Index = tuple[slice, ...]
@@ -76,10 +77,33 @@ def batch(tree: PyTree, dim: int = 0) -> PyTree:
     return _put(tree, jax.tree.map(lambda leaf: row_spec(leaf.shape, dim), tree))
 
 
+def sent(tree: PyTree) -> PyTree:
+    """Arrays of the host onto the device where there is one; those that a mesh holds stay."""
+    return tree if processes.several() else jax.device_put(tree)
+
+
 def _put(tree: PyTree, specs: PyTree) -> PyTree:
     mesh = current()
     assert mesh is not None, "placed under a mesh"
-    return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
+    put = _put_shared if processes.several() else jax.device_put
+    return jax.tree.map(lambda leaf, spec: put(leaf, NamedSharding(mesh, spec)), tree, specs)
+
+
+def _put_shared(leaf: HostOrDevice, sharding: NamedSharding) -> jax.Array:
+    """`device_put` of what every process holds alike, or of what lies on the devices of all; nothing is compared."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    if isinstance(leaf, jax.Array) and (
+        not leaf.is_fully_addressable or jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ):
+        return jax.jit(_same, out_shardings=sharding)(leaf)
+    whole = np.asarray(leaf)
+    whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+
+def _same(leaf: jax.Array) -> jax.Array:
+    return leaf
 
 
 def row_spec(shape: tuple[int, ...], dim: int = 0) -> P:
@@ -201,5 +225,14 @@ _gathered.defvjp(_forward, _backward)
 
 
 def host(array: HostOrDevice) -> np.ndarray:
-    """A whole array on the host, wherever its parts are."""
+    """A whole array on the host, wherever its parts are; every process gets it, and all ask for it."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        sharding = array.sharding
+        assert isinstance(sharding, NamedSharding), "what several processes hold lies on a mesh"
+        array = jax.jit(_same, out_shardings=NamedSharding(sharding.mesh, P()))(array)
     return np.asarray(array)
+
+
+def hosts(tree: PyTree) -> PyTree:
+    """`host` of every leaf."""
+    return jax.tree.map(host, tree)

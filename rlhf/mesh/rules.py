@@ -41,7 +41,7 @@ _LAYERS: Mapping[str, Mapping[str, P]] = {
     **dict.fromkeys(("o", "down"), _BACK),
     "embed": {"embedding": P("tensor", "fsdp")},
     "logit_heads": {"heads_a": P("fsdp", None), "heads_b": P(None, "tensor")},
-    "score": {"kernel": P()},
+    "score": dict.fromkeys(("kernel", "shared", "tastes", "people"), P()),
 }
 _NAMES: Mapping[str, P] = {  # whole on every device, wherever they are
     **dict.fromkeys(("scale", "film_scale", "film_shift", "prefix_keys", "prefix_values"), P()),

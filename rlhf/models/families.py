@@ -22,6 +22,13 @@ ARCHITECTURES = {
 }
 FAMILIES = tuple(ARCHITECTURES)
 
+
+def classifier_architecture(family: str) -> str:
+    """transformers' sequence-classification model of a family."""
+    stem = "Gemma3Text" if family == "gemma3_text" else ARCHITECTURES[family].removesuffix("ForCausalLM")
+    return f"{stem}ForSequenceClassification"
+
+
 # What transformers takes where a published file leaves a key out (`configuration_*.py` of 5.23); sizes that no two models
 # share have no default here.
 DEFAULTS: dict[str, dict[str, object]] = {

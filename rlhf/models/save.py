@@ -1,5 +1,6 @@
 """Parameter trees → Hugging Face directories that transformers loads."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, atomic_directory, read_json, write_json
 from rlhf.models import layout
 from rlhf.models.config import ModelConfig
-from rlhf.models.families import ARCHITECTURES
+from rlhf.models.families import ARCHITECTURES, classifier_architecture
 from rlhf.models.layout import INDEX, TOKENIZER_FILES, Tree
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,6 +44,7 @@ def save_hf(
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     end_ids: tuple[int, ...] = (),
+    labels: tuple[str, ...] = (),
 ) -> Path:
     """Write config.json, safetensors (shards above `max_shard_bytes`) and the tokenizer's files.
 
@@ -56,6 +58,8 @@ def save_hf(
       dtype: of the weights: float32, bfloat16 or float16.
       end_ids: tokens at which the model was trained to stop; written where `generate` of transformers looks for them,
         whatever the model it came from said. Empty leaves that as it was.
+      labels: names of the outputs of `params["score"]["kernel"]` [D, L]: a sequence-classification model is written, with
+        that head in the place of the one over the vocabulary. Empty writes a language model.
 
     Raises:
       UserError: the folder exists, the disk is full, dtype unknown, or a value too large for the dtype.
@@ -63,10 +67,14 @@ def save_hf(
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not supported; use one of {', '.join(DTYPES)}")
     config = ModelConfig.from_hf(hf_config)
+    if labels:
+        config = dataclasses.replace(config, tied=True)  # nothing over the vocabulary is written
     sources = _sources(params, config)
+    if labels:
+        sources["score.weight"] = _Source((score_leaf(config, len(labels)),), (), None)
     with atomic_directory(directory) as temporary:
         _write_weights(temporary, params, sources, jnp.dtype(dtype), max_shard_bytes)
-        write_json(temporary / "config.json", _exported_config(hf_config, config, dtype))
+        write_json(temporary / "config.json", _exported_config(hf_config, config, dtype, labels))
         if tokenizer_dir is not None:
             for name in TOKENIZER_FILES:
                 if (Path(tokenizer_dir) / name).is_file():
@@ -151,11 +159,22 @@ def _tensor(name: str, params: Tree, source: _Source, dtype: np.dtype) -> np.nda
     return np.ascontiguousarray(cast)
 
 
-def _exported_config(hf_config: JSONObject, config: ModelConfig, dtype: str) -> JSONObject:
+def score_leaf(config: ModelConfig, num_labels: int) -> layout.Leaf:
+    """The head of a sequence-classification model."""
+    return layout.Leaf(("score", "kernel"), "score.weight", (config.width, num_labels), True)
+
+
+def _exported_config(
+    hf_config: JSONObject, config: ModelConfig, dtype: str, labels: tuple[str, ...]
+) -> JSONObject:
     """The text model's config.json (no vision tower is exported), with the dtype of the weights written."""
     raw = {**hf_config.get("text_config", hf_config)}
     raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]]}
     raw |= {"tie_word_embeddings": config.tied, "dtype": dtype}
+    if labels:
+        raw["architectures"] = [classifier_architecture(config.family)]
+        raw["id2label"] = {str(index): name for index, name in enumerate(labels)}
+        raw["label2id"] = {name: index for index, name in enumerate(labels)}
     raw.pop("torch_dtype", None)  # the older spelling of dtype
     raw.pop("quantization_config", None)  # the weights written are plain
     return raw

@@ -17,6 +17,7 @@ from rewards.data.features import attribute_features, precomputed_features
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir
 from rewards.types import Preferences, RewardBasis
+from rlhf.mesh.devices import apart
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.hidden import pooled_states
@@ -24,7 +25,7 @@ from rlhf.phi.columns.items import texts_of
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 
 
 def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> JSONObject:
@@ -71,6 +72,7 @@ def items_phi(basis: RewardBasis, prefs: Preferences) -> np.ndarray:
     return Readout.of(basis).features(embed_items(prefs, basis.encoder), prefs.item_prompt)
 
 
+@apart()
 def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
     """Embed every item with a stored encoder, float32[I, D].
 
@@ -82,7 +84,12 @@ def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
     if settings["kind"] == "attributes":
         return attribute_features(prefs)
     if settings["kind"] == "columns":
-        return table.evaluate(prefs, settings, gates=False).values
+        if not processes.several():
+            return table.evaluate(prefs, settings, gates=False).values
+        # By one for all: a judge may answer twice in two ways.
+        return np.array(
+            processes.from_writer(lambda: table.evaluate(prefs, settings, gates=False).values.tolist())
+        )
 
     now = files_now(settings)
     _check_files(settings, now)

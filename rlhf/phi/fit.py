@@ -85,6 +85,10 @@ def fit(config: RewardsConfig) -> JSONObject:
             result["columns"] = columns_summary(settings)
         if made.fit is not None:
             result |= _axes_result(prefs, made.fit.phi, made.fit.people)
+            result["axis_meanings"] = {
+                name: {"words": found.words, "explained": found.explained}
+                for name, found in made.meanings.items()
+            }
         return close(run, result)
 
 

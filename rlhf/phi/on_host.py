@@ -8,6 +8,7 @@ completion (None) is left out of its group (`filled`). NaN and infinity are refu
 Shapes: B rows, K basis outputs, C columns.
 """
 
+import collections
 import contextvars
 import dataclasses
 import logging
@@ -22,8 +23,10 @@ from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
+from rlhf.mesh import place
+from rlhf.mesh.devices import apart
 from rlhf.models.tokenizer import Tokenizer
-from rlhf.phi.columns import table
+from rlhf.phi.columns import arguments, table
 from rlhf.phi.columns.arguments import IDS
 from rlhf.phi.columns.functions import load_function
 from rlhf.phi.columns.items import Measured
@@ -31,7 +34,7 @@ from rlhf.phi.on_device import EncoderArrays
 from rlhf.phi.pooling import load_encoder, pooled_texts
 from rlhf.phi.reward import Can, Completions, HostConfig, PromptRows, Rewards
 from rlhf.policy.sampling import left_pad
-from rlhf.run import signals
+from rlhf.run import processes, signals
 
 _LOG = logging.getLogger("chorus")
 BACKOFF_SECONDS = 0.5  # doubled at every further try
@@ -44,7 +47,7 @@ Features = Callable[[Preferences, int], Rewards]  # items, and how many stand to
 def texts_of(completions: Completions, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> list[str]:
     """The completions as text, without the token that ended them; other special tokens are left out by default."""
     num_slots = completions.mask.shape[1]
-    tokens, mask, ended = jax.device_get(
+    tokens, mask, ended = place.hosts(
         (completions.tokens[:, -num_slots:], completions.mask, completions.ended)
     )
     return [
@@ -56,7 +59,7 @@ def texts_of(completions: Completions, tokenizer: Tokenizer, skip_special_tokens
 def ids_of(completions: Completions) -> list[list[int]]:
     """Token ids of the completions, the token that ended them included."""
     num_slots = completions.mask.shape[1]
-    tokens, mask = jax.device_get((completions.tokens[:, -num_slots:], completions.mask))
+    tokens, mask = place.hosts((completions.tokens[:, -num_slots:], completions.mask))
     return [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
 
 
@@ -178,7 +181,8 @@ def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: Hos
         threading.Thread(target=context.run, args=(work, number), daemon=True).start()
     for number, (name, _) in enumerate(jobs):
         while not finished[number].wait(0.05):
-            if signals.pending():  # a training loop waits for us, with a checkpoint to write
+            # A training loop waits for us, with a checkpoint to write; where others are in the same step, after it.
+            if signals.pending() and not processes.several():
                 signals.leave()
             begun = started[number]
             if begun is not None and time.monotonic() - begun > limits.timeout_seconds:
@@ -221,6 +225,17 @@ class HostReward:
         """Raises UserError: a reward is missing or not finite; the line names column and row."""
         items = prompts.with_texts(texts_of(completions, self._tokenizer, self._skip_special_tokens))
         items = dataclasses.replace(items, columns={**items.columns, IDS: ids_of(completions)})
+        found = self._shared(items) if processes.several() else self._computed(items)
+        phi = found.phi
+        for name in found.left_out.keys() - self._told:
+            _LOG.warning(
+                f"column {name!r}: says nothing about {found.left_out[name]} of {len(phi)} completions; it is left out of "
+                "their groups' means (train/left_out_share)"
+            )
+        self._told |= found.left_out.keys()
+        return found
+
+    def _computed(self, items: Preferences) -> Rewards:
         found = self._features(items, self._group_size)
         phi = np.asarray(found.phi, np.float32)
         if not np.isfinite(phi).all():
@@ -228,10 +243,44 @@ class HostReward:
             raise UserError(
                 f"rewards: not finite for {items.source} row {items.row[row]}; check the reward's numbers"
             )
-        for name in found.left_out.keys() - self._told:
-            _LOG.warning(
-                f"column {name!r}: says nothing about {found.left_out[name]} of {len(phi)} completions; it is left out of "
-                "their groups' means (train/left_out_share)"
-            )
-        self._told |= found.left_out.keys()
         return Rewards(phi, found.left_out)
+
+    def _shared(self, items: Preferences) -> Rewards:
+        """Each process computes for its own groups, and all get all of it, with what functions logged."""
+        size = self._group_size
+        groups = np.array_split(np.arange(items.num_items // size), processes.count())[processes.index()]
+        own = (groups[:, None] * size + np.arange(size)).reshape(-1)
+        call = arguments.current() or arguments.Call(arguments.TrainerState())
+
+        def computed() -> JSONObject:
+            with apart(), arguments.training(call.state, len(own)) as said:
+                found = self._computed(_items(items, own)) if len(own) else Rewards(np.zeros((0, 0)), {})
+            logged = {"metrics": dict(said.metrics), "extra": _plain(said.extra)}
+            return {"phi": np.asarray(found.phi).tolist(), "left_out": found.left_out} | logged
+
+        parts = processes.together(computed)
+        left_out: collections.Counter[str] = collections.Counter()
+        extra: dict[str, list[object]] = {}
+        for part in parts:
+            left_out.update(part["left_out"])
+            for name, values in part["metrics"].items():
+                call.metrics[name] += values
+            for name, values in part["extra"].items():
+                extra[name] = [*extra.get(name, []), *values]
+        call.extra.update(extra)
+        return Rewards(np.array([row for part in parts for row in part["phi"]], np.float32), dict(left_out))
+
+
+def _plain(extra: dict[str, list[object]]) -> dict[str, list[object]]:
+    return {name: [arguments.jsonable(value) for value in values] for name, values in extra.items()}
+
+
+def _items(items: Preferences, index: np.ndarray) -> Preferences:
+    """Some of the items that `PromptRows.with_texts` made: each its own comparison."""
+    prompts = PromptRows(
+        tuple(items.prompts[items.item_prompt[i]] for i in index),
+        items.row[index],
+        {name: [values[i] for i in index] for name, values in items.columns.items()},
+        items.source,
+    )
+    return prompts.with_texts([items.item_text[i] for i in index])

@@ -1,7 +1,7 @@
 """Prompts and coefficients → completions, in batches of one shape; completions → log-probs under another policy."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,9 +53,41 @@ def complete(
             f"prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {room}; "
             "shorten the prompt or lower --max-new-tokens"
         )
+    batches = complete_in_batches(
+        policy,
+        encoded,
+        z,
+        np.arange(len(encoded), dtype=np.uint32),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        batch=batch,
+        skip_special_tokens=skip_special_tokens,
+    )
+    return [one for part in batches for one in part]
+
+
+def complete_in_batches(
+    policy: Policy,
+    encoded: Sequence[Sequence[int]],
+    z: np.ndarray | None,
+    draws: np.ndarray,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    batch: int = 32,
+    skip_special_tokens: bool = True,
+) -> Iterator[list[Completion]]:
+    """`complete`, batch by batch, of prompts as tokens that fit; row i uses the key fold_in(key(seed), draws[i])."""
     tokens, starts = left_pad(encoded)
     graphdef, params = decoding.apart(policy.graphdef, policy.params)  # once for all batches
-    out: list[Completion] = []
     for rows in chunks(len(encoded), batch, "generate"):
         samples = generate(
             params,
@@ -64,7 +96,7 @@ def complete(
                     tokens[rows],
                     starts[rows],
                     None if z is None else z[rows],
-                    row_keys(seed, rows),
+                    row_keys(seed, draws[rows]),
                     SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
                 )
             ),
@@ -73,9 +105,9 @@ def complete(
             max_new_tokens=max_new_tokens,
             filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
         )
-        host = [np.asarray(array) for array in samples]
-        out += [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(len(rows))]
-    return out[: len(encoded)]
+        host = [place.host(array) for array in samples]
+        real = min(len(rows), len(encoded) - int(rows[0]))  # the last batch is filled up
+        yield [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(real)]
 
 
 def logprobs_of(

@@ -183,7 +183,7 @@ def cached_hidden(
         return None
     num_rows = len(rows.tokens)
     parts = [
-        np.asarray(lower_hidden(graphdef, params, place.batch(rows.take(index))))
+        place.host(lower_hidden(graphdef, params, place.batch(rows.take(index))))
         for index in chunks(num_rows, chunk, "lower layers")
     ]
     return np.concatenate(parts)[:num_rows]
@@ -215,5 +215,5 @@ def all_logprobs(
     num_rows, parts = len(rows.tokens), []
     for index in chunks(num_rows, chunk, "score completions"):
         own = jax.tree.map(operator.itemgetter(index), (rows, z, hidden))
-        parts.append(np.asarray(sequence_logprobs(graphdef, params, *place.batch(own))))
+        parts.append(place.host(sequence_logprobs(graphdef, params, *place.batch(own))))
     return np.concatenate(parts)[:num_rows]

@@ -35,7 +35,7 @@ from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, stages_of, structure
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 
 _LOG = logging.getLogger("chorus")
 
@@ -259,7 +259,13 @@ def merge_adapters(policy: Policy, z: np.ndarray | None) -> Tree:
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:
     """Arrays of an `nnx.State` by dotted path."""
-    return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    return {name: place.host(leaf) for name, leaf in _named(tree).items()}
+
+
+def _gathered(role: str, tree: PyTree) -> dict[str, np.ndarray]:
+    """Arrays as they are stored, gathered one by one; only the process that writes keeps them."""
+    named = ((f"{role}.{name}", place.host(leaf)) for name, leaf in _named(tree).items())
+    return {name: array for name, array in named if processes.is_writer()}
 
 
 def _named(tree: PyTree) -> dict[str, jax.Array]:
@@ -277,10 +283,15 @@ def save_policy(
     directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: JSONObject, *, full: bool
 ) -> None:
     """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
-    tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
-    tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
+    tensors = _gathered("lora", params.lora) | _gathered("conditioner", params.conditioner)
     if full:
-        tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
+        tensors |= {name: np.asarray(v, np.float32) for name, v in _gathered("base", params.base).items()}
+    processes.from_writer(lambda: _write(directory, tensors, spec, record, full))
+
+
+def _write(
+    directory: Path, tensors: dict[str, np.ndarray], spec: AdapterSpec | None, record: JSONObject, full: bool
+) -> None:
     record = {
         "format": 1,
         **record,

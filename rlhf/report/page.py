@@ -1,10 +1,12 @@
 """One self-contained HTML page: escaped text, tables that fold on a phone, dark or light; see `templates/`."""
 
+import base64
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 from markupsafe import Markup, escape
@@ -13,9 +15,31 @@ from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_text
 from rlhf.report.verdict import Verdict
+from rlhf.run import metric_docs
 from rlhf.run.metric_docs import METRICS, MetricDoc
 
 FILE = "report.html"
+
+
+class Script(NamedTuple):
+    """The one script that a page may run, by its hash, and the data that it reads from a block called `name`."""
+
+    name: str
+    data: Markup
+    code: Markup
+    hash: str
+
+    @classmethod
+    def of(cls, file: str, name: str, data: object) -> "Script":
+        """A file of `templates/`, and JSON in which nothing can end its block."""
+        source, _, _ = _TEMPLATES.loader.get_source(_TEMPLATES, file)  # pyright: ignore[reportOptionalMemberAccess]
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        text = (
+            json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+            .replace("<", "\\u003c")
+            .replace(">", "\\u003e")
+        )
+        return cls(name, Markup(text), Markup(source), f"sha256-{digest}")
 
 
 def _breakable(value: object) -> Markup:
@@ -97,6 +121,18 @@ def metric_table(values: JSONObject) -> Markup:
     return table(["figure", "value", "unit", "meaning", "when something is wrong"], rows, numbers=(1,))
 
 
+def metric_table_of(group: str, names: Iterable[str]) -> Markup:
+    """What the figures of a group of metric_docs.toml mean, without values."""
+    docs = metric_docs.group(group)
+    rows = [(name, docs[name].unit, docs[name].meaning, docs[name].wrong) for name in names]
+    return table(["figure", "unit", "meaning", "when something is wrong"], rows)
+
+
+def bars(rows: Iterable[tuple[str, float]]) -> Markup:
+    """Names with a share in [0, 1] each, as bars."""
+    return _PARTS.bars([(name, value, f"{value:.1%}") for name, value in rows])
+
+
 def cards(parts: Iterable[str]) -> Markup:
     shown = list(parts)
     return _PARTS.cards(shown) if shown else Markup("")
@@ -107,10 +143,12 @@ def details(title: str, *parts: str) -> Markup:
     return _PARTS.details(title, body) if body else body
 
 
-def write_page(directory: Path, title: str, verdict: Verdict, sections: Iterable[str]) -> None:
+def write_page(
+    directory: Path, title: str, verdict: Verdict, sections: Iterable[str], script: Script | None = None
+) -> None:
     """Write `directory`/report.html whole or not at all; the verdict is its first line."""
     body = joined([*sections, provenance(directory)])
-    text = _TEMPLATES.get_template("page.html").render(title=title, verdict=verdict, body=body)
+    text = _TEMPLATES.get_template("page.html").render(title=title, verdict=verdict, body=body, script=script)
     # An unpaired surrogate, which JSON can carry, has no UTF-8.
     write_text(directory / FILE, text.encode("utf-8", "replace").decode("utf-8"))
 

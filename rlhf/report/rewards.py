@@ -172,9 +172,16 @@ def _axes(result: JSONObject) -> str:
         ["texts with most of it", "texts with least of it"] if items else []
     )
     mean, spread = result.get("prior_mean"), result.get("prior_sd")
+    meanings = result.get("axis_meanings") or {}
+    head = head[:1] + ["goes with"] * bool(meanings) + head[1:]
     rows = []
     for axis, name in enumerate(names):
-        row = [name, mean[axis] if mean else "", spread[axis] if spread else ""]
+        row = [
+            name,
+            *([_meaning(meanings[name])] if meanings else []),
+            mean[axis] if mean else "",
+            spread[axis] if spread else "",
+        ]
         if items:
             row += [_texts(items[axis]["largest"]), _texts(items[axis]["smallest"])]
         rows.append(row)
@@ -186,7 +193,17 @@ def _axes(result: JSONObject) -> str:
         "first. The standard "
         "deviation says how much people differ along the axis, the mean where the average person stands."
     )
-    return page.paragraph(note, "note") + page.table(head, rows, numbers=(1, 2))
+    if meanings:
+        note += (
+            " An axis has no name of its own: beside it stand the traits of the surface and the words that answers high "
+            "on it share, and how much of its variance they explain."
+        )
+    numbers = (2, 3) if meanings else (1, 2)
+    return page.paragraph(note, "note") + page.table(head, rows, numbers=numbers)
+
+
+def _meaning(found: JSONObject) -> str:
+    return f"{found['words']} ({found['explained']:.0%})" if found["words"] else "nothing on the surface"
 
 
 def _texts(texts: list[str], length: int = 160) -> str:

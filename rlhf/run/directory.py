@@ -28,7 +28,7 @@ from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, remove_leftovers, write_text
 from rewards.shown import without_credentials
-from rlhf.run import trackers
+from rlhf.run import processes, trackers
 from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
@@ -76,6 +76,26 @@ class Run:
             holds something that is no run, another process works in it, or it cannot be written.
         """
         directory = Path(output_dir)
+        if processes.is_writer():
+            held: list[Run] = []
+
+            def opened() -> bool:
+                held.append(cls._opened(directory, config, kind))
+                return held[0].resumed
+
+            processes.from_writer(opened)
+            run = held[0]
+        else:
+            run = cls(directory, -1, processes.from_writer(bool))
+        try:
+            processes.together(run._seen)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def _opened(cls, directory: Path, config: RunConfig, kind: str) -> "Run":
         _check_before_creating(directory, config, kind)
         trackers.check(getattr(config, "track", ()))
         try:
@@ -98,11 +118,21 @@ class Run:
             raise
         return run
 
+    def _seen(self) -> None:
+        """Every process reads what the writer wrote."""
+        if not (self.directory / CONFIG).is_file():
+            raise UserError(
+                f"output_dir {self.directory}: process {processes.index()} on {platform.node()} does not see what process 0 "
+                "wrote there; give a folder that all hosts share"
+            )
+
     def write_result(self, result: JSONObject) -> None:
         """Write metrics.json whole or not at all; arrays become lists, non-finite numbers null.
 
         It is what says that a run is finished: nothing of the run is written after it.
         """
+        if not processes.is_writer():
+            return
         hashed.write_record(self.directory / RESULT, plain(result))
 
     def stored_result(self) -> JSONObject:
@@ -122,7 +152,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UserError) and not self.resumed:
+        if isinstance(error, UserError) and not self.resumed and processes.is_writer():
             self._withdraw()
         self.close()
 

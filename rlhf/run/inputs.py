@@ -18,6 +18,7 @@ from rewards import hashed
 from rewards.errors import UserError
 from rewards.shown import without_credentials
 from rewards.types import Message
+from rlhf.run import processes
 from rlhf.run.directory import INPUTS, Run
 
 _LOG = logging.getLogger("chorus")
@@ -46,6 +47,9 @@ def check(job: Run, found: Inputs, *, begun: bool | None = None) -> None:
     Raises:
       UserError: a resumed run finds something else; the line names what.
     """
+    if processes.several():
+        for where, parts in found.items():
+            processes.agree(without_credentials(where), json.dumps(dict(parts), sort_keys=True))
     if begun is None:
         begun = any((job.directory / "checkpoints").glob("*/COMPLETE"))
     stored = _stored(job) if job.resumed and begun else {}
@@ -72,7 +76,8 @@ def unchanged(job: Run, found: Inputs) -> bool:
 
 def write(job: Run, found: Inputs) -> None:
     """Record what a run reads."""
-    hashed.write_record(job.directory / INPUTS, {"inputs": _plain(found)})
+    if processes.is_writer():
+        hashed.write_record(job.directory / INPUTS, {"inputs": _plain(found)})
 
 
 def _plain(found: Inputs) -> dict[str, dict[str, str]]:

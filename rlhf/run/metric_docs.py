@@ -26,16 +26,17 @@ class MetricDoc(NamedTuple):
 _FILE = tomllib.loads(importlib.resources.files("rlhf.run").joinpath("metric_docs.toml").read_text("utf-8"))
 
 
-def _group(name: str) -> dict[str, MetricDoc]:
+def group(name: str) -> dict[str, MetricDoc]:
+    """The metrics of one group of the file, by name."""
     return {metric: MetricDoc(**doc) for metric, doc in _FILE[name]["metrics"].items()}
 
 
-TRAINING, RL, FIT = _group("training"), _group("rl"), _group("fit")
-REWARDS, EVALUATION = _group("rewards"), _group("evaluation")
-GROUPS = {_FILE[name]["title"]: _group(name) for name in _FILE}
+TRAINING, RL, FIT = group("training"), group("rl"), group("fit")
+REWARDS, EVALUATION, PROBES = group("rewards"), group("evaluation"), group("probes")
+GROUPS = {_FILE[name]["title"]: group(name) for name in _FILE}
 
 # Sampled completions give some names another meaning; reports of such runs ask `explained`.
-METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION
+METRICS: dict[str, MetricDoc] = RL | TRAINING | FIT | REWARDS | EVALUATION | PROBES
 
 
 def explained(name: str) -> MetricDoc | None:
@@ -56,7 +57,7 @@ def markdown() -> str:
         "one prompt",
         "mean something. The same explanations stand beside the numbers in every `report.html`.",
     ]
-    for title, group in GROUPS.items():
+    for title, metrics in GROUPS.items():
         lines += [
             "",
             f"## {title}",
@@ -64,5 +65,5 @@ def markdown() -> str:
             "| name | unit | meaning | when something is wrong |",
             "|---|---|---|---|",
         ]
-        lines += [f"| `{name}` | {doc.unit} | {doc.meaning} | {doc.wrong} |" for name, doc in group.items()]
+        lines += [f"| `{name}` | {doc.unit} | {doc.meaning} | {doc.wrong} |" for name, doc in metrics.items()]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere, never silence."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards.shown import printable
+from rlhf.run import processes
 
 T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds of silence that need no explanation
+
+
+class _Silent(io.StringIO):
+    """Where a process prints that is not the one that speaks."""
+
+    def write(self, s: str, /) -> int:
+        return len(s)
 
 
 class ProgressLine:
@@ -50,7 +59,9 @@ class ProgressLine:
         self._bar: Progress | None = None
         self._open = True
         ProgressLine.open_lines += 1
-        if self._stream.isatty():
+        if not processes.is_writer():
+            self._stream = _Silent()
+        elif self._stream.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -49,8 +49,8 @@ def pending() -> bool:
 
 
 def leave() -> NoReturn:
-    """End the command at a safe point, once everything is written."""
-    raise KeyboardInterrupt(_state.received)
+    """End the command at a safe point, once everything is written; where another process was asked to, as if by SIGTERM."""
+    raise KeyboardInterrupt(signal.SIGTERM if _state.received is None else _state.received)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,12 @@ from rlhf.run.directory import RESULT, read_result
 from rlhf.run.metric_docs import FIT, TRAINING, explained
 from rlhf.run.metrics import read_metrics
 
-Command = Literal["rewards fit", "rewards evaluate", "train sft", "train dpo", "train ppo", "train grpo"]
+Command = Literal[
+    "rewards fit", "rewards evaluate", "rewards train", "train sft", "train dpo", "train ppo", "train grpo"
+]
 COMMANDS: tuple[str, ...] = get_args(Command)
-KINDS = {command: "rewards" if command.startswith("rewards") else command.split()[1] for command in COMMANDS}
+KINDS = {command: command.split()[1] for command in COMMANDS}
+KINDS |= {"rewards fit": "rewards", "rewards evaluate": "rewards", "rewards train": "reward"}
 """Command → kind of its configuration."""
 LEFT_OUT = "left_out_loss_nats"
 """The loss on people left out by which a fit chooses K and width: `candidates` of metrics.json."""

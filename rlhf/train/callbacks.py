@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxtyping import PyTree
 
 from rlhf.mesh.devices import ONE_DEVICE, described
+from rlhf.run import processes
 from rlhf.run.metrics import MetricWriter
 from rlhf.run.progress import ProgressLine
 from rlhf.run.system import system_metrics
@@ -122,14 +123,15 @@ class Metrics(Callback):
 
     def begin(self, start: int, num_steps: int) -> None:
         self._last = num_steps
-        self._writer = MetricWriter(
-            self._directory,
-            start_step=start,
-            num_steps=num_steps,
-            title=self._title,
-            shown=self._shown,
-            track=self._track,
-        )
+        if processes.is_writer():
+            self._writer = MetricWriter(
+                self._directory,
+                start_step=start,
+                num_steps=num_steps,
+                title=self._title,
+                shown=self._shown,
+                track=self._track,
+            )
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         due = number % self._every == 0 or number in (1, self._last)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,7 +21,18 @@ from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
-from rlhf.train.checkpoint_files import ARRAYS, Damaged, Leaf, Wanted, read_arrays, sync, verify, write_step
+from rlhf.run import processes
+from rlhf.train.checkpoint_files import (
+    ARRAYS,
+    Damaged,
+    Leaf,
+    Wanted,
+    read_arrays,
+    save_arrays,
+    seal_step,
+    sync,
+    verify,
+)
 
 _LOG = logging.getLogger("chorus")
 
@@ -57,16 +69,39 @@ class Checkpointer:
           UserError: the disk is full or refuses; the earlier steps stand.
         """
         leaves = _named_leaves(tree)
+        temporary = Path(processes.from_writer(lambda: str(self._begun(step, leaves))))
+        try:
+            # Every process writes the parts that lie with it, and a disk may refuse one of them only.
+            processes.together(lambda: self._refusing(step, lambda: save_arrays(temporary, leaves)))
+            processes.from_writer(
+                lambda: self._refusing(step, lambda: self._finished(temporary, step, leaves, meta or {}))
+            )
+        finally:
+            if processes.is_writer():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _begun(self, step: int, leaves: dict[str, Leaf]) -> Path:
+        """The folder in which a step is written before it has a name."""
         self._clean()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._check_space(leaves)
-            temporary = Path(tempfile.mkdtemp(dir=self.directory, prefix=f".{step:08d}.", suffix=".tmp"))
+            return Path(tempfile.mkdtemp(dir=self.directory, prefix=f".{step:08d}.", suffix=".tmp"))
         except OSError as error:
             raise self._refused(step, error.strerror) from None
+
+    def _finished(self, temporary: Path, step: int, leaves: dict[str, Leaf], meta: JSONObject) -> None:
+        """Seal the step, give it its name, and remove those that it makes superfluous."""
+        seal_step(temporary, step, leaves, meta)
+        self._publish(temporary, step)
+        for other in self.steps():
+            if other > step or other not in [s for s in self.steps() if s <= step][-self.keep :]:
+                self._remove(self._path(other))
+
+    def _refusing(self, step: int, write: Callable[[], None]) -> None:
+        """Write; what the system refuses becomes one line."""
         try:
-            write_step(temporary, step, leaves, meta or {})
-            self._publish(temporary, step)
+            write()
         except OSError as error:
             raise self._refused(step, error.strerror) from None
         except ValueError as error:  # tensorstore reports the system's errors as text
@@ -74,11 +109,6 @@ class Checkpointer:
                 raise
             reason = "No space left on device" if "RESOURCE_EXHAUSTED" in str(error) else "the disk refused"
             raise self._refused(step, reason) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for other in self.steps():
-            if other > step or other not in [s for s in self.steps() if s <= step][-self.keep :]:
-                self._remove(self._path(other))
 
     def restore(self, target_tree: PyTree) -> tuple[int, PyTree, JSONObject] | None:
         """Load the newest good step → (step, tree, meta), or None when there is no step at all.
@@ -93,7 +123,7 @@ class Checkpointer:
             `target_tree` says (the leaf is named).
         """
         wanted = _named_leaves(target_tree)
-        if (found := self._newest_good()) is None:
+        if (found := processes.from_writer(self._newest_good)) is None:
             return None
         step, manifest = found
         _compare(wanted, manifest["leaves"], self._path(step))

@@ -31,14 +31,18 @@ class Damaged(Exception):
     """A checkpoint on disk that is not what was written; the message says which file and how."""
 
 
-def write_step(folder: Path, step: int, leaves: dict[str, Leaf], meta: JSONObject) -> None:
-    """Arrays, then the manifest over them, then the marker over the manifest; each synced before the next."""
+def save_arrays(folder: Path, leaves: dict[str, Leaf]) -> None:
+    """The arrays, each part by the process that holds it; all processes of a job call it."""
     ocp = _orbax()
     with _quiet():
         # Orbax refuses arrays without elements; the manifest alone says all about those.
         ocp.save(
             folder / ARRAYS, {name: leaf for name, leaf in leaves.items() if leaf.size} or {"": np.zeros(1)}
         )
+
+
+def seal_step(folder: Path, step: int, leaves: dict[str, Leaf], meta: JSONObject) -> None:
+    """After the arrays the manifest over them, then the marker over the manifest; each synced before the next."""
     files = {}
     for path in sorted(p for p in (folder / ARRAYS).rglob("*") if p.is_file()):
         sync(path)

@@ -4,7 +4,7 @@ The records of the algorithms stand beside their mathematics; here they are put 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,14 @@ from rlhf.models.conditioner_kinds import ConditionerConfig
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
-from rlhf.run.config.common import DataConfig, ExampleDataConfig, MeshConfig, RunConfig, Track
+from rlhf.run.config.common import (
+    DataConfig,
+    ExampleDataConfig,
+    MeshConfig,
+    RunConfig,
+    StreamedDataConfig,
+    Track,
+)
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.guardrails.config import GuardrailsConfig
@@ -208,7 +215,7 @@ class SFTConfig(RunConfig):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_schedule(self)
+        check_schedule(self)
         return self
 
 
@@ -216,7 +223,7 @@ class SFTConfig(RunConfig):
 class DPOConfig(RunConfig):
     """`chorus train dpo`: one policy conditioned on coefficients, or a plain DPO-family policy."""
 
-    data: DataConfig = Field(description="Where pairs come from.")
+    data: StreamedDataConfig = Field(description="Where pairs come from.")
     model: PolicyModelConfig = Field(description="Model that is tuned; at the same time π_ref.")
     rewards: str | None = Field(
         default=None,
@@ -260,7 +267,7 @@ class DPOConfig(RunConfig):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_schedule(self)
+        check_schedule(self)
         check_conditioner(self.conditioner, self.model)
         if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
             raise ValueError(
@@ -299,7 +306,27 @@ class DPOConfig(RunConfig):
         return self
 
 
-def _check_schedule(config: SFTConfig | DPOConfig) -> None:
+class Supervised(Protocol):
+    """What training on rows that are all there at the beginning reads of its configuration: SFT, DPO, reward models."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def model(self) -> PolicyModelConfig: ...
+    @property
+    def tune(self) -> TuneConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+
+
+def check_schedule(config: Supervised) -> None:
+    """Refuse a warm-up that is as long as the run."""
     if config.train.steps is not None and config.optimizer.warmup_steps >= config.train.steps:
         raise ValueError(
             f"optimizer.warmup_steps ({config.optimizer.warmup_steps}) must be smaller than "

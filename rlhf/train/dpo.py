@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -16,6 +17,7 @@ from rewards.annotation.mixture import Mixture, fit_mixture
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.data.read import read_preferences, require_people
 from rewards.data.split import prompt_text
+from rewards.data.stream import Stream
 from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.people.population import People, load_people
@@ -32,17 +34,17 @@ from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.logprobs import PolicyParams, all_logprobs, cached_hidden
 from rlhf.policy.rails import in_force, recorded
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import dpo_step as dpo
-from rlhf.train import held_out, memory, optim
+from rlhf.train import held_out, memory, optim, streamed
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.guardrails import checks as guard_checks
 from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.guardrails.config import measured_columns
-from rlhf.train.length import num_steps, settled
+from rlhf.train.length import in_steps, num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.sft import (
@@ -79,35 +81,38 @@ def run(
       prefs, base, callbacks, own: as in `train`. rewards: run directory → rewards and people of `train`. What is None is read
         from where the configuration says.
     """
+    if config.data.stream:
+        streamed.check(config)
     with Run.open(config.output_dir, config, "dpo") as job:
         done = finished(job)
-        basis = people = None
+        basis = people = stream = None
         if rewards is not None:
             basis, people = rewards(job.directory)
         elif config.loss.personal or config.loss.annotation != "none":
             assert config.rewards is not None, "asked for where the configuration is read"
             run = load_reward_run(config.rewards)
             basis, people = run, load_people(run)
-        if prefs is None:
+        if prefs is None and config.data.stream:
+            stream = Stream(config.data.path, config.data.columns)
+        elif prefs is None:
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False
             )
-        found = read_by(config, prefs, base) | read_of(basis, people)
+        found = read_by(config, prefs if stream is None else stream, base) | read_of(basis, people)
         if config.guardrails is not None:
             found |= table.made_of(measured_columns(config.guardrails))
         inputs.check(job, found, begun=done or None)
         if done:
             return stored(job)
-        trained = train(
-            config,
-            prefs,
-            base or open_base(config),
-            basis,
-            people,
+        beside, base = (
             run_callbacks(job, config.train, "dpo", callbacks, track=config.track),
-            directory=job.directory,
-            own=own,
+            base or open_base(config),
         )
+        if stream is not None:
+            trained = train_stream(config, stream, base, beside, own=own)
+        else:
+            assert prefs is not None, "read, where it is no stream"
+            trained = train(config, prefs, base, basis, people, beside, directory=job.directory, own=own)
         trained.save(job.directory)
         return close(job, trained)
 
@@ -163,6 +168,40 @@ def train(
     record = base_record(config, base, "dpo") | personal_record(config, given) | more
     record |= {"annotation": annotation.record()} if annotation else {}
     return Trained(base, params, spec, record, full, len(rows.user) if found is None else len(found.train))
+
+
+@under_mesh
+def train_stream(
+    config: DPOConfig,
+    stream: Stream,
+    base: policy_store.Base,
+    callbacks: Sequence[Callback] = (),
+    *,
+    own: optim.Own = None,
+) -> Trained:
+    """Train on rows that are read when they are visited; arguments and errors as of `train`."""
+    streamed.check(config)
+    memory.check_pass(config)
+    config = in_steps(config, len(stream), rows_a_step(config))
+    full, spec = config.tune.mode == "full", adapter_spec(config, None, base)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    reference = params._replace(**jax.tree.map(jnp.copy, trained_parts(params, False)))
+    if full:  # the state is donated, and π_ref is asked at every step
+        reference = reference._replace(base=jax.tree.map(jnp.copy, params.base))
+    settings = place.everywhere(settings_of(config))
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, False, own)
+    step = functools.partial(dpo.step, frozen=frozen, population=None, settings=settings, program=program)
+    state = run_steps(
+        state,
+        step,
+        streamed.batches(config, stream, base, graphdef, reference),
+        config.train,
+        tokens_per_step=lambda metrics: 2 * rows_a_step(config) * metrics["train/completion_tokens"],
+        callbacks=callbacks,
+    )
+    record = base_record(config, base, "dpo") | personal_record(config, None)
+    return Trained(base, params._replace(**state.params), spec, record, full, len(stream))
 
 
 def _division(config: DPOConfig, prefs: Preferences, rows: PairRows) -> held_out.Division | None:
@@ -296,7 +335,7 @@ def reference_logprobs(
 
     Fresh adapters add exactly nothing, so the policy at its start is the reference.
     """
-    if cache is None:
+    if cache is None or processes.several():  # one process might find them where another does not
         return all_logprobs(graphdef, params, rows.packed, hidden)
     key = [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()]
     return hashed.cached(

@@ -146,7 +146,7 @@ class Best:
         self._found = number, value
         if self._checkpoints is None:
             # A view of the buffers, which `device_get` may give, would change with the next step: they are donated.
-            self._state = jax.tree.map(np.array, _light(state))
+            self._state = jax.tree.map(lambda leaf: np.array(place.host(leaf)), _light(state))
         else:
             self._checkpoints.save(number, _light(state), {"metric": self.metric, "value": value})
 

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
-from rlhf.run import signals
+from rlhf.run import processes, signals
 from rlhf.train.callbacks import Callback
 
 State = TypeVar("State")
@@ -99,14 +99,15 @@ def _loop(
         try:
             following, metrics = step(state, batch)
         except KeyboardInterrupt:  # long host work inside the step was told to stop waiting
-            if signals.pending() and number > start and not _given_away(state):
+            alone = not processes.several()  # others are inside the step
+            if alone and signals.pending() and number > start and not _given_away(state):
                 settle(number)
             raise
         state = following
         if late is not None:
             mark = _report(callbacks, late, mark, tokens_per_step)
         late = (number + 1, metrics if evaluate is None else metrics | evaluate(number + 1, state))
-        ending = signals.pending()
+        ending = processes.ending(number + 1)
         if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == num_steps:
             settle(number + 1)
             if ending:

@@ -18,7 +18,8 @@ from rlhf.mesh.place import num_row_parts
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.packing import PackedRows
-from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.run import processes
+from rlhf.train.config import Supervised
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 
 GIGABYTE = 1e9
@@ -28,7 +29,12 @@ ADAM = 3  # a trained number and its two moments, float32 each
 
 
 def device_bytes() -> float:
-    """Memory of a device that computes; of a CPU its share of the machine's, or of what the process's container may take."""
+    """Memory of a device that computes, in a job of several processes of the smallest (all of them ask)."""
+    return min(processes.exchange(_own_bytes()))
+
+
+def _own_bytes() -> float:
+    """Of a CPU its share of the machine's memory, or of what the process's container may take."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"])
@@ -58,7 +64,7 @@ def check(needed: Mapping[str, float], lower: str) -> None:
         )
 
 
-def check_pass(config: SFTConfig | DPOConfig | RLConfig) -> None:
+def check_pass(config: Supervised | RLConfig) -> None:
     """Refuse rows of one pass that the mesh cannot divide, from the configuration alone; raises UserError with the key."""
     if isinstance(config, PPOConfig | GRPOConfig):
         what = "rollout (prompts × people × completions) over algorithm.minibatches"
@@ -68,7 +74,7 @@ def check_pass(config: SFTConfig | DPOConfig | RLConfig) -> None:
 
 
 def check_policy(
-    config: SFTConfig | DPOConfig | RLConfig, base: policy_store.Base, shapes: PolicyParams, conditioned: bool
+    config: Supervised | RLConfig, base: policy_store.Base, shapes: PolicyParams, conditioned: bool
 ) -> None:
     """Refuse adapters of more layers than there are, and trained parameters that do not fit, from shapes alone.
 
@@ -100,9 +106,7 @@ def check_policy(
     )
 
 
-def check_rows(
-    config: SFTConfig | DPOConfig, base: policy_store.Base, data: object, packed: PackedRows
-) -> None:
+def check_rows(config: Supervised, base: policy_store.Base, data: object, packed: PackedRows) -> None:
     """Refuse steps whose rows of `data` and their activations do not fit; raises UserError with the estimate."""
     assert config.train.batch_rows is not None, "settled with the length"
     rows = config.train.batch_rows / num_row_parts()
@@ -113,9 +117,7 @@ def check_rows(
     check(held, "train.batch_rows, train.accumulation_steps or the length of rows")
 
 
-def rows_that_fit(
-    config: SFTConfig | DPOConfig, base: policy_store.Base, packed: PackedRows, rows: int
-) -> int:
+def rows_that_fit(config: Supervised, base: policy_store.Base, packed: PackedRows, rows: int) -> int:
     """The largest half, quarter … of `rows` whose activations take no more than half of the memory."""
     while (
         rows > 1
@@ -125,7 +127,7 @@ def rows_that_fit(
     return rows
 
 
-def _activations(config: SFTConfig | DPOConfig, base: policy_store.Base, length: int, rows: float) -> float:
+def _activations(config: Supervised, base: policy_store.Base, length: int, rows: float) -> float:
     """Bytes that the backward pass keeps of so many rows."""
     each = 2 if config.model.dtype == "bfloat16" else 4
     kept = 2 * base.config.width if config.model.remat else PER_LAYER * base.config.width

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from rewards.data.examples import read_examples
 from rewards.data.split import prompt_text
+from rewards.data.stream import Stream
 from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.mesh import place
@@ -27,13 +28,13 @@ from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
-from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.config import DPOConfig, SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
-Tuning = SFTConfig | DPOConfig | RLConfig
+Tuning = Supervised | RLConfig
 
 
 @under_mesh
@@ -151,7 +152,8 @@ def read_by(
     """What every training run reads: its rows and the model, which is not loaded for it."""
     name = config.model.name
     model = policy_store.parts_of(name) if base is None else policy_store.parts(base)
-    return {"data.path": {str(config.data.path): inputs.content(table)}, "model.name": model}
+    content = table.identity if isinstance(table, Stream) else inputs.content(table)
+    return {"data.path": {str(config.data.path): content}, "model.name": model}
 
 
 @under_mesh

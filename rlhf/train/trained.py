@@ -12,6 +12,7 @@ from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate
 from rlhf.policy.logprobs import PolicyParams, structure
+from rlhf.run import processes
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
@@ -80,9 +81,13 @@ def run_callbacks(
 
 def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
     """`metrics.json` of a finished run; its report is written again where it is missing."""
-    if not (job.directory / REPORT).is_file():
-        _write_report(job, diagnose)
-    return job.stored_result()
+
+    def reported() -> JSONObject:
+        if not (job.directory / REPORT).is_file():
+            _write_report(job, diagnose)
+        return job.stored_result()
+
+    return processes.from_writer(reported)
 
 
 def close(job: Run, trained: Trained, diagnose: Diagnosis | None = None) -> JSONObject:
@@ -93,6 +98,10 @@ def close(job: Run, trained: Trained, diagnose: Diagnosis | None = None) -> JSON
     Args:
       diagnose: rows of metrics.jsonl → findings for the report (`rlhf.train.diagnosis.detectors.diagnose`).
     """
+    return processes.from_writer(lambda: _closed(job, trained, diagnose))
+
+
+def _closed(job: Run, trained: Trained, diagnose: Diagnosis | None) -> JSONObject:
     rows = _write_report(job, diagnose)
     best = trained.record.get("best", {})
     row = next((row for row in rows if row["step"] == best.get("step")), rows[-1])

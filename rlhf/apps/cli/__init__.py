@@ -23,7 +23,7 @@ from rewards import jsonl
 from rewards.errors import UserError, meant
 from rewards.paths import expanded
 from rewards.shown import Shown, speak, without_credentials
-from rlhf.run import programs, signals
+from rlhf.run import processes, programs, signals
 
 GROUPS = (
     "quickstart",
@@ -34,6 +34,8 @@ GROUPS = (
     "train",
     "generate",
     "evaluate",
+    "compare",
+    "probe",
     "export",
     "sweep",
     "launch",
@@ -128,13 +130,15 @@ def execute(args: argparse.Namespace) -> None:
     if not args.json:
         with contextlib.redirect_stdout(Shown(sys.stdout)):  # pyright: ignore[reportArgumentType]
             result = args.run(args)
-            if result is not None and args.show is not None:
+            if result is not None and args.show is not None and processes.is_writer():
                 args.show(result)
         return
     with contextlib.redirect_stdout(Shown(sys.stderr)):  # pyright: ignore[reportArgumentType]
         result = args.run(args)
     from rlhf.run.directory import plain
 
+    if not processes.is_writer():
+        return
     unicode = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
     text = json.dumps(plain(result if result is not None else {}), ensure_ascii=not unicode, allow_nan=False)
     print(jsonl.escaped(text))
@@ -177,27 +181,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.handled():
             execute(parse(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
+        processes.leave(_OK)
         return _OK
     except UserError as error:
-        return _complain(str(error))
+        status = _complain(str(error))
+        processes.leave(status, str(error))
+        return status
     except KeyboardInterrupt as stop:
         print("\nchorus: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return signals.status(stop.args[0]) if stop.args else _INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except OSError as error:
-        if error.errno in _FULL:
-            place = error.filename or "output"
-            return _complain(
-                f"{place}: cannot write ({error.strerror}); free some space and run the command again"
-            )
-        if error.errno in _REFUSED and error.filename is not None:
-            return _complain(f"{error.filename}: {error.strerror}; check the name and its permissions")
+        status = signals.status(stop.args[0]) if stop.args else _INTERRUPTED
+        processes.leave(status, "interrupted")
+        return status
+    except Exception as error:
+        if processes.lost(error):
+            print(f"chorus: {processes.GONE}", file=sys.stderr)
+            return processes.AGAIN
+        if isinstance(error, OSError) and (said := _of_system(error)) is not None:
+            if not said:  # or our parent is gone: the others will notice
+                return _BROKEN_PIPE
+            status = _complain(said)
+            processes.leave(status, said)
+            return status
+        processes.leave(_BUG, f"{type(error).__name__}: {error}")
         raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _OK
+
+
+def _of_system(error: OSError) -> str | None:
+    """What to say of an error of the system: nothing where the reader of our output is gone, None where the fault is ours."""
+    if isinstance(error, BrokenPipeError):
+        # The reader (head, less) is gone; point stdout elsewhere so that the interpreter exits quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ""
+    if error.errno in _FULL:
+        place = error.filename or "output"
+        return f"{place}: cannot write ({error.strerror}); free some space and run the command again"
+    if error.errno in _REFUSED and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the name and its permissions"
+    return None
 
 
 def _complain(message: str) -> int:

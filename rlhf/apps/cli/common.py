@@ -50,22 +50,29 @@ def add_job(
     show: Show | None = None,
     options: bool = False,
     dry_run: str | None = None,
+    meshed: bool = False,
 ) -> None:
     """A subcommand that reads a configuration of `kind` and hands it to `job`, a "module:function".
 
     Args:
       options: whether it runs without a file, too: then the kind takes `SHORT` options.
       dry_run: what --dry-run calls instead of `job`; None for kinds without it.
+      meshed: whether several processes may share the work.
     """
 
     def run(args: argparse.Namespace) -> JSONObject:
+        from rlhf.run import cluster
         from rlhf.run.config.describe import schema_of
         from rlhf.run.config.load import load
 
+        config: Any
+        args.overrides = [*job_values(args), *args.overrides]
         if options:
             config = configuration(args, kind)
         else:
             config = load(args.config, args.overrides, schema_of(kind))
+        if meshed:
+            cluster.enter(config.mesh)
         if dry_run is not None and args.dry_run:
             args.show = show_values
             return _found(dry_run)(config, device_gb=args.device_gb)
@@ -86,6 +93,8 @@ def add_job(
             metavar="GB",
             help="with --dry-run: judge by this memory of a device instead of this machine's, and run nothing",
         )
+    if meshed:
+        add_job_options(parser)
     parser.add_argument(
         "config",
         metavar="CONFIG",
@@ -96,6 +105,25 @@ def add_job(
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="override a key, e.g. train.steps=100"
     )
+
+
+JOB = {
+    "coordinator": ("HOST:PORT", "where process 0 of a job of several processes listens"),
+    "processes": ("N", "processes of the job; 1: this one alone"),
+    "process": ("I", "number of this process, from 0"),
+}
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """What tells a process its place in a job of several."""
+    for option, (metavar, help) in JOB.items():
+        parser.add_argument(f"--{option}", metavar=metavar, help=f"{help} (mesh.{option})")
+
+
+def job_values(args: argparse.Namespace) -> list[str]:
+    """Keys that the options of a job of several processes stand for."""
+    given = {option: getattr(args, option, None) for option in JOB}
+    return [f"mesh.{option}={value}" for option, value in given.items() if value is not None]
 
 
 def _found(name: str) -> Callable[..., JSONObject]:
@@ -115,7 +143,8 @@ SHORT = {
     ),
     "--output-dir": ("output_dir", "DIR", "run directory (default: runs/ and what is run)"),
 }
-_WITHOUT = {"sft": ("--rewards", "--reward"), "dpo": ("--reward",), "rewards": ("--rewards", "--reward")}
+_NEITHER = ("--rewards", "--reward")
+_WITHOUT = {"sft": _NEITHER, "dpo": ("--reward",), "rewards": _NEITHER, "reward": _NEITHER}
 
 
 def add_short(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -143,6 +172,7 @@ def short_values(args: argparse.Namespace) -> dict[str, object]:
 def configuration(args: argparse.Namespace, kind: str) -> Any:
     """The configuration that a command line asks for, with a file or without."""
     from rlhf.apps.defaults import resolved
+    from rlhf.run import guard
     from rlhf.run.config.describe import schema_of
     from rlhf.run.config.document import dump
     from rlhf.run.config.load import load
@@ -154,10 +184,11 @@ def configuration(args: argparse.Namespace, kind: str) -> Any:
         words = [f"{key}={dump(value, flow=True)}" for key, value in given.items() if value is not None]
         return load(args.config, [*words, *args.overrides], schema_of(kind))
     config, values = resolved(kind, given, args.overrides)
-    chosen = {name: value for name, value in values.items() if name not in ("data", "model")}
-    logging.getLogger("chorus").info(
-        f"without a file: {dump(chosen, flow=True)}; chorus config new {kind} writes it"
-    )
+    chosen = {name: value for name, value in values.items() if name not in ("data", "model", "mesh")}
+    if not guard.watched():  # else the parent has said it
+        logging.getLogger("chorus").info(
+            f"without a file: {dump(chosen, flow=True)}; chorus config new {kind} writes it"
+        )
     return config
 
 

@@ -9,7 +9,7 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, write_text
 from rlhf.apps.cli.common import Subparsers, add_command, add_group, add_short, short_values
 
-TRAINABLE = ("rewards", "sft", "dpo", "ppo", "grpo")
+TRAINABLE = ("rewards", "reward", "sft", "dpo", "ppo", "grpo")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,8 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=("rewards", "sft", "dpo", "ppo", "grpo", "evaluate", "sweep"),
-        help="rewards, sft, dpo, ppo, grpo, evaluate or sweep",
+        choices=(*TRAINABLE, "evaluate", "outputs", "sweep"),
+        help=f"{', '.join(TRAINABLE)}, evaluate, outputs (evaluate with policies) or sweep",
     )
     new = add_command(
         group,

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> JSONObject:
     if not isinstance(axes, dict):
         raise UserError(f"--mesh {args.mesh}: must name axes, as in --mesh '{{fsdp: 8}}'")
     mesh = build(axes, MeshConfig, "--mesh")
-    from rlhf.apps.prompts import checked, read_prompts
+    from rewards.data.prompts import checked, read_prompts
 
     if args.prompt is not None:
         prompts = [checked(prompt, "--prompt") for prompt in args.prompt]

@@ -1,4 +1,4 @@
-"""chorus rewards fit|evaluate|score."""
+"""chorus rewards fit|train|evaluate|score|rails."""
 
 import argparse
 
@@ -16,6 +16,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "chorus rewards fit configs/electricity/rewards.yaml fit.num_basis=4",
         kind="rewards",
         job="rlhf.phi.fit:fit",
+        options=True,
+    )
+    add_job(
+        group,
+        "train",
+        "fine-tune a language model as reward model, for everybody or with directions of taste",
+        "chorus rewards train --model smollm2-135m --data pairs.jsonl",
+        kind="reward",
+        job="rlhf.train.reward.trainer:run",
         options=True,
     )
     add_job(

@@ -1,6 +1,7 @@
-"""chorus users ask|update|edit|show|list|forget."""
+"""chorus users ask|update|edit|show|card|list|forget."""
 
 import argparse
+import json
 
 from rewards import jsonl
 from rewards.errors import UserError
@@ -87,6 +88,16 @@ def add_parser(subparsers: Subparsers) -> None:
     show.add_argument(
         "--policy", metavar="RUN", help="training run with these rewards: also show its z for this person"
     )
+    card = add_command(
+        group,
+        "card",
+        "what is held about a person, and the answers that each number comes from",
+        "chorus users card ada --rewards runs/rewards --output ada.json",
+        run_card,
+        show_card,
+    )
+    _add_person(card)
+    card.add_argument("--output", metavar="FILE", help="export everything that is held, as JSON")
     everybody = add_command(
         group,
         "list",
@@ -158,6 +169,12 @@ def run_show(args: argparse.Namespace) -> JSONObject:
     return users.show(args.rewards, args.name, args.policy)
 
 
+def run_card(args: argparse.Namespace) -> JSONObject:
+    from rlhf.apps import users
+
+    return users.card(args.rewards, args.name, args.output)
+
+
 def run_list(args: argparse.Namespace) -> JSONObject:
     from rlhf.apps import users
 
@@ -207,9 +224,47 @@ def show_user(result: JSONObject) -> None:
             f"  {axis['name']:<{width}}  {axis['mean']:+.2f} ± {axis['sd']:.2f}"
             f"   (population {axis['prior_mean']:+.2f} ± {axis['prior_sd']:.2f})"
             + (f"   {axis['rail']}" if axis["rail"] != "free" else "")
+            + (f"   {axis['meaning']}" if axis["meaning"] else "")
         )
     for said in result["rails"]:
         print(f"  rails: {said}")
+
+
+def show_card(result: JSONObject) -> None:
+    """Axis by axis: what is used of it, its interval and rail, and what moved it most."""
+    edited = f" and {result['num_edits']} statements" if result["num_edits"] else ""
+    print(
+        f"{result['user_id']}: {result['num_answers']} answers{edited}; record {result['provenance']['record'][:12]}"
+    )
+    for axis in result["axes"]:
+        low, high = axis["mean"] - 2 * axis["sd"], axis["mean"] + 2 * axis["sd"]
+        meaning = f" ({axis['meaning']})" if axis["meaning"] else ""
+        print(f"{axis['name']}{meaning}: {axis['rail']}, used {axis['used']:+.2f}")
+        if not axis["rail"].startswith("locked"):
+            print(
+                f"  estimated {axis['mean']:+.2f}, {low:+.2f} to {high:+.2f}; the average {axis['prior_mean']:+.2f}"
+            )
+        for one in axis["because"]:
+            print(f"  {one['moves']:+.2f} {_because(one)}")
+    for said in result["rails"]:
+        print(f"rails: {said}")
+    place = f"--rewards RUN; chorus users forget {result['user_id']} --rewards RUN"
+    print(f"change or erase: chorus users edit {result['user_id']} {place}")
+    if result["output"] is not None:
+        print(f"exported: {result['output']}")
+
+
+def _because(one: JSONObject) -> str:
+    if one["kind"] == "statement":
+        return f"said: {_brief(one['text'])}"
+    if one["tie"]:
+        return f"answer {one['number']}: {_brief(one['preferred'])} as good as {_brief(one['other'])}"
+    return f"answer {one['number']}: {_brief(one['preferred'])} rather than {_brief(one['other'])}"
+
+
+def _brief(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return json.dumps(line if len(line) <= most else line[: most - 1] + "…", ensure_ascii=False)
 
 
 def show_list(result: JSONObject) -> None:

@@ -95,6 +95,17 @@ def training(state: TrainerState, num_completions: int) -> Iterator[Call]:
         _CALL.reset(token)
 
 
+def current() -> Call | None:
+    """The call that functions see now; None outside a training."""
+    return _CALL.get()
+
+
+def jsonable(value: object) -> object:
+    """A value that a user's function logged: as it is where JSON has it, else as text."""
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value  # pyright: ignore
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
 def of(function: Callable[..., object], spec: str, prefs: Preferences, first: np.ndarray) -> "Arguments":
     """Everything that a function asks for, for all items.
 

@@ -18,10 +18,10 @@ import numpy as np
 from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json
 from rewards.types import Preferences
-from rlhf.models import layout
 from rlhf.models.config import ModelConfig
-from rlhf.models.families import ARCHITECTURES, FAMILIES
+from rlhf.models.families import FAMILIES, classifier_architecture
 from rlhf.models.load import load_params, read_hf_config, resolve_model
+from rlhf.models.save import score_leaf
 from rlhf.models.tokenizer import Tokenizer
 from rlhf.phi.columns.hidden import pooled_states
 from rlhf.phi.columns.items import Measured, first_rows, place, remembered, texts_of
@@ -29,12 +29,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import stages_of
 from rlhf.policy.packing import Sequences
 
-SUFFIX = "ForSequenceClassification"
-SUPPORTED = tuple(
-    ARCHITECTURES[family].removesuffix("ForCausalLM") + SUFFIX
-    for family in FAMILIES
-    if family != "gemma3_text"
-) + (f"Gemma3Text{SUFFIX}",)
+SUPPORTED = tuple(map(classifier_architecture, FAMILIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,20 +88,30 @@ class Classifier:
         Raises:
           UserError: a conversation is longer than the model's context.
         """
-        first = first_rows(prefs)
-        sequences = []
-        for item, (prompt, text) in enumerate(zip(prefs.item_prompt, prefs.item_text, strict=True)):
-            ids = self.base.tokenizer.encode_conversation(prefs.prompts[prompt], text)
-            if len(ids) > self.base.config.max_positions:
-                raise UserError(
-                    f"{place(prefs, first, item)}: prompt and completion have {len(ids)} tokens, the context of "
-                    f"{self.base.name} holds {self.base.config.max_positions}; shorten the text"
-                )
-            while len(ids) > 2 and ids[-1] == self.pad_id:
-                ids.pop()
-            sequences.append(Sequences(tuple(ids[:1]), (tuple(ids[1:]),)))  # pooled at its last token
+        sequences = conversations(prefs, self.base, self.pad_id)
         hidden = pooled_states(self.base, sequences, self.base.config.num_layers, "last")
         return np.asarray(jnp.matmul(hidden, self.kernel, precision=jax.lax.Precision.HIGHEST), np.float64)
+
+
+def conversations(prefs: Preferences, base: policy_store.Base, pad_id: int) -> list[Sequences]:
+    """Token ids of every item's whole conversation, pooled at its last token; `pad_id` at its end is not counted.
+
+    Raises:
+      UserError: a conversation is longer than the model's context.
+    """
+    first = first_rows(prefs)
+    sequences = []
+    for item, (prompt, text) in enumerate(zip(prefs.item_prompt, prefs.item_text, strict=True)):
+        ids = base.tokenizer.encode_conversation(prefs.prompts[prompt], text)
+        if len(ids) > base.config.max_positions:
+            raise UserError(
+                f"{place(prefs, first, item)}: prompt and completion have {len(ids)} tokens, the context of "
+                f"{base.name} holds {base.config.max_positions}; shorten the text"
+            )
+        while len(ids) > 2 and ids[-1] == pad_id:
+            ids.pop()
+        sequences.append(Sequences(tuple(ids[:1]), (tuple(ids[1:]),)))
+    return sequences
 
 
 @functools.lru_cache(maxsize=2)
@@ -129,14 +134,18 @@ def load_classifier(name: str) -> Classifier:
     config = dataclasses.replace(ModelConfig.from_hf(raw, source), tied=True)
     labels = labels_of(raw, source)
     stages = stages_of(config, None)
-    score = layout.Leaf(("score", "kernel"), "score.weight", (config.width, len(labels)), True)
-    tree = load_params(directory, config, stages, jnp.float32, extra=(score,))
+    tree = load_params(directory, config, stages, jnp.float32, extra=(score_leaf(config, len(labels)),))
     kernel = np.asarray(tree.pop("score")["kernel"])
     base = policy_store.Base(
         name, directory, config, tree, stages, Tokenizer(directory), policy_store.fingerprint(directory)
     )
+    return Classifier(base, kernel, labels, pad_of(raw))
+
+
+def pad_of(raw: JSONObject) -> int:
+    """The pad token of a configuration, which a classifier does not read; −1 for none."""
     pad_id = raw.get("pad_token_id")
-    return Classifier(base, kernel, labels, -1 if pad_id is None else int(pad_id))
+    return -1 if pad_id is None else int(pad_id)
 
 
 def check_architecture(directory: str | Path, raw: JSONObject) -> None:

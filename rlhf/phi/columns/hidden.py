@@ -92,6 +92,23 @@ def _pooled(
     graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, last: int, final_norm: bool, pool: str
 ) -> jax.Array:
     """Pooled hidden states of every completion, float32[B, C, D]."""
+    return pooled_nodes(graphdef, params, rows, last=last, final_norm=final_norm, pool=pool)
+
+
+def pooled_nodes(
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    *,
+    pool: str,
+    last: int | None = None,
+    final_norm: bool = True,
+) -> jax.Array:
+    """States of every completion of packed rows, pooled over its tokens, float32[B, C, D]; inside a compiled function.
+
+    Args:
+      pool: "mean" or "last". last: stages to run, None all. final_norm: whether the final norm follows.
+    """
     decoder = nnx.merge(graphdef, *params)
     context = decoder.context(rows.positions, attention.tree_mask(rows.end))
     hidden, _ = decoder.run_stages(decoder.embed_tokens(rows.tokens), context, last=last)

@@ -30,6 +30,24 @@ class MeshConfig:
         le=1_000_000,
         description="Devices that divide each matrix along its heads or hidden units; divides the model's heads.",
     )
+    coordinator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="HOST:PORT of process 0, where a job has several processes; null: as the launcher says (SLURM, Open MPI, "
+        "Kubernetes, Cloud TPU).",
+    )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Processes of this job; null: as the launcher says; 1: this process alone, whatever it says.",
+    )
+    process: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Number of this process, from 0; null: as the launcher says. Better as an option, --process.",
+    )
 
     @model_validator(mode="after")
     def _one_free(self):
@@ -100,6 +118,17 @@ class DataConfig:
         }
         ours = {("user_id" if name == "user" else name): theirs for name, theirs in named.items()}
         return {name: theirs for name, theirs in ours.items() if name != theirs}
+
+
+@record
+class StreamedDataConfig(DataConfig):
+    """Preferences, which may be larger than memory."""
+
+    stream: bool = Field(
+        default=False,
+        description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
+        "(`rows-*.jsonl`). Losses without people only; every row is a pair of its own.",
+    )
 
 
 @record

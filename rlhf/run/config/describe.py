@@ -18,11 +18,13 @@ from rlhf.run.config.load import field_type, key_paths, record_of, to_dict
 # By name: this room lies under those that hold the records.
 KINDS = {
     "rewards": "rlhf.phi.config:RewardsConfig",
+    "reward": "rlhf.train.reward.config:RewardTrainConfig",
     "sft": "rlhf.train.config:SFTConfig",
     "dpo": "rlhf.train.config:DPOConfig",
     "ppo": "rlhf.train.rl.config:PPOConfig",
     "grpo": "rlhf.train.rl.config:GRPOConfig",
     "evaluate": "rlhf.evaluation.config:EvaluateConfig",
+    "outputs": "rlhf.evaluation.outputs.config:OutputsConfig",
     "sweep": "rlhf.sweep.config:SweepConfig",
 }
 

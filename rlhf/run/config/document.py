@@ -11,6 +11,7 @@ from typing import NoReturn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 from rewards.errors import UserError
@@ -50,9 +51,21 @@ class _CoreSchema(VersionedResolver):
         return super().resolve(kind, value, implicit)
 
 
+class _Quoting(SafeRepresenter):
+    """ruamel.yaml's representer, with quotes around text that would not read back without: `<<`, a beginning with : or ?."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        quoted = data == _MERGE or data.startswith((":", "?"))
+        return self.represent_scalar(_CORE + "str", data, style="'" if quoted else None)
+
+
+_Quoting.add_representer(str, _Quoting.represent_str)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _CoreSchema
+    yaml.Representer = _Quoting
     yaml.max_depth = _MAX_DEPTH
     return yaml
 
@@ -194,7 +207,8 @@ def _value(node: Node, source: str) -> object:
         return [_value(entry, source) for entry in node.value]
     if isinstance(node, MappingNode) and kind == "map":
         values = {_name(key, source): _value(value, source) for key, value in node.value}
-        return _merged(values) if _MERGE in values else values
+        merges = any(key.value == _MERGE and key.style is None for key, _ in node.value)
+        return _merged(values) if merges else values
     if isinstance(node, ScalarNode) and kind == "str":
         return node.value
     if isinstance(node, ScalarNode):

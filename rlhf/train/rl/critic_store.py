@@ -11,6 +11,7 @@ from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.mesh import place
 from rlhf.policy.store import Base
+from rlhf.run import processes
 from rlhf.train.rl.critic import Critic, CriticConfig
 
 FOLDER, NAME, RECORD = "critic", "critic", "critic.json"
@@ -41,7 +42,8 @@ def spec_of(config: CriticConfig, num_basis: int, personal: bool) -> JSONObject:
 def save(directory: Path, spec: JSONObject, critic: Critic, purpose: JSONObject) -> str:
     """Write the critic of a run, with what it was `made_for`; returns the sha256 of its tensors. The record comes last."""
     record = {"format": 1, "spec": spec, "made_for": purpose}
-    return hashed.save(directory / FOLDER, NAME, _named(critic), record)
+    tensors = _named(critic)
+    return processes.from_writer(lambda: hashed.save(directory / FOLDER, NAME, tensors, record))
 
 
 def identity(directory: str | Path) -> str:
@@ -88,7 +90,7 @@ def load(directory: str | Path, spec: JSONObject, template: Critic, purpose: JSO
 def _named(critic: Critic) -> dict[str, np.ndarray]:
     """Leaves under dotted paths, in tree order."""
     leaves = jax.tree_util.tree_leaves_with_path(critic)
-    return {".".join(_part(entry) for entry in path): np.asarray(leaf) for path, leaf in leaves}
+    return {".".join(_part(entry) for entry in path): place.host(leaf) for path, leaf in leaves}
 
 
 def _part(entry: object) -> str:

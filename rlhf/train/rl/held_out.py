@@ -80,7 +80,7 @@ class Measured:
         self._index, self._real = np.repeat(parts, group, axis=1), np.repeat(real, group, axis=1)
         greedy = SamplingSettings.of(config.rows, temperature=0.0)
         sampling = greedy if config.train.evaluate_greedy else rollout.sampling(config.rows)
-        self._sampling = jax.device_put(place.batch(sampling))
+        self._sampling = place.sent(place.batch(sampling))
 
     def __call__(self, state: updates.RLState) -> dict[str, jax.Array]:
         """Metrics under `eval/`; outputs of the basis are numbered.
@@ -96,7 +96,7 @@ class Measured:
             # Iterations count from 0: these numbers are no iteration's, and −1 is of the critic's start.
             own = state._replace(iteration=jnp.array(-2 - number, jnp.int32))
             rows = (prompts.tokens[index], prompts.starts[index], real)
-            tokens, starts, counts = jax.device_put(place.batch(rows))
+            tokens, starts, counts = place.sent(place.batch(rows))
             rollout = updates.draw(
                 own,
                 Prompts(tokens, starts),
@@ -114,7 +114,7 @@ class Measured:
                 raise UserError(f"held-out prompts: {error}") from None
             for name, value in said.means("eval").items():
                 logged[name].append(value)
-            totals = _sums(totals, rollout._replace(rows=None), jax.device_put(place.batch(phi)), counts)
+            totals = _sums(totals, rollout._replace(rows=None), place.sent(place.batch(phi)), counts)
         assert totals is not None, "a prompt at least is held out"
         return _means(totals) | {name: jnp.float32(np.mean(values)) for name, values in logged.items()}
 

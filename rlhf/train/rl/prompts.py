@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from rewards.data import schema, sources
@@ -149,5 +148,5 @@ def batch_of(config: RLConfig, prompts: PromptSet, number: int) -> PromptBatch:
     rollout = config.rollout
     index = batch_rows(config.seed, number, len(prompts.starts), rollout.prompts_per_step)
     index = np.repeat(index, rollout.users_per_prompt * rollout.completions)
-    tokens, starts = jax.device_put(place.batch((prompts.tokens[index], prompts.starts[index])))
+    tokens, starts = place.sent(place.batch((prompts.tokens[index], prompts.starts[index])))
     return PromptBatch(number, index, Prompts(tokens, starts))

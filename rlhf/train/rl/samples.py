@@ -13,8 +13,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rewards import jsonl
+from rlhf.mesh import place as places
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.phi.columns.arguments import jsonable
 from rlhf.phi.reward import PromptRows
+from rlhf.run import processes
 from rlhf.run.directory import plain
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.rl.prompts import PromptBatch
@@ -50,14 +53,17 @@ class Samples:
         """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
         step = batch.number + 1
         if not self._opened:
-            self._drop_from(batch.number)
+            if processes.is_writer():
+                self._drop_from(batch.number)
             self._opened = True
         if not self._every or (step % self._every and step != 1):
             return
         groups = rollout.mask.shape[0] // self._group
         chosen = self._group * np.unique(np.linspace(0, groups - 1, min(self._count, groups)).astype(int))
         picked = jax.tree.map(lambda leaf: leaf[chosen], (rollout._replace(rows=None), rewards))
-        rows, phi = jax.device_get(picked)
+        rows, phi = places.hosts(picked)
+        if not processes.is_writer():
+            return
         lines = []
         for place, row in enumerate(chosen):
             own = {name: values[row] for name, values in (extra or {}).items()}
@@ -108,9 +114,3 @@ class Samples:
         jsonl.write(
             self._path, [row for row in rows if isinstance(row, dict) and row.get("step", 0) <= start]
         )
-
-
-def jsonable(value: object) -> object:
-    """A value that a user's function logged: as it is where JSON has it, else as text."""
-    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value  # pyright: ignore
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -23,10 +23,10 @@ from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.methods.columns import check_spread, column_basis, moments
 from rewards.people import population
-from rewards.people.pool import make_pool, write_pool
+from rewards.people.pool import Question, make_pool, write_pool
 from rewards.people.population import People, load_people
-from rewards.types import Preferences
-from rlhf.mesh.devices import under_mesh
+from rewards.types import Preferences, RewardBasis
+from rlhf.mesh.devices import apart, under_mesh
 from rlhf.phi import on_device, on_host
 from rlhf.phi.columns import table
 from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
@@ -38,6 +38,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
 from rlhf.policy.generation import complete
 from rlhf.policy.rails import in_force, recorded
+from rlhf.run import processes
 from rlhf.run.directory import Run
 from rlhf.train.guardrails.config import measured_columns
 from rlhf.train.rl.config import RLConfig
@@ -138,7 +139,8 @@ def _plain(
     names = tuple(settings["names"])
     if only_jit(settings["columns"]):
         return names, on_device.compiled_columns(settings, None)
-    features = on_host.ColumnFeatures(settings, None, config.host)
+    with apart():
+        features = on_host.ColumnFeatures(settings, None, config.host)
     return names, _on_host(config, features, base, config.rollout.completions)
 
 
@@ -190,10 +192,14 @@ def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> R
     settings = run.basis.encoder
     if settings["kind"] == "lm":
         compiled = on_device.compiled_basis(run, base)
-        return compiled or _on_host(config, on_host.EncoderFeatures(run.basis), base)
+        if compiled is not None:
+            return compiled
+        with apart():
+            return _on_host(config, on_host.EncoderFeatures(run.basis), base)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
-    features = on_host.ColumnFeatures(settings, run.basis, config.host)
+    with apart():
+        features = on_host.ColumnFeatures(settings, run.basis, config.host)
     return _on_host(config, features, base, config.rollout.completions)
 
 
@@ -253,7 +259,21 @@ def refuse_unreliable(
     own = [column for column in columns if column.kind in PROBED]
     if own:
         samples = reference_samples(config, base, prompts, *PROBE_SIZE)
-        _refuse_off(table.prepare(samples, own)[1])
+        _refuse_off(_measured(samples, own)[1])
+
+
+def _measured(samples: Preferences, columns: Sequence[ColumnConfig]) -> tuple[np.ndarray, JSONObject]:
+    """`table.prepare` by one process for all: a judge may answer twice in two ways."""
+
+    def prepared() -> tuple[list[list[float]], JSONObject]:
+        with apart():
+            values, settings = table.prepare(samples, columns)
+        return values.tolist(), settings
+
+    if not processes.several():
+        return table.prepare(samples, columns)
+    values, settings = processes.from_writer(prepared)
+    return np.array(values, np.float64), settings
 
 
 def _refuse_off(settings: JSONObject) -> None:
@@ -281,7 +301,7 @@ def build_run(
         if wanted.reference is not None
         else reference_samples(config, base, prompts, wanted.prompts, wanted.completions)
     )
-    values, settings = table.prepare(samples, columns)
+    values, settings = _measured(samples, columns)
     _refuse_off(settings)
     names = tuple(settings["names"])
     if len(names) != len(wanted.mean):
@@ -305,6 +325,20 @@ def build_run(
         rails = projection.stated_for(wanted.rails, names, store.basis_hash(basis), prior, "population.rails")
     phi, pairs = ((values - mean) / spread).astype(np.float32), as_pairs(samples)
     # Everything is computed: from here on only files are written.
+    processes.from_writer(
+        lambda: _written(directory, samples, basis, prior, rails, make_pool(pairs, phi), len(names))
+    )
+
+
+def _written(
+    directory: Path,
+    samples: Preferences,
+    basis: RewardBasis,
+    prior: Belief,
+    rails: Rails | None,
+    pool: Sequence[Question],
+    size: int,
+) -> None:
     rows = zip(samples.item_prompt, samples.item_text, strict=True)
     jsonl.write(
         directory / SAMPLES,
@@ -316,9 +350,8 @@ def build_run(
     identity = store.save_reward_run(directory, basis, prior, extra={"lapse": 0.0})
     if rails is not None:
         write_rails(directory, rails, "the configuration of the training run")
-    size = len(names)
     population.save_people(directory, identity, [], np.zeros((0, size)), np.zeros((0, size, size)), [])
-    write_pool(directory, identity, make_pool(pairs, phi))
+    write_pool(directory, identity, pool)
 
 
 def reference_samples(

@@ -24,7 +24,7 @@ from rlhf.phi.columns import arguments
 from rlhf.phi.on_host import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.logprobs import PolicyParams, structure
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
@@ -95,6 +95,8 @@ def run(
         if rows is None:
             data = config.data
             rows = rl_data.read_prompts(data.path, data.split, data.columns)
+        if config.hints is not None and processes.several():
+            raise UserError("hints: kept by one process only; remove them, or give --processes 1")
         basis, people = (None, None) if rewards is None else rewards(job.directory)
         inputs.check(job, _read(config, base, rows, basis, people), begun=done or None)
         if done:
@@ -258,7 +260,7 @@ class Trainer:
         self.state = updates.init_state(trained, self.settings, key, own, guard)
         sampling = config.rollout.sampling(config.rows)
         stop = np.array(base.tokenizer.eos_ids, np.int32)
-        people, self.sampling, stop = jax.device_put((source.people, place.batch(sampling), stop))
+        people, self.sampling, stop = place.sent((source.people, place.batch(sampling), stop))
         self.people, self.stop = place.everywhere((people, stop))
         self.samples = None
         if directory is not None:
@@ -296,7 +298,7 @@ class Trainer:
                     checked = self._checked(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
-            rewards = jax.device_put(place.batch(given.phi))
+            rewards = place.sent(place.batch(given.phi))
             state, metrics = updates.update(
                 state,
                 rollout,
@@ -325,7 +327,7 @@ class Trainer:
         checks = self.source.checks
         if checks is None:
             return updates.check_values(None, None, rollout)
-        values = jax.device_put(place.batch(checks(rollout, rows).phi))
+        values = place.sent(place.batch(checks(rollout, rows).phi))
         return values if values.ndim == 2 else values.sum(axis=1)
 
     def state_at(self, number: int, *, evaluation: bool = False) -> arguments.TrainerState:

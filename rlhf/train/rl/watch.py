@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxtyping import PyTree
 
+from rlhf.run import processes
 from rlhf.run.metrics import read_metrics
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
@@ -23,6 +24,8 @@ class Watch(Callback):
         self.said: set[str] = set()
 
     def checkpoint(self, number: int, state: PyTree) -> None:
+        if not processes.is_writer():
+            return
         for finding in diagnose(read_metrics(self.directory)):
             if finding.name not in self.said:
                 self.said.add(finding.name)

@@ -12,22 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from rewards.data.prompts import read_prompts
 from rewards.errors import UserError
 from rlhf.apps import cli
-from rlhf.apps.prompts import read_prompts
 
 COMMANDS = [
     "quickstart",
+    "probe",
     "data check",
     "data fetch",
     "data audit",
     "data plan",
     "models fetch",
     "rewards fit",
+    "rewards train",
     "rewards evaluate",
     "rewards score",
     "rewards rails",
     "users ask",
+    "users card",
     "users update",
     "users show",
     "users edit",
@@ -39,6 +42,7 @@ COMMANDS = [
     "train grpo",
     "generate",
     "evaluate",
+    "compare",
     "export",
     "sweep",
     "launch kubernetes",

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from rewards import jsonl
 from rewards.data.completions import read_completions, read_records
+from rewards.data.prompts import read_prompts
 from rewards.errors import UserError
 from rewards.people.pool import Question
 from rlhf.apps import asking
-from rlhf.apps.prompts import read_prompts
 from rlhf.run.metrics import MetricWriter, read_metrics
 from rlhf.train.hints import rows as hint_rows
 from rlhf.train.hints.lessons import FILE as HINTS

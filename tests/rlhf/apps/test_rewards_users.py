@@ -358,3 +358,24 @@ def test_a_fit_by_kind_of_answer(run, tmp_path, capsys):
     assert abs(kinds["genuine"] - 2 / 3) < 0.12
     lapse = store.load_reward_run(tmp_path / "run").lapse
     np.testing.assert_allclose(lapse, 1 - kinds["genuine"], rtol=1e-6)
+
+
+def test_the_card_says_what_is_held_and_where_it_comes_from(run, capsys, tmp_path):
+    rows = write_rows(
+        tmp_path / "holly.jsonl", answers_of("holly", np.array([1.5, 3, 0, 0]), 6, np.random.default_rng(3))
+    )
+    result_of(capsys, "users", "update", "holly", "--rewards", run / "run", "--answers", rows)
+    path = tmp_path / "card.json"
+    card = result_of(capsys, "users", "card", "holly", "--rewards", run / "run", "--output", path)
+    assert len(card["provenance"]["answers"]) == card["num_answers"] == 6
+    assert [axis["used"] for axis in card["axes"]] == card["coef_railed"]
+    assert all(len(axis["because"]) == 3 for axis in card["axes"])
+    exported = json.loads(path.read_text())
+    assert len(exported["record"]["answers"]) == 6 and exported["provenance"] == card["provenance"]
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run"), "--output", str(path)]) == 2
+    capsys.readouterr()
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "rather than" in said and "chorus users forget holly" in said
+    assert cli.main(["users", "forget", "holly", "--rewards", str(run / "run")]) == 0
+    assert cli.main(["users", "card", "holly", "--rewards", str(run / "run")]) == 2

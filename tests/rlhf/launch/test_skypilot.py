@@ -44,7 +44,7 @@ def test_everything_that_was_asked_for_is_there():
         "infra": "gcp/us-central1",
         "image_id": "docker:chorus:1",
         "use_spot": True,
-        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [143]},
+        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [75, 143]},
     }
     assert task["file_mounts"] == {"/out": {"source": "gs://bucket", "mode": "MOUNT"}}
     assert task["setup"] == "pip install chorus-rlhf\necho two\n"

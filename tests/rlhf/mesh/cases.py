@@ -169,6 +169,29 @@ def compiled(module: ModuleType, name: str) -> Iterator[dict[str, jax.stages.Com
         setattr(module, name, function)
 
 
+class _Compiled(Exception):
+    """Enough: the program is there, and is not run."""
+
+
+def exchanged(
+    world: World, case: str, mesh: str, module: ModuleType, name: str
+) -> list[tuple[str, tuple[int, ...]]]:
+    """What the devices of a mesh exchange in a compiled step of a case, which is not run."""
+    function, found = getattr(module, name), []
+
+    def spied(*args: object, **kwargs: object) -> None:
+        found.extend(collectives(function.lower(*args, **kwargs).compile().as_text()))
+        raise _Compiled
+
+    setattr(module, name, spied)
+    try:
+        with on(mesh), contextlib.suppress(_Compiled):
+            world.train(case, steps=1)
+    finally:
+        setattr(module, name, function)
+    return found
+
+
 _COLLECTIVE = re.compile(
     r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )

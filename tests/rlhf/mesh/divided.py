@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rewards.shown import speak
-from rlhf.train import sft_step
+from rlhf.train import dpo_step, sft_step
+from rlhf.train.rl import update as updates
 from tests.rlhf.mesh import cases
 
 CASE, MESH = "sft/none/full", "1.4.2"
@@ -32,5 +33,16 @@ def main(directory: Path) -> None:
     print(json.dumps(result))
 
 
+def steps(directory: Path) -> None:
+    """What the other trainers' steps exchange on the mesh, as JSON on standard output."""
+    world = cases.World(directory)
+    steps = (("dpo", dpo_step, "step"), ("grpo", updates, "iterate"), ("ppo", updates, "iterate"))
+    found = {
+        kind: cases.exchanged(world, f"{kind}/low_rank/full", MESH, module, name)
+        for kind, module, name in steps
+    }
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (steps if sys.argv[2:] else main)(Path(sys.argv[1]))

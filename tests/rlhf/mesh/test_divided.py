@@ -8,15 +8,15 @@ import sys
 import pytest
 
 
-@pytest.fixture(scope="module")
-def child(tmp_path_factory):
+def divided(*words: str) -> subprocess.CompletedProcess[str]:
+    """`divided.py` in a process of eight devices."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",  # two programs at once wait for one another's threads
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.rlhf.mesh.divided", str(tmp_path_factory.mktemp("divided"))],
+        [sys.executable, "-m", "tests.rlhf.mesh.divided", *words],
         env=environment,
         capture_output=True,
         text=True,
@@ -24,6 +24,12 @@ def child(tmp_path_factory):
         check=False,
     )
     assert not done.returncode, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    done = divided(str(tmp_path_factory.mktemp("divided")))
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
@@ -52,3 +58,14 @@ def test_matrices_are_gathered_one_at_a_time_and_logits_never(child):
     assert not [shape for shape in gathered if len(shape) == 3 and shape[0] == 2]  # no stack of layers
     assert not [shape for _, shape in found if len(shape) > 2 and shape[-1] in (24, 48)]  # no logits
     assert "Involuntary full rematerialization" not in child[1]
+
+
+def test_preference_and_reinforcement_steps_gather_matrices_one_at_a_time_too(tmp_path):
+    """The same model; a rollout's rows, hidden states and logits are never gathered, nor any stack of layers."""
+    done = divided(str(tmp_path), "steps")
+    for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
+        gathered = [tuple(shape) for how, shape in found if how == "all-gather"]
+        assert {(16, 12), (24, 16)} <= set(gathered), kind
+        assert not [shape for shape in gathered if len(shape) == 3 and shape[0] == 2], kind
+        assert not [shape for _, shape in found if len(shape) > 2 and shape[-1] in (24, 48)], kind
+        assert max(len(shape) for how, shape in found if how == "all-gather") <= 3, kind

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewards.errors import UserError
@@ -140,6 +140,8 @@ _VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(_VALUES)
+@example({":0": None})
+@example({":": {":-": ":x"}, "<<": {"?x": []}})
 def test_what_is_written_reads_back_equal(value):
     for flow in (False, True):
         assert parse(dump(value, flow=flow), "f")[0] == value

@@ -8,6 +8,11 @@ from rewards.types import Prompt
 MOST_LINES = 1_000_000  # all of them are held in memory
 
 
+def is_text(path: str) -> bool:
+    """Whether a file of this name is one of lines of text, or standard input: no table that a data source reads."""
+    return path == jsonl.STANDARD_INPUT or path.endswith((".txt", ".md"))
+
+
 def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a file or standard input: plain lines, or JSON lines whose `prompt` is text or messages."""
     prompts: list[Prompt] = []

@@ -1,0 +1,140 @@
+"""Rows of a file that is larger than memory: found once, read when they are visited.
+
+Of a JSONL file (or several: `rows-*.jsonl`) is kept where each line begins, 8 bytes a row. A parquet file is written once as
+JSONL into the cache folder, group of rows by group of rows, since its rows cannot be had one by one.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rewards import files
+from rewards.data import schema
+from rewards.data.schema import RowError
+from rewards.errors import UserError
+from rewards.files import cache_dir
+from rewards.types import Prompt
+
+PIECE = 1 << 24  # bytes read at a time
+
+
+class Stream:
+    """Records by number, 0 … N−1, in the order of the files.
+
+    Attributes:
+      source: how messages call it. identity: sha256 over the content.
+    """
+
+    def __init__(self, path: str, columns: Mapping[str, str] | None = None):
+        self.source = path
+        self._names = {theirs: ours for ours, theirs in (columns or {}).items()}
+        self._files = [_lines_of(file) for file in _shards(path)]
+        digest, starts = hashlib.sha256(), []
+        for file in self._files:
+            starts.append(_starts(file, digest))
+        self.identity = digest.hexdigest()
+        self._starts = starts
+        self._bounds = np.cumsum([0, *(len(one) for one in starts)])
+        self._handles = [os.open(file, os.O_RDONLY) for file in self._files]
+        if not len(self):
+            raise UserError(f"{path}: holds no rows; give at least one")
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def record(self, index: int) -> object:
+        """The parsed row; a `RowError` where it is no JSON."""
+        shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        starts, own = self._starts[shard], index - int(self._bounds[shard])
+        begin = int(starts[own])
+        end = int(starts[own + 1]) if own + 1 < len(starts) else os.fstat(self._handles[shard]).st_size
+        text = os.pread(self._handles[shard], end - begin, begin)
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            return RowError("row", f"is not JSON ({error}); write one object a line")
+        if not isinstance(row, Mapping) or not self._names:
+            return row
+        taken = {self._names[name] for name in row if name in self._names}
+        return {self._names.get(k, k): v for k, v in row.items() if k in self._names or k not in taken}
+
+    def pair(self, index: int) -> tuple[Prompt, str, str, float]:
+        """Prompt, both completions, and 1 where the first was chosen (0.5 for a tie).
+
+        Raises:
+          UserError: file, row, field, value and fix.
+        """
+        try:
+            record = self.record(index)
+            if isinstance(record, RowError):
+                raise record
+            row = schema.parse_row(record, None)
+        except RowError as error:
+            raise UserError(f"{self.source}: row {index + 1}: {error}") from None
+        return row.prompt, row.chosen, row.rejected, row.outcome
+
+
+def _shards(path: str) -> Sequence[Path]:
+    found = sorted(glob.glob(os.path.expanduser(path))) if any(c in path for c in "*?[") else [path]
+    places = [Path(one).expanduser() for one in found]
+    if not places:
+        raise UserError(f"{path}: no file has such a name; check data.path")
+    for place in places:
+        if not place.is_file():
+            raise UserError(f"{place}: no such file; check data.path")
+        if place.suffix not in (".jsonl", ".parquet"):
+            raise UserError(
+                f"{place}: cannot be read row by row (data.stream); give .jsonl (not compressed) or .parquet, or set "
+                "data.stream=false"
+            )
+    return places
+
+
+def _starts(file: Path, digest: "hashlib._Hash") -> np.ndarray:
+    """Where each line that is not blank begins, int64[N]."""
+    parts, place, before = [np.zeros(1, np.int64)], 0, b""
+    with open(file, "rb") as opened:
+        while piece := opened.read(PIECE):
+            digest.update(piece)
+            ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == 10)
+            parts.append(ends.astype(np.int64) + place + 1)
+            place += len(piece)
+            before = piece
+    starts = np.concatenate(parts)
+    if before.endswith(b"\n") or not place:
+        starts = starts[:-1]
+    lengths = np.diff(np.append(starts, place))
+    return starts[lengths > 1]
+
+
+def _lines_of(file: Path) -> Path:
+    """The file, or the same rows as JSONL in the cache folder."""
+    if file.suffix != ".parquet":
+        return file
+    import pyarrow
+    import pyarrow.parquet
+
+    status = file.stat()
+    identity = files.sha256_json([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
+    place = cache_dir() / "streams" / f"{file.stem}-{identity[:16]}.jsonl"
+    if place.is_file():
+        return place
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(place) as temporary, open(temporary, "w", encoding="utf-8") as out:
+            for rows in table.iter_batches(batch_size=4096):
+                out.writelines(
+                    json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows.to_pylist()
+                )
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{file}: not a readable parquet file, or no room for its rows ({reason}); write it again"
+        ) from None
+    return place

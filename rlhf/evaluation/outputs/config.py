@@ -1,0 +1,110 @@
+"""The configuration of `chorus evaluate` with policies: what they write, for whom, on which prompts, judged by what."""
+
+from collections.abc import Iterator
+
+from pydantic import Field, model_validator
+
+from rlhf.phi.columns.config import ColumnConfig
+from rlhf.phi.reward import HostConfig
+from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
+from rlhf.run.config.unread import Unread
+from rlhf.run.record import record
+
+
+@record
+class WritingConfig:
+    num_samples: int = Field(
+        default=2, ge=1, le=10_000, description="Completions sampled for each policy, person and prompt."
+    )
+    max_new_tokens: int = Field(default=64, ge=1, le=1_000_000, description="Longest completion, in tokens.")
+    temperature: float = Field(default=1.0, ge=0, le=1e6, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this mass; 1 is all."
+    )
+    skip_special_tokens: bool = Field(
+        default=True,
+        description="Leave special tokens out of the text that rewards see; as rollout.skip_special_tokens in training.",
+    )
+    batch: int = Field(default=64, ge=1, le=100_000, description="Completions written at a time.")
+
+
+@record
+class OutputsConfig(RunConfig):
+    """`chorus evaluate` over any number of policies: samples, wins, diversity, quality, one report."""
+
+    policies: tuple[str, ...] = Field(
+        min_length=1,
+        max_length=64,
+        description="[NAME=]SOURCE each: a run of chorus train, RUN@aggregate for its policy for everybody, a Hugging Face "
+        "directory or model name, or `reference`.",
+    )
+    people: tuple[str, ...] = Field(
+        default=("held-out",),
+        min_length=1,
+        description="held-out, population (w = μ), sparse, median, extreme (by answers and by distance from μ), or names "
+        "of people of the reward run.",
+    )
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="People taken of each of these groups; null: all held-out people, five of the other groups.",
+    )
+    answers: int = Field(
+        default=10,
+        ge=0,
+        le=1_000_000,
+        description="Answers from which a held-out person's coefficients are estimated; 0 is the prior.",
+    )
+    rewards: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Reward run: whose people they are, and the judge of each person's answers; null: nobody in particular.",
+    )
+    judges: tuple[ColumnConfig, ...] = Field(
+        default=(),
+        description="Further judges, the same for everybody: functions, classifiers, models behind an address "
+        "(docs/columns.md has their keys).",
+    )
+    data: PeopleDataConfig | None = Field(
+        default=None,
+        description="Preferences of held-out people, and prompts where none are given; null: those of the reward run.",
+    )
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of prompts: one a line, or JSON lines with a prompt; null: those of `data`.",
+    )
+    max_prompts: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Only the first so many prompts; null: all."
+    )
+    reference: str | None = Field(
+        default=None,
+        min_length=1,
+        description="π_ref; null: the model from which the first of the policies that is a run was trained.",
+    )
+    sampling: WritingConfig = Field(default=WritingConfig(), description="How completions are drawn.")
+    host: HostConfig = Field(default=HostConfig(), description="How `judges` are computed.")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+
+    def unread(self) -> Iterator[Unread]:
+        if self.rewards is None:
+            yield Unread(["answers", "count"], "rewards", "rewards null")
+
+    @model_validator(mode="after")
+    def _somebody_and_something(self):
+        if self.mesh.processes not in (None, 1):
+            raise ValueError(
+                "mesh.processes: policies are compared by one process, on all its devices; leave it out"
+            )
+        if self.rewards is None and self.people != ("held-out",):
+            raise ValueError("people belong to a reward run; give rewards, or leave people out")
+        if self.rewards is None and self.data is None and self.prompts is None:
+            raise ValueError(
+                "prompts: none given; give a file of prompts, or data, or rewards fitted on some"
+            )
+        if any(one.gate is not None for one in self.judges):
+            raise ValueError("judges: a gate judges nothing; leave out gate")
+        if len({one.name for one in self.judges}) < len(self.judges):
+            raise ValueError("judges: two have the same name; give each its own")
+        return self

@@ -1,0 +1,131 @@
+"""For whom policies write: people never seen, people by name, the average person, and the ends of the population.
+
+sparse    the training people with the fewest answers
+median    those nearest to the median distance from μ
+extreme   those farthest from μ;  distance² = (w − μ)ᵀ Σ⁻¹ (w − μ)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from rewards.basis.store import RewardRun
+from rewards.comparison import replay
+from rewards.data.split import keep_people, last_choices, split_people
+from rewards.errors import UserError, meant
+from rewards.people import records
+from rewards.people.population import People as Known
+from rewards.people.population import load_people
+from rewards.types import Preferences
+from rlhf.evaluation.outputs.config import OutputsConfig
+from rlhf.phi import encoder
+from rlhf.run.config.common import PeopleDataConfig
+
+HELD_OUT, POPULATION = "held-out", "population"
+BUCKETS = ("sparse", "median", "extreme")
+DEFAULT_COUNT = 5
+EVERYBODY = "everybody"
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Attributes:
+    name: as in tables, distinct. group: held-out, population, sparse, median, extreme or named.
+    coef: float64[K] coefficients; None where nobody in particular is meant.
+    """
+
+    name: str
+    group: str
+    coef: np.ndarray | None
+
+
+def chosen(
+    config: OutputsConfig, run: RewardRun | None, data: PeopleDataConfig | None, prefs: Preferences | None
+) -> list[Person]:
+    """The people of a configuration, each once, in its order.
+
+    Raises:
+      UserError: somebody unknown, or held-out people without the data they come from.
+    """
+    if run is None:
+        return [Person(EVERYBODY, EVERYBODY, None)]
+    found: dict[str, Person] = {}
+    for word in config.people:
+        for person in _group(word, config, run, data, prefs):
+            found.setdefault(person.name, person)
+    return list(found.values())
+
+
+def _group(
+    word: str,
+    config: OutputsConfig,
+    run: RewardRun,
+    data: PeopleDataConfig | None,
+    prefs: Preferences | None,
+) -> list[Person]:
+    if word == HELD_OUT:
+        if prefs is None or data is None:
+            raise UserError(
+                f"people: held-out people come from preferences, and {run.directory} does not say which; give data"
+            )
+        return _held_out(config, run, data, prefs)
+    if word == POPULATION:
+        return [Person(POPULATION, POPULATION, np.asarray(run.prior.mean, np.float64))]
+    if word in BUCKETS:
+        known = load_people(run)
+        places = bucket(word, known, run, config.count or DEFAULT_COUNT)
+        return [_person(known.user_ids[i], word, known.posteriors[i].mean) for i in places]
+    return [_named(word, run)]
+
+
+def bucket(word: str, known: Known, run: RewardRun, count: int) -> Sequence[int]:
+    """Places among the training people."""
+    away = np.stack([np.asarray(one.mean) for one in known.posteriors]) - np.asarray(run.prior.mean)
+    distance = np.sqrt(np.einsum("uk,kl,ul->u", away, np.asarray(run.prior.precision), away))
+    keys = {
+        "sparse": np.array([one.num_answers for one in known.posteriors]),
+        "median": np.abs(distance - np.median(distance)),
+        "extreme": -distance,
+    }
+    return np.argsort(keys[word], kind="stable")[:count].tolist()
+
+
+def _named(name: str, run: RewardRun) -> Person:
+    if records.path_of(run.users, name).is_file():
+        return _person(name, "named", records.load(run.users, name, run).posterior.mean)
+    known = load_people(run)
+    if name in known.user_ids:
+        return _person(name, "named", known.posteriors[known.user_ids.index(name)].mean)
+    words = [HELD_OUT, POPULATION, *BUCKETS, *known.user_ids]
+    advice = meant(name, words, f"{', '.join(words[:5])}, or the name of somebody who has answered")
+    raise UserError(f"people: {run.directory} knows nobody called {name!r}; {advice}")
+
+
+def _held_out(
+    config: OutputsConfig, run: RewardRun, data: PeopleDataConfig, prefs: Preferences
+) -> list[Person]:
+    """As `evaluation.policy.held_out_people`: coefficients after a few questions chosen among their recorded choices."""
+    prefs = keep_people(prefs, data.min_comparisons, data.max_people)
+    _, held = split_people(prefs, data.held_out_people, data.split_seed)
+    wanted = np.unique(prefs.user_index[held])[: config.count]
+    found = replay.cold_start(
+        run.prior,
+        prefs,
+        encoder.items_phi(run.basis, prefs),
+        last_choices(prefs, data.last_choices) & held,
+        key=jax.random.key(config.seed),
+        people=wanted,
+        counts=(config.answers,),
+        method="information",
+        lapse=run.lapse,
+    )
+    coef = found.coef[config.answers]
+    return [
+        _person(prefs.user_ids[user], HELD_OUT, own) for user, own in zip(found.people, coef, strict=True)
+    ]
+
+
+def _person(name: str, group: str, coef: object) -> Person:
+    return Person(name, group, np.asarray(coef, np.float64))

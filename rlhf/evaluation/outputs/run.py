@@ -1,0 +1,238 @@
+"""`chorus evaluate` with policies: write, judge, compare, report.
+
+samples.jsonl, samples.parquet, samples.csv   every completion: policy, person, prompt, text, worth by judge
+matrix.json                                   people by people, by policy
+metrics.json, report.html                     the figures, and what they say
+"""
+
+import csv
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rewards import jsonl
+from rewards.basis.store import RewardRun, load_reward_run
+from rewards.data.prompts import is_text
+from rewards.data.prompts import read_prompts as read_lines
+from rewards.data.read import read_preferences
+from rewards.errors import UserError
+from rewards.files import JSONObject, atomic_path, sha256_json, write_json
+from rewards.types import Preferences, Prompt
+from rlhf.evaluation.outputs import figures, judging, people, policies, samples
+from rlhf.evaluation.outputs.config import OutputsConfig
+from rlhf.evaluation.outputs.judging import Judged
+from rlhf.evaluation.outputs.people import Person
+from rlhf.evaluation.outputs.samples import Written
+from rlhf.mesh.devices import under_mesh
+from rlhf.phi.columns import table
+from rlhf.phi.config import RewardsConfig
+from rlhf.phi.reward import PromptRows
+from rlhf.report.outputs import write_outputs_report
+from rlhf.run import inputs
+from rlhf.run.config.common import PeopleDataConfig
+from rlhf.run.config.load import load
+from rlhf.run.directory import CONFIG, REPORT, RESULT, Run, plain, read_result
+from rlhf.train.rl.prompts import read_prompts
+
+_LOG = logging.getLogger("chorus")
+SAMPLES, MATRIX = "samples", "matrix.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What an evaluation is about, read and checked before anything is loaded or written."""
+
+    sources: list[policies.Source]
+    reference: policies.Source | None
+    run: RewardRun | None
+    people: list[Person]
+    asked: PromptRows
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return self.asked.prompts
+
+
+@under_mesh
+def run(config: OutputsConfig) -> JSONObject:
+    """Evaluate and write everything; a finished evaluation is not repeated while all that it read is as it was then."""
+    with Run.open(config.output_dir, config, "outputs") as job:
+        world = read(config)
+        found = read_by(config, world)
+        done = all((job.directory / name).is_file() for name in (REPORT, RESULT, f"{SAMPLES}.jsonl"))
+        if job.resumed and done and inputs.unchanged(job, found):
+            return job.stored_result()
+        written = samples.write_all(config, world.sources, world.prompts, world.people)
+        if world.reference is not None:
+            written = samples.with_reference(written, world.reference, world.prompts)
+        judged = judging.judge(config, written, world.run, world.asked, world.people)
+        for name, found_of in judged.checks.items():
+            if found_of["off"]:
+                _LOG.warning(f"judge {name!r} is not counted: {found_of['off']}")
+        result = summary(config, world, written, judged)
+        rows = list(sample_rows(world, written, judged))
+        write_samples(job.directory, rows)
+        matrices = {
+            one.source.name: matrix.tolist()
+            for one, matrix in zip(written, judged.matrices, strict=True)
+            if matrix is not None
+        }
+        names = [person.name for person in world.people]
+        write_json(job.directory / MATRIX, {"people": names, "policies": matrices})
+        write_outputs_report(job.directory, plain(result), matrices, names, rows)
+        inputs.write(job, found)
+        job.write_result(result)
+        return read_result(job.directory)
+
+
+def read(config: OutputsConfig) -> World:
+    """Resolve what the configuration names.
+
+    Raises:
+      UserError: a policy, a person, data or prompts that are not there.
+    """
+    run = None if config.rewards is None else load_reward_run(config.rewards)
+    place = policies.reference_of(config.policies, config.reference)
+    sources = policies.sources(config.policies, place, run)
+    data = config.data or _data_of(run)
+    wanted = config.prompts is None or (run is not None and people.HELD_OUT in config.people)
+    prefs = None if data is None or not wanted else _preferences(data)
+    whom = people.chosen(config, run, data, prefs)
+    reference = None if place is None else policies.model(policies.REFERENCE, place)
+    return World(sources, reference, run, whom, _asked(config, prefs))
+
+
+def _data_of(run: RewardRun | None) -> PeopleDataConfig | None:
+    """The data that a reward run was fitted on, by its configuration."""
+    if run is None or not (run.directory / CONFIG).is_file():
+        return None
+    return load(run.directory / CONFIG, (), RewardsConfig).data
+
+
+def _preferences(data: PeopleDataConfig) -> Preferences:
+    return read_preferences(data.path, data.split, columns=data.columns)
+
+
+def _asked(config: OutputsConfig, prefs: Preferences | None) -> PromptRows:
+    """The prompts, each once, with the other columns of the row where each stands first, which functions may read."""
+    if config.prompts is not None and is_text(config.prompts):
+        found = tuple(read_lines(config.prompts))
+        rows = PromptRows(found, np.arange(1, len(found) + 1, dtype=np.int32), {}, config.prompts)
+    elif config.prompts is not None:
+        rows = read_prompts(config.prompts)
+    elif prefs is not None:
+        number = np.arange(1, len(prefs.prompts) + 1, dtype=np.int32)
+        rows = PromptRows(prefs.prompts, number, {}, prefs.source)
+    else:
+        raise UserError(
+            "prompts: none given, and the rewards do not say on which data they were fitted; give prompts"
+        )
+    first: dict[Prompt, int] = {}
+    for place, prompt in enumerate(rows.prompts):
+        first.setdefault(prompt, place)
+    return rows.take(np.array(list(first.values()))[: config.max_prompts])
+
+
+def read_by(config: OutputsConfig, world: World) -> inputs.Inputs:
+    """What an evaluation reads, by content."""
+    coefs = [[one.name, None if one.coef is None else one.coef.tolist()] for one in world.people]
+    found: dict[str, dict[str, str]] = {
+        "policies": {one.name: one.identity for one in world.sources},
+        "people": {"people": sha256_json(coefs)},
+        "prompts": {"prompts": inputs.content(world.asked)},
+    }
+    if world.run is not None:
+        found["rewards"] = {"basis": world.run.hash}
+    if world.reference is not None:
+        found["reference"] = {"reference": world.reference.identity}
+    if config.judges:
+        found["judges"] = {name: sha256_json(parts) for name, parts in table.made_of(config.judges).items()}
+    return found
+
+
+def summary(config: OutputsConfig, world: World, written: Sequence[Written], judged: Judged) -> JSONObject:
+    """The contents of metrics.json."""
+    result: JSONObject = {
+        "run_dir": config.output_dir,
+        "people": len(world.people),
+        "prompts": len(world.prompts),
+        "samples": config.sampling.num_samples,
+        "completions": sum(int(np.prod(one.shape)) for one in written),
+        "temperature": config.sampling.temperature,
+        "reference": None if world.reference is None else world.reference.place,
+        "judges": list(judged.values),
+        "judge_checks": judged.checks,
+        "persons": [{"name": one.name, "group": one.group} for one in world.people],
+        **figures.figures(written, judged, world.people, config.sampling.temperature),
+    }
+    status, text = figures.headline(result)
+    return result | {"verdict": {"status": status, "text": text}}
+
+
+def sample_rows(world: World, written: Sequence[Written], judged: Judged) -> Iterator[JSONObject]:
+    """Every completion, once for each person whom it was written for; the policies that answer all alike have "everybody"."""
+    for number, one in enumerate(written):
+        shared = not one.source.personal
+        shape = one.shape
+        for person, prompt, sample in itertools.product(*map(range, shape)):
+            completion = one.completions[person][prompt][sample]
+            worth = {
+                judge: values[number][:, prompt, sample].mean()
+                if shared
+                else values[number][person, prompt, sample]
+                for judge, values in judged.values.items()
+            }
+            yield {
+                "policy": one.source.name,
+                "person": people.EVERYBODY if shared else world.people[person].name,
+                "prompt_number": prompt,
+                "prompt": jsonl.prompt_value(world.prompts[prompt]),
+                "sample": sample,
+                "text": completion.text,
+                "tokens": completion.num_tokens,
+                "finished": completion.finished,
+                "logprob": completion.logprob,
+                "reference_logprob": None
+                if one.reference is None
+                else float(one.reference[person, prompt, sample]),
+                "worth": {judge: float(value) for judge, value in worth.items()},
+            }
+
+
+def write_samples(directory: Path, rows: Sequence[JSONObject]) -> None:
+    """The same table three times: for people, for pandas, for spreadsheets."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [plain(row) for row in rows]
+    jsonl.write(directory / f"{SAMPLES}.jsonl", rows)
+    flat = [
+        {key: value for key, value in row.items() if key not in ("worth", "prompt")}
+        | {"prompt": row["prompt"] if isinstance(row["prompt"], str) else jsonl.line(row["prompt"]).strip()}
+        | {f"worth: {judge}": value for judge, value in row["worth"].items()}
+        for row in rows
+    ]
+    flat = [{key: _unicode(value) for key, value in row.items()} for row in flat]
+    with atomic_path(directory / f"{SAMPLES}.parquet") as temporary:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), temporary)
+    with (
+        atomic_path(directory / f"{SAMPLES}.csv") as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        table_writer = csv.DictWriter(file, list(flat[0]))
+        table_writer.writeheader()
+        table_writer.writerows({key: _inert(value) for key, value in row.items()} for row in flat)
+
+
+def _unicode(value: object) -> object:
+    """Halves of surrogate pairs have no UTF-8."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _inert(value: object) -> object:
+    """A spreadsheet takes a cell that begins like this for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

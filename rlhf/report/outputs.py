@@ -1,0 +1,262 @@
+"""report.html of `chorus evaluate` with policies: what was written, for whom, how good it is, and the texts themselves."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rewards.files import JSONObject
+from rlhf.report import page, plots
+from rlhf.report.verdict import Verdict
+
+MOST_CHARACTERS = 1_200_000
+"""Of texts in the page's browser; the files beside it have all of them."""
+LONGEST_TEXT = 2_000
+MOST_PEOPLE = 60
+"""In a heat map and in bars: more cannot be read."""
+OWN = "own reward"
+
+
+def write_outputs_report(
+    directory: Path,
+    result: JSONObject,
+    matrices: dict[str, list[list[float]]],
+    people: Sequence[str],
+    rows: Sequence[JSONObject],
+) -> None:
+    """Write report.html.
+
+    Args:
+      result: as in metrics.json. matrices: by policy [U, U], row u what u gets of what was written for column v.
+      people: U names. rows: as in samples.jsonl.
+    """
+    data, told = browser(result, people, rows)
+    first = next(iter(result["policies"]))
+    sections = [
+        page.section(
+            "Comparisons",
+            _comparisons(result, lambda names: first in names),
+            page.details("The other pairs", _comparisons(result, lambda names: first not in names)),
+            page.paragraph(_COMPARISON, "note") if result["comparisons"] else page.Markup(""),
+        ),
+        page.section("Does each person get answers that suit them?", *_heat_maps(matrices, people)),
+        page.section("Person by person", *_bars(result)),
+        page.section(
+            "What they wrote",
+            page.paragraph(f"{told} Keys: j and k go to the next and the previous, / filters.", "note"),
+            page.Markup('<div id="outputs"></div>'),
+        ),
+        page.section("Policies", _policies(result), _quality(result)),
+        page.section("Judges", _judges(result)),
+        page.section("What the figures mean", page.metric_table_of("outputs", _present(result))),
+        page.section("Setting", page.table(["", ""], _setting(result))),
+    ]
+    script = page.Script.of("outputs.js", "outputs-data", data)
+    verdict = Verdict(**result["verdict"])
+    page.write_page(directory, "What policies write", verdict, sections, script)
+
+
+_COMPARISON = (
+    "Win rate: share of pairs of completions in which the first policy's is better, a tie one half, with its 95 % interval over "
+    "people and prompts. At equal length: the same if both were equally long. Two points need: prompts with which a true "
+    "difference of two points would be found in four cases of five."
+)
+
+
+def _comparisons(result: JSONObject, shown: Callable[[list[str]], bool]) -> str:
+    rows = [
+        (
+            " against ".join(one["policies"]),
+            one["judge"],
+            _span(one["win_rate"], "%"),
+            f"{one['length_controlled']:.1%}",
+            _span(one["difference"]),
+            f"{one['people_who_gain']:.0%}",
+            f"{one['worst_tenth']:.1%}",
+            "more people" if one["prompts_needed"] is None else f"{one['prompts_needed']:,}",
+            one["outcome"],
+        )
+        for one in result["comparisons"]
+        if shown(one["policies"])
+    ]
+    head = ["policies", "judge", "win rate", "at equal length", "difference", "people who gain"]
+    head += ["worst tenth of people", "two points need", "the first is"]
+    return page.table(head, rows)
+
+
+def _policies(result: JSONObject) -> str:
+    rows = []
+    for name, one in result["policies"].items():
+        for judge, worth in one["worth"].items():
+            own = one.get("own_minus_other") if judge == OWN else None
+            groups = ", ".join(f"{group} {value:.3g}" for group, value in worth["by_group"].items())
+            rows.append(
+                (
+                    name,
+                    judge,
+                    _span(worth["mean"]),
+                    f"{worth['worst_tenth']:.3g}",
+                    groups,
+                    _span(own) if own else "–",
+                )
+            )
+    head = ["policy", "judge", "mean", "worst tenth of people", "by group", "own minus other people's"]
+    return page.table(head, rows)
+
+
+def _quality(result: JSONObject) -> str:
+    names = list(next(iter(result["policies"].values()))["quality"])
+    rows = [
+        (
+            name,
+            *(_figure(one["quality"][key]) for key in names),
+            _figure(one["likeness"]["within"]),
+            _figure(one["likeness"]["between"]),
+        )
+        for name, one in result["policies"].items()
+    ]
+    return page.table(["policy", *names, "likeness_within", "likeness_between"], rows)
+
+
+def _present(result: JSONObject) -> list[str]:
+    one = next(iter(result["policies"].values()))
+    return [*one["quality"], "likeness_within", "likeness_between", "win_rate", "length_controlled", "difference",
+            "worst_tenth", "own_minus_other", "prefer_own", "detectable", "prompts_needed"]  # fmt: skip
+
+
+def _judges(result: JSONObject) -> str:
+    """What was checked of each judge but people's own rewards."""
+    rows = [
+        (
+            name,
+            one["kind"],
+            "–" if one["longer_preferred"] is None else f"{one['longer_preferred']:.1%} of {one['pairs']}",
+            "–" if one.get("consistency") is None else f"{one['consistency']:.1%}",
+            f"not counted: {one['off']}" if one["off"] else "counted",
+        )
+        for name, one in result["judge_checks"].items()
+    ]
+    head = ["judge", "kind", "prefers the longer", "same verdict in both orders", ""]
+    return page.table(head, rows)
+
+
+def _heat_maps(matrices: dict[str, list[list[float]]], people: Sequence[str]) -> list[str]:
+    names, found = list(people[:MOST_PEOPLE]), []
+    for policy, matrix in matrices.items():
+        part = np.asarray(matrix, np.float64)[: len(names), : len(names)]
+        drawn = plots.heat_map(part, names, "the order of the table")
+        found.append(
+            page.figure(
+                drawn, f"{policy}: row by row, what a person loses by getting what was written for another"
+            )
+        )
+    if matrices and len(people) > MOST_PEOPLE:
+        found.append(
+            page.paragraph(f"The first {MOST_PEOPLE} of {len(people)} people; matrix.json has all.", "note")
+        )
+    return found
+
+
+def _bars(result: JSONObject) -> list[str]:
+    """Win rate of the first comparison by people's own rewards, person by person, worst first."""
+    if not result["comparisons"]:
+        return []
+    one = next((c for c in result["comparisons"] if c["judge"] == OWN), result["comparisons"][0])
+    persons = [person["name"] for person in result["persons"]]
+    if len(persons) < 2:
+        return []
+    order = np.argsort(one["per_person"], kind="stable")[:MOST_PEOPLE]
+    shown = [(persons[i], one["per_person"][i]) for i in order]
+    a, b = one["policies"]
+    title = (
+        f"Share of comparisons that {a} wins against {b}, by {one['judge']}, for each person, lowest first"
+    )
+    if len(persons) > len(shown):
+        title += f" (the lowest {len(shown)} of {len(persons)})"
+    return [page.paragraph(title), page.bars(shown)]
+
+
+def _setting(result: JSONObject) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        (name, page.number(result[name]) if result[name] is not None else "none")
+        for name in ("people", "prompts", "samples", "completions", "temperature", "reference")
+    ]
+    rows += [
+        (f"policy {name}", f"{one['source']} (sha256 {one['sha256'][:12]}…)")
+        for name, one in result["policies"].items()
+    ]
+    return [*rows, ("files", "samples.jsonl, samples.parquet, samples.csv, matrix.json, metrics.json")]
+
+
+def browser(result: JSONObject, people: Sequence[str], rows: Sequence[JSONObject]) -> tuple[JSONObject, str]:
+    """What the page's browser reads, and what it does not hold.
+
+    A cell is a person and a prompt: for each policy its completions and their mean worth; d, the disagreement, is the
+    greatest less the least worth. Where all texts would not fit, the cells with the greatest disagreement are kept.
+    """
+    policies = list(result["policies"])
+    judge = result["judges"][0] if result["judges"] else None
+    prompts: dict[int, str] = {}
+    told: dict[tuple[str, int], dict[str, list[JSONObject]]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt_number"], _prompt(row["prompt"]))
+        told.setdefault((row["person"], row["prompt_number"]), {}).setdefault(row["policy"], []).append(row)
+    cells = []
+    for number, person in enumerate(people):
+        for prompt in prompts:
+            shared = told.get(("everybody", prompt), {})
+            own = told.get((person, prompt), {})
+            texts = [own.get(policy) or shared.get(policy) or [] for policy in policies]
+            worth = [_worth(part, judge) for part in texts]
+            known = [value for value in worth if value is not None]
+            spread = max(known) - min(known) if known else 0.0
+            cells.append((spread, number, prompt, texts, worth))
+    cells.sort(key=lambda cell: -cell[0])
+    table: dict[str, int] = {}
+    used, kept, room = set(), [], MOST_CHARACTERS
+    for spread, number, prompt, texts, worth in cells:
+        wanted = [[_cut(row["text"]) for row in part] for part in texts]
+        new = {text for part in wanted for text in part} - table.keys()
+        room -= sum(map(len, new)) + (0 if prompt in used else len(prompts[prompt])) + 60
+        if room < 0 and kept:
+            break
+        used.add(prompt)
+        places = [[table.setdefault(text, len(table)) for text in part] for part in wanted]
+        kept.append({"p": number, "q": prompt, "d": round(spread, 4), "t": places, "w": worth})
+    asked = [prompts[place] if place in used else "" for place in range(max(prompts, default=-1) + 1)]
+    said = f"All {len(cells):,} pairs of person and prompt."
+    if len(kept) < len(cells):
+        said = (
+            f"The {len(kept):,} pairs of person and prompt with the greatest disagreement, of {len(cells):,}; "
+            "samples.jsonl has all."
+        )
+    data: JSONObject = {"policies": policies, "people": list(people), "prompts": asked}
+    return data | {"texts": list(table), "cells": kept}, said
+
+
+def _worth(part: Sequence[JSONObject], judge: str | None) -> float | None:
+    known = [row["worth"][judge] for row in part if judge is not None and np.isfinite(row["worth"][judge])]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def _prompt(prompt: object) -> str:
+    if isinstance(prompt, str):
+        return _cut(prompt)
+    assert isinstance(prompt, list), "messages"
+    return _cut("\n".join(f"{message['role']}: {message['content']}" for message in prompt))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
+
+
+def _figure(value: object) -> str:
+    return "–" if value is None else page.number(value)
+
+
+def _span(found: JSONObject, unit: str = "") -> str:
+    scale = 100 if unit else 1
+    mean, low, high = (None if found[key] is None else found[key] * scale for key in ("mean", "low", "high"))
+    if low is None or high is None:
+        return f"{mean:.3g}{unit}"
+    return f"{mean:.3g}{unit} ({low:.3g} to {high:.3g})"

@@ -1,0 +1,64 @@
+"""`chorus probe` on a tiny random model, and whom it asks for."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from rewards.basis.belief import Belief
+from rlhf.apps import cli
+from rlhf.evaluation.probes.voices import bucket, voices_of
+from rlhf.policy.conditioning import Conditioning, Gate
+from tests.rlhf.evaluation.probes import sets
+from tests.rlhf.tiny import write_model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def test_a_model_without_people_is_probed_and_reported(tmp_path, capsys):
+    write_model(tmp_path / "model")
+    sets.write(tmp_path / "sets")
+    (tmp_path / "sets" / "prefeval" / "implicit_choice.jsonl").unlink()
+    asked = [str(tmp_path / "model"), "--data", str(tmp_path / "sets"), "--items", "1"]
+    only = ["--only", "two_sided,party,profile,people", "--output", str(tmp_path / "out")]
+    assert cli.main(["probe", *asked, *only, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert set(result["buckets"]) == {"model"} and 0 <= result["buckets"]["model"]["probe/flip_rate"] <= 1
+    assert {one["probe"] for one in result["skipped"]} == {"profile", "people"}
+    stored = json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert stored["voices"] == result["voices"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Figures by kind of person" in page and "whose affirmer" in page
+    assert cli.main(["probe", *asked, *only]) == 0
+    assert "probe/flip_rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m", "--data", "nowhere"], "--data nowhere: is no folder"),
+        (["m", "--data", ".", "--only", "bia"], "--only bia"),
+        (["m", "--data", ".", "--items", "0"], "--items 0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert cli.main(["probe", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+
+
+def test_without_the_people_of_the_rewards_voices_are_draws_from_the_prior():
+    cov = np.diag([4.0, 1.0]).astype(np.float32)
+    prior = Belief.from_cov(np.array([1.0, 0.0], np.float32), cov)
+    record = {"prior": {"mean": [1.0, 0.0], "cov": cov.tolist()}, "rewards": None}
+    gate = Gate(Conditioning.from_prior(prior), 1.0, 0.0)
+    voices = voices_of(types.SimpleNamespace(gate=gate, record=record), 2, 0)
+    assert [voice.name for voice in voices] == ["average", "median 1", "median 2", "extreme 1", "extreme 2"]
+    assert voices[0].coef is None and {bucket(voice.name) for voice in voices} == {
+        "average",
+        "median",
+        "extreme",
+    }
+    size = {voice.name: np.linalg.norm(gate(voice.coef.astype(np.float32))) for voice in voices[1:]}
+    assert min(size["extreme 1"], size["extreme 2"]) > 2 > max(size["median 1"], size["median 2"])

@@ -1,0 +1,120 @@
+"""Several processes as one job: what is found, what is refused, and what a lost process leaves."""
+
+import os
+
+import pytest
+
+from rewards.errors import UserError
+from rlhf.run import cluster, processes
+from rlhf.run.config.common import MeshConfig
+from tests.rlhf.run.jobs import Job, close, ended
+
+SLURM = {
+    "SLURM_JOB_ID": "70001",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """A launcher's variables, and no others."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "JAX_", "TPU_"))]:
+        monkeypatch.delenv(name)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+def test_alone_without_flags_and_launcher(launched):
+    assert cluster.found(MeshConfig()) is None
+
+
+def test_slurm_says_who_the_processes_are(launched):
+    launched(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    place = cluster.found(MeshConfig())
+    assert place == ("node07:" + place.coordinator.rpartition(":")[2], 4, 2, [0, 1])
+
+
+def test_one_task_a_node_has_all_its_devices(launched):
+    launched(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"})
+    place = cluster.found(MeshConfig())
+    assert place is not None and place.devices is None
+
+
+def test_one_task_is_no_job_of_several(launched):
+    launched(SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
+    assert cluster.found(MeshConfig()) is None
+
+
+def test_one_process_is_alone_whatever_the_launcher_says(launched):
+    launched(SLURM)
+    assert cluster.found(MeshConfig(processes=1)) is None
+
+
+def test_open_mpi_without_its_old_variable_needs_the_address(launched):
+    launched({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"})
+    with pytest.raises(UserError, match=r"mesh\.coordinator: missing.*Open MPI"):
+        cluster.found(MeshConfig())
+    assert cluster.found(MeshConfig(coordinator="a:1")) == ("a:1", 2, 1, None)
+
+
+def test_trials_of_a_sweep_are_alone_in_a_job_of_several(launched):
+    launched(SLURM | {"JAX_NUM_PROCESSES": "1"})
+    assert cluster.found(MeshConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"processes": 3}, r"mesh\.processes 3: SLURM says 4"),
+        ({"process": 1}, r"mesh\.process 1: SLURM says 2"),
+    ],
+)
+def test_flags_that_contradict_the_launcher(launched, given, said):
+    launched(SLURM)
+    with pytest.raises(UserError, match=said):
+        cluster.found(MeshConfig(**given))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"coordinator": "a:1"}, r"mesh\.processes: missing \(mesh\.coordinator alone"),
+        ({"processes": 2, "process": 0}, r"mesh\.coordinator: missing"),
+        ({"coordinator": "a", "processes": 2, "process": 0}, r"mesh\.coordinator a: must be HOST:PORT"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, r"mesh\.process 2: .* numbered 0 to 1"),
+    ],
+)
+def test_flags_that_are_not_enough(launched, given, said):
+    with pytest.raises(UserError, match=said):
+        cluster.found(MeshConfig(**given))
+
+
+def test_one_process_speaks_with_itself():
+    assert processes.exchange({"a": 1}) == [{"a": 1}] and processes.is_writer()
+    assert processes.from_writer(lambda: 3) == 3 and processes.together(lambda: 4) == [4]
+    with pytest.raises(UserError, match="no"):
+        processes.from_writer(_refuse)
+
+
+def _refuse() -> None:
+    raise UserError("no")
+
+
+def test_a_killed_process_ends_the_other_and_both_go_on(tmp_path):
+    """The survivor ends with one line and the status of "again"; a checkpoint of two goes on in one."""
+    job = Job(tmp_path)
+    words = job.words("sft", "run", "train.steps=60", "train.checkpoint_every=5")
+    first, second = job.pair(words)
+    while not list((tmp_path / "run/checkpoints").glob("*/COMPLETE")):
+        assert first.poll() is None, first.communicate()[0]
+    second.kill()
+    said = ended(first, processes.AGAIN)
+    assert said.count("chorus: another process of this job is gone") == 1 and "Traceback" not in said
+    second.communicate()
+    ended(job.start(words, 1))
+    ended(job.start(job.words("sft", "whole", "train.steps=60", "train.checkpoint_every=60"), 1))
+    assert close(job.weights("run"), job.weights("whole"))
