@@ -262,6 +262,12 @@ def flatten(tree: PyTree) -> dict[str, np.ndarray]:
     return {name: place.host(leaf) for name, leaf in _named(tree).items()}
 
 
+def _gathered(role: str, tree: PyTree) -> dict[str, np.ndarray]:
+    """Arrays as they are stored, gathered one by one; only the process that writes keeps them."""
+    named = ((f"{role}.{name}", place.host(leaf)) for name, leaf in _named(tree).items())
+    return {name: array for name, array in named if processes.is_writer()}
+
+
 def _named(tree: PyTree) -> dict[str, jax.Array]:
     """Leaves of an `nnx.State`, arrays or shapes, by dotted path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(tree))
@@ -277,10 +283,9 @@ def save_policy(
     directory: Path, params: PolicyParams, spec: AdapterSpec | None, record: JSONObject, *, full: bool
 ) -> None:
     """Write `policy/` of a run; policy.json last, so that its presence means the policy is whole."""
-    tensors = {f"lora.{k}": v for k, v in flatten(params.lora).items()}
-    tensors |= {f"conditioner.{k}": v for k, v in flatten(params.conditioner).items()}
+    tensors = _gathered("lora", params.lora) | _gathered("conditioner", params.conditioner)
     if full:
-        tensors |= {f"base.{k}": np.asarray(v, np.float32) for k, v in flatten(params.base).items()}
+        tensors |= {name: np.asarray(v, np.float32) for name, v in _gathered("base", params.base).items()}
     processes.from_writer(lambda: _write(directory, tensors, spec, record, full))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -89,7 +90,12 @@ def _run(study: Study, claim: Claim, words: list[str]) -> int | None:
     with open(claim.beside(".log"), "ab") as log:
         # The process inherits the trial's lock: while it lives, even without its worker, nobody takes the trial up.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[claim.lock.handle]
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[claim.lock.handle],
+            env=os.environ | {"JAX_NUM_PROCESSES": "1"},  # a trial is no part of a job of several processes
         )
         try:
             while process.poll() is None:

@@ -114,7 +114,7 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder))
         sizes: dict[str, Any] = FIT
-        fitted = rewards.fit(rewards.read(table()), encoder=rlhf.encoder(job.model), **sizes)
+        fitted = rewards.fit(rewards.read(table()), encoder=rlhf.encoder(str(job.model)), **sizes)
         fitted.save(str(Path(folder) / "rewards"))
         found: dict[str, Any] = {"equal": {}, "killed": {}}
         for kind in ("sft", "dpo", "grpo"):

@@ -1,5 +1,6 @@
 """Rewards between the halves of an iteration: what functions are given, what they may return, and how they fail."""
 
+import dataclasses
 import threading
 import time
 
@@ -15,6 +16,7 @@ from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.table import Table, as_they_are
 from rlhf.phi.on_host import ColumnFeatures, HostReward, filled, side_by_side
 from rlhf.phi.reward import HostConfig, PromptRows
+from rlhf.run import processes
 from rlhf.train.rl.rollout import Rollout
 from tests.rlhf.tiny import ToyTokenizer
 
@@ -94,6 +96,25 @@ def test_numbers_arrive_as_they_are(functions):
     found = reward_of(functions, "exact", "later")
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.float32([[-1.9, 1.5], [0.7, 1.5], [-1.9, 1.5], [-1.9, 1.5]]))
+
+
+def test_each_process_of_a_job_rewards_its_own_groups_and_all_get_all(functions, monkeypatch):
+    """Two processes played one after the other: rewards, counts and logged numbers are those of one."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    reward = HostReward(
+        ColumnFeatures(columns(functions, "exact", "sometimes"), None, LIMITS), ToyTokenizer(), 2
+    )
+    items = rows().with_texts(on_host.texts_of(rollout(), ToyTokenizer()))
+    items = dataclasses.replace(items, columns={**items.columns, "completion_ids": on_host.ids_of(rollout())})
+    parts = []
+    for index in (0, 1):
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        monkeypatch.setattr(processes, "together", lambda work: parts.append(work()) or parts)
+        found = reward._shared(items)
+    assert [len(part["phi"]) for part in parts] == [2, 2]
+    whole = reward._computed(items)
+    np.testing.assert_array_equal(found.phi, whole.phi)
+    assert found.left_out == whole.left_out
 
 
 def test_a_function_gets_prompts_texts_and_the_columns_of_its_row(functions):

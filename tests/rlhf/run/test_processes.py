@@ -61,6 +61,11 @@ def test_open_mpi_without_its_old_variable_needs_the_address(launched):
     assert cluster.found(MeshConfig(coordinator="a:1")) == ("a:1", 2, 1, None)
 
 
+def test_trials_of_a_sweep_are_alone_in_a_job_of_several(launched):
+    launched(SLURM | {"JAX_NUM_PROCESSES": "1"})
+    assert cluster.found(MeshConfig()) is None
+
+
 @pytest.mark.parametrize(
     "given, said",
     [
