@@ -9,7 +9,7 @@ from rewards.files import JSONObject
 from rlhf.report import page, plots
 from rlhf.report.verdict import Verdict
 
-MOST_CHARACTERS = 1_500_000
+MOST_CHARACTERS = 1_200_000
 """Of texts in the page's browser; the files beside it have all of them."""
 LONGEST_TEXT = 2_000
 MOST_PEOPLE = 60
@@ -47,7 +47,7 @@ def write_outputs_report(
             page.Markup('<div id="outputs"></div>'),
         ),
         page.section("Policies", _policies(result), _quality(result)),
-        page.section("Judges that are not counted", _left_out(result)),
+        page.section("Judges", _judges(result)),
         page.section("What the figures mean", page.metric_table_of("outputs", _present(result))),
         page.section("Setting", page.table(["", ""], _setting(result))),
     ]
@@ -124,8 +124,20 @@ def _present(result: JSONObject) -> list[str]:
             "worst_tenth", "own_minus_other", "prefer_own", "detectable", "prompts_needed"]  # fmt: skip
 
 
-def _left_out(result: JSONObject) -> str:
-    return page.table(["judge", "why"], result["judges_left_out"].items())
+def _judges(result: JSONObject) -> str:
+    """What was checked of each judge but people's own rewards."""
+    rows = [
+        (
+            name,
+            one["kind"],
+            "–" if one["longer_preferred"] is None else f"{one['longer_preferred']:.1%} of {one['pairs']}",
+            "–" if one.get("consistency") is None else f"{one['consistency']:.1%}",
+            f"not counted: {one['off']}" if one["off"] else "counted",
+        )
+        for name, one in result["judge_checks"].items()
+    ]
+    head = ["judge", "kind", "prefers the longer", "same verdict in both orders", ""]
+    return page.table(head, rows)
 
 
 def _heat_maps(matrices: dict[str, list[list[float]]], people: Sequence[str]) -> list[str]:

@@ -34,7 +34,11 @@ class Script(NamedTuple):
         """A file of `templates/`, and JSON in which nothing can end its block."""
         source, _, _ = _TEMPLATES.loader.get_source(_TEMPLATES, file)  # pyright: ignore[reportOptionalMemberAccess]
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-        text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+        text = (
+            json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+            .replace("<", "\\u003c")
+            .replace(">", "\\u003e")
+        )
         return cls(name, Markup(text), Markup(source), f"sha256-{digest}")
 
 

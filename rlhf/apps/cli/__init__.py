@@ -34,6 +34,7 @@ GROUPS = (
     "train",
     "generate",
     "evaluate",
+    "compare",
     "probe",
     "export",
     "sweep",

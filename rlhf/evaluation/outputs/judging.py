@@ -12,6 +12,7 @@ import numpy as np
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
+from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.people import Person
@@ -34,7 +35,7 @@ class Judged:
     values: dict[str, list[np.ndarray]]
     matrices: list[np.ndarray | None]
     gains: list[np.ndarray | None]
-    left_out: dict[str, str]
+    checks: JSONObject
 
 
 def judge(
@@ -60,7 +61,7 @@ def judge(
     values: dict[str, list[np.ndarray]] = {}
     matrices: list[np.ndarray | None] = [None] * len(written)
     gains: list[np.ndarray | None] = [None] * len(written)
-    left_out: dict[str, str] = {}
+    checks: JSONObject = {}
     if run is not None:
         coef = np.stack([np.asarray(person.coef) for person in people])
         worth = (features(run, items).astype(np.float64) @ coef.T).T  # [U, I]
@@ -69,10 +70,10 @@ def judge(
             if one.source.personal and len(people) > 1:
                 matrices[number], gains[number] = _swapped(worth, index[number])
     if config.judges:
-        raw, names, left_out = _columns(config, items)
+        raw, names, checks = _columns(config, items)
         for column, name in enumerate(names):
             values[name] = [np.broadcast_to(raw[:, column][at], (len(people), *at.shape[1:])) for at in index]
-    return Judged(values, matrices, gains, left_out)
+    return Judged(values, matrices, gains, checks)
 
 
 def features(run: RewardRun, items: Preferences) -> np.ndarray:
@@ -102,22 +103,60 @@ def _swapped(worth: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return matrix, gains
 
 
-def _columns(config: OutputsConfig, items: Preferences) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
-    """Raw numbers [I, C] of the further judges, NaN where one says nothing."""
+def _columns(config: OutputsConfig, items: Preferences) -> tuple[np.ndarray, tuple[str, ...], JSONObject]:
+    """Raw numbers [I, C] of the further judges that count, NaN where one says nothing; and what was found of all."""
     settings = table.as_they_are(config.judges)
     opened = table.open_columns(settings, gates=False)
     jobs = [
         (entry["settings"]["name"], lambda column=column: column.measure(items, fitting=False))
         for entry, column in opened
     ]
-    measured = on_host.side_by_side(jobs, config.host)
-    entries = [entry for entry, _ in opened]
-    found = table.combine(list(zip(entries, measured, strict=True)))
-    off = {
-        entry["settings"]["name"]: one.off for entry, one in zip(entries, measured, strict=True) if one.off
-    }
-    kept = [column for column, name in enumerate(found.names) if name not in off]
-    return found.raw[:, kept], tuple(found.names[column] for column in kept), off
+    parts: list[np.ndarray] = []
+    names: list[str] = []
+    checks: JSONObject = {}
+    for (entry, _), measured in zip(opened, on_host.side_by_side(jobs, config.host), strict=True):
+        own = entry["settings"]
+        longer, pairs = longer_preferred(measured.values[:, 0], items)
+        off = measured.off
+        if (
+            off is None
+            and own["kind"] in MODELS
+            and pairs >= ENOUGH_PAIRS
+            and abs(longer - 0.5) > BY_LENGTH - 0.5
+        ):
+            word = "longer" if longer > 0.5 else "shorter"
+            share = max(longer, 1 - longer)
+            off = f"it prefers the {word} text in {share:.1%} of {pairs} pairs of one prompt: it reads the length"
+        checks[own["name"]] = {
+            "kind": own["kind"],
+            "longer_preferred": longer if pairs else None,
+            "pairs": pairs,
+            "consistency": measured.report.get("consistency"),
+            "off": off,
+        }
+        if off is None:
+            parts.append(measured.values)
+            names += entry["names"]
+    raw = np.concatenate(parts, axis=1) if parts else np.zeros((items.num_items, 0))
+    return raw, tuple(names), checks
+
+
+MODELS = ("judge", "classifier")
+"""Judges that are meant to read; a function may count letters on purpose."""
+BY_LENGTH, ENOUGH_PAIRS = 0.9, 30
+MOST_ITEMS = 200  # of a prompt, whose pairs are compared
+
+
+def longer_preferred(values: np.ndarray, items: Preferences) -> tuple[float, int]:
+    """Share of pairs of one prompt, of different length and worth, in which the longer is worth more; and how many."""
+    lengths = np.array([len(text) for text in items.item_text])
+    agreed = pairs = 0
+    for prompt in np.unique(items.item_prompt):
+        place = np.flatnonzero((items.item_prompt == prompt) & np.isfinite(values))[:MOST_ITEMS]
+        product = np.sign(np.subtract.outer(lengths[place], lengths[place]))
+        product = product * np.sign(np.subtract.outer(values[place], values[place]))
+        agreed, pairs = agreed + int((product > 0).sum()) // 2, pairs + int((product != 0).sum()) // 2
+    return agreed / max(pairs, 1), pairs
 
 
 def _keys(written: Written) -> list[tuple[int, str]]:

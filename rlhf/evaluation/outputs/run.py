@@ -70,8 +70,9 @@ def run(config: OutputsConfig) -> JSONObject:
         if world.reference is not None:
             written = samples.with_reference(written, world.reference, world.prompts)
         judged = judging.judge(config, written, world.run, world.asked, world.people)
-        for name, why in judged.left_out.items():
-            _LOG.warning(f"judge {name!r} is not counted: {why}")
+        for name, found_of in judged.checks.items():
+            if found_of["off"]:
+                _LOG.warning(f"judge {name!r} is not counted: {found_of['off']}")
         result = summary(config, world, written, judged)
         rows = list(sample_rows(world, written, judged))
         write_samples(job.directory, rows)
@@ -164,7 +165,7 @@ def summary(config: OutputsConfig, world: World, written: Sequence[Written], jud
         "temperature": config.sampling.temperature,
         "reference": None if world.reference is None else world.reference.place,
         "judges": list(judged.values),
-        "judges_left_out": judged.left_out,
+        "judge_checks": judged.checks,
         "persons": [{"name": one.name, "group": one.group} for one in world.people],
         **figures.figures(written, judged, world.people, config.sampling.temperature),
     }

@@ -42,6 +42,7 @@ COMMANDS = [
     "train grpo",
     "generate",
     "evaluate",
+    "compare",
     "export",
     "sweep",
     "launch kubernetes",

@@ -1,0 +1,86 @@
+"""Judges are checked before they count: one that reads the place or the length is named and judges nothing."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rlhf.evaluation.outputs import judging
+from rlhf.evaluation.outputs.config import OutputsConfig
+from rlhf.evaluation.outputs.people import Person
+from rlhf.evaluation.outputs.policies import Source
+from rlhf.evaluation.outputs.samples import Written
+from rlhf.phi.reward import PromptRows
+from rlhf.policy.generation import Completion
+from rlhf.run.config.load import build
+from tests.rlhf.phi.columns.test_judge import Server, longer
+
+PROMPTS = tuple(f"question {number}" for number in range(12))
+ASKED = PromptRows(PROMPTS, np.arange(1, 13, dtype=np.int32), {"answer": list("abcdefghijkl")}, "prompts")
+RNG = np.random.default_rng(0)
+
+
+def written(name, number=2):
+    """Words of random length; the worth of one is its first letter."""
+    texts = [
+        ["".join(RNG.choice(list("abcdefgh"), RNG.integers(1, 30))) for _ in range(number)] for _ in PROMPTS
+    ]
+    completions = [[[Completion(text, 1, 0.0, True, (1,)) for text in own] for own in texts]]
+    return Written(Source(name, name, name, False, False), completions)
+
+
+WRITTEN = [written("one"), written("two")]
+EVERYBODY = [Person("everybody", "everybody", None)]
+
+
+def judged(*judges):
+    values = {"seed": 0, "output_dir": "out", "policies": ["a"], "prompts": "p", "judges": list(judges)}
+    config = build(values, OutputsConfig, "test")
+    return judging.judge(config, WRITTEN, None, ASKED, EVERYBODY)
+
+
+def by_letter(first, second):
+    return "tie" if first[0] == second[0] else "A" if first[0] < second[0] else "B"
+
+
+JUDGES = {
+    "reads": (lambda first, second: f"Verdict: {by_letter(first, second)}", None),
+    "first place": (lambda first, second: "Verdict: A", "agree in both orders on 0.0%"),
+    "length": (longer, r"prefers the longer text in 100.0% of \d+ pairs"),
+    "brevity": (lambda first, second: longer(second, first), "prefers the shorter text in 100.0%"),
+}
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_that_reads_the_place_or_the_length_is_named_and_not_counted(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
+    reply, wrong = JUDGES[name]
+    server = Server(reply)
+    found = judged({"name": name, "kind": "judge", "model": "m", "address": server.address, "retries": 0})
+    server.http.shutdown()
+    server.http.server_close()
+    if wrong is None:
+        assert found.checks[name]["off"] is None and found.checks[name]["consistency"] == 1.0
+        assert set(found.values) == {name} and 0.3 < found.checks[name]["longer_preferred"] < 0.7
+    else:
+        assert found.values == {} and found.checks[name]["off"] is not None
+        assert re.search(wrong, found.checks[name]["off"])
+
+
+def test_a_function_may_count_letters_and_reads_the_other_columns(tmp_path):
+    file = tmp_path / "judge.py"
+    file.write_text(
+        "def length(completions, **others):\n    return [float(len(c)) for c in completions]\n"
+        "def right(completions, answer, **others):\n"
+        "    return [float(c[0] == a) for c, a in zip(completions, answer, strict=True)]\n"
+    )
+    names = ("length", "right")
+    found = judged(*({"name": n, "kind": "function", "function": f"{file}:{n}"} for n in names))
+    assert found.checks["length"]["longer_preferred"] == 1.0 and found.checks["length"]["off"] is None
+    for one, values, right in zip(WRITTEN, found.values["length"], found.values["right"], strict=True):
+        assert values.tolist() == np.vectorize(len)(one.array("text")).tolist()
+        wanted = [
+            [float(c.text[0] == a) for c in own]
+            for own, a in zip(one.completions[0], "abcdefghijkl", strict=True)
+        ]
+        assert right[0].tolist() == wanted
