@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rewards.basis.fit import FitConfig
 from rewards.files import JSONObject
 from rlhf.phi.columns.config import ColumnConfig
-from rlhf.run.config.common import PeopleDataConfig, RunConfig
+from rlhf.run.config.common import PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
@@ -173,6 +173,7 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+    track: Track = ("tensorboard",)
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:

@@ -60,7 +60,9 @@ def fit(config: RewardsConfig) -> JSONObject:
         table, train = item_table(prefs, embeddings, settings), prefs.select(training)
         answers, kinds = training_answers(config, table, train)
         try:
-            with MetricWriter(run.directory, num_steps=num_rounds(estimator), title="fit") as writer:
+            with MetricWriter(
+                run.directory, num_steps=num_rounds(estimator), title="fit", track=config.track
+            ) as writer:
                 fitted = answers.fit(
                     estimator,
                     table,

@@ -28,7 +28,7 @@ from rewards import hashed, opening
 from rewards.errors import UserError
 from rewards.files import JSONObject, remove_leftovers, write_text
 from rewards.shown import without_credentials
-from rlhf.run import processes
+from rlhf.run import processes, trackers
 from rlhf.run.config.common import RunConfig
 from rlhf.run.config.document import parse, parse_value
 from rlhf.run.config.load import to_dict, to_yaml, validate
@@ -68,11 +68,11 @@ class Run:
         """Create the run directory, or resume it when it holds the same configuration.
 
         Args:
-          output_dir: directory; `output_dir` and `mesh` inside the configuration are not compared, so a run may be moved.
+          output_dir: directory; `output_dir`, `mesh` and `track` there are not compared, so a run may be moved.
           config: frozen configuration record.
           kind: what makes the run: `rewards`, `sft`, `dpo`, `evaluate`.
         Raises:
-          UserError: another configuration or kind is there (the first differing key is named), the directory
+          UserError: another configuration or kind is there (the first differing key is named), no such tracker, the directory
             holds something that is no run, another process works in it, or it cannot be written.
         """
         directory = Path(output_dir)
@@ -97,6 +97,7 @@ class Run:
     @classmethod
     def _opened(cls, directory: Path, config: RunConfig, kind: str) -> "Run":
         _check_before_creating(directory, config, kind)
+        trackers.check(getattr(config, "track", ()))
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -244,11 +245,8 @@ def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
-        if key in (
-            "output_dir",
-            "mesh",
-        ):  # where a run lies, and on what it runs, changes none of its numbers
-            continue
+        if key in ("output_dir", "mesh", "track"):
+            continue  # where a run lies, on what it runs and who is told changes none of its numbers
         old, new = stored.get(name, _ABSENT), wanted.get(name, _ABSENT)
         if isinstance(old, dict) and isinstance(new, dict):
             inner = first_difference(old, new, f"{key}.")

@@ -1,4 +1,4 @@
-"""Metric writers: metrics.jsonl, TensorBoard, console."""
+"""Metric writers: metrics.jsonl, trackers, console."""
 
 import math
 import os
@@ -12,6 +12,7 @@ from rewards import hashed, jsonl
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.run.progress import ProgressLine
+from rlhf.run.trackers import Trackers
 
 FILE = "metrics.jsonl"
 _CONSOLE = 4
@@ -37,7 +38,7 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[JSONObject]:
 
 
 class MetricWriter:
-    """Write metrics of a run to metrics.jsonl, TensorBoard and the console.
+    """Write metrics of a run to metrics.jsonl, its trackers and the console.
 
     A run that was killed and resumed at checkpoint s must leave the file an uninterrupted run leaves, apart
     from wall-clock numbers (names under `perf/` or ending in `_seconds`): lines after `start_step` are
@@ -49,6 +50,7 @@ class MetricWriter:
       num_steps: last step, for the console.
       title: name shown on the console.
       shown: metrics shown on the console, in order; the first few of a line when empty.
+      track: names of trackers (`rlhf.run.trackers`).
     """
 
     def __init__(
@@ -59,15 +61,16 @@ class MetricWriter:
         num_steps: int = 0,
         title: str = "train",
         shown: tuple[str, ...] = (),
+        track: tuple[str, ...] = ("tensorboard",),
     ):
-        from tensorboardX import SummaryWriter  # a second to import: only where something is written
-
         directory = Path(directory)
-        kept = [row for row in read_metrics(directory) if row["step"] <= start_step]
+        rows = read_metrics(directory)
+        kept = [row for row in rows if row["step"] <= start_step]
         jsonl.write(directory / FILE, map(hashed.with_hash, kept))
         self._path = directory / FILE
         self._file = open(self._path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
+        sent = max((row["step"] for row in rows), default=0)
+        self._trackers = Trackers(track, directory, start_step, sent)
         self._shown = shown
         self._console = ProgressLine(title, num_steps, every_seconds=0.0, start=start_step, stream=sys.stderr)
 
@@ -87,12 +90,11 @@ class MetricWriter:
         try:
             self._file.write(jsonl.line(hashed.with_hash(row)))
             self._file.flush()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
         except OSError as error:
             raise UserError(
                 f"{self._path}: cannot write ({error.strerror}); free some space and run the command again"
             ) from None
+        self._trackers.write(step, values)
         names = [name for name in self._shown if name in values] or list(values)[:_CONSOLE]
         self._console.update(step, "  ".join(f"{name} {values[name]:.4g}" for name in names))
 
@@ -100,11 +102,11 @@ class MetricWriter:
         """Force what was written onto the disk; call it before saving a checkpoint of the same step."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._board.flush()
+        self._trackers.flush()
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self._trackers.close()
         self._console.close()
 
     def __exit__(

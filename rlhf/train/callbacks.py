@@ -11,6 +11,7 @@ from rlhf.mesh.devices import ONE_DEVICE, described
 from rlhf.run import processes
 from rlhf.run.metrics import MetricWriter
 from rlhf.run.progress import ProgressLine
+from rlhf.run.system import system_metrics
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.optim import TrainState
 
@@ -104,11 +105,19 @@ class Progress(Callback):
 
 
 class Metrics(Callback):
-    """metrics.jsonl, TensorBoard and the console of a run directory: every `log_every`-th step, the first, the last, and those
+    """metrics.jsonl, trackers and the console of a run directory: every `log_every`-th step, the first, the last, and those
     with held-out numbers."""
 
-    def __init__(self, directory: Path, log_every: int, title: str, shown: tuple[str, ...] = SHOWN):
+    def __init__(
+        self,
+        directory: Path,
+        log_every: int,
+        title: str,
+        shown: tuple[str, ...] = SHOWN,
+        track: tuple[str, ...] = ("tensorboard",),
+    ):
         self._directory, self._every, self._title, self._shown = directory, log_every, title, shown
+        self._track = track
         self._writer: MetricWriter | None = None
         self._last = 0
 
@@ -116,13 +125,18 @@ class Metrics(Callback):
         self._last = num_steps
         if processes.is_writer():
             self._writer = MetricWriter(
-                self._directory, start_step=start, num_steps=num_steps, title=self._title, shown=self._shown
+                self._directory,
+                start_step=start,
+                num_steps=num_steps,
+                title=self._title,
+                shown=self._shown,
+                track=self._track,
             )
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         due = number % self._every == 0 or number in (1, self._last)
         if self._writer is not None and (due or any(name.startswith("eval/") for name in metrics)):
-            self._writer.write(number, metrics)
+            self._writer.write(number, {**metrics, **system_metrics()})
 
     def checkpoint(self, number: int, state: PyTree) -> None:
         if self._writer is not None:

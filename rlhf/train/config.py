@@ -18,6 +18,7 @@ from rlhf.run.config.common import (
     MeshConfig,
     RunConfig,
     StreamedDataConfig,
+    Track,
 )
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
@@ -206,6 +207,7 @@ class SFTConfig(RunConfig):
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
     train: SFTTrainConfig = Field(description="Length, batches, checkpoints.")
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
     completions: Literal["chosen", "all"] = Field(
         default="chosen",
         description="Learn the preferred completions, or every distinct one (a start without taste).",
@@ -254,6 +256,7 @@ class DPOConfig(RunConfig):
         description="What is not for sale in training, whatever the coefficients say; null: nothing.",
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
 
     def unread(self) -> Iterator[Unread]:
         if not self.loss.personal:

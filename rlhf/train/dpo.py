@@ -104,7 +104,10 @@ def run(
         inputs.check(job, found, begun=done or None)
         if done:
             return stored(job)
-        beside, base = run_callbacks(job, config.train, "dpo", callbacks), base or open_base(config)
+        beside, base = (
+            run_callbacks(job, config.train, "dpo", callbacks, track=config.track),
+            base or open_base(config),
+        )
         if stream is not None:
             trained = train_stream(config, stream, base, beside, own=own)
         else:

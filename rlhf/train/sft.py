@@ -58,7 +58,7 @@ def run(
         inputs.check(job, read_by(config, prefs, base), begun=done or None)
         if done:
             return stored(job)
-        beside = run_callbacks(job, config.train, "sft", callbacks)
+        beside = run_callbacks(job, config.train, "sft", callbacks, track=config.track)
         trained = train(config, prefs, base or open_base(config), beside, own, directory=job.directory)
         trained.save(job.directory)
         return close(job, trained)

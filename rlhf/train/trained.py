@@ -66,15 +66,16 @@ def run_callbacks(
     title: str,
     own: Sequence[Callback] = (),
     *,
+    track: tuple[str, ...],
     shown: tuple[str, ...] = SHOWN,
     watch: Sequence[Callback] = (),
 ) -> list[Callback]:
     """What a run directory wants of the loop: its metrics are whole before a checkpoint of the same step is written.
 
     Args:
-      train: the configuration's `train` section. own: the user's callbacks. watch: called before a checkpoint.
+      train: the configuration's `train` section. own: the user's callbacks. track: trackers. watch: called before a checkpoint.
     """
-    metrics = Metrics(job.directory, train.log_every, title, shown)
+    metrics = Metrics(job.directory, train.log_every, title, shown, track)
     return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
 
 

@@ -1,6 +1,7 @@
 """Sections that runs of every kind have: what identifies a run, and where its data comes from."""
 
 import dataclasses
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,6 +72,15 @@ class RunConfig:
     output_dir: str = Field(
         min_length=1, description="Run directory to create; the same command again resumes what is there."
     )
+
+
+Track = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
+    Field(
+        description="Trackers that get the metrics besides metrics.jsonl (extras of the same names); offline unless their "
+        "own variables say otherwise."
+    ),
+]
 
 
 @record

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field, model_validator
 
 from rlhf.phi.config import RewardEvaluationConfig, RewardFitConfig
-from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
+from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.config import PolicyModelConfig, TrainConfig, TuneConfig, check_schedule
@@ -33,6 +33,7 @@ class RewardTrainConfig(RunConfig):
         default=RewardEvaluationConfig(), description="Replay of held-out people by chorus rewards evaluate."
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
 
     def unread(self) -> Iterator[Unread]:
         if not self.head.num_basis:

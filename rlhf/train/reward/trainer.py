@@ -96,7 +96,9 @@ def _trained(config: RewardTrainConfig, prefs: Preferences) -> JSONObject:
         inputs.check(job, read_by(config, prefs), begun=done or None)
         if done:
             return stored(job)
-        beside = run_callbacks(job, config.train, "reward", shown=("train/loss/pair", "train/accuracy"))
+        beside = run_callbacks(
+            job, config.train, "reward", track=config.track, shown=("train/loss/pair", "train/accuracy")
+        )
         trained, head = train(config, prefs, open_base(config), beside, directory=job.directory)
         hashed.save(job.directory, HEAD, {name: np.asarray(part, np.float32) for name, part in head.items()},
                     {"pool": config.head.pool, "num_basis": config.head.num_basis})  # fmt: skip

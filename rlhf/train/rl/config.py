@@ -21,7 +21,7 @@ from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
-from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig
+from rlhf.run.config.common import DataConfig, MeshConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 from rlhf.train.config import (
@@ -205,6 +205,7 @@ class RLConfig(RunConfig):
     users: UsersMixConfig = Field(default=UsersMixConfig(), description="Whose coefficients a group gets.")
     host: HostConfig = Field(default=HostConfig(), description="Rewards outside the compiled program.")
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
+    track: Track = ("tensorboard",)
     guardrails: GuardrailsConfig | None = Field(
         default=None,
         description="What is not for sale in training, whatever the coefficients say; null: nothing.",

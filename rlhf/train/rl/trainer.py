@@ -108,7 +108,9 @@ def run(
         check_sampling(config, base, prompts.tokens.shape[1])
         source = rl_rewards.prepare(config, base, prompts, job, basis, people)
         lessons = None if config.hints is None else rl_hints.prepare(config, job, base, source)
-        beside = run_callbacks(job, config.train, kind, callbacks, shown=SHOWN, watch=[Watch(job.directory)])
+        beside = run_callbacks(
+            job, config.train, kind, callbacks, track=config.track, shown=SHOWN, watch=[Watch(job.directory)]
+        )
         trained = train(config, base, prompts, source, beside, lessons, directory=job.directory, own=own)
         trained.save(job.directory)
         return close(job, trained, diagnose)
