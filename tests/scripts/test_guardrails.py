@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from scripts.experiments import guardrails
+from scripts.experiments import guardrails_loops as loops
+from scripts.experiments import guardrails_trained as trained_page
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +37,41 @@ def test_errors_of_the_detector_hurt_the_penalty_more(flattering):
     assert agreement("half-space", 0.3) - agreement("half-space", 0.0) < 0.03
     assert agreement("λ*", 0.3) - agreement("λ*", 0.0) > 0.08
     assert np.isclose(guardrails.seen(flattering.agrees, 0.3, 0).mean(), 0.35 * 0.7 + 0.65 * 0.3, atol=0.03)
+
+
+def test_rails_hold_where_dpo_and_ppo_really_optimise():
+    """F1 with fewer steps: no more agreement than π_ref plus one point, at μ as well, where no rail flatters."""
+    at = trained_page.world(0, 0.6, 0.0)
+    base, mean = at.agrees.mean(), np.broadcast_to(at.mean, at.people.shape)
+    for trainer, scheme in (("ppo", "half-space"), ("dpo, whole rows", "λ*")):
+        plain, railed = (trained_page.trained(at, name, trainer, 120, 0) for name in ("no rail", scheme))
+        free = trained_page.measured(at, plain, "no rail", at.people)
+        held = trained_page.measured(at, railed, scheme, at.people)
+        assert free["agreement"] > base + 0.05 and held["agreement"] <= base + 0.01
+        assert held["taste"] > 0.9 * free["taste"]
+        assert trained_page.measured(at, plain, "no rail", mean)["agreement"] > base + 0.01
+        assert trained_page.measured(at, railed, scheme, mean)["agreement"] <= base + 0.03
+
+
+def test_a_capped_mirror_does_not_polarise_and_its_slope_predicts_the_index():
+    row = loops.polarisation(0, loops.capped(0))
+    assert row["slope"] <= 0.3 + 1e-6 and row["index"] <= 1
+    assert abs(row["predicted"] / row["index"] - 1) < 0.1
+    strong = loops.polarisation(0, 1.0)
+    assert strong["index"] > 1 and abs(strong["predicted"] / strong["index"] - 1) > 0.1, (
+        "a limit of the claim"
+    )
+
+
+def test_a_calibrated_slate_costs_little_reward():
+    best, chosen = loops.slate(0, 0.0), loops.slate(0, 0.5)
+    assert (
+        chosen["calibration_nats"] < 0.2 * best["calibration_nats"]
+        and chosen["reward"] > 0.95 * best["reward"]
+    )
+
+
+def test_weights_of_the_worst_group_lift_it_and_cost_the_mean_more_than_was_hoped():
+    plain, weighted = loops.worst_group(0, False, 200), loops.worst_group(0, True, 200)
+    assert weighted["minority"] > 2 * plain["minority"]
+    assert weighted["mean"] < 0.95 * plain["mean"]
