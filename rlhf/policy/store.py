@@ -155,6 +155,11 @@ def record_of(run: str | Path) -> JSONObject:
     return hashed.parse_record(path, AGAIN, parse)
 
 
+def reference_of(run: str | Path) -> str:
+    """π_ref of a finished run: the run or model that it was trained from, found again where both were moved together."""
+    return str(_located(record_of(run), run)["base"])
+
+
 def fingerprint_of(path: str | Path) -> str:
     """What `load_base` gives as fingerprint of a training run or a model directory, without loading."""
     return identity(path) if is_run(path) else fingerprint(resolve_model(path))

@@ -67,7 +67,7 @@ def reference_of(texts: Sequence[str], given: str | None) -> str | None:
     for text in texts:
         place = _parted(text)[1].removesuffix(AGGREGATE)
         if place != REFERENCE and policy_store.is_run(place):
-            return str(policy_store.record_of(place)["base"])
+            return policy_store.reference_of(place)
     return None
 
 

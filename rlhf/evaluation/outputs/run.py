@@ -29,6 +29,8 @@ from rlhf.evaluation.outputs.people import Person
 from rlhf.evaluation.outputs.samples import Written
 from rlhf.mesh.devices import under_mesh
 from rlhf.phi.columns import table
+from rlhf.phi.columns.arguments import check_reads_completions
+from rlhf.phi.columns.functions import load_function
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.reward import PromptRows
 from rlhf.report.outputs import write_outputs_report
@@ -95,6 +97,9 @@ def read(config: OutputsConfig) -> World:
     Raises:
       UserError: a policy, a person, data or prompts that are not there.
     """
+    for judge in config.judges:
+        if judge.function is not None:  # imported before anything is written
+            check_reads_completions(load_function(judge.function), judge.function)
     run = None if config.rewards is None else load_reward_run(config.rewards)
     place = policies.reference_of(config.policies, config.reference)
     sources = policies.sources(config.policies, place, run)

@@ -169,7 +169,7 @@ def write_all(
     total = sum(len(asked) for _, asked, _ in plans)
     limit = config.sampling.max_new_tokens
     _LOG.info(
-        f"{len(found)} policies, {len(people)} people, {len(prompts)} prompts: {total:,} completions, "
+        f"policies: {len(found)}, people: {len(people)}, prompts: {len(prompts)}: {total:,} completions, "
         f"{total - sum(missing):,} written before, {sum(missing):,} to write (at most {sum(missing) * limit:,} tokens)"
     )
     written = []

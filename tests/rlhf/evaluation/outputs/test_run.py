@@ -15,8 +15,9 @@ from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rlhf.apps import cli
 from rlhf.apps.evaluate import evaluate
-from rlhf.evaluation.outputs import samples
+from rlhf.evaluation.outputs import policies, samples
 from rlhf.phi import encoder
+from rlhf.policy import store as policy_store
 from rlhf.report import outputs as report
 from tests.rlhf.phi.columns.rows import pair, preferences
 
@@ -215,6 +216,7 @@ REFUSED = [
     (("a",), {"people": ["p1"]}, "knows nobody called 'p1'"),
     (("a",), {"people": ["held-out"]}, "give data"),
     (("a",), {"prompts": None}, "give prompts"),
+    (("a",), {"judges": ["judge.py:nope"]}, "judge.py"),
     (("model", "reference"), {}, "nothing says what π_ref is"),
     (("a",), {"sampling.max_new_tokens": 62}, "lower sampling.max_new_tokens"),
 ]
@@ -226,6 +228,14 @@ def test_mistakes_are_named(world, tmp_path, policies, changes, message):
     with pytest.raises(UserError, match=message):
         evaluate(None, given, [])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_reference_is_found_where_run_and_model_were_moved_together(world, tmp_path):
+    shutil.copytree(world, tmp_path / "moved")
+    record = tmp_path / "moved" / "a" / "policy" / "policy.json"
+    assert policies.reference_of([f"x={record.parents[1]}"], None) == str(
+        policy_store.load_policy(record.parents[1]).record["base"]
+    )
 
 
 def test_from_the_command_line(world, tmp_path, capsys):
