@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy import sparse, stats
+from scipy.special import stdtrit
 
 from rewards import hashed
 from rewards.basis.readout import centre
@@ -114,7 +114,8 @@ def read(run: RewardRun) -> dict[str, Meaning]:
 
 def _candidates(texts: list[str]) -> tuple[list[str], np.ndarray]:
     """Names and values float[I, M] of every trait, and of the words that are neither rare nor everywhere."""
-    from sklearn.feature_extraction.text import CountVectorizer  # slow to import, and needed at the fit alone
+    from scipy import sparse  # both are slow to import, and needed at the fit alone
+    from sklearn.feature_extraction.text import CountVectorizer
 
     traits = np.array([[trait(text) for trait in TRAITS.values()] for text in texts])
     counter = CountVectorizer(
@@ -133,7 +134,7 @@ def _pursued(names: list[str], values: np.ndarray, axis: np.ndarray, freedom: in
     """Orthogonal matching pursuit of one centred axis float[I] in the centred candidates float[I, M]."""
     total = float(axis @ axis)
     left, chosen, parts = axis, [], []
-    limit = stats.t.isf(FALSE_NAMES / (2 * max(1, len(names))), freedom)
+    limit = -stdtrit(freedom, FALSE_NAMES / (2 * max(1, len(names))))
     while total > 0 and len(chosen) < MOST_PARTS:
         norm = np.linalg.norm(left)
         if norm <= 1e-6 * np.sqrt(total):
