@@ -11,6 +11,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Tests compile much and compute little: half the time to compile, slower programs, in every process that a test starts, too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Two workers on two cores: threads of OpenBLAS (in every step of SciPy's L-BFGS) and of torch would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,12 +86,3 @@ def forget_programs() -> Iterator[None]:
     """Drop compiled programs after every file: each holds memory maps, a process may have 65,530, and XLA dies of one more."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """For modules that compile much and compute little: about half the compile time, slower programs."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

@@ -18,7 +18,6 @@ from rlhf.run.directory import RESULT, read_result
 from rlhf.run.metrics import FILE, MetricWriter, read_metrics
 from tests.rewards.planted import planted
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FLIPS = 40
 
 

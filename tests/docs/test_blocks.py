@@ -6,8 +6,6 @@ import rewards
 import rlhf
 from tests.docs.pages import adapted, blocks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_blocks_of_python_run_in_order(page, world, tmp_path, monkeypatch, capsys):

@@ -13,8 +13,6 @@ from tests.docs.pages import ROOT, adapted
 NOTEBOOK = ROOT / "docs" / "notebooks" / "first_steps.ipynb"
 EXAMPLES = sorted((ROOT / "scripts" / "examples").glob("*.py"))
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(script, world, monkeypatch, capsys, tmp_path):

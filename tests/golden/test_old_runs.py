@@ -14,7 +14,6 @@ import pytest
 from rlhf.apps import cli
 from rlhf.run.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 OLD = Path(__file__).parent / "old_runs"
 POLICIES = ("sft", "dpo", "grpo", "ppo")  # in the order in which they build on one another
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}

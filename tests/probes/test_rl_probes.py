@@ -8,7 +8,6 @@ import pytest
 
 from scripts.experiments import rl_tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ITERATIONS = 150
 
 

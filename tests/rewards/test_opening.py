@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from rewards import files, jsonl, opening
+from rewards.data import prompts
 from rewards.data.prompts import read_prompts
 from rewards.data.sources import open_source
 from rewards.errors import UserError
-from rlhf.apps import cli, prompts
+from rlhf.apps import cli
 from rlhf.run.config.load import read as read_config
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -14,7 +14,6 @@ from scripts.experiments import potentials as curiosity
 from scripts.experiments.dialogue import DialogueProgram, World
 from scripts.experiments.dialogue_ppo import DialogueNumbers
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 K = 3
 
 

@@ -13,7 +13,6 @@ from rewards.basis.belief import Belief
 from rewards.people.acquisition import AnswerModel
 from scripts.experiments import potentials as curiosity
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MEAN = np.array([0.3, -0.2], np.float32)
 COV = np.array([[1.0, 0.4], [0.4, 0.7]], np.float32)
 BELIEF = Belief.from_cov(jnp.asarray(MEAN), jnp.asarray(COV))

@@ -25,7 +25,6 @@ from tests.rlhf.train.rl.reward_runs import make_run
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = ["Which item ?", "item 7"]
 
 

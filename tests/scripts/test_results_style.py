@@ -24,7 +24,6 @@ from tests.rlhf.tiny import causal_logits, write_model
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 NAMES, HELD, COUNT = ("items", "words"), 3, 2
 FUNCTIONS = """
 def items(completions):
@@ -36,7 +35,7 @@ def words(completions):
 
 
 @pytest.fixture(scope="module")
-def world(quick_compile, tmp_path_factory):
+def world(tmp_path_factory):
     """Prompts divided by the script, and a short run on them."""
     root = tmp_path_factory.mktemp("style")
     write_model(root / "model")

@@ -12,8 +12,6 @@ from rewards.methods.base import Comparisons, ItemTable
 from tests.rewards.planted import planted
 from tests.rewards.small_models import SmallAggregate, SmallHouse
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def many_prompts(prefs, count):
     """The same comparisons, items spread over `count` prompts, pairs kept inside one prompt."""

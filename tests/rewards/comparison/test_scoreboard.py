@@ -14,7 +14,6 @@ from rewards.methods.weighting import TrainingAnswers
 from tests.rewards.planted import planted, with_coefficients
 from tests.rewards.small_models import SmallAggregate, SmallHouse
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SETTINGS = scoreboard.Settings((0, 3, 10), draws=2)
 
 

@@ -13,8 +13,6 @@ from rewards.methods.card import Card, CardFitted
 from rewards.methods.card_text import EMPTY, CardAnswer, attributes, quotes
 from rewards.types import Preferences
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WIDTH = 48
 TOPICS = ("sea", "mountain", "city", "forest")
 FILLER = ("walk", "day", "trip", "view", "plan", "road", "sun", "hotel", "light", "map")

@@ -12,8 +12,6 @@ from rewards.methods.base import Comparisons, ItemTable
 from rewards.types import Preferences
 from tests.rewards.methods.test_contract import arrays_of, people_of
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PEOPLE, ROWS, ITEMS, WIDTH = 6, 12, 30, 4
 NETWORK = {"dims": WIDTH, "latent": 2, "hidden": 4, "steps": 3, "rounds": 1}
 PAL = {"num_prototypes": 3, "width": 2, "dims": WIDTH, "steps": 3}

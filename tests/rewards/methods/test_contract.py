@@ -21,8 +21,6 @@ from rewards.methods.linear import FLOOR, LinearFitted
 from rewards.people import population
 from tests.rewards.planted import last, planted
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAINED, NEW, WIDTH = 40, 20, 12
 SMALL_NETWORK = {"dims": WIDTH, "latent": 4, "hidden": 16, "steps": 20, "rounds": 2}
 SETTINGS = {

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import numpy as np
-import pytest
 
 from rewards import methods
 from rewards.methods.base import ItemTable
@@ -12,7 +11,6 @@ from rewards.methods.crossed import keys_of
 from rewards.methods.crossed_tastes import choose
 from tests.rewards.planted import planted
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 WIDTH, ITEMS, PEOPLE = 6, 40, 60
 SETTINGS = {"num_basis": 2, "dims": WIDTH, "steps": 10, "folds": 2}
 

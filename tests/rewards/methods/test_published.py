@@ -14,8 +14,6 @@ from rewards.methods.base import Comparisons, ItemTable
 from rewards.types import Preferences
 from tests.rewards.planted import last, planted, with_coefficients
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def rows_of(prefs, mask):
     rows = [np.flatnonzero(mask & (prefs.user_index == user)) for user in range(prefs.num_users)]

@@ -12,8 +12,6 @@ from rewards.methods.base import Comparisons, ItemTable
 from rewards.methods.variational import SPL, VPL, Latents, SPLFitted, VPLFitted
 from scripts.experiments import np_toy
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BRIEF = {
     "hidden": 32,
     "latent": 8,

@@ -17,8 +17,6 @@ from rlhf.run.metrics import read_metrics
 from tests.rlhf import tiny
 from tests.rlhf.api.world import FIT, ITEMS, QUESTION, table
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

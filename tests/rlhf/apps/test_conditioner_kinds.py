@@ -12,8 +12,6 @@ from rlhf.run.config.load import load
 from rlhf.train.config import DPOConfig
 from tests.rlhf.tiny import write_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ITEMS = np.random.default_rng(1).normal(size=(8, 3))
 # kind (prefix is like film until it is exported): its settings, and why one person's policy cannot be exported (None: it can)
 KINDS = {

@@ -22,8 +22,6 @@ from rlhf.policy.packing import Sequences, pack
 from rlhf.policy.sampling import SamplingSettings, generate, left_pad, row_keys
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 K = 3
 # Seven levels an axis, of unequal length, the middle one silent; the words follow token 1, which opens every prompt.
 WORDS = Words(

@@ -14,8 +14,6 @@ from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.load import load
 from tests.rlhf.apps.test_rewards_users import answers_of, write_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def rows_of(marker: str = ""):
     """Sixty people of two opposite tastes; `marker` is left at the end of every chosen text."""

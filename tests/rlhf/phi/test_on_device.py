@@ -35,7 +35,6 @@ TEXTS = [
     "1 2 3 4 5",
 ]  # the last one fills all slots: cut off, no stop token
 PROMPTS = ["Which ?", "item 4 item 5 Which ?", "Which ?", "? ? ?", "Which item ?"]
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from rlhf.policy.logprobs import all_logprobs, cached_hidden, init_adapters, seq
 from rlhf.policy.packing import Sequences, pack
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPEC = AdapterSpec(lora_rank=2, lora_alpha=3.0, num_basis=3, basis_rank=2)
 TOKENS = np.random.default_rng(0).integers(3, 30, (4, 12)).astype(np.int32)
 Z = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)

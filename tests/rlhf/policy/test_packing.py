@@ -13,8 +13,6 @@ from rlhf.policy.logprobs import sequence_logprobs
 from rlhf.policy.packing import Sequences, fill_rows, pack
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPEC = AdapterSpec(lora_rank=2, lora_alpha=2.0, num_basis=3, basis_rank=2)
 # Shared prefixes, a completion that is a prefix of another, equal completions, two prompts of which one is a
 # prefix of the other, and rows of different sizes.

@@ -14,8 +14,6 @@ from rlhf.policy.generation import complete
 from rlhf.policy.sampling import SamplingSettings, filter_logits, first_max, generate, left_pad, row_keys
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NEW, STOP = 8, np.array([2, 5, 6, 7, -1], np.int32)
 PROMPTS = [[1, 5, 6, 7, 9, 11, 13], [1, 9], [4], [1, 20, 21, 22, 5]]
 Z = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)

@@ -11,7 +11,6 @@ from rlhf.policy import scoring, vocabulary
 from rlhf.policy.sampling import left_pad
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = [[1, 4, 5], [1, 9, 3, 7, 8, 12]]
 T, G = 4, 3
 

@@ -12,7 +12,6 @@ from rlhf.policy.logprobs import sequence_logprobs, token_logprobs
 from rlhf.policy.packing import Sequences, pack
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Z = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
 ROWS = [[Sequences((1, 5 + r), ((8, 9, 10 + r, 2), (8, 9, 3, 2), (8, 2), (r + 3, 2)))] for r in range(4)]
 

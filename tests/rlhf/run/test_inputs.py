@@ -18,7 +18,6 @@ from rlhf.train import loop
 from tests.rlhf import tiny
 from tests.rlhf.api.world import table
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS, STOPPED = 4, 2
 FUNCTION = """
 import importlib

@@ -15,8 +15,6 @@ from rlhf.train import optim
 from tests.rlhf import tiny
 from tests.rlhf.train import steps
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PLAIN = AdapterSpec(lora_rank=2, lora_alpha=2.0)
 PERSONAL = AdapterSpec(lora_rank=2, lora_alpha=2.0, num_basis=steps.K, basis_rank=2)
 BETA, ETA = 0.3, 0.2

@@ -12,8 +12,6 @@ from rlhf.train.config import SFTConfig
 from tests.rlhf import tiny
 from tests.rlhf.api.world import table
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -16,7 +16,6 @@ from rlhf.run import directory, signals
 from rlhf.train import loop, trained
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 5
 SLOW_REWARD = """
 import time

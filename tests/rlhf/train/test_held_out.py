@@ -14,7 +14,6 @@ from rlhf.train import dpo_step, held_out
 from rlhf.train.optim import TrainState
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROWS = [{"prompt": f"item {n} ?", "completion": f"item {(n + 3) % 8}"} for n in range(8)]
 PAIRS = [
     {

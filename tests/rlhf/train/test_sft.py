@@ -15,8 +15,6 @@ from rlhf.train.sft import trained_parts
 from tests.rlhf import tiny
 from tests.rlhf.train import steps
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 EXAMPLES = {
     Sequences(p, (c,)): 1.0 + index % 3
     for index, (p, c) in enumerate(

@@ -13,7 +13,7 @@ from tests.rlhf.api.world import FIT, table
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, quick_compile):
+def world(tmp_path_factory):
     """Folder with model/, rewards/, a/, b/ and prompts.txt."""
     root = tmp_path_factory.mktemp("outputs")
     model = tiny.write_model(root / "model")

@@ -21,8 +21,6 @@ from rlhf.policy import store as policy_store
 from rlhf.report import outputs as report
 from tests.rlhf.phi.columns.rows import pair, preferences
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def options(world, *policies, **changes):
     given = {

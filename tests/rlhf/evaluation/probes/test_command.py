@@ -13,8 +13,6 @@ from rlhf.policy.conditioning import Conditioning, Gate
 from tests.rlhf.evaluation.probes import sets
 from tests.rlhf.tiny import write_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_a_model_without_people_is_probed_and_reported(tmp_path, capsys):
     write_model(tmp_path / "model")

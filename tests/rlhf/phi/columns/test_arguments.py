@@ -118,7 +118,6 @@ def test_what_cannot_be_logged_names_the_function(tmp_path, work, said):
         call(f, "memory:f", preferences(tmp_path, ROWS))
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_in_training(tmp_path, monkeypatch):
     model = tiny.write_model(tmp_path / "model")
     prompts = [{"prompt": f"item {n} ?", "wanted": n} for n in range(6)]

@@ -34,7 +34,7 @@ def expected(model, directory, prefs, *, chat=True):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"])
-def test_logits_equal_transformers(tmp_path, quick_compile, family):
+def test_logits_equal_transformers(tmp_path, family):
     model = write_classifier(tmp_path / "rm", family)
     prefs = completions(tmp_path, TEXTS)
     measured = ClassifierColumn("rm", str(tmp_path / "rm")).measure(prefs, fitting=True)
@@ -43,7 +43,7 @@ def test_logits_equal_transformers(tmp_path, quick_compile, family):
     np.testing.assert_allclose(measured.values, wanted, atol=2e-5)
 
 
-def test_several_labels_are_several_columns(tmp_path, quick_compile):
+def test_several_labels_are_several_columns(tmp_path):
     names = {0: "helpful", 1: "safe", 2: "brief"}
     model = write_classifier(tmp_path / "rm", num_labels=3, id2label=names)
     prefs = completions(tmp_path, TEXTS)
@@ -52,7 +52,7 @@ def test_several_labels_are_several_columns(tmp_path, quick_compile):
     np.testing.assert_allclose(measured.values, expected(model, tmp_path / "rm", prefs), atol=2e-5)
 
 
-def test_the_default_two_labels_are_not_in_config_json(tmp_path, quick_compile):
+def test_the_default_two_labels_are_not_in_config_json(tmp_path):
     model = write_classifier(tmp_path / "rm", num_labels=2)
     assert "id2label" not in json.loads((tmp_path / "rm" / "config.json").read_text())
     prefs = completions(tmp_path, TEXTS)
@@ -60,7 +60,7 @@ def test_the_default_two_labels_are_not_in_config_json(tmp_path, quick_compile):
     np.testing.assert_allclose(measured.values, expected(model, tmp_path / "rm", prefs), atol=2e-5)
 
 
-def test_a_pad_token_that_ends_turns_is_skipped_as_transformers_does(tmp_path, quick_compile):
+def test_a_pad_token_that_ends_turns_is_skipped_as_transformers_does(tmp_path):
     model = write_classifier(tmp_path / "rm", pad_token_id=2)  # <end>, the last token of every conversation
     prefs = completions(tmp_path, TEXTS)
     got = ClassifierColumn("rm", str(tmp_path / "rm")).measure(prefs, fitting=True).values
@@ -69,7 +69,7 @@ def test_a_pad_token_that_ends_turns_is_skipped_as_transformers_does(tmp_path, q
     assert np.abs(got - expected(other, tmp_path / "other", prefs)).min() > 1e-3  # pooled elsewhere
 
 
-def test_without_a_template_prompt_and_completion_are_joined(tmp_path, quick_compile):
+def test_without_a_template_prompt_and_completion_are_joined(tmp_path):
     model = write_classifier(tmp_path / "rm")
     write_tokenizer(tmp_path / "rm", template=None)
     prefs = completions(tmp_path, {"a b ": ["c d", "e"]})
@@ -77,7 +77,7 @@ def test_without_a_template_prompt_and_completion_are_joined(tmp_path, quick_com
     np.testing.assert_allclose(got, expected(model, tmp_path / "rm", prefs, chat=False), atol=2e-5)
 
 
-def test_values_are_remembered_until_the_weights_change(tmp_path, quick_compile, monkeypatch):
+def test_values_are_remembered_until_the_weights_change(tmp_path, monkeypatch):
     write_classifier(tmp_path / "rm")
     prefs = completions(tmp_path, TEXTS)
     column = ClassifierColumn("rm", str(tmp_path / "rm"))

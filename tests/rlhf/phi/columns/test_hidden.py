@@ -1,13 +1,10 @@
 """Pooled hidden states of ever new completions: right, and without a new program for each set of them."""
 
 import numpy as np
-import pytest
 
 from rlhf.phi.columns import hidden
 from rlhf.policy.packing import Sequences
 from tests.rlhf.tiny import make_base, make_config
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_new_completions_meet_few_programs():

@@ -39,7 +39,7 @@ def by_hand(tmp_path, prefs):
     return out
 
 
-def test_certainty_is_the_weighted_log_prob_of_the_answer(tmp_path, quick_compile):
+def test_certainty_is_the_weighted_log_prob_of_the_answer(tmp_path):
     prefs = completions(tmp_path, TEXTS, reference=answer)
     got = column(tmp_path).measure(prefs, fitting=True).values[:, 0]
     own = by_hand(tmp_path, prefs)

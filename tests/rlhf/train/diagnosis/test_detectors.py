@@ -215,7 +215,6 @@ def test_committed_runs_were_all_named_and_healthy_ones_silent():
     assert len(result["seeds"]) >= 5 and missed == {}
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_real_runs():
     """Three runs of one compiled program: healthy, a critic that is not trained, a reward that is constant."""
     from scripts.experiments import rl_fault_runs as runs

@@ -9,7 +9,6 @@ from rlhf.apps import cli
 from rlhf.run.metrics import read_metrics
 from tests.rlhf.tiny import write_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FUNCTIONS = """
 def words(completions):
     return [0.25 * len(text.split()) for text in completions]

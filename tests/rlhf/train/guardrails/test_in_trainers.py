@@ -27,7 +27,6 @@ from tests.rlhf import tiny
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 G = 4
 
 

@@ -29,7 +29,6 @@ from rlhf.train.sft import fresh_policy
 from tests.rlhf import tiny
 from tests.rlhf.train.rl.reward_runs import PEOPLE, make_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 # Rewards that tell the samples of π_ref apart and say nothing of the prompts that are trained on: only hints teach.
 FUNCTIONS = """
 import jax.numpy as jnp
@@ -86,7 +85,9 @@ def world(tmp_path_factory):
         path = write(root, f"build_{kind}", rewards=None, hints=None, columns=columns, population=population)
         config = load(path, [], GRPOConfig)
         prompts = rl_data.prompt_set(config, base)
-        rl_rewards.build_run(config, root / kind, rl_rewards._with_model(config), base, prompts)
+        rl_rewards.build_run(
+            config, root / kind, rl_rewards._with_model(config, config.columns), base, prompts
+        )
         run = load_reward_run(root / kind)
         for name, axes in {"ada": ["length=-1.0", "first=1.5"], "bob": ["first=-1.0"], "eve": []}.items():
             records.add(run.users, run, name, edits=[edits.from_axis(run, axis) for axis in axes])

@@ -17,7 +17,6 @@ from tests.rlhf import tiny
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 V, T, K = 12, 5, 2
 
 

@@ -28,7 +28,6 @@ from rlhf.train.reward.config import RewardTrainConfig
 from rlhf.train.sft import fresh_policy, frozen_parts, open_base, trained_parts
 from tests.rlhf import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PAIRS = [
     {
         "prompt": f"item {n} ?",

@@ -11,8 +11,6 @@ from tests.rlhf import tiny
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl.setup import make_task
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LORA = {"lora_rank": 2, "lora_alpha": 2.0, "num_basis": steps.K}
 WORDS = Words(tuple(tuple((20 + i, 21) if i != 3 else () for i in range(7)) for _ in range(steps.K)), (1,))
 SPECS = {  # the two that reach beyond the layers

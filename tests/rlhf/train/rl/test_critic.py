@@ -12,8 +12,6 @@ from rlhf.train.rl import rollout as rollouts
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def value_gradients(**critic):
     """Values of a fresh critic, those with random heads for two people, and the gradient of their sum in all weights."""

@@ -12,7 +12,6 @@ from rlhf.train.rl.update import draw, update
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 G = 4
 
 

@@ -16,7 +16,6 @@ from tests.rlhf import tiny
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = [[1, 4, 5], [1, 9, 3, 7, 8, 12]]
 T = 4
 

@@ -27,7 +27,6 @@ from rlhf.train.rl.critic import CriticConfig, init_critic
 from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FUNCTIONS = """
 import jax.numpy as jnp
 

@@ -10,7 +10,6 @@ from rlhf.train.rl.update import update
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup, twin
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = [[1, 4, 5], [1, 9, 3, 7, 8]]
 # A large eps: entries whose gradient is nothing but rounding must not become whole steps.
 OPTIMIZER = {"learning_rate": 0.02, "weight_decay": 0.1, "eps": 1e-3, "max_grad_norm": 0.5}

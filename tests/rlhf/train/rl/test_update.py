@@ -16,7 +16,6 @@ from rlhf.train.rl.update import iterate, update
 from tests.rlhf.train import steps
 from tests.rlhf.train.rl import setup
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 B, T, G = 6, 5, 3
 
 
