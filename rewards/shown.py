@@ -48,9 +48,23 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
+class _Others(_Handler):
+    """What libraries warn of; the logger `chorus` has spoken already."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.addFilter(lambda record: record.name.partition(".")[0] != "chorus")
+
+
 def speak() -> None:
-    """Let the logger `chorus` speak on standard error; in a program of one's own it is set up as any other logger."""
-    logger = logging.getLogger("chorus")
+    """Let the logger `chorus` speak on standard error; in a program of one's own it is set up as any other logger.
+
+    Libraries' warnings go the same way, where nobody has said otherwise: else the first library that logs sets the root logger up
+    (absl does so when Orbax is imported), and every line of ours comes twice, the second time as it is.
+    """
+    logger, root = logging.getLogger("chorus"), logging.getLogger()
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler())
     logger.setLevel(logging.INFO)
+    if not root.handlers:
+        root.addHandler(_Others())

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -105,3 +107,17 @@ def test_speaking_twice_says_things_once(capsys):
     speak()
     logging.getLogger("chorus").info("once 100%")
     assert capsys.readouterr().err == "once 100%\n"
+
+
+def test_what_is_said_is_said_once_whatever_libraries_set_up():
+    code = (
+        "import logging, absl.logging\n"
+        "from rewards.shown import speak\n"
+        "speak(); speak()\n"
+        "absl.logging.vlog(1, 'sets the root logger up')\n"
+        "logging.getLogger('chorus').info('ours \\x1b[31m')\n"
+        "logging.getLogger('other').warning('theirs \\x1b[31m')\n"
+        "logging.getLogger('other').info('not this')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert said.splitlines() == ["ours \\x1b[31m", "theirs \\x1b[31m"]
