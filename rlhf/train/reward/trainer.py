@@ -11,7 +11,7 @@ policies work as with any other run; the head's own people teach the model only.
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -33,10 +33,11 @@ from rlhf.phi.config import EncoderConfig, EncoderModelConfig, RewardsConfig
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows, encode_items, microbatches
 from rlhf.policy.packing import PackedRows, Sequences, pack
-from rlhf.run import inputs
+from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
+from rlhf.train.callbacks import Callback
 from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.reward import step as reward
@@ -91,6 +92,10 @@ def rewards_config(config: RewardTrainConfig) -> RewardsConfig:
 
 @under_mesh
 def _trained(config: RewardTrainConfig, prefs: Preferences) -> JSONObject:
+    if processes.several():  # the fit over the trained model is that of one process
+        raise UserError(
+            f"chorus rewards train: started as {processes.count()} processes; it runs in one, on all of its devices"
+        )
     with Run.open(config.output_dir, config, "reward") as job:
         done = finished(job)
         inputs.check(job, read_by(config, prefs), begun=done or None)
@@ -111,7 +116,7 @@ def train(
     config: RewardTrainConfig,
     prefs: Preferences,
     base: policy_store.Base,
-    callbacks=(),
+    callbacks: Sequence[Callback] = (),
     own: optim.Own = None,
     *,
     directory: Path | None = None,
