@@ -195,6 +195,12 @@ def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model, capsys):
     assert accuracy[0] < 0.75 and accuracy[1] > 0.95
     import rewards
 
+    (tmp_path / "run2").rename(tmp_path / "moved")  # its encoder lies around it, wherever it is
+    scored = tmp_path / "scored.jsonl"
+    words = ["--rewards", str(tmp_path / "moved" / "rewards"), "--input", str(tmp_path / "pairs.jsonl")]
+    assert main(["rewards", "score", *words, "--output", str(scored)]) == 0 and scored.exists()
+    (tmp_path / "moved").rename(tmp_path / "run2")
+    capsys.readouterr()
     fitted = rewards.load(tmp_path / "run2" / "rewards")
     assert fitted.num_basis == 2 and fitted.questions
     for words in (["generate", "--policy"], ["generate", "--model"]):
@@ -215,6 +221,10 @@ def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model, capsys):
         (PAIRS, {"head": {"num_basis": 2}}, "column 'user_id' is missing"),
         (PAIRS, {"head": {"pool": "mean"}}, "head.pool mean with head.num_basis 0"),
         (PAIRS, {"head": {"centring": -1}}, "head.centring"),
+        (PAIRS, {"mesh": {"processes": 2}}, "mesh.processes 2: reward models are trained by one process"),
+        (PAIRS, {"mesh": {"coordinator": "host:1"}}, "mesh.coordinator host:1: reward models"),
+        (PAIRS, {"mesh": {"process": 0}}, "mesh.process 0: reward models"),
+        (PAIRS, {"mesh": {"processes": 1, "process": 1}}, "process 1 of processes 1"),
         (PEOPLE, {"head": {"num_basis": 19}}, "head.num_basis 19: .* in at most 16 directions"),
         (PEOPLE[:24], {"head": {"num_basis": 3}}, "head.num_basis 3: 2 training people"),
         (
