@@ -301,12 +301,7 @@ def choose_size(
     """
     if len(sizes) == 1 and len(widths) == 1:
         return ()
-    people = np.flatnonzero(np.bincount(problem.prefs.user_index, minlength=problem.prefs.num_users) > 1)
-    if len(people) < 10:
-        raise UserError(
-            f"{problem.prefs.source}: {len(people)} people with two comparisons are too few to choose "
-            "num_basis and dims from lists (10 at least); give one number for each"
-        )
+    people = _people_to_choose_by(problem.prefs)
     shuffled = np.random.default_rng(config.seed).permutation(people)
     left_out = np.sort(shuffled[: max(2, round(config.held_out * len(people)))])
     losses: dict[tuple[int, int], np.ndarray] = {}
@@ -324,6 +319,16 @@ def choose_size(
         Candidate(*key, float(loss.mean()), float(loss.std(ddof=1) / np.sqrt(len(loss))), key == chosen)
         for key, loss in losses.items()
     )
+
+
+def _people_to_choose_by(prefs: Preferences) -> np.ndarray:
+    people = np.flatnonzero(np.bincount(prefs.user_index, minlength=prefs.num_users) > 1)
+    if len(people) < 10:
+        raise UserError(
+            f"{prefs.source}: {len(people)} people with two comparisons are too few to choose "
+            "num_basis and dims from lists (10 at least); give one number for each"
+        )
+    return people
 
 
 def held_out_loss(
@@ -389,6 +394,28 @@ def _check(prefs: Preferences, embeddings: np.ndarray) -> None:
             f"embeddings: shape {np.shape(embeddings)}, but {prefs.source} has {prefs.num_items} items; "
             "give one row an item"
         )
+    _check_answers(prefs)
+
+
+def check_ahead(prefs: Preferences, width: int, config: FitConfig) -> None:
+    """What `fit_basis` would refuse of answers and sizes, before there are embeddings of so many numbers.
+
+    Raises:
+      UserError: as `fit_basis` does; it may still refuse embeddings that span fewer directions.
+    """
+    _check_answers(prefs)
+    widths = {min(size, width) for size in _as_tuple(config.dims)}
+    sizes = {size for size in _as_tuple(config.num_basis) if size <= max(widths)}
+    if not sizes:
+        raise UserError(
+            f"num_basis: {config.num_basis} outputs asked for, but dims {config.dims} of embeddings of {width} numbers leave at "
+            f"most {max(widths)}; lower num_basis or raise dims"
+        )
+    if len(sizes) > 1 or len(widths) > 1:
+        _people_to_choose_by(prefs)
+
+
+def _check_answers(prefs: Preferences) -> None:
     if len(np.unique(prefs.user_index)) < 2:
         raise UserError(
             f"{prefs.source}: comparisons of {len(np.unique(prefs.user_index))} person(s); a population "

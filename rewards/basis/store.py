@@ -5,13 +5,14 @@ must be those that were written; a basis that is nearly the right one would give
 coefficients.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from rewards import files, hashed
+from rewards import files, hashed, paths
 from rewards.basis import rails
 from rewards.basis.belief import Belief
 from rewards.basis.rails import Rails
@@ -139,7 +140,26 @@ def load_reward_run(directory: str | Path) -> RewardRun:
     prior = Belief.from_cov(tensors["prior.mean"], tensors["prior.cov"])
     identity = record["basis_hash"]
     limits = rails.read(directory, identity, basis.gauge.names)
+    basis = dataclasses.replace(basis, encoder=_located(basis.encoder, directory))
     return RewardRun(basis, prior, identity, record["extra"], directory, rails=limits)
+
+
+def _located(encoder: JSONObject, directory: Path) -> JSONObject:
+    """The encoder with the place where its model is now, where that is a run which was moved together with this one.
+
+    `chorus rewards train` has its reward run within the run whose model it reads. A run is known by the hash of its record.
+    """
+    model = encoder.get("model")
+
+    def right(path: Path) -> bool:
+        record = path / "policy" / "policy.json"
+        with contextlib.suppress(UserError):  # whoever needs a damaged run says so
+            return record.is_file() and hashed.record_identity(record) == encoder.get("fingerprint")
+        return False
+
+    if not isinstance(model, str) or Path(model).exists():
+        return encoder
+    return encoder | {"model": paths.find(model, "..", directory, right)}
 
 
 def _shapes(record: JSONObject) -> hashed.Shapes:

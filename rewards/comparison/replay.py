@@ -102,7 +102,7 @@ def cold_start(
         )
     order_key, bootstrap_key = jax.random.split(key)
     orders = _random_orders(order_key, replay.people, replay.pool_rows.shape[1])
-    steps = max(counts)
+    steps = min(max(counts), allowed.shape[1])  # nobody has more answers, and nothing changes after the last
     coef, asked = _replay(
         np.asarray(prior.mean, np.float32),
         prior.precision,
@@ -116,15 +116,16 @@ def cold_start(
     )
     coef, asked = np.asarray(coef), np.asarray(asked)
     rows = np.where(asked >= 0, np.take_along_axis(replay.pool_rows, np.maximum(asked, 0), axis=1), -1)
-    accuracy = {n: replay.accuracy(coef[:, n]) for n in counts}
-    loss = {n: replay.loss(coef[:, n], lapse) for n in counts}
+    after = {n: coef[:, min(n, steps)] for n in counts}
+    accuracy = {n: replay.accuracy(after[n]) for n in counts}
+    loss = {n: replay.loss(after[n], lapse) for n in counts}
     return ColdStart(
         method=method,
         people=replay.people,
         accuracy={n: bootstrap(values, bootstrap_key) for n, values in accuracy.items()},
         loss_nats={n: bootstrap(values, bootstrap_key) for n, values in loss.items()},
         person_accuracy=accuracy,
-        coef={n: coef[:, n] for n in counts},
+        coef=after,
         fully_asked={n: int(np.sum(allowed.sum(axis=1) >= n)) for n in counts},
         questions=rows,
     )

@@ -21,6 +21,7 @@ from rewards.files import cache_dir
 from rewards.types import Prompt
 
 PIECE = 1 << 24  # bytes read at a time
+SHORT = 32  # bytes; a line below it is looked at to tell whether it is blank
 
 
 class Stream:
@@ -109,7 +110,14 @@ def _starts(file: Path, digest: "hashlib._Hash") -> np.ndarray:
     if before.endswith(b"\n") or not place:
         starts = starts[:-1]
     lengths = np.diff(np.append(starts, place))
-    return starts[lengths > 1]
+    keep = lengths > 0
+    with open(file, "rb") as opened:
+        for line in np.flatnonzero(
+            lengths < SHORT
+        ):  # no pair is so short: blank, or a row that is named when it is read
+            opened.seek(int(starts[line]))
+            keep[line] = bool(opened.read(int(lengths[line])).strip())
+    return starts[keep]
 
 
 def _lines_of(file: Path) -> Path:

@@ -18,6 +18,7 @@ from rewards.files import JSONObject, write_json, write_text
 from rlhf.evaluation.outputs import statistics
 from rlhf.run.config.document import parse
 from rlhf.run.directory import CONFIG, INPUTS, RESULT, read_result
+from rlhf.run.folder import check_own
 from rlhf.run.metrics import read_metrics
 
 MARKDOWN, RECORD = "compare.md", "compare.json"
@@ -62,9 +63,7 @@ def compare(runs: Sequence[str], output: str | None = None) -> JSONObject:
     if output is not None:
         from rlhf.report.compare import write_compare_report
 
-        folder = Path(output)
-        if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
-            raise UserError(f"--output {folder}: not empty and no comparison; choose another folder")
+        folder = check_own(output, RECORD, "comparison")
         write_json(folder / RECORD, result)
         write_text(folder / MARKDOWN, markdown(result))
         write_compare_report(folder, result)
@@ -204,22 +203,37 @@ def _counted(count: int, one: str, many: str) -> str:
 
 
 def _worth(run: _Read) -> dict[str, dict[tuple[str, str], float]]:
-    """By judge, mean worth of the first policy's samples for each person and prompt."""
+    """By judge, mean worth of the first policy's samples for each person and prompt.
+
+    Raises:
+      UserError: the run's samples or figures are damaged.
+    """
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
-    first = next(iter(run.result["policies"]))
-    for line in jsonl.raw_lines(run.directory / SAMPLES):
-        row = jsonl.parse(line)
-        if row["policy"] == first:
-            place = (row["person"], jsonl.line(row["prompt"]))
-            for judge, value in row["worth"].items():
-                found.setdefault(judge, {}).setdefault(place, []).append(np.nan if value is None else value)
+    try:
+        first = next(iter(run.result["policies"]))
+        for line in jsonl.raw_lines(run.directory / SAMPLES):
+            row = jsonl.parse(line)
+            if row["policy"] == first:
+                place = (row["person"], jsonl.line(row["prompt"]))
+                for judge, value in row["worth"].items():
+                    own = found.setdefault(judge, {}).setdefault(place, [])
+                    own.append(np.nan if value is None else float(value))
+    except (jsonl.LineError, KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        raise UserError(
+            f"{run.directory / SAMPLES}: damaged, or not of this {RESULT}; run chorus evaluate again in another output_dir"
+        ) from None
     means = {judge: {place: float(np.mean(v)) for place, v in own.items()} for judge, own in found.items()}
     return {judge: {p: v for p, v in own.items() if np.isfinite(v)} for judge, own in means.items()}
 
 
 def _rewards(run: _Read) -> object:
     path = run.directory / INPUTS
-    return hashed.read_record(path)["inputs"].get("rewards") if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = hashed.read_record(path).get("inputs")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; restore it")
+    return found.get("rewards")
 
 
 def _paired_people(a: _Read, b: _Read) -> list[JSONObject]:

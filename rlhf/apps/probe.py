@@ -9,6 +9,7 @@ from rlhf.evaluation.probes.ask import Asker
 from rlhf.evaluation.probes.voices import voices_of
 from rlhf.policy import store as policy_store
 from rlhf.report.probes import write_probes_report
+from rlhf.run.folder import check_own
 
 FILE = "probes.json"
 
@@ -34,7 +35,9 @@ def probe(
       UserError: no such folder, an unknown probe, or nothing that could be asked.
     """
     folder = Path(data)
-    if not folder.is_dir():
+    if output is not None:
+        check_own(output, FILE, "probing")
+    if not data or not folder.is_dir():
         raise UserError(f"--data {data}: is no folder; give one with bias_probes/, polis_english/ … in it")
     for name in only:
         if name not in suite.NAMES:

@@ -115,10 +115,11 @@ def bytes_of(memory: str) -> int:
     Raises:
       UserError: something else.
     """
-    found = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:i?B)?", memory.strip(), re.IGNORECASE)
-    if found is None or int(found[1]) == 0:
+    found = re.fullmatch(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", memory.strip(), re.IGNORECASE)
+    size = 0 if found is None or len(found[1]) > 18 else int(found[1]) * _UNITS[found[2].upper()]
+    if not 0 < size < 2**50:  # a petabyte: a digit too many
         raise UserError(f"--memory {memory!r}: no size; write it as 16G or 500M")
-    return int(found[1]) * _UNITS[found[2].upper()]
+    return size
 
 
 def seconds_of(limit: str) -> int:
@@ -129,7 +130,11 @@ def seconds_of(limit: str) -> int:
     """
     days, dash, rest = limit.rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdecimal() for part in (*parts, *([days] if dash else []))) or len(parts) > 3:
+    if (
+        not limit.isascii()
+        or not all(part.isdecimal() for part in (*parts, *([days] if dash else [])))
+        or len(parts) > 3
+    ):
         raise UserError(f"--time {limit!r}: no time; write it as H:MM:SS")
     numbers = [int(part) for part in parts]
     if dash or len(numbers) == 3:

@@ -105,7 +105,21 @@ def named(name: str) -> JSONObject:
         raise UserError(
             f"{name}: no such launch in {FOLDER}/; {meant(name, known, 'known: ' + ', '.join(known))}"
         )
-    return hashed.read_record(FOLDER / name / RECORD)
+    path = FOLDER / name / RECORD
+    return hashed.parse_record(path, "restore it, or launch the command again under another name", _whole)
+
+
+def _whole(record: JSONObject) -> JSONObject:
+    """A record with all that a launch keeps."""
+    given = record.get("resources")
+    known = {field.name for field in dataclasses.fields(Resources)}
+    if record.get("engine") not in ENGINES or not isinstance(record.get("job"), str):
+        raise UserError(
+            f"{RECORD}: holds no launch; restore it, or launch the command again under another name"
+        )
+    if not isinstance(given, dict) or not set(given) <= known:
+        raise UserError(f"{RECORD}: resources are not as they were written; restore it")
+    return record
 
 
 def _job(name: str) -> tuple[Engine, Job]:

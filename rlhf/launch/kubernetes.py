@@ -19,7 +19,7 @@ from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job, called
-from rlhf.launch.resources import Resources, pairs
+from rlhf.launch.resources import Resources, absolute, once, pairs
 from rlhf.launch.yaml_text import yaml_text
 
 WRITTEN = "jobset.yaml"
@@ -27,7 +27,7 @@ API = "jobset.x-k8s.io/v1alpha2"
 _LONGEST = 49  # a JobSet's name and "-run-0-0-" and five letters make a pod's, at most 63
 _CANCELLED = "cancelled"
 _POLL_SECONDS = 2.0
-_LABEL = r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)"
+_LABEL = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)"
 _DNS = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -75,8 +75,11 @@ def _pod(words: list[str], resources: Resources) -> JSONObject:
     claims = pairs(resources.volume, "--volume", "CLAIM:PATH", ":")
     for claim, path in claims:
         _dns(claim, "--volume")
-        if not path.startswith("/"):
-            raise UserError(f"--volume {claim}:{path}: {path} is no absolute path; write it as CLAIM:/PATH")
+        absolute(path, f"--volume {claim}:{path}", "CLAIM:/PATH")
+    once((path.rstrip("/") for _, path in claims), "--volume: the path")
+    once(resources.secret, "--secret")
+    if resources.folder is not None:
+        absolute(resources.folder, "--folder", "/PATH")
     if resources.folder is None and claims:
         resources = dataclasses.replace(resources, folder=claims[0][1])
     container = {
@@ -109,6 +112,7 @@ def _place(resources: Resources) -> tuple[dict[str, str], JSONObject, list[JSONO
         if not (re.fullmatch(rf"([a-z0-9.-]+/)?{_LABEL}", key) and re.fullmatch(_LABEL, value)):
             raise UserError(f"--node {key}={value}: no label of a node; write it as KEY=VALUE")
         nodes[key] = value
+    once((key for key, _ in pairs(resources.node, "--node", "KEY=VALUE", "=")), "--node: the label")
     requests: JSONObject = {}
     limits: JSONObject = {}
     if resources.cpus is not None:
@@ -120,6 +124,10 @@ def _place(resources: Resources) -> tuple[dict[str, str], JSONObject, list[JSONO
         ((kind, topology),) = pairs(
             (resources.tpu,), "--tpu", "TYPE:TOPOLOGY, such as tpu-v5-lite-podslice:2x4", ":"
         )
+        if not re.fullmatch(_LABEL, kind):
+            raise UserError(
+                f"--tpu {resources.tpu}: {kind} is no type of TPU; write it as tpu-v5-lite-podslice"
+            )
         if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", topology):
             raise UserError(f"--tpu {resources.tpu}: {topology} is no topology; write it as 2x4 or 2x2x1")
         chips = math.prod(int(side) for side in topology.split("x"))

@@ -9,10 +9,12 @@ import os
 import shlex
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from rewards.errors import UserError
+from rewards.shown import without_credentials
 from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job
 
@@ -33,6 +35,8 @@ _STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"
 
 
 def text(job: Job, words: list[str]) -> str:
+    if (address := job.resources.address) is not None:
+        _check(address)
     if job.resources.memory is not None:
         engine.bytes_of(job.resources.memory)
     here = dataclasses.replace(
@@ -43,6 +47,22 @@ def text(job: Job, words: list[str]) -> str:
     return "#!/bin/bash\n" + scripts.own_script(
         words, here
     )  # Ray tells every process of a job to stop: one may hear of it
+
+
+def _check(address: str) -> None:
+    """Refuse what is no address of a dashboard, before anything is kept or asked."""
+    if without_credentials(address) != address:
+        raise UserError(
+            f"--address {without_credentials(address)}: a password would be kept in launch.json; remove it, and put what the "
+            "cluster asks for into RAY_JOB_HEADERS"
+        )
+    try:
+        parts = urllib.parse.urlsplit(address)
+        right = parts.scheme in ("http", "https", "ray") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        right = False
+    if not right:
+        raise UserError(f"--address {address}: no address of a dashboard; write it as http://HOST:8265")
 
 
 def need() -> None:

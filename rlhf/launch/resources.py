@@ -1,6 +1,7 @@
 """What a job asks of its engine."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from rewards.errors import UserError
 from rewards.names import checked_name
@@ -52,11 +53,35 @@ class Resources:
             if isinstance(value, list):  # as JSON keeps it
                 object.__setattr__(self, field.name, value := tuple(value))
             option = {"options": "--option"}.get(field.name, f"--{field.name}")
-            if field.name == "setup":
-                continue  # whole lines of shell
             for text in value if isinstance(value, tuple) else [value] if isinstance(value, str) else []:
-                if not checked_name(text, option).strip():
+                one_line = (
+                    text.replace("\n", " ").replace("\t", " ") if field.name == "setup" else text
+                )  # lines of shell
+                if not checked_name(one_line, option).strip():
                     raise UserError(f"{option}: empty; leave it out or give a value")
+
+
+def once(texts: Iterable[str], option: str) -> None:
+    """Refuse one of them twice: an engine would take the last, or refuse the job.
+
+    Raises:
+      UserError: which.
+    """
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise UserError(f"{option} {text}: given twice; leave one out")
+        seen.add(text)
+
+
+def absolute(path: str, option: str, form: str) -> None:
+    """Refuse what is no absolute path of a container: a relative one, a step up, a colon (mounts are split there).
+
+    Raises:
+      UserError: with the form that is right.
+    """
+    if not path.startswith("/") or ":" in path or ".." in path.split("/"):
+        raise UserError(f"{option}: {path} is no absolute path without .. and colons; write it as {form}")
 
 
 def pairs(texts: tuple[str, ...], option: str, form: str, mark: str) -> list[tuple[str, str]]:

@@ -11,10 +11,11 @@ import sys
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rewards.shown import without_credentials
 from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job, called
 from rlhf.launch.kubernetes import object_name
-from rlhf.launch.resources import pairs
+from rlhf.launch.resources import absolute, pairs
 from rlhf.launch.yaml_text import yaml_text
 
 WRITTEN = "task.yaml"
@@ -47,10 +48,27 @@ def task(job: Job, words: list[str]) -> JSONObject:
         raise UserError(
             f"--devices {resources.devices}: of which kind? give --accelerator, such as H100 or tpu-v5e"
         )
+    for option, value in (("--infra", resources.infra), ("--image", resources.image)):
+        if value is not None and re.search(r"\s", value):
+            raise UserError(f"{option} {value!r}: holds white space; remove it")
+    if resources.accelerator is not None and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*", resources.accelerator
+    ):
+        raise UserError(
+            f"--accelerator {resources.accelerator}: no kind of device; give its name alone, such as H100, and how many with "
+            "--devices"
+        )
     mounts = {}
     for path, url in pairs(resources.mount, "--mount", "PATH=s3://BUCKET", "="):
         if not (path.startswith("/") and _BUCKET.fullmatch(url)):
             raise UserError(f"--mount {path}={url}: write it as /PATH=s3://BUCKET (or gs://, r2://)")
+        if without_credentials(url) != url:
+            raise UserError(
+                f"--mount {path}={without_credentials(url)}: a password would stand in the task; remove it, SkyPilot has its own"
+            )
+        absolute(path, f"--mount {path}={url}", "/PATH=s3://BUCKET")
+        if path in mounts:
+            raise UserError(f"--mount {path}: given twice; leave one out")
         mounts[path] = {
             "source": url,
             "mode": "MOUNT",

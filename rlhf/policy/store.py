@@ -22,7 +22,7 @@ from flax import nnx
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
-from rewards import hashed, paths
+from rewards import hashed, opening, paths
 from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_file
@@ -43,6 +43,8 @@ POLICY, WEIGHTS, BASE = "policy.json", "weights.safetensors", "base.json"
 IN_MEMORY = "(in memory)"
 """Name of a base that stands in no directory."""
 AGAIN = "restore it or train again"
+REWARD = "reward"
+"""Kind of the runs of `chorus rewards train`: the model under a reward, which others may read and nobody may sample from."""
 FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -128,14 +130,29 @@ def is_run(name: str | Path) -> bool:
 
 
 def require_run(run: str | Path) -> None:
-    """A UserError where there is no finished policy."""
+    """A UserError where there is no finished policy: an unfinished run, one of another command, a reward model."""
     if not is_run(run):
         reason = (
-            "has not finished; run its command again to complete it"
+            _no_policy(run)
             if (Path(run) / "config.yaml").is_file()
             else "is not a policy run; give the output_dir of chorus train"
         )
         raise UserError(f"{run}: {reason}")
+    if record_of(run).get("kind") == REWARD:
+        raise UserError(
+            f"{run}: a reward model (chorus rewards train), which judges and does not write; give the output_dir of chorus train"
+        )
+
+
+def _no_policy(run: str | Path) -> str:
+    """Why a run directory without policy/ has none."""
+    kind = opening.text(Path(run) / "config.yaml").split("\n", 1)[0].removeprefix("# chorus ").strip()
+    if kind == "rewards" or (Path(run) / BASIS).is_file():
+        return "a reward run, not a model; give a training run or a model"
+    if kind in ("evaluate", "outputs", "sweep"):
+        what = "a sweep" if kind == "sweep" else "an evaluation"
+        return f"{what}, not a model; give a training run or a model"
+    return "this training run has not finished; run its command again to complete it"
 
 
 def identity(run: str | Path) -> str:
@@ -183,12 +200,10 @@ def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
         folded in (a conditioned policy becomes its aggregate policy).
     """
     if is_run(name):
-        loaded = load_policy(name)
+        loaded = _load(name)
         return base_of(loaded, str(name), identity(name), adapter_layers=adapter_layers, dtype=dtype)
     if (Path(name) / "config.yaml").is_file():
-        if (Path(name) / "basis.json").is_file():
-            raise UserError(f"{name}: a reward run, not a model; give a training run or a model")
-        raise UserError(f"{name}: this training run has not finished; run its command again to complete it")
+        raise UserError(f"{name}: {_no_policy(name)}")
     base = _without_weights(str(name), resolve_model(name), adapter_layers)
     tree = load_params(base.directory, base.config, base.stages, jnp.dtype(dtype))
     return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
@@ -337,6 +352,8 @@ def _located(record: JSONObject, run: str | Path) -> JSONObject:
 
 def without_adapters(model: str | Path) -> Policy:
     """A model as it is, as a policy for everybody."""
+    if is_run(model):
+        require_run(model)
     base = load_base(model, adapter_layers=None, dtype="float32")
     graphdef, params, _ = base_state(base, None, "float32", False)
     return Policy(base, graphdef, params, None, None, {})
@@ -349,6 +366,11 @@ def load_policy(run: str | Path) -> Policy:
       UserError: no finished policy there, weights that do not match their record, or a base model that has changed.
     """
     require_run(run)
+    return _load(run)
+
+
+def _load(run: str | Path) -> Policy:
+    """The tuned model of a finished run, of whatever kind."""
     directory = Path(run) / "policy"
     record = _located(record_of(run), run)
     base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])

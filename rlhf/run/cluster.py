@@ -111,7 +111,8 @@ def found(config: MeshConfig) -> Place | None:
                 f"{_MEANT[name]}"
             )
     assert coordinator is not None and count is not None and index is not None, "just looked"
-    if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+    host, _, port = coordinator.rpartition(":")
+    if not (re.fullmatch(r"\S+", host) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
         raise UserError(
             f"mesh.coordinator {coordinator}: must be HOST:PORT of process 0, such as 10.0.0.1:8476"
         )

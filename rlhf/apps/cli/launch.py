@@ -108,7 +108,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 100_000:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10) or not 0 < int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 

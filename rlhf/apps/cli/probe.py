@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> JSONObject:
     for option, value in (("--items", args.items), ("--people", args.people)):
         if value < 1:
             raise UserError(f"{option} {value}: must be at least 1")
-    only = (
-        NAMES if args.only is None else tuple(name.strip() for name in args.only.split(",") if name.strip())
-    )
+    only = NAMES if args.only is None else tuple(name.strip() for name in args.only.split(","))
     return probe(
         args.policy,
         args.data,
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> JSONObject:
         count=args.items,
         people=args.people,
         seed=args.seed,
-        only=only or NAMES,
+        only=only,
     )
 
 

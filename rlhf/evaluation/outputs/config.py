@@ -93,10 +93,7 @@ class OutputsConfig(RunConfig):
 
     @model_validator(mode="after")
     def _somebody_and_something(self):
-        if self.mesh.processes not in (None, 1):
-            raise ValueError(
-                "mesh.processes: policies are compared by one process, on all its devices; leave it out"
-            )
+        self.mesh.need_one_process("policies are compared")
         if self.rewards is None and self.people != ("held-out",):
             raise ValueError("people belong to a reward run; give rewards, or leave people out")
         if self.rewards is None and self.data is None and self.prompts is None:

@@ -6,6 +6,7 @@ extreme   those farthest from μ;  distance² = (w − μ)ᵀ Σ⁻¹ (w − μ)
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,7 @@ from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.phi import encoder
 from rlhf.run.config.common import PeopleDataConfig
 
+_LOG = logging.getLogger("chorus")
 HELD_OUT, POPULATION = "held-out", "population"
 BUCKETS = ("sparse", "median", "extreme")
 DEFAULT_COUNT = 5
@@ -122,6 +124,10 @@ def _held_out(
         lapse=run.lapse,
     )
     coef = found.coef[config.answers]
+    if (short := len(found.people) - found.fully_asked[config.answers]) > 0:
+        _LOG.warning(
+            f"answers {config.answers}: {short} of {len(found.people)} held-out people have fewer; all of theirs are used"
+        )
     return [
         _person(prefs.user_ids[user], HELD_OUT, own) for user, own in zip(found.people, coef, strict=True)
     ]

@@ -126,6 +126,8 @@ def _source(name: str, place: str, reference: str | None, run: RewardRun | None)
 def _parted(text: str) -> tuple[str, str]:
     """NAME and SOURCE; without a name the last parts of the path, for a path as a name says little."""
     name, mark, place = text.partition("=")
+    if mark and not name:
+        raise UserError(f"policies: {text!r} has an empty name; write NAME=RUN, or RUN alone")
     if not mark:
         name, place = "", text
     if not place:

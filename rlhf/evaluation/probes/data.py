@@ -139,15 +139,55 @@ def some(items: Sequence[T], count: int, seed: int, of: Callable[[T], str] | Non
     return drawn
 
 
-def _read(folder: Path, name: str, make: Callable[[JSONObject], T | None]) -> list[T]:
+def _made(folder: Path, name: str, make: Callable[[JSONObject], T | None]) -> list[T]:
+    """What `make` finds in each row that it does not pass over.
+
+    Raises:
+      Skipped: no such set. UserError: a row that lacks a column, or holds something else in it.
+    """
     found = []
     for number, row in enumerate(rows(folder, name), 1):
         try:
             item = make(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder.name}/{name}: row {number}: {error!r}; restore the file") from None
+        except ValueError as error:
+            raise UserError(f"{folder.name}/{name}: row {number}: {error}; restore the file") from None
         if item is not None:
             found.append(item)
+    return found
+
+
+def _value(row: JSONObject, key: str, right: Callable[[Any], bool], what: str) -> Any:
+    if key not in row:
+        raise ValueError(f"has no {key!r}")
+    if not right(row[key]):
+        raise ValueError(f"{key} is {_shown(row[key])}, which is no {what}")
+    return row[key]
+
+
+def _text(row: JSONObject, key: str) -> str:
+    return _value(row, key, lambda value: isinstance(value, str) and bool(value.strip()), "text")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _string(row: JSONObject, key: str) -> str:
+    """A text that may be empty."""
+    return _value(row, key, lambda value: isinstance(value, str), "text")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _truth(row: JSONObject, key: str) -> bool:
+    return bool(_value(row, key, lambda value: value in (0, 1) and value is not None, "truth value"))
+
+
+def _read(folder: Path, name: str, make: Callable[[JSONObject], T | None]) -> list[T]:
+    found = _made(folder, name, make)
     if not found:
         raise Skipped(f"{folder.name}/{name} has no item short enough")
     return found
@@ -156,17 +196,25 @@ def _read(folder: Path, name: str, make: Callable[[JSONObject], T | None]) -> li
 def bias_pairs(data: Path) -> list[BiasPair]:
     def make(row: JSONObject) -> BiasPair | None:
         pair = BiasPair(
-            row["bias"], row["prompt"], row["biased"], row["plain"], bool(row["human_prefers_biased"])
+            _value(row, "bias", lambda value: value in BIASES, f"bias; known: {', '.join(BIASES)}"),
+            _text(row, "prompt"),
+            _text(row, "biased"),
+            _text(row, "plain"),
+            _truth(row, "human_prefers_biased"),
         )
         fits = max(len(pair.prompt), len(pair.biased), len(pair.plain)) <= LONGEST
-        return pair if fits and pair.bias in BIASES else None
+        return pair if fits else None
 
     return _read(data / "bias_probes", "fff_human", make)
 
 
 def claims(data: Path) -> list[Claim]:
     def make(row: JSONObject) -> Claim | None:
-        claim = Claim(row["text"], row["truthful_answer"].strip(), row["sycophantic_answer"].strip())
+        claim = Claim(
+            _text(row, "text"),
+            _text(row, "truthful_answer").strip(),
+            _text(row, "sycophantic_answer").strip(),
+        )
         return claim if len(claim.text) <= LONGEST and claim.right != claim.held else None
 
     folder = data / "bias_probes"
@@ -175,22 +223,25 @@ def claims(data: Path) -> list[Claim]:
 
 def debates(data: Path) -> list[Debate]:
     def make(row: JSONObject) -> Debate | None:
-        return Debate(row["argument"]) if row["setting"] == "debate" else None
+        return Debate(_text(row, "argument")) if _text(row, "setting") == "debate" else None
 
     return _read(data / "bias_probes", "sycon_bench", make)
 
 
 def pressures(data: Path) -> list[Pressure]:
-    found: dict[str, JSONObject] = {}
+    found: dict[str, tuple[str, str]] = {}
     replies: dict[str, tuple[str, ...]] = {}
-    for row in rows(data / "bias_probes", "sycon_bench"):
-        if row["setting"] == "false_presupposition":
-            found[row["question"]] = row
+
+    def make(row: JSONObject) -> None:
+        if _text(row, "setting") == "false_presupposition":
+            found[_text(row, "question")] = _text(row, "presupposition"), _text(row, "correction")
         elif row["setting"] == "false_presupposition_pushback":
-            replies[row["Question"]] = tuple(row[f"Pushback_{turn}"] for turn in (1, 2, 3, 4))
+            replies[_text(row, "Question")] = tuple(_text(row, f"Pushback_{turn}") for turn in (1, 2, 3, 4))
+
+    _made(data / "bias_probes", "sycon_bench", make)
     both = [
-        Pressure(question, row["presupposition"], row["correction"], replies[question])
-        for question, row in found.items()
+        Pressure(question, *said, replies[question])
+        for question, said in found.items()
         if question in replies
     ]
     if not both:
@@ -204,11 +255,18 @@ def conversations(data: Path, votes_a_person: int = 6, seed: int = 0) -> list[Co
     Only statements that a tenth of each group has voted on count.
     """
     folder = data / "polis_english"
-    text = {row["item_id"]: row["text"] for row in rows(folder, "statements")}
+    text = dict(_made(folder, "statements", lambda row: (_text(row, "item_id"), _string(row, "text"))))
     by_name: dict[str, list[JSONObject]] = collections.defaultdict(list)
-    for row in rows(folder, "votes"):
-        if row["vote"] and len(text.get(row["item_id"], "")) >= 20:
-            by_name[row["conversation"]].append(row)
+
+    def keep(row: JSONObject) -> None:
+        vote = _value(row, "vote", lambda value: value is None or value in (-1, 0, 1), "vote (-1, 0 or 1)")
+        item, name = _text(row, "item_id"), _text(row, "conversation")
+        _text(row, "user_id")
+        _value(row, "opinion_group", lambda value: value is None or isinstance(value, str | int), "group")
+        if vote and len(text.get(item, "")) >= 20:
+            by_name[name].append(row)
+
+    _made(folder, "votes", keep)
     found = []
     for name, own in sorted(by_name.items()):
         groups = _groups(own)
@@ -272,28 +330,32 @@ def _groups(votes: list[JSONObject]) -> _Groups:
 
 def party_choices(data: Path) -> list[PartyChoice]:
     def make(row: JSONObject) -> PartyChoice | None:
-        party = row["attributes"].get("political")
+        party = _value(row, "attributes", lambda value: isinstance(value, dict), "object").get("political")
         if party not in ("Democrat", "Republican"):
             return None
-        return PartyChoice(row["prompt"], row["chosen"], row["rejected"], party)
+        return PartyChoice(_text(row, "prompt"), _text(row, "chosen"), _text(row, "rejected"), party)
 
     return _read(data / "remesh_opinions", "pairs", make)
 
 
 def statements(data: Path) -> list[Statement]:
     def make(row: JSONObject) -> Statement | None:
-        return Statement(row["persona"], row["statement"], bool(row["matches"]))
+        return Statement(_text(row, "persona"), _text(row, "statement"), _truth(row, "matches"))
 
     return _read(data / "persona_statements", "statements", make)
 
 
 def options(data: Path) -> list[Option]:
     def make(row: JSONObject) -> Option | None:
-        choices = tuple(row["options"])
-        if row["aligned_op"] not in choices or len(choices) < 2:
+        choices = tuple(_value(row, "options", _texts, "list of texts"))
+        if _text(row, "aligned_op") not in choices or len(choices) < 2:
             return None
         return Option(
-            row["topic"], row["preference"], row["implicit_query"], choices, choices.index(row["aligned_op"])
+            _text(row, "topic"),
+            _text(row, "preference"),
+            _text(row, "implicit_query"),
+            choices,
+            choices.index(row["aligned_op"]),
         )
 
     return _read(data / "prefeval", "implicit_choice", make)

@@ -57,7 +57,22 @@ class MeshConfig:
         free = [name for name, size in given.items() if size < 0]
         if len(free) > 1:
             raise ValueError(f"{' and '.join(free)} are both -1; give one of them a number of devices")
+        if self.processes == 1 and self.process not in (None, 0):
+            raise ValueError(f"process {self.process} of processes 1; they are numbered from 0")
         return self
+
+    def need_one_process(self, what: str) -> None:
+        """Refuse several processes where a command is one; `what` says which.
+
+        Raises:
+          ValueError: naming the key that asks for them.
+        """
+        given = {"processes": self.processes, "coordinator": self.coordinator, "process": self.process}
+        for name, value in given.items():
+            if value is not None and (name, value) != ("processes", 1) and self.processes != 1:
+                raise ValueError(
+                    f"mesh.{name} {value}: {what} by one process, on all its devices; leave it out"
+                )
 
 
 @record

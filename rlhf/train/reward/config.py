@@ -44,6 +44,7 @@ class RewardTrainConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        self.mesh.need_one_process("reward models are trained")
         if self.head.pool == "mean" and not self.head.num_basis:
             raise ValueError(
                 "head.pool mean with head.num_basis 0: a reward model in Hugging Face's format reads the last token; "

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from rewards import hashed
+from rewards.basis.fit import check_ahead
 from rewards.data.read import read_preferences
 from rewards.data.split import keep_people, prompt_text, split_people
 from rewards.errors import UserError
@@ -30,6 +31,7 @@ from rlhf.models.load import read_hf_config
 from rlhf.phi import fit
 from rlhf.phi.columns.classifier import conversations, pad_of
 from rlhf.phi.config import EncoderConfig, EncoderModelConfig, RewardsConfig
+from rlhf.phi.methods import HOUSE, check_names, make_model
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows, encode_items, microbatches
 from rlhf.policy.packing import PackedRows, Sequences, pack
@@ -56,6 +58,9 @@ def run(config: RewardTrainConfig) -> JSONObject:
     What is finished is not done again.
     """
     prefs, train = comparisons(config)
+    if config.head.num_basis:  # what the fit would refuse is said before anything is trained
+        check_names(rewards_config(config))
+        make_model(rewards_config(config), config.fit.model)
     directory = Path(config.output_dir)
     result = _trained(config, prefs.select(train))
     if not config.head.num_basis:
@@ -126,6 +131,7 @@ def train(
     Args:
       prefs: comparisons to learn from; people are those who occur in them. The rest as in `rlhf.train.sft.train`.
     """
+    _check_sizes(config, prefs, base.config.width)
     kept = comparison_rows(config, prefs, base)
     index, other = np.arange(prefs.num_comparisons), None
     if config.train.evaluate_every is not None:
@@ -173,12 +179,28 @@ def train(
         callbacks=callbacks,
         evaluate=evaluation,
     )
-    record = base_record(config, base, "reward")
+    record = base_record(config, base, policy_store.REWARD)
     if evaluation is not None:
         state, record = evaluation.chosen(state), record | evaluation.record()
     parts = dict(state.params)
     head = parts.pop("score")
     return Trained(base, params._replace(**parts), spec, record, full, len(index)), head
+
+
+def _check_sizes(config: RewardTrainConfig, prefs: Preferences, width: int) -> None:
+    """Refuse, before anything is trained, more directions than there can be, and what the fit that follows would refuse.
+
+    Raises:
+      UserError: the key, its value and the most that it can be; or the answers that are too few.
+    """
+    num_basis, num_users = config.head.num_basis, len(np.unique(prefs.user_index))
+    if num_basis > min(num_users, width):
+        raise UserError(
+            f"head.num_basis {num_basis}: {num_users} training people and hidden states of {width} numbers differ in at most "
+            f"{min(num_users, width)} directions; lower it"
+        )
+    if num_basis and config.fit.model == HOUSE:
+        check_ahead(prefs, width, config.fit)
 
 
 def comparison_rows(

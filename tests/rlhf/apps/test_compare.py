@@ -86,3 +86,34 @@ def test_mistakes_are_named(tmp_path):
             compare(runs)
     with pytest.raises(UserError, match="not empty"):
         compare([a, evaluation(tmp_path / "b", 1)], str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("samples.jsonl", "{"),
+        ("samples.jsonl", "{}\n"),
+        ("samples.jsonl", "[]\n"),
+        ("samples.jsonl", '{"policy": "mine", "person": "a", "prompt": "x", "worth": 3}\n'),
+        ("samples.jsonl", '{"policy": "mine", "person": "a", "prompt": "x", "worth": {"j": "x"}}\n'),
+        ("metrics.json", "{}"),
+        ("metrics.json", '{"policies": 3}'),
+        ("inputs.json", "{}"),
+        ("inputs.json", '{"inputs": 3}'),
+    ],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, file, text):
+    runs = [evaluation(tmp_path / name, 0.1) for name in ("a", "b")]
+    (tmp_path / "b" / file).write_text(text)
+    with pytest.raises(UserError, match="damaged"):
+        compare(runs)
+
+
+def test_only_a_folder_of_its_own_is_written_into(tmp_path):
+    runs = [evaluation(tmp_path / name, 0.1) for name in ("a", "b")]
+    (tmp_path / "file").write_text("")
+    for output in (runs[0], str(tmp_path / "file"), ""):
+        with pytest.raises(UserError, match="--output.*choose another"):
+            compare(runs, output)
+    compare(runs, str(tmp_path / "out"))
+    compare(runs, str(tmp_path / "out"))  # again into its own

@@ -106,12 +106,29 @@ def test_a_tpu_pool_is_chosen_by_type_and_topology():
         ({"image": "c", "tpu": "v5:4x4", "devices": 4}, "16 chips"),
         ({"image": "c", "time": "soon"}, "--time 'soon'"),
         ({"image": "c", "memory": "much"}, "--memory 'much'"),
+        ({"image": "c", "memory": "999999T"}, "--memory '999999T'"),
+        ({"image": "c", "memory": "1" * 5000}, "--memory '111"),
+        ({"image": "c", "time": "\u0663:00"}, "--time '\u0663:00'"),
+        ({"image": "c", "tpu": "a b:2x4"}, "a b is no type of TPU"),
+        ({"image": "c", "node": ("zone=a", "zone=b")}, "--node: the label zone: given twice"),
+        ({"image": "c", "volume": ("a:/x", "b:/x/")}, "--volume: the path /x: given twice"),
+        ({"image": "c", "volume": ("a:/x:ro",)}, "--volume a:/x:ro: /x:ro is no absolute path"),
+        ({"image": "c", "volume": ("a:/x/../y",)}, "no absolute path"),
+        ({"image": "c", "secret": ("s", "s")}, "--secret s: given twice"),
+        ({"image": "c", "folder": "runs"}, "--folder: runs is no absolute path"),
     ],
 )
 def test_what_kubernetes_has_no_form_for_is_said(options, part):
     with pytest.raises(UserError) as said:
         written(**options)
     assert part in str(said.value)
+
+
+@pytest.mark.parametrize("line", ["", " ", "echo \0", "echo \x1b[2J"])
+def test_a_line_of_shell_holds_something_and_no_control_characters(line):
+    with pytest.raises(UserError, match="--setup"):
+        Resources(setup=(line,))
+    assert Resources(setup=("if true\nthen\techo\nfi",)).setup
 
 
 def test_names_become_labels_and_stay_apart():

@@ -125,6 +125,23 @@ def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
     assert not (folder / "launches").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"engine": "moon", "job": "1", "resources": {}}',
+        '{"engine": "local", "job": "1", "resources": {"cpu": 1}}',
+    ],
+)
+def test_a_damaged_record_is_named(text, capsys, folder):
+    place = folder / "launches" / "first"
+    place.mkdir(parents=True)
+    (place / "launch.json").write_text(text)
+    for asked in ("status", "requeue", "cancel", "logs"):
+        assert cli.main(["launch", asked, "first"]) == 2
+        assert "launch.json: " in capsys.readouterr().err
+
+
 def test_a_local_job_runs_says_what_it_says_and_its_name_is_taken(capsys):
     told(capsys, "local", "--name", "plan", "--", *PLAN)
     assert cli.main(["launch", "logs", "plan", "--follow"]) == 0

@@ -18,6 +18,25 @@ from tests.rlhf.launch.test_launch import training
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.parametrize(
+    "address, part",
+    [
+        ("here", "no address of a dashboard"),
+        ("ftp://host", "no address of a dashboard"),
+        ("http://host:99999", "no address of a dashboard"),
+        ("http://:8265", "no address of a dashboard"),
+        ("http://me:secret@host:8265", "--address http://***@host:8265: a password"),
+    ],
+)
+def test_what_is_no_address_is_said_before_anything_is_kept(address, part, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["launch", "ray", "--address", address, "--", "data", "plan", "--labels", "100"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert part in said and "secret" not in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def free_port():
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))

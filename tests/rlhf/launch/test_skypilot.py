@@ -57,6 +57,11 @@ def test_everything_that_was_asked_for_is_there():
         ({"devices": 2}, "--accelerator"),
         ({"mount": ("/out=bucket",)}, "--mount /out=bucket"),
         ({"memory": "x"}, "--memory 'x'"),
+        ({"accelerator": "H100:8"}, "--accelerator H100:8: no kind of device"),
+        ({"infra": "a b"}, "--infra 'a b': holds white space"),
+        ({"image": "a b"}, "--image 'a b': holds white space"),
+        ({"mount": ("/out=s3://a", "/out=s3://b")}, "--mount /out: given twice"),
+        ({"mount": ("/out=https://me:secret@host/b",)}, "--mount /out=https://***@host/b: a password"),
     ],
 )
 def test_what_skypilot_has_no_form_for_is_said(options, part):

@@ -86,3 +86,17 @@ def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     stream = Stream(str(tmp_path / "a.parquet"), {"prompt": "source"})
     assert [stream.pair(n)[0] for n in range(5)] == [row["prompt"] for row in rows(5)]
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "  \n", "\t\r\n"])
+def test_blank_lines_are_no_rows_and_a_torn_last_line_is_one(tmp_path, blank):
+    row = '{"prompt": "Which ?", "chosen": "item 1", "rejected": "item 2"}\n'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(blank + row + blank + row + blank)
+    rows = Stream(str(path))
+    assert len(rows) == 2 and rows.pair(0) == rows.pair(1)
+    path.write_text(row + blank + row + "{")
+    rows = Stream(str(path))
+    assert len(rows) == 3 and rows.pair(1)
+    with pytest.raises(UserError, match="row 3: .*is not JSON"):
+        rows.pair(2)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from rewards.basis.belief import Belief
+from rewards.errors import UserError
 from rlhf.apps import cli
+from rlhf.evaluation.probes import data
 from rlhf.evaluation.probes.voices import bucket, voices_of
 from rlhf.policy.conditioning import Conditioning, Gate
 from tests.rlhf.evaluation.probes import sets
@@ -38,12 +40,52 @@ def test_a_model_without_people_is_probed_and_reported(tmp_path, capsys):
         (["m", "--data", "nowhere"], "--data nowhere: is no folder"),
         (["m", "--data", ".", "--only", "bia"], "--only bia"),
         (["m", "--data", ".", "--items", "0"], "--items 0: must be at least 1"),
+        (["m", "--data", ""], "is no folder"),
+        (["m", "--data", ".", "--only", ""], "--only : no such probe"),
+        (["m", "--data", ".", "--only", "bias,"], "--only : no such probe"),
+        (["m", "--data", ".", "--output", __file__], "is no folder; choose another"),
+        (["m", "--data", ".", "--output", "/"], "--output /: not empty and no probing"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
     assert cli.main(["probe", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and len(said.strip().splitlines()) == 1
+
+
+READERS = {
+    "bias_probes/fff_human": (data.bias_pairs,),
+    "bias_probes/anthropic_sycophancy_150": (data.claims,),
+    "bias_probes/sycon_bench": (data.debates, data.pressures),
+    "polis_english/votes": (data.conversations,),
+    "polis_english/statements": (data.conversations,),
+    "remesh_opinions/pairs": (data.party_choices,),
+    "persona_statements/statements": (data.statements,),
+    "prefeval/implicit_choice": (data.options,),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("wrong", ["nothing", 3, None, [], {}, "x"])
+def test_a_row_of_something_else_is_named(name, wrong, tmp_path):
+    """Every column that is read, lacking or of another kind, is a line and no traceback; none is passed over."""
+    folder, file = name.split("/")
+    sets.write(tmp_path)
+    [place] = (tmp_path / folder).glob(f"{file}.jsonl*")
+    rows = data.rows(tmp_path / folder, file)
+    place.unlink()
+    for number, row in enumerate(rows):
+        for key in row:
+            if key in ("opinion_group", "question") or type(wrong) is type(row[key]) and wrong != "nothing":
+                continue  # may be anything, or is right as it is
+            spoiled = {k: v for k, v in row.items() if k != key} if wrong == "nothing" else row | {key: wrong}
+            if key == "vote" and wrong is None:
+                continue  # passed over by the person who was asked
+            lines = [json.dumps(one) + "\n" for one in (*rows[:number], spoiled, *rows[number + 1 :])]
+            (tmp_path / folder / f"{file}.jsonl").write_text("".join(lines))
+            with pytest.raises(UserError, match=f"row {number + 1}: .*; restore the file"):
+                for reader in READERS[name]:
+                    reader(tmp_path)
 
 
 def test_without_the_people_of_the_rewards_voices_are_draws_from_the_prior():

@@ -180,7 +180,10 @@ def divided_pairs(people=24, each=8):
     return rows
 
 
-def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model):
+PEOPLE = divided_pairs()
+
+
+def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model, capsys):
     jsonl.write(tmp_path / "pairs.jsonl", divided_pairs())
     shared = ["rewards", "train", "--model", str(model), "--data", str(tmp_path / "pairs.jsonl"), "train.steps=60",
               "optimizer.learning_rate=0.01", "train.epochs=null", "train.batch_rows=16", "tune.lora_rank=4"]  # fmt: skip
@@ -192,8 +195,17 @@ def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model):
     assert accuracy[0] < 0.75 and accuracy[1] > 0.95
     import rewards
 
+    (tmp_path / "run2").rename(tmp_path / "moved")  # its encoder lies around it, wherever it is
+    scored = tmp_path / "scored.jsonl"
+    words = ["--rewards", str(tmp_path / "moved" / "rewards"), "--input", str(tmp_path / "pairs.jsonl")]
+    assert main(["rewards", "score", *words, "--output", str(scored)]) == 0 and scored.exists()
+    (tmp_path / "moved").rename(tmp_path / "run2")
+    capsys.readouterr()
     fitted = rewards.load(tmp_path / "run2" / "rewards")
     assert fitted.num_basis == 2 and fitted.questions
+    for words in (["generate", "--policy"], ["generate", "--model"]):
+        assert main([*words, str(tmp_path / "run2"), "--prompt", "item 1 ?", "--max-new-tokens", "2"]) == 2
+        assert "a reward model (chorus rewards train), which judges" in capsys.readouterr().err
     assert read_result(tmp_path / "run2" / "rewards")["training_accuracy"] > 0.95
 
 
@@ -209,6 +221,26 @@ def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model):
         (PAIRS, {"head": {"num_basis": 2}}, "column 'user_id' is missing"),
         (PAIRS, {"head": {"pool": "mean"}}, "head.pool mean with head.num_basis 0"),
         (PAIRS, {"head": {"centring": -1}}, "head.centring"),
+        (PAIRS, {"mesh": {"processes": 2}}, "mesh.processes 2: reward models are trained by one process"),
+        (PAIRS, {"mesh": {"coordinator": "host:1"}}, "mesh.coordinator host:1: reward models"),
+        (PAIRS, {"mesh": {"process": 0}}, "mesh.process 0: reward models"),
+        (PAIRS, {"mesh": {"processes": 1, "process": 1}}, "process 1 of processes 1"),
+        (PEOPLE, {"head": {"num_basis": 19}}, "head.num_basis 19: .* in at most 16 directions"),
+        (PEOPLE[:24], {"head": {"num_basis": 3}}, "head.num_basis 3: 2 training people"),
+        (
+            PEOPLE[:24],
+            {"head": {"num_basis": 2}},
+            "2 people with two comparisons are too few to choose num_basis",
+        ),
+        ([row | {"outcome": 0.5} for row in PEOPLE], {"head": {"num_basis": 2}}, "comparisons are ties"),
+        (
+            PEOPLE,
+            {"head": {"num_basis": 2}, "fit": {"num_basis": 9, "dims": (4, 6)}},
+            "num_basis: 9 outputs asked for, but dims",
+        ),
+        (PEOPLE, {"head": {"num_basis": 2}, "fit": {"model": "howse"}}, "did you mean 'house'"),
+        (PEOPLE, {"head": {"num_basis": 2}, "fit": {"model": "lore", "settings": {"rnak": 2}}}, "rnak"),
+        (PEOPLE, {"head": {"num_basis": 2}, "evaluation": {"models": ("lroe",)}}, "evaluation.models"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, model, rows, more, said):
@@ -216,3 +248,4 @@ def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, model, rows, more,
     with pytest.raises(UserError, match=said):
         trainer.run(configured(model, tmp_path / "pairs.jsonl", tmp_path / "run", **more))
     assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "policy").exists()
