@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,13 @@ from rlhf.train.checkpoint_files import (
 _LOG = logging.getLogger("chorus")
 
 _STEP = re.compile(r"^\d{8,}$")
+
+
+def _discard(folder: Path) -> None:
+    """Remove what a refused write has left; Orbax's threads may still be making files in it for a moment."""
+    for pause in (0.0, 0.1, 0.2, 0.4, 0.8):
+        time.sleep(pause)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpointer:
@@ -77,8 +85,8 @@ class Checkpointer:
                 lambda: self._refusing(step, lambda: self._finished(temporary, step, leaves, meta or {}))
             )
         finally:
-            if processes.is_writer():
-                shutil.rmtree(temporary, ignore_errors=True)
+            if processes.is_writer() and temporary.exists():
+                _discard(temporary)
 
     def _begun(self, step: int, leaves: dict[str, Leaf]) -> Path:
         """The folder in which a step is written before it has a name."""
