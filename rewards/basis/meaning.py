@@ -74,10 +74,12 @@ def measure(prefs: Preferences, phi: Float[np.ndarray, "I K"]) -> tuple[Meaning,
     names, values = _candidates(texts)
     freedom = len(used) - (prompt.max() + 1) - MOST_PARTS - 1
     values = centre(values, prompt)
-    moves = np.linalg.norm(values, axis=0) > 1e-9 * np.sqrt(len(used))
+    size = np.linalg.norm(values, axis=0)
+    moves = size > 1e-9 * np.sqrt(len(used))
     if freedom < 10 or not moves.any():
         return (Meaning(),) * phi.shape[1]
-    names, values = [name for name, kept in zip(names, moves, strict=True) if kept], values[:, moves]
+    names = [name for name, kept in zip(names, moves, strict=True) if kept]
+    values = values[:, moves] / size[moves]
     return tuple(_pursued(names, values, axis, freedom) for axis in centre(phi[used], prompt).T)
 
 
@@ -131,15 +133,15 @@ def _candidates(texts: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _pursued(names: list[str], values: np.ndarray, axis: np.ndarray, freedom: int) -> Meaning:
-    """Orthogonal matching pursuit of one centred axis float[I] in the centred candidates float[I, M]."""
+    """Orthogonal matching pursuit of one centred axis float[I] in the centred candidates float[I, M] of length 1."""
     total = float(axis @ axis)
     left, chosen, parts = axis, [], []
-    limit = -stdtrit(freedom, FALSE_NAMES / (2 * max(1, len(names))))
+    limit = -stdtrit(freedom, FALSE_NAMES / (2 * len(names)))
     while total > 0 and len(chosen) < MOST_PARTS:
         norm = np.linalg.norm(left)
         if norm <= 1e-6 * np.sqrt(total):
             break
-        correlation = values.T @ left / (np.linalg.norm(values, axis=0) * norm)
+        correlation = values.T @ left / norm
         best = int(np.argmax(np.abs(correlation)))
         r = float(np.clip(correlation[best], -1.0, 1.0))
         strength = abs(r) * np.sqrt(freedom / max(1e-12, 1 - r * r))

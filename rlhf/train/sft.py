@@ -28,7 +28,7 @@ from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
-from rlhf.train.config import DPOConfig, SFTConfig, Supervised
+from rlhf.train.config import SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.rl.config import RLConfig
@@ -208,14 +208,14 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
     }
 
 
-def tokens_per_step(config: SFTConfig | DPOConfig, packed: PackedRows) -> int:
+def tokens_per_step(config: Supervised, packed: PackedRows) -> int:
     """Completion tokens of an average step."""
     per_row = float(np.mean(packed.member.any(axis=1).sum(axis=1)))
     return int(per_row * rows_a_step(config))
 
 
-def batches(config: SFTConfig | DPOConfig, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
-    """Step number → its rows of `data` (an `SFTBatch` or `DPOBatch` of the whole data set), cut into micro-batches."""
+def batches(config: Supervised, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
+    """Step number → its rows of `data` (an `SFTBatch`, `DPOBatch` or `RewardRows` of all rows), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
 
     def batch_of(step: int) -> PyTree:

@@ -9,9 +9,8 @@ policies work as with any other run; the head's own people teach the model only.
 """
 
 import functools
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -33,22 +32,30 @@ from rlhf.phi.columns.classifier import conversations, pad_of
 from rlhf.phi.config import EncoderConfig, EncoderModelConfig, RewardsConfig
 from rlhf.phi.methods import HOUSE, check_names, make_model
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import batch_rows, encode_items, microbatches
-from rlhf.policy.packing import PackedRows, Sequences, pack
+from rlhf.policy.batches import encode_items
+from rlhf.policy.packing import Sequences, pack
 from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
-from rlhf.train.length import num_steps, rows_a_step, settled
+from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
 from rlhf.train.reward import step as reward
 from rlhf.train.reward.classifier import HEAD, save_classifier
 from rlhf.train.reward.config import RewardTrainConfig
-from rlhf.train.sft import base_record, fresh_policy, frozen_parts, open_base, read_by, trained_parts
+from rlhf.train.sft import (
+    base_record,
+    batches,
+    fresh_policy,
+    frozen_parts,
+    open_base,
+    read_by,
+    tokens_per_step,
+    trained_parts,
+)
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
-_LOG = logging.getLogger("chorus")
 REWARDS, CLASSIFIER = "rewards", "classifier"
 
 
@@ -169,13 +176,13 @@ def train(
             lambda state: reward.evaluate(state.params, held, frozen, settings, program=program),
             directory,
         )
-    tokens = float(np.mean(kept.packed.member.any(axis=1).sum(axis=1)))
+    learned = jax.tree.map(lambda leaf: leaf[index], kept)
     state = run_steps(
         state,
         step,
-        _batches(config, kept, index),
+        batches(config, learned, len(index)),
         config.train,
-        tokens_per_step=int(tokens * rows_a_step(config)),
+        tokens_per_step=tokens_per_step(config, kept.packed),
         callbacks=callbacks,
         evaluate=evaluation,
     )
@@ -220,7 +227,7 @@ def comparison_rows(
     else:  # as a classifier does
         items = conversations(prefs, base, pad_of(read_hf_config(base.directory)))
     pairs = zip(prefs.chosen.tolist(), prefs.rejected.tolist(), strict=True)
-    packed: PackedRows = pack(
+    packed = pack(
         [
             [items[chosen]._replace(completions=items[chosen].completions + items[rejected].completions)]
             for chosen, rejected in pairs
@@ -254,16 +261,3 @@ def _held_out(config: RewardTrainConfig, prefs: Preferences) -> tuple[np.ndarray
     prompts = [prompt_text(prefs.prompts[prompt]) for prompt in prefs.item_prompt[prefs.chosen]]
     found = held_out.divide(config.train.evaluate_share, prefs.source, prompts=prompts)
     return found.train, found.held_out
-
-
-def _batches(
-    config: RewardTrainConfig, rows: reward.RewardRows, index: np.ndarray
-) -> Callable[[int], reward.RewardRows]:
-    """Step number → its rows, cut into micro-batches."""
-    accumulation = config.train.accumulation_steps
-
-    def batch_of(step: int) -> reward.RewardRows:
-        chosen = index[batch_rows(config.seed, step, len(index), rows_a_step(config))]
-        return place.batch(microbatches(rows, chosen, accumulation), 1)
-
-    return batch_of
