@@ -19,7 +19,7 @@ from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
 WRITTEN = "script.sh"
@@ -67,7 +67,7 @@ def _check(address: str) -> None:
 
 def need() -> None:
     try:
-        import ray.job_submission  # noqa: F401 (seconds to import: only where it is used)
+        import ray.job_submission  # noqa: F401 # pyright: ignore[reportMissingImports] (seconds to import)
     except ImportError:
         raise UserError(
             "chorus launch ray: Ray is not installed here; pip install 'chorus-rlhf[ray]', or see --dry-run"
@@ -124,7 +124,7 @@ def _asked(job: Job, question: "Callable[[JobSubmissionClient], T]") -> T:
       UserError: no cluster, or it refuses.
     """
     need()
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient  # pyright: ignore[reportMissingImports]
 
     address = job.resources.address or os.environ.get("RAY_ADDRESS") or ADDRESS
     try:
