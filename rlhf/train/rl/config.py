@@ -28,12 +28,15 @@ from rlhf.train.config import (
     KEEP_BEST,
     EvaluateEvery,
     EvaluateShare,
+    MaxSkips,
+    OnNonfinite,
     PolicyModelConfig,
     TuneConfig,
     check_best,
     check_conditioner,
     check_length,
     unread_evaluation,
+    unread_skips,
 )
 from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.hints.config import HintsConfig
@@ -149,6 +152,8 @@ class RLTrainConfig:
     sample_rows: int = Field(
         default=4, ge=1, le=100_000, description="Completions written each time, of different groups."
     )
+    on_nonfinite: OnNonfinite = "stop"
+    max_skips: MaxSkips = 3
     evaluate_every: EvaluateEvery = None
     evaluate_share: EvaluateShare = 0.1
     evaluate_greedy: bool = Field(
@@ -161,6 +166,7 @@ class RLTrainConfig:
         if not self.samples_every:
             yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
         yield from unread_evaluation(self.evaluate_every, ["evaluate_share", "evaluate_greedy"])
+        yield from unread_skips(self.on_nonfinite)
 
     @model_validator(mode="after")
     def _one_length(self):
