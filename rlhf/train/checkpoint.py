@@ -158,12 +158,14 @@ class Checkpointer:
             raise UserError(
                 f"{self._path(step)}: damaged ({damage}); restore it or name another step"
             ) from None
-        wanted = {
-            name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(stored[name]["dtype"]) if name in stored else leaf.dtype)
+        wanted: dict[str, Wanted] = {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, jnp.dtype(stored[name]["dtype"]) if name in stored else leaf.dtype
+            )
             for name, leaf in _named_leaves(target_tree).items()
         }
         _compare(wanted, {name: stored[name] for name in wanted if name in stored}, self._path(step))
-        arrays = read_arrays(self._path(step) / ARRAYS, dict(wanted), stored)
+        arrays = read_arrays(self._path(step) / ARRAYS, wanted, stored)
         structure = jax.tree_util.tree_structure(target_tree)
         return jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
 

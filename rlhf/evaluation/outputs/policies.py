@@ -1,11 +1,11 @@
 """The policies that are compared: named, identified by content, loaded one at a time.
 
-    [NAME=]SOURCE[@PART…]
-    SOURCE     a run of `chorus train`, a model's directory or name, `reference`, or ADDRESS#MODEL (http://host:port/v1#name)
-    @STEP          a run's checkpoint after so many steps
-    @aggregate     a run's policy for everybody, π_agg (w = μ)
-    @in-context    asked with the person's own answers in the prompt
-    @best-of-N     of N completions the one that the person's own reward likes best
+[NAME=]SOURCE[@PART…]
+SOURCE     a run of `chorus train`, a model's directory or name, `reference`, or ADDRESS#MODEL (http://host:port/v1#name)
+@STEP          a run's checkpoint after so many steps
+@aggregate     a run's policy for everybody, π_agg (w = μ)
+@in-context    asked with the person's own answers in the prompt
+@best-of-N     of N completions the one that the person's own reward likes best
 """
 
 import dataclasses
@@ -30,7 +30,9 @@ from rlhf.train.trained import load_checkpoint
 REFERENCE = "reference"
 PARTS = ("aggregate", "in-context", "best-of-N", "STEP")
 MOST_OF = 1_000
-_PART = re.compile(r"(?P<step>\d+)|(?P<aggregate>aggregate)|(?P<in_context>in-context)|best-of-(?P<best_of>\d+)")
+_PART = re.compile(
+    r"(?P<step>\d+)|(?P<aggregate>aggregate)|(?P<in_context>in-context)|best-of-(?P<best_of>\d+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +167,7 @@ def _source(named: Named, reference: str | None, run: RewardRun | None) -> Sourc
     if not (named.in_context or named.best_of > 1):
         return found
     identity = sha256_json([found.identity, named.in_context, named.best_of])
-    return dataclasses.replace(
-        found, identity=identity, in_context=named.in_context, best_of=named.best_of
-    )
+    return dataclasses.replace(found, identity=identity, in_context=named.in_context, best_of=named.best_of)
 
 
 def _at_address(named: Named) -> Source:

@@ -109,7 +109,9 @@ def read(config: OutputsConfig) -> World:
     data = config.data or _data_of(run)
     in_context = [one for one in sources if one.in_context]
     held_out = run is not None and people.HELD_OUT in config.people
-    prefs = None if data is None or not (config.prompts is None or held_out or in_context) else _preferences(data)
+    prefs = (
+        None if data is None or not (config.prompts is None or held_out or in_context) else _preferences(data)
+    )
     whom = people.chosen(config, run, data, prefs)
     if in_context:
         _check_answers(in_context[0], config, whom)
