@@ -31,6 +31,7 @@ from rlhf.train.config import (
     PolicyModelConfig,
     TuneConfig,
     check_best,
+    check_base,
     check_conditioner,
     check_length,
     unread_evaluation,
@@ -238,6 +239,7 @@ class RLConfig(RunConfig):
         _check_rewards(self)
         _check_hints(self)
         _check_guardrails(self)
+        check_base(self.model, self.tune)
         if self.personal:
             check_conditioner(self.conditioner, self.model)
         return self
