@@ -136,7 +136,6 @@ class Linear(nnx.Module):
             y = y + inner @ self.basis_b[...].astype(x.dtype)
         return y
 
-
     def product(self, x: jax.Array) -> jax.Array:
         """x W, in the type of x."""
         if self.kept is None:

@@ -41,8 +41,8 @@ class Quantised(NamedTuple):
       scales: float32 [..., I / b, O]; b = I for int8.
     """
 
-    codes: HostOrDevice
-    scales: HostOrDevice
+    codes: HostOrDevice | jax.ShapeDtypeStruct
+    scales: HostOrDevice | jax.ShapeDtypeStruct
 
 
 def coded(kept: str | None) -> bool:
@@ -81,7 +81,7 @@ def tree_of(kept: str | None, tree: Tree) -> Tree:
 
 
 def _coded_tree(kept: str, tree: Tree) -> Tree:
-    found = {name: _coded_tree(kept, leaf) for name, leaf in tree.items() if isinstance(leaf, dict)}
+    found: Tree = {name: _coded_tree(kept, leaf) for name, leaf in tree.items() if isinstance(leaf, dict)}
     plain = {name: leaf for name, leaf in tree.items() if not isinstance(leaf, dict)}
     if "kernel" in plain:
         stack = plain.pop("kernel")
@@ -113,7 +113,7 @@ def dequantised(matrix: Quantised, dtype: DTypeLike = jnp.float32) -> jax.Array:
 
     As `qwix.dequantize`, which strings all codes of a matrix together: on a mesh that gathers it on every device.
     """
-    codes, scales = map(jnp.asarray, matrix)
+    codes, scales = jnp.asarray(matrix.codes), jnp.asarray(matrix.scales)
     values = jnp.asarray(NF4, jnp.float32)[codes] if codes.dtype == jnp.uint4 else codes.astype(jnp.float32)
     *stack, blocks, num_out = scales.shape
     blocked = values.reshape(*stack, blocks, -1, num_out) * scales[..., None, :]

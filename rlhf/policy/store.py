@@ -193,9 +193,7 @@ def parts(base: Base) -> dict[str, str]:
     return {"weights": base.fingerprint, **base.files}
 
 
-def load_base(
-    name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None
-) -> Base:
+def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None) -> Base:
     """Read `name` as frozen base weights, cut so that the top `adapter_layers` form their own stage.
 
     Args:
@@ -215,9 +213,7 @@ def load_base(
     return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
 
 
-def described(
-    name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None
-) -> Base:
+def described(name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None) -> Base:
     """`load_base` without reading weights: shapes in the place of arrays, and no fingerprint.
 
     Of a training run it is the model underneath, whose shapes are those of the run's policy.
@@ -258,7 +254,10 @@ def base_of(
     tree = restage(merge_adapters(policy, None), base.stages, stages)
     coded = quantised.tree_of(kept, tree)["stages"]  # of the float32 of what was merged
     tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
-    tree, config = tree if kept is None else {**tree, "stages": coded}, dataclasses.replace(base.config, kept=kept)
+    tree, config = (
+        tree if kept is None else {**tree, "stages": coded},
+        dataclasses.replace(base.config, kept=kept),
+    )
     return dataclasses.replace(
         base, name=name, config=config, tree=tree, stages=stages, fingerprint=fingerprint
     )

@@ -199,15 +199,19 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
     kept = {"kept": config.model.base} if config.model.base else {}
-    return ({"template_date": date} if date else {}) | kept | {
-        "kind": kind,
-        "base": None if base.name == policy_store.IN_MEMORY else str(place),
-        "base_fingerprint": base.fingerprint,
-        "base_files": dict(base.files),
-        "adapter_layers": config.model.adapter_layers,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-    }
+    return (
+        ({"template_date": date} if date else {})
+        | kept
+        | {
+            "kind": kind,
+            "base": None if base.name == policy_store.IN_MEMORY else str(place),
+            "base_fingerprint": base.fingerprint,
+            "base_files": dict(base.files),
+            "adapter_layers": config.model.adapter_layers,
+            "dtype": config.model.dtype,
+            "seed": config.seed,
+        }
+    )
 
 
 def tokens_per_step(config: Supervised, packed: PackedRows) -> int:

@@ -9,15 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from rewards.errors import UserError
-from rlhf.mesh import place
-from rlhf.models import layout, load, quantised, save
+from rlhf.models import load, quantised, save
 from rlhf.models.adapters import AdapterSpec
-from rlhf.models.config import ModelConfig
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import PolicyParams, init_adapters
 from rlhf.train import dpo_step, optim
-from tests.rlhf import tiny
 from tests.rlhf.mesh import cases
 from tests.rlhf.train import steps
 
@@ -74,7 +71,9 @@ def test_matrices_are_read_in_codes_and_the_rest_as_it_is(world):
 def policy_over(base: policy_store.Base) -> policy_store.Policy:
     graphdef, params, shapes = policy_store.base_state(base, PERSONAL, "float32", False)
     lora, conditioner = init_adapters(graphdef, shapes, jax.random.key(3))
-    bent = jax.tree.map(lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), (lora, conditioner))
+    bent = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), (lora, conditioner)
+    )
     return policy_store.Policy(base, graphdef, PolicyParams(params.base, *bent), PERSONAL, None, {})
 
 
