@@ -45,8 +45,10 @@ class Trained:
         """Ready to run, as `load_policy` gives it."""
         dtype = self.record["dtype"]
         graphdef, _ = structure(self.base.config, self.base.stages, self.spec, dtype, False)
-        base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), self.params.base)
-        params = self.params._replace(base=base)
+        params = self.params
+        if self.full:  # kept in float32 while it was trained
+            base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params.base)
+            params = params._replace(base=base)
         gate = Gate.from_record(self.record, "policy")
         record = self.record | {"full": self.full}
         return policy_store.Policy(self.base, graphdef, params, self.spec, gate, record)
