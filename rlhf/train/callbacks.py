@@ -164,12 +164,16 @@ def _noted(metrics: Mapping[str, float]) -> bool:
     return bool(metrics.get("train/skipped")) or any(name.startswith("eval/") for name in metrics)
 
 
+CHECKPOINTS = "checkpoints"
+"""Folder in a run directory."""
+
+
 class Checkpoints(Callback):
     """Checkpoints of a run directory, and the newest good one of them at the start."""
 
     def __init__(self, directory: Path, keep: int):
         self._directory = directory
-        self._checkpointer = Checkpointer(directory / "checkpoints", keep=keep)
+        self._checkpointer = Checkpointer(directory / CHECKPOINTS, keep=keep)
 
     def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
         restored = self._checkpointer.restore(state)
@@ -197,7 +201,7 @@ class NotFinite(Callback):
             self._key = np.asarray(place.host(jax.random.key_data(state.key))).tolist()
 
     def broken(self, number: int, names: Sequence[str], rows: Sequence[int]) -> str | None:
-        done = [step for step in Checkpointer(self._directory / "checkpoints").steps() if step < number]
+        done = [step for step in Checkpointer(self._directory / CHECKPOINTS).steps() if step < number]
         record = {
             "step": number,
             "metrics": list(names),

@@ -34,7 +34,7 @@ from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
 from rlhf.run.directory import CONFIG, INPUTS
 from rlhf.train import locate
-from rlhf.train.callbacks import NOT_FINITE, Callback
+from rlhf.train.callbacks import CHECKPOINTS, NOT_FINITE, Callback
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.sft import open_base
 
@@ -61,7 +61,7 @@ class _Replay(Callback):
         self.rows: list[locate.Row] = []
 
     def restore(self, state: PyTree) -> tuple[int, PyTree] | None:
-        stored = Checkpointer(self._run / "checkpoints").restore(state, before=self._record["step"])
+        stored = Checkpointer(self._run / CHECKPOINTS).restore(state, before=self._record["step"])
         return None if stored is None else stored[:2]
 
     def begin(self, start: int, num_steps: int) -> None:
