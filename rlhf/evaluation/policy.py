@@ -130,8 +130,12 @@ def judge(
 
 def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> policy_store.Base:
     """The model that the policy was trained from."""
+    record = policy.record
     return policy_store.load_base(
-        config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
+        config.model.name,
+        adapter_layers=record["adapter_layers"],
+        dtype=record["dtype"],
+        kept=record.get("kept"),
     )
 
 

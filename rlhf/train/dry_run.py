@@ -30,6 +30,7 @@ from rewards.people.population import load_people
 from rlhf.mesh import place, rules
 from rlhf.mesh.devices import current, described, under_mesh
 from rlhf.models.adapters import AdapterSpec
+from rlhf.models.quantised import coded
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import UserShares
 from rlhf.policy.logprobs import MAX_CACHED_BYTES, PolicyParams, structure
@@ -106,7 +107,9 @@ def run(config: Config, *, device_gb: float | None = None) -> JSONObject:
 def _programs(config: Config) -> tuple[list[Program], float]:
     """The compiled functions of one step, and its tokens."""
     layers, dtype = config.model.adapter_layers, config.model.dtype
-    base = policy_store.described(config.model.name, adapter_layers=layers, dtype=dtype)
+    base = policy_store.described(
+        config.model.name, adapter_layers=layers, dtype=dtype, kept=config.model.base
+    )
     model = base.config
     memory.check_pass(config)
     rules.check_model(num_heads=model.num_heads, num_kv_heads=model.num_kv_heads, mlp_width=model.mlp_width)
@@ -322,13 +325,13 @@ def _judged(program: Program) -> JSONObject:
 def _bytes(tree: PyTree) -> float:
     """Bytes of one device."""
 
-    def own(leaf: Any) -> int:
+    def own(leaf: Any) -> float:
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return 0
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return int(np.prod(shape)) * leaf.dtype.itemsize
+        return memory.num_bytes(int(np.prod(shape)), leaf.dtype)
 
-    return float(sum(map(own, jax.tree.leaves(tree))))
+    return sum(map(own, jax.tree.leaves(tree)))
 
 
 def _listed(programs: JSONObject) -> str:
@@ -347,6 +350,8 @@ def _fix(config: Config, programs: JSONObject) -> str:
     part = max(("weights_gb", "trained_gb", "optimiser_gb", "temporaries_gb"), key=lambda use: worst[use])
     if part == "weights_gb" and config.model.dtype == "float32":
         return "set model.dtype=bfloat16, or divide them: mesh.fsdp"
+    if part == "weights_gb" and config.tune.mode == "lora" and not coded(config.model.base):
+        return "keep them in codes: model.base=nf4 (or int8), or divide them: mesh.fsdp"
     if part in ("trained_gb", "optimiser_gb") and config.tune.mode == "full":
         return "set tune.mode=lora, or divide them: mesh.fsdp"
     if part == "temporaries_gb":

@@ -164,8 +164,9 @@ def open_base(config: Tuning) -> policy_store.Base:
       UserError: besides what loading refuses, rows of a pass that the mesh cannot divide.
     """
     memory.check_pass(config)
+    model = config.model
     return policy_store.load_base(
-        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+        model.name, adapter_layers=model.adapter_layers, dtype=model.dtype, kept=model.base
     )
 
 
@@ -209,15 +210,20 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
     """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
-    return ({"template_date": date} if date else {}) | {
-        "kind": kind,
-        "base": None if base.name == policy_store.IN_MEMORY else str(place),
-        "base_fingerprint": base.fingerprint,
-        "base_files": dict(base.files),
-        "adapter_layers": config.model.adapter_layers,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-    }
+    kept = {"kept": config.model.base} if config.model.base else {}
+    return (
+        ({"template_date": date} if date else {})
+        | kept
+        | {
+            "kind": kind,
+            "base": None if base.name == policy_store.IN_MEMORY else str(place),
+            "base_fingerprint": base.fingerprint,
+            "base_files": dict(base.files),
+            "adapter_layers": config.model.adapter_layers,
+            "dtype": config.model.dtype,
+            "seed": config.seed,
+        }
+    )
 
 
 def tokens_per_step(config: Supervised, packed: PackedRows) -> int:
