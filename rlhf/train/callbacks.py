@@ -196,9 +196,11 @@ class NotFinite(Callback):
         self._directory = directory
         self._key: list[int] | None = None
 
-    def before(self, number: int, state: TrainState, batch: PyTree, step: Callable[..., object]) -> None:
-        if self._key is None:  # the same for the whole run, and given away with the state
-            self._key = np.asarray(place.host(jax.random.key_data(state.key))).tolist()
+    def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
+        self._key = np.asarray(
+            place.host(jax.random.key_data(state.key))
+        ).tolist()  # the same for the whole run
+        return None
 
     def broken(self, number: int, names: Sequence[str], rows: Sequence[int]) -> str | None:
         done = [step for step in Checkpointer(self._directory / CHECKPOINTS).steps() if step < number]

@@ -105,12 +105,13 @@ def _loop(
 ) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
-    numbers = _Numbers(callbacks, train, tokens_per_step, batch_of)
+    numbers = Numbers(callbacks, train.max_skips, tokens_per_step, batch_of)
+    mark = time.perf_counter()
 
     def settle(number: int) -> None:
         """Metrics and checkpoint of the state after step `number`, the last one finished."""
         if late is not None:
-            numbers.report(*late)
+            _report(numbers, *late, mark)
         for callback in callbacks:
             callback.checkpoint(number, state)
 
@@ -127,15 +128,14 @@ def _loop(
             raise
         state = following
         if late is not None:
-            numbers.report(*late)
+            mark = _report(numbers, *late, mark)
         late = (number + 1, metrics if evaluate is None else metrics | evaluate(number + 1, state))
         ending = processes.ending(number + 1)
         if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == num_steps:
             settle(number + 1)
             if ending:
                 signals.leave()
-            late = None
-            numbers.mark = time.perf_counter()
+            late, mark = None, time.perf_counter()
     return state
 
 
@@ -144,39 +144,48 @@ def _given_away(state: PyTree) -> bool:
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-class _Numbers:
-    """Reads the metrics of one step after the other and hands them on.
+def _report(numbers: "Numbers", number: int, metrics: dict[str, jax.Array], mark: float) -> float:
+    """Read and hand on one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
+    values = {name: float(value) for name, value in metrics.items()}
+    now = time.perf_counter()
+    numbers.tell(number, values, now - mark)
+    return now
 
-    Attributes:
-      mark: when the step that is read next began: a step lasts from the reading of the one before to its own.
+
+class Numbers:
+    """Hands on the metrics of one step after the other, and ends the run where they are not finite.
+
+    Args:
+      max_skips: steps in a row that may be left out (`optim.unless_finite`).
+      tokens, batch_of: as `run_steps` takes them.
     """
 
     def __init__(
         self,
         callbacks: Sequence[Callback],
-        train: Length,
+        max_skips: int,
         tokens: int | Callable[[dict[str, float]], float],
         batch_of: Callable[[int], PyTree],
     ):
-        self._callbacks, self._train, self._tokens = callbacks, train, tokens
+        self._callbacks, self._max_skips, self._tokens = callbacks, max_skips, tokens
         self._batch_of = batch_of
-        self._skips = 0  # in a row, up to the step that was read last
-        self.mark = time.perf_counter()
+        self._skips = 0  # in a row, up to the step that was told last
 
-    def report(self, number: int, metrics: dict[str, jax.Array]) -> None:
-        """Read and hand on; of a step that was left out, what is finite."""
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        seconds, self.mark = now - self.mark, now
+    def tell(self, number: int, values: dict[str, float], seconds: float) -> None:
+        """Hand on the metrics of step `number`, which took so many seconds; of a step that was left out, what is finite.
+
+        Raises:
+          UserError: a metric is not finite, and the step was made, or too many in a row were not.
+        """
         count = self._tokens(values) if callable(self._tokens) else self._tokens
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         self._skips = self._skips + 1 if values.get("train/skipped") else 0
         measured = [name for name in bad if name.startswith("eval/")]  # of a state that was kept
-        if bad and (measured or not self._skips or self._skips > self._train.max_skips):
+        if bad and (measured or not self._skips or self._skips > self._max_skips):
             self._stop(number, bad)
         if self._skips:
             _LOG.warning(f"step {number}: left out, {_listed(bad)} not finite")
-        values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
+        values = values | {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         for callback in self._callbacks:
             callback.step(number, values)
@@ -187,7 +196,7 @@ class _Numbers:
         told = [text for one in self._callbacks if (text := one.broken(number, bad, rows)) is not None]
         advice = "lower optimizer.learning_rate or optimizer.max_grad_norm, then start in a new output_dir"
         if self._skips:
-            in_row = f", for {self._skips} steps in a row (train.max_skips {self._train.max_skips})"
+            in_row = f", for {self._skips} steps in a row (train.max_skips {self._max_skips})"
         else:
             in_row, advice = "", f"{advice}; or go on with train.on_nonfinite=skip"
         raise UserError(f"step {number}: {_listed(bad)} not finite{in_row}; {'; '.join([*told, advice])}")

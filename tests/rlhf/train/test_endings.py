@@ -110,7 +110,7 @@ def test_a_signal_in_the_loop(world, undisturbed, tmp_path, monkeypatch, capsys,
     """The step ends, its metrics and a checkpoint are written; resumed, nothing is different."""
     wanted = undisturbed(kind)
     monkeypatch.chdir(world)
-    run_steps, report = loop.run_steps, loop._Numbers.report
+    run_steps, report = loop.run_steps, loop._report
     count = []
 
     def send():
@@ -135,7 +135,7 @@ def test_a_signal_in_the_loop(world, undisturbed, tmp_path, monkeypatch, capsys,
             return report(*arguments)
 
         patch.setattr(f"{module}.run_steps", disturbed)
-        patch.setattr(loop._Numbers, "report", reported)
+        patch.setattr(loop, "_report", reported)
         assert train(world, kind, tmp_path / "run") == 128 + number
     err = capsys.readouterr().err
     assert "Traceback" not in err and err.count("chorus: interrupted; the same command resumes") == 1
