@@ -41,8 +41,8 @@ class Quantised(NamedTuple):
       scales: float32 [..., I / b, O]; b = I for int8.
     """
 
-    codes: HostOrDevice | jax.ShapeDtypeStruct
-    scales: HostOrDevice | jax.ShapeDtypeStruct
+    codes: HostOrDevice
+    scales: HostOrDevice
 
 
 def coded(kept: str | None) -> bool:
@@ -59,7 +59,7 @@ def shapes(kept: str, shape: tuple[int, ...]) -> Quantised:
     """Shapes and types of what a matrix [..., I, O] becomes."""
     *stack, num_in, num_out = shape
     scales = (*stack, num_in // block_of(kept, num_in), num_out)
-    return Quantised(jax.ShapeDtypeStruct(shape, CODES[kept]), jax.ShapeDtypeStruct(scales, jnp.float32))
+    return jax.eval_shape(lambda: Quantised(jnp.zeros(shape, CODES[kept]), jnp.zeros(scales, jnp.float32)))
 
 
 def quantised(kept: str, matrix: HostOrDevice, block: int) -> Quantised:
