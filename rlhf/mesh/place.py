@@ -87,9 +87,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | No
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _with_layer(
-    stack: jax.Array, new: jax.Array, layer: int, sharding: NamedSharding | None
-) -> jax.Array:
+def _with_layer(stack: jax.Array, new: jax.Array, layer: int, sharding: NamedSharding | None) -> jax.Array:
     filled = jax.lax.dynamic_update_index_in_dim(stack, new, layer, 0)
     return filled if sharding is None else jax.lax.with_sharding_constraint(filled, sharding)
 

@@ -1,12 +1,13 @@
 """How the frozen matrices of the layers are kept: as they are, in bfloat16, or in codes of 8 or 4 bits with scales.
 
     int8   W ≈ s_o c,  c ∈ −127 … 127, one s a column (output)                           8 bits a weight
-    nf4    W ≈ s_bo t[c],  c ∈ 0 … 15, one s for 64 neighbouring inputs of an output     4.5 bits a weight, two codes a byte
+    nf4    W ≈ s_bo t[c],  c ∈ 0 … 15, one s for 64 neighbouring inputs of an output     4.5 bits a weight
 
 t are the 16 quantiles of a normal distribution of QLoRA (Dettmers et al. 2023, appendix E), s float32 (not quantised once
-more, as QLoRA may). A byte holds the codes of an input in the first half of its block and of the one as far into the second: XLA's
-own numbers of four bits are copied one by one on CPUs. A matrix is made whole where it is used, one at a time, in the forward pass and again in the backward
-pass; embeddings, norms, biases and the head stay in the type that is computed in. Codes and scales are made by qwix.
+more, as QLoRA may). A byte holds the codes of an input in the first half of its block and of the one as far into the second:
+XLA's own numbers of four bits are copied one by one on CPUs. A matrix is made whole where it is used, one at a time, in the
+forward pass and again in the backward pass; embeddings, norms, biases and the head stay in the type that is computed in. Codes
+and scales are made by qwix.
 
 Shapes: I inputs, O outputs, b inputs of a block.
 """

@@ -3,8 +3,8 @@
     python -m scripts.bench.loading [--layers 24] [--width 2048] [--mlp 8192] [--vocab 49152] [--kept nf4]
 
 Writes a random Llama of these sizes (as they stand SmolLM2-1.7B's) as bfloat16 shards into a temporary folder, reads it in a
-process of its own, and prints the peak of the process's anonymous memory (read every few milliseconds) less what it was before, and
-that of all memory, which counts the pages of the files that lie mapped, too. The folder is removed again.
+process of its own, and prints the peak of the process's anonymous memory (read every few milliseconds) less what it was before,
+and that of all memory, which counts the pages of the files that lie mapped, too. The folder is removed again.
 """
 
 import argparse
