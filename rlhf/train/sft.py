@@ -176,9 +176,21 @@ def fresh_policy(
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params, run_key = with_adapters(graphdef, params, shapes, config.seed)
+    return graphdef, params, run_key
+
+
+def with_adapters(
+    graphdef: nnx.GraphDef, params: PolicyParams, shapes: PolicyParams, seed: int
+) -> tuple[PolicyParams, jax.Array]:
+    """The parameters with the fresh adapters of a run of this seed, and the key of its steps.
+
+    Args:
+      shapes: of the adapters; those of the parameters themselves will do.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
     lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
-    return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
+    return params._replace(lora=lora, conditioner=conditioner), run_key
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, PyTree]:
