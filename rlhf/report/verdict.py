@@ -18,6 +18,8 @@ in a hundred."""
 FEW_PEOPLE = 5
 TESTED = 3
 """Tested choices of a person where a result does not say: the default of data.last_choices."""
+DISAGREE = 0.2
+"""Share of choices that two models are taken to predict differently, before they were compared."""
 ENOUGH_MASS = 0.9
 
 
@@ -106,7 +108,7 @@ def rewards_verdict(result: JSONObject) -> Verdict:
     if not evaluation or "accuracy" not in evaluation:
         return Verdict(
             "unknown",
-            f"Not judged yet: `chorus rewards evaluate` replays the people who were held out.{_at_best(result)}",
+            f"Not judged yet: {_how_to_judge(result)}.{_at_best(result)}",
         )
     answers, accuracy = _judged(evaluation)
     if answers == "0":
@@ -198,15 +200,32 @@ def _unpaired(accuracy: JSONObject, pooled: JSONObject) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def _how_to_judge(result: JSONObject) -> str:
+    run, judged = result.get("run_dir"), result.get("judged_on") or {}
+    command = f"chorus rewards evaluate {run}/config.yaml" if run else "chorus rewards evaluate"
+    if judged.get("folds", 1) > 1:
+        return f"`{command}` holds each of {judged['people']} people out once and predicts their choices"
+    return f"`{command}` replays the people who were held out"
+
+
 def _at_best(result: JSONObject) -> str:
-    """What so many held-out people could show if nothing but the planted difference varied."""
-    people = result.get("held_out_people")
+    """What so many people could show if two models disagreed in DISAGREE of the choices and people did not differ at all.
+
+    A person's difference in accuracy over T choices then has the variance DISAGREE / T.
+    """
+    judged = result.get("judged_on") or {}
+    people = int(judged.get("people") or result.get("held_out_people") or 0)
     if not people:
         return ""
-    found = power(0.0, 0.0, int(people), choices=int(result.get("last_choices") or TESTED))
-    if found.shows(RELEVANT):
+    choices = int(judged.get("choices") or result.get("last_choices") or TESTED)
+    half = 1.96 * float(np.sqrt(DISAGREE / choices / people))
+    found = power(-half, half, people, choices=choices)
+    in_folds = judged.get("folds", 1) > 1
+    if found.shows(RELEVANT) and not in_folds:
         return ""
-    return f" Even without any other noise, {cannot_show(found)}: more people, or a larger data.held_out_people, can."
+    more = "more people can" if in_folds else "more people, or a larger data.held_out_people, can"
+    said = f"with {choices} choices of each to predict, {cannot_show(found)}"
+    return f" At best, {said}; {more}."
 
 
 def _few(people: int | None) -> str:
