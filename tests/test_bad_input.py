@@ -556,6 +556,11 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "tokenizer missing": (model_without("tokenizer.json"), "tokenizer.json: missing"),
     "model config missing": (model_without("config.json"), "config.json"),
     "example too long": (too_long, "row"),
+    "unknown way to keep the base": (lambda w: [*w.config("sft"), "model.base=int4"], "model.base"),
+    "trained weights in codes": (
+        lambda w: [*w.config("sft"), "model.base=nf4", "tune.mode=full"],
+        "model.base is nf4, which is how a frozen model is kept, but tune.mode full trains it; set tune.mode=lora",
+    ),
     "every checkpoint damaged": (damaged_checkpoints, "no usable checkpoint: step 2 (COMPLETE is missing)"),
     "run in use": (busy, "in use by process"),
     "other configuration": (other_configuration, "optimizer.eps is 1e-08 there, 1e-06 here"),

@@ -5,10 +5,11 @@ Strict: every tensor is accounted for, or there is an error that names it.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from filelock import FileLock
 from jax.typing import DTypeLike
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, cache_dir, read_json, sha256_json
 from rlhf.mesh import place, rules
-from rlhf.models import fetch, layout
+from rlhf.models import fetch, layout, quantised
 from rlhf.models.config import ModelConfig
 from rlhf.models.layout import INDEX, SINGLE, Tree
 
@@ -70,7 +71,7 @@ def load_params(
       directory: Hugging Face directory.
       config: its architecture.
       stages: numbers of layers of the stacks, bottom first, adding up to `config.num_layers`.
-      dtype: of every array returned.
+      dtype: of every array returned, but of the layers' matrices where `config.kept` says how they are kept.
       extra: tensors outside the layers that a plain decoder does not have, such as a classification head.
 
     Raises:
@@ -100,16 +101,29 @@ def load_params(
         first = 0
         for number, size in enumerate(stages):
             for leaf in leaves:
+                path = ("stages", number, *leaf.path)
+                kept = config.kept if leaf.path[-1] == "kernel" else None
+                if kept is not None and quantised.coded(kept):
+                    matrix = _Coded(files, leaf, kept, first, size)
+                    for name, part, like in zip(matrix.like._fields, matrix.parts, matrix.like, strict=True):
+                        own = (*path[:-1], name)
+                        layout.put(tree, own, place.made(own, like.shape, like.dtype, part))
+                    continue
+                stack_type = jnp.dtype(kept or dtype)
 
-                def stacked(index: place.Index, leaf: layout.Leaf = leaf, first: int = first) -> np.ndarray:
+                def stacked(
+                    index: place.Index,
+                    leaf: layout.Leaf = leaf,
+                    first: int = first,
+                    dtype: DTypeLike = stack_type,
+                ) -> np.ndarray:
                     layers = range(first + index[0].start, first + index[0].stop)
                     part = np.empty([piece.stop - piece.start for piece in index], dtype)
                     for i, layer in enumerate(layers):
                         part[i] = files.read(layout.layer_name(layer, leaf), leaf, dtype, index[1:])
                     return part
 
-                path = ("stages", number, *leaf.path)
-                layout.put(tree, path, place.made(path, (size, *leaf.shape), dtype, stacked))
+                layout.put(tree, path, place.made(path, (size, *leaf.shape), stack_type, stacked))
             first += size
     return jax.tree.map(jax.block_until_ready, tree)
 
@@ -277,6 +291,51 @@ class _Checkpoint:
         if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
         return array.T if leaf.transposed else array
+
+
+class _Coded:
+    """The matrices of a stage in codes, read and quantised one at a time.
+
+    Scales are found with the codes; those that another process's devices found alone are found again.
+    """
+
+    def __init__(self, files: _Checkpoint, leaf: layout.Leaf, kept: str, first: int, size: int):
+        self.files, self.leaf, self.kept, self.first = files, leaf, kept, first
+        self.like = quantised.shapes(kept, (size, *leaf.shape))
+        self.block = quantised.block_of(kept, leaf.shape[0])
+        self.scales = np.full(self.like.scales.shape, np.nan, np.float32)
+
+    @property
+    def parts(self) -> tuple[Callable[[place.Index], np.ndarray], ...]:
+        return self.codes_at, self.scales_at
+
+    def codes_at(self, index: place.Index) -> np.ndarray:
+        """Part of the codes, [layers, inputs, outputs]."""
+        layers, rows, columns = index
+        part = np.empty([piece.stop - piece.start for piece in index], self.like.codes.dtype)
+        blocks = slice(rows.start // self.block, -(-rows.stop // self.block))
+        begin = rows.start - blocks.start * self.block
+        for i, layer in enumerate(range(layers.start, layers.stop)):
+            codes = self._quantised(layer, blocks, columns)
+            part[i] = codes[begin : begin + part.shape[1]]
+        return part
+
+    def scales_at(self, index: place.Index) -> np.ndarray:
+        """Part of the scales, [layers, blocks, outputs]."""
+        layers, blocks, columns = index
+        for layer in range(layers.start, layers.stop):
+            if np.isnan(self.scales[layer, blocks, columns]).any():
+                self._quantised(layer, blocks, columns)
+        return self.scales[index]
+
+    def _quantised(self, layer: int, blocks: slice, columns: slice) -> np.ndarray:
+        """Codes of whole blocks of one matrix; their scales are kept."""
+        name = layout.layer_name(self.first + layer, self.leaf)
+        rows = slice(blocks.start * self.block, blocks.stop * self.block)
+        matrix = self.files.read(name, self.leaf, np.float32, (rows, columns))
+        found = quantised.quantised(self.kept, matrix, self.block)
+        self.scales[layer, blocks, columns] = found.scales
+        return np.asarray(found.codes)
 
 
 @contextlib.contextmanager

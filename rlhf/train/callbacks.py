@@ -147,12 +147,16 @@ class Metrics(Callback):
             self._writer.close()
 
 
+CHECKPOINTS = "checkpoints"
+"""Folder in a run directory."""
+
+
 class Checkpoints(Callback):
     """Checkpoints of a run directory, and the newest good one of them at the start."""
 
     def __init__(self, directory: Path, keep: int):
         self._directory = directory
-        self._checkpointer = Checkpointer(directory / "checkpoints", keep=keep)
+        self._checkpointer = Checkpointer(directory / CHECKPOINTS, keep=keep)
 
     def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
         restored = self._checkpointer.restore(state)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field, model_validator
 
 from rlhf.models.conditioner_kinds import ConditionerConfig
+from rlhf.models.config import Kept
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
@@ -41,6 +42,12 @@ class PolicyModelConfig(NameConfig):
     dtype: DType = Field(
         default="float32",
         description="Type of weights and activations; sums and losses are float32 in either case.",
+    )
+    base: Kept | None = Field(
+        default=None,
+        description="How the frozen matrices of the layers are kept (tune.mode lora): float32, bfloat16, int8 (a scale a "
+        "column) or nf4 (4 bits, a scale for 64 weights; QLoRA); null: as dtype. Embeddings, norms and head stay in dtype, "
+        "each matrix is made whole where it is used, and export merges into the model as it is on disk, in float32.",
     )
     adapter_layers: int | None = Field(
         default=None,
@@ -197,6 +204,15 @@ def check_conditioner(conditioner: ConditionerConfig, model: PolicyModelConfig) 
         )
 
 
+def check_base(model: PolicyModelConfig, tune: TuneConfig) -> None:
+    """What is trained is kept in float32."""
+    if model.base is not None and tune.mode == "full":
+        raise ValueError(
+            f"model.base is {model.base}, which is how a frozen model is kept, but tune.mode full trains it; set "
+            "tune.mode=lora, or model.base=null"
+        )
+
+
 @record
 class SFTConfig(RunConfig):
     """`chorus train sft`: supervised start on completions; its result is π_ref of later runs."""
@@ -216,6 +232,7 @@ class SFTConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        check_base(self.model, self.tune)
         return self
 
 
@@ -268,6 +285,7 @@ class DPOConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        check_base(self.model, self.tune)
         check_conditioner(self.conditioner, self.model)
         if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
             raise ValueError(

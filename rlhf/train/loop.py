@@ -131,7 +131,22 @@ def _report(
     number, metrics = pending
     values = {name: float(value) for name, value in metrics.items()}
     now = time.perf_counter()
-    seconds = now - mark
+    tell(callbacks, number, values, now - mark, tokens)
+    return now
+
+
+def tell(
+    callbacks: Sequence[Callback],
+    number: int,
+    values: dict[str, float],
+    seconds: float,
+    tokens: int | Callable[[dict[str, float]], float],
+) -> None:
+    """Hand on the metrics of step `number`, which took so many seconds.
+
+    Raises:
+      UserError: a metric is not finite.
+    """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise UserError(
@@ -139,7 +154,6 @@ def _report(
             "then start in a new output_dir"
         )
     count = tokens(values) if callable(tokens) else tokens
-    values |= {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
+    values = values | {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
     for callback in callbacks:
         callback.step(number, values)
-    return now

@@ -164,8 +164,9 @@ def open_base(config: Tuning) -> policy_store.Base:
       UserError: besides what loading refuses, rows of a pass that the mesh cannot divide.
     """
     memory.check_pass(config)
+    model = config.model
     return policy_store.load_base(
-        config.model.name, adapter_layers=config.model.adapter_layers, dtype=config.model.dtype
+        model.name, adapter_layers=model.adapter_layers, dtype=model.dtype, kept=model.base
     )
 
 
@@ -175,9 +176,21 @@ def fresh_policy(
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params, run_key = with_adapters(graphdef, params, shapes, config.seed)
+    return graphdef, params, run_key
+
+
+def with_adapters(
+    graphdef: nnx.GraphDef, params: PolicyParams, shapes: PolicyParams, seed: int
+) -> tuple[PolicyParams, jax.Array]:
+    """The parameters with the fresh adapters of a run of this seed, and the key of its steps.
+
+    Args:
+      shapes: of the adapters; those of the parameters themselves will do.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
     lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
-    return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
+    return params._replace(lora=lora, conditioner=conditioner), run_key
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, PyTree]:
@@ -197,15 +210,20 @@ def base_record(config: Tuning, base: policy_store.Base, kind: str) -> JSONObjec
     """What every policy.json says of the model underneath; `base` is None where that is in memory only."""
     place = Path(base.name).resolve() if policy_store.is_run(base.name) else base.directory
     date = base.tokenizer.template_date
-    return ({"template_date": date} if date else {}) | {
-        "kind": kind,
-        "base": None if base.name == policy_store.IN_MEMORY else str(place),
-        "base_fingerprint": base.fingerprint,
-        "base_files": dict(base.files),
-        "adapter_layers": config.model.adapter_layers,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-    }
+    kept = {"kept": config.model.base} if config.model.base else {}
+    return (
+        ({"template_date": date} if date else {})
+        | kept
+        | {
+            "kind": kind,
+            "base": None if base.name == policy_store.IN_MEMORY else str(place),
+            "base_fingerprint": base.fingerprint,
+            "base_files": dict(base.files),
+            "adapter_layers": config.model.adapter_layers,
+            "dtype": config.model.dtype,
+            "seed": config.seed,
+        }
+    )
 
 
 def tokens_per_step(config: Supervised, packed: PackedRows) -> int:

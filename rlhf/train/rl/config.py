@@ -30,6 +30,7 @@ from rlhf.train.config import (
     EvaluateShare,
     PolicyModelConfig,
     TuneConfig,
+    check_base,
     check_best,
     check_conditioner,
     check_length,
@@ -238,6 +239,7 @@ class RLConfig(RunConfig):
         _check_rewards(self)
         _check_hints(self)
         _check_guardrails(self)
+        check_base(self.model, self.tune)
         if self.personal:
             check_conditioner(self.conditioner, self.model)
         return self

@@ -30,7 +30,8 @@ from rlhf.run.record import traced
 from rlhf.train import held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.diagnosis.detectors import diagnose
-from rlhf.train.dpo import Rewards, adapter_spec, read_of
+from rlhf.train.dpo import Rewards
+from rlhf.train.dpo_parts import adapter_spec, read_of
 from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.hints import lessons as rl_hints
 from rlhf.train.hints.lessons import Lessons
