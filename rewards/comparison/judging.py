@@ -5,7 +5,7 @@ A win has to stand against everything that knows no person: one reward of the te
 """
 
 from rewards.comparison.compare import AGGREGATE
-from rewards.comparison.power import RELEVANT, Power, cannot_show, power
+from rewards.comparison.power import RELEVANT, Power, cannot_show, least_half_width, power
 from rewards.comparison.references import ITEMS_TEXT
 from rewards.files import JSONObject
 
@@ -42,7 +42,9 @@ def carried(board: JSONObject) -> bool:
 def power_of(board: JSONObject) -> Power:
     """What the people of the comparison could have shown of the judged model against the aggregate one."""
     gain = board["models"][board["judged"]]["gain"][board["answers"]]
-    return power(gain["low"], gain["high"], board["people"], choices=board["tested_choices"])
+    people, choices = board["people"], board["tested_choices"]
+    half = max((gain["high"] - gain["low"]) / 2, least_half_width(people, choices))
+    return power(-half, half, people, choices=choices)
 
 
 def status(board: JSONObject) -> str:
@@ -51,11 +53,15 @@ def status(board: JSONObject) -> str:
     if board["helps"]:
         return "won"
     harmed = own["gain"][board["answers"]]["high"] < 0 or own["own_minus_swapped"]["high"] < 0
-    if own["ignores_user"] or harmed:
+    if harmed:
         return "lost"
     if carried(board) and own["gain"][board["answers"]]["low"] > 0:
         return "unknown"
-    return "lost" if Power(**board["power"]).shows(RELEVANT) else "unknown"
+    # A taste of the relevant size was planted, and these people, questions and this model did not find it.
+    missed = any(
+        size["points"] >= 100 * RELEVANT and not size["found"] for size in board.get("planted") or []
+    )
+    return "lost" if Power(**board["power"]).shows(RELEVANT) and not missed else "unknown"
 
 
 def sentence(board: JSONObject) -> str:
@@ -83,6 +89,8 @@ def sentence(board: JSONObject) -> str:
     reason, over = "it is not shown to beat one model for everybody", over_reference(board)
     if own["ignores_user"]:
         reason = "the model ignores the user, whose answers another person's may replace without any change"
+        if board.get("status") == "unknown":
+            reason = "the fit found no taste in which people differ, so answers change nothing"
     elif gain["low"] > 0 and own["own_minus_swapped"]["low"] <= 0:
         reason = "another person's answers serve as well as one's own"
     elif gain["low"] > 0 and over and over["low"] <= 0:

@@ -51,8 +51,8 @@ def sections(evaluation: JSONObject) -> list[str]:
             "Known and new people, known and new texts",
             page.paragraph(
                 "A policy writes its own texts: what counts for it stands under new texts. Known people were part of the fit, "
-                "new ones answer questions first; no comparison with a new text was part of the fit (where single texts are held out "
-                "instead of prompts, the other text of a pair may be known).",
+                "new ones answer questions first; no comparison with a new text was part of the fit (where single texts are held "
+                "out instead of prompts, the other text of a pair may be known).",
                 "note",
             ),
             page.table(cell_head, cell_rows),

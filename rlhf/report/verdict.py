@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from rewards.comparison.measures import Interval, bootstrap
-from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, power
+from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, least_half_width, power
 from rewards.files import JSONObject
 from rlhf.report.figures import off_diagonal_mean
 from rlhf.run.directory import plain
@@ -18,8 +18,6 @@ in a hundred."""
 FEW_PEOPLE = 5
 TESTED = 3
 """Tested choices of a person where a result does not say: the default of data.last_choices."""
-DISAGREE = 0.2
-"""Share of choices that two models are taken to predict differently, before they were compared."""
 ENOUGH_MASS = 0.9
 
 
@@ -151,7 +149,7 @@ def rewards_verdict(result: JSONObject) -> Verdict:
 def _comparison_verdict(board: JSONObject) -> Verdict:
     """The comparison's sentence; a win that also happens where nobody differs is none."""
     own, caution = board["models"][board["judged"]], _few(board["people"])
-    if own["ignores_user"]:  # the sentence says so
+    if own["ignores_user"] and board.get("status") != "unknown":  # the sentence says so
         return Verdict("lost", board["sentence"] + caution)
     controls = own.get("controls", {})
     identical, planted = controls.get("identical_people"), controls.get("planted_tastes")
@@ -209,16 +207,13 @@ def _how_to_judge(result: JSONObject) -> str:
 
 
 def _at_best(result: JSONObject) -> str:
-    """What so many people could show if two models disagreed in DISAGREE of the choices and people did not differ at all.
-
-    A person's difference in accuracy over T choices then has the variance DISAGREE / T.
-    """
+    """What so many people could show by the noise of their choices alone (`least_half_width`)."""
     judged = result.get("judged_on") or {}
     people = int(judged.get("people") or result.get("held_out_people") or 0)
     if not people:
         return ""
     choices = int(judged.get("choices") or result.get("last_choices") or TESTED)
-    half = 1.96 * float(np.sqrt(DISAGREE / choices / people))
+    half = least_half_width(people, choices)
     found = power(-half, half, people, choices=choices)
     in_folds = judged.get("folds", 1) > 1
     if found.shows(RELEVANT) and not in_folds:

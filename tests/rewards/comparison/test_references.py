@@ -63,7 +63,7 @@ def test_tastes_are_no_worth_of_texts():
 
 
 def test_a_gain_over_the_text_alone_that_counting_has_too_is_no_win():
-    """Both are there, and the judged model reads texts alone: it is not shown to beat counting, and its gain is not called one."""
+    """Both are there, and the judged model reads texts alone: it is not shown to beat counting, so it has not won."""
     board = board_of(answered(worth=4.0, taste=3.5))
     assert (
         board["models"]["small"]["gain"][10]["low"] > 0
@@ -146,3 +146,20 @@ def test_a_win_on_texts_of_questions_alone_is_refused():
         assert not leaking["helps"] and leaking["status"] == "unknown"
         said = judging.sentence(leaking)
         assert "hold a text that the same person was asked about" in said and "distinct_texts=true" in said
+
+
+def test_what_was_planted_and_not_found_leaves_it_open():
+    board = board_of(answered(worth=0.0, taste=0.0))
+    board |= {"helps": False, "power": {"people": 24, "detectable": 0.06}, "repeated_texts": {"share": 0.0}}
+    own = board["models"]["small"]
+    own["gain"][10], own["own_minus_swapped"] = ({"mean": 0.0, "low": -0.02, "high": 0.02},) * 2
+    for found, status in (([True, True], "lost"), ([False, True], "unknown"), ([False, False], "unknown")):
+        sizes = [{"points": points, "found": one} for points, one in zip((10, 20), found, strict=True)]
+        judged = board | {"planted": sizes}
+        assert judging.status(judged) == status
+        said = judging.sentence(judged | {"status": status})
+        assert ("24 people cannot show a difference below 6 points" in said) == (status == "unknown")
+        assert ("planted tastes worth 20 points are found, 10 are not found" in said) == (
+            found == [False, True]
+        )
+        assert ("planted tastes worth 10 and 20 points are not found" in said) == (found == [False, False])
