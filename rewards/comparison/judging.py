@@ -35,8 +35,10 @@ def over_reference(board: JSONObject) -> JSONObject | None:
 
 def carried(board: JSONObject) -> bool:
     """Tested comparisons hold texts from questions, and without those no gain over one model for everybody is shown."""
-    found = board.get("repeated_texts") or {"share": 0.0}
-    return found["share"] > REPEATED and ("gain_without" not in found or found["gain_without"]["low"] <= 0)
+    found = board.get("repeated_texts")
+    if not found or found["share"] <= REPEATED:
+        return False
+    return "gain_without" not in found or found["gain_without"]["low"] <= 0
 
 
 def power_of(board: JSONObject) -> Power:
