@@ -268,6 +268,11 @@ def _base(model: Model, config: sft.Tuning, output_dir: str | Path | None) -> po
             "model: this policy is in memory only, and a run directory names its model; save the policy and give its "
             "directory"
         )
+    if config.model.base is not None:
+        raise UserError(
+            f"model.base {config.model.base}: this policy is in memory only, and to merge it again its model is read from "
+            "disk; save the policy and give its directory, or leave model.base null"
+        )
     layers, dtype = config.model.adapter_layers, config.model.dtype
     identity = _identity(model.loaded)
     return policy_store.base_of(

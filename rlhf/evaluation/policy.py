@@ -29,7 +29,7 @@ from rlhf.report import figures as evaluate
 from rlhf.report.verdict import evaluation_verdict
 from rlhf.run import inputs, processes
 from rlhf.run.directory import REPORT, RESULT, Run, plain, read_result
-from rlhf.train.dpo import read_of
+from rlhf.train.dpo_parts import read_of
 
 MATRIX = "matrix.json"
 Z_ROWS = 4
@@ -130,8 +130,12 @@ def judge(
 
 def open_reference(config: EvaluateConfig, policy: policy_store.Policy) -> policy_store.Base:
     """The model that the policy was trained from."""
+    record = policy.record
     return policy_store.load_base(
-        config.model.name, adapter_layers=policy.record["adapter_layers"], dtype=policy.record["dtype"]
+        config.model.name,
+        adapter_layers=record["adapter_layers"],
+        dtype=record["dtype"],
+        kept=record.get("kept"),
     )
 
 

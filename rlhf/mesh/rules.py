@@ -22,6 +22,8 @@ ROWS = ("data", "fsdp")
 
 _OUT = {  # out of the width: [width, heads or hidden units]
     "kernel": P("fsdp", "tensor"),
+    "codes": P("fsdp", "tensor"),
+    "scales": P("fsdp", "tensor"),
     "bias": P("tensor"),
     "lora_a": P("fsdp", None),
     "lora_b": P(None, "tensor"),
@@ -30,6 +32,8 @@ _OUT = {  # out of the width: [width, heads or hidden units]
 }
 _BACK = {  # back into it: [heads or hidden units, width]
     "kernel": P("tensor", "fsdp"),
+    "codes": P("tensor", "fsdp"),
+    "scales": P("tensor", "fsdp"),
     "bias": P(),
     "lora_a": P("tensor", None),
     "lora_b": P(None, "fsdp"),
@@ -43,6 +47,8 @@ _LAYERS: Mapping[str, Mapping[str, P]] = {
     "logit_heads": {"heads_a": P("fsdp", None), "heads_b": P(None, "tensor")},
     "score": dict.fromkeys(("kernel", "shared", "tastes", "people"), P()),
 }
+_WHERE_IT_DIVIDES = ("scales",)
+"""One for many weights: whole along an axis that does not divide their number."""
 _NAMES: Mapping[str, P] = {  # whole on every device, wherever they are
     **dict.fromkeys(("scale", "film_scale", "film_shift", "prefix_keys", "prefix_values"), P()),
     **dict.fromkeys(("w1", "b1", "w2", "b2"), P()),
@@ -75,6 +81,10 @@ def spec(path: Sequence[Any], shape: tuple[int, ...]) -> P:
     if stacked not in (0, 1):
         raise UserError(f"mesh: {where} {list(shape)} has another shape than its rule {rule} is for")
     rule = P(*(None,) * stacked, *rule)
+    if name in _WHERE_IT_DIVIDES:
+        return P(
+            *(None if over and size % axis(over) else over for size, over in zip(shape, rule, strict=True))
+        )
     for size, over in zip(shape, rule, strict=True):
         if over is not None and size % axis(over):
             raise UserError(

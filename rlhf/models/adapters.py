@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rewards.files import JSONObject
+from rlhf.models import quantised
+from rlhf.models.config import Kept
 from rlhf.models.layout import HostOrDevice
 
 
@@ -87,13 +89,28 @@ class AdapterSpec:
 
 
 class Linear(nnx.Module):
-    """[in, out] kernel with optional bias, LoRA and conditioner."""
+    """[in, out] kernel with optional bias, LoRA and conditioner; `kept`: how the kernel is kept, None as `dtype`."""
 
     def __init__(
-        self, num_in: int, num_out: int, *, bias: bool, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        bias: bool,
+        spec: AdapterSpec | None,
+        dtype,
+        rngs: nnx.Rngs,
+        kept: Kept | None = None,
     ):
         uniform = jax.nn.initializers.he_uniform()
-        self.kernel = nnx.Param(jax.nn.initializers.lecun_normal()(rngs.params(), (num_in, num_out), dtype))
+        self.kept = kept
+        if kept in quantised.CODES:
+            codes, scales = quantised.shapes(kept, (num_in, num_out))
+            self.codes = nnx.Param(jnp.zeros(codes.shape, codes.dtype))
+            self.scales = nnx.Param(jnp.ones(scales.shape, scales.dtype))
+        else:
+            kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (num_in, num_out), kept or dtype)
+            self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros((num_out,), dtype)) if bias else None
         self.lora_scale = spec.lora_scale if spec else 0.0
         self.has_lora = bool(spec and spec.lora_rank)
@@ -108,7 +125,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, gate: jax.Array | None) -> jax.Array:
         """x: [batch, time, in]; gate: [batch, 1, K·r] or None where nobody is addressed (z = 0)."""
-        y = x @ self.kernel[...]
+        y = self.product(x)
         if self.bias is not None:
             y = y + self.bias[...]
         if self.has_lora:
@@ -118,6 +135,14 @@ class Linear(nnx.Module):
             inner = (x @ self.basis_a[...].astype(x.dtype)) * gate.astype(x.dtype)
             y = y + inner @ self.basis_b[...].astype(x.dtype)
         return y
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x W, in the type of x."""
+        if self.kept is None:
+            return x @ self.kernel[...]
+        if self.kept in quantised.CODES:
+            return quantised.matmul(x, quantised.Quantised(self.codes[...], self.scales[...]))
+        return quantised.matmul(x, self.kernel[...])
 
 
 def gate_of(z: jax.Array, spec: AdapterSpec) -> jax.Array:

@@ -24,7 +24,13 @@ _COMPUTED = frozenset(
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
     "max_position_embeddings type_vocab_size layer_norm_eps hidden_act".split()
 )
-_NO_EFFECT = NO_EFFECT | {"tie_word_embeddings", "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "gradient_checkpointing"}
+_NO_EFFECT = NO_EFFECT | {
+    "tie_word_embeddings",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
+    "classifier_dropout",
+    "gradient_checkpointing",
+}
 _NEUTRAL = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 _IGNORED = ("pooler.", "embeddings.position_ids", "cls.")  # a head, and a buffer of older transformers
@@ -131,9 +137,7 @@ def load(directory: Path, config: BertConfig) -> Tree:
                 )
             array = array.astype(np.float32)
             if not np.isfinite(array).all():
-                raise UserError(
-                    f"{path}: tensor {name} holds a value that is not finite; take other weights"
-                )
+                raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
             return array
 
         def norm(name: str) -> Tree:

@@ -11,6 +11,9 @@ from rlhf.models.families import COMPUTED_OF_FAMILY, FAMILIES, MAX_LAYERS
 from rlhf.models.hf_values import Values, cut
 from rlhf.models.rope import Rope
 
+Kept = Literal["float32", "bfloat16", "int8", "nf4"]
+"""How the matrices of frozen layers may be kept (`quantised.py`)."""
+
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -27,6 +30,7 @@ class ModelConfig:
       norm_in_float32: whether a norm's scale multiplies before the result is rounded (OLMo) or after (Llama).
       residual_scale: what attention and MLP give is multiplied with; logit_divisor: logits are divided by.
       fused: whether the files hold q, k, v in one matrix, and gate and up (Phi-3).
+      kept: how the layers' matrices are kept in memory (`quantised.py`); None: in the type that is computed in.
     """
 
     family: str
@@ -61,6 +65,7 @@ class ModelConfig:
     fused: bool
     attention_softcap: float | None
     final_softcap: float | None
+    kept: Kept | None = None
 
     def lowest(self, num_layers: int) -> "ModelConfig":
         """The same with the lowest layers alone."""

@@ -99,7 +99,7 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs):
         heads, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        shared = {"spec": spec, "dtype": dtype, "rngs": rngs}
+        shared = {"spec": spec, "dtype": dtype, "rngs": rngs, "kept": config.kept}
         self.q = Linear(config.width, heads, bias=config.attention_bias, **shared)
         self.k = Linear(config.width, groups, bias=config.attention_bias, **shared)
         self.v = Linear(config.width, groups, bias=config.attention_bias, **shared)
@@ -157,7 +157,7 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, spec: AdapterSpec | None, dtype, rngs: nnx.Rngs):
-        shared = {"bias": config.mlp_bias, "spec": spec, "dtype": dtype, "rngs": rngs}
+        shared = {"bias": config.mlp_bias, "spec": spec, "dtype": dtype, "rngs": rngs, "kept": config.kept}
         self.gate = Linear(config.width, config.mlp_width, **shared)
         self.up = Linear(config.width, config.mlp_width, **shared)
         self.down = Linear(config.mlp_width, config.width, **shared)

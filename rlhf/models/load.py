@@ -5,10 +5,12 @@ Strict: every tensor is accounted for, or there is an error that names it.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from filelock import FileLock
 from jax.typing import DTypeLike
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject, cache_dir, read_json, sha256_json
 from rlhf.mesh import place, rules
-from rlhf.models import fetch, layout
+from rlhf.models import fetch, layout, quantised
 from rlhf.models.config import ModelConfig
 from rlhf.models.layout import INDEX, SINGLE, Tree
 
@@ -70,7 +72,7 @@ def load_params(
       directory: Hugging Face directory.
       config: its architecture.
       stages: numbers of layers of the stacks, bottom first, adding up to `config.num_layers`.
-      dtype: of every array returned.
+      dtype: of every array returned, but of the layers' matrices where `config.kept` says how they are kept.
       extra: tensors outside the layers that a plain decoder does not have, such as a classification head.
 
     Raises:
@@ -100,16 +102,19 @@ def load_params(
         first = 0
         for number, size in enumerate(stages):
             for leaf in leaves:
-
-                def stacked(index: place.Index, leaf: layout.Leaf = leaf, first: int = first) -> np.ndarray:
-                    layers = range(first + index[0].start, first + index[0].stop)
-                    part = np.empty([piece.stop - piece.start for piece in index], dtype)
-                    for i, layer in enumerate(layers):
-                        part[i] = files.read(layout.layer_name(layer, leaf), leaf, dtype, index[1:])
-                    return part
-
                 path = ("stages", number, *leaf.path)
-                layout.put(tree, path, place.made(path, (size, *leaf.shape), dtype, stacked))
+                kept = config.kept if leaf.path[-1] == "kernel" else None
+                stacks: dict[str, place.Stack] = {}
+                for layer in range(size):
+                    for part in _layer_parts(
+                        files, layout.layer_name(first + layer, leaf), leaf, kept, dtype
+                    ):
+                        own = (*path[:-1], part.name)
+                        if layer == 0:
+                            stacks[part.name] = place.Stack(own, (size, *part.shape), part.dtype)
+                        stacks[part.name].set(layer, part.read)
+                for name, stack in stacks.items():
+                    layout.put(tree, (*path[:-1], name), stack.array)
             first += size
     return jax.tree.map(jax.block_until_ready, tree)
 
@@ -278,6 +283,60 @@ class _Checkpoint:
         if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
         return array.T if leaf.transposed else array
+
+
+class _Part(NamedTuple):
+    """An array that one layer's tensor becomes: its name in the tree, and what reads a range of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[place.Index], np.ndarray]
+
+
+def _layer_parts(
+    files: _Checkpoint, name: str, leaf: layout.Leaf, kept: str | None, dtype: DTypeLike
+) -> list[_Part]:
+    """The tensor as it is, or its codes and scales."""
+    if kept is not None and quantised.coded(kept):
+        matrix = _Coded(files, name, leaf, kept)
+        like = quantised.shapes(kept, leaf.shape)
+        reads = zip(like._fields, like, (matrix.codes, matrix.scales), strict=True)
+        return [_Part(part, shape.shape, shape.dtype, read) for part, shape, read in reads]
+    plain = jnp.dtype(kept or dtype)
+    return [
+        _Part(leaf.path[-1], leaf.shape, plain, lambda index: files.read(name, leaf, plain, index)),
+    ]
+
+
+class _Coded:
+    """One matrix in codes. Scales are found with the codes; those that no device here has codes for, by themselves."""
+
+    def __init__(self, files: _Checkpoint, name: str, leaf: layout.Leaf, kept: str):
+        self.files, self.name, self.leaf, self.kept = files, name, leaf, kept
+        self.block = quantised.block_of(kept, leaf.shape[0])
+        self.rows = quantised.rows_of(kept, self.block)
+        self.found = np.full(quantised.shapes(kept, leaf.shape).scales.shape, np.nan, np.float32)
+
+    def codes(self, index: place.Index) -> np.ndarray:
+        """Part of the codes, [inputs (or pairs of them), outputs]."""
+        rows, columns = index
+        blocks = slice(rows.start // self.rows, -(-rows.stop // self.rows))
+        begin = blocks.start * self.rows
+        return self._quantised(blocks, columns)[rows.start - begin : rows.stop - begin]
+
+    def scales(self, index: place.Index) -> np.ndarray:
+        """Part of the scales, [blocks, outputs]."""
+        if np.isnan(self.found[index]).any():
+            self._quantised(*index)
+        return self.found[index]
+
+    def _quantised(self, blocks: slice, columns: slice) -> np.ndarray:
+        """Codes of whole blocks; their scales are kept."""
+        rows = slice(blocks.start * self.block, blocks.stop * self.block)
+        matrix = self.files.read(self.name, self.leaf, np.float32, (rows, columns))
+        codes, self.found[blocks, columns] = quantised.quantised(self.kept, matrix, self.block)
+        return np.asarray(codes)
 
 
 @contextlib.contextmanager

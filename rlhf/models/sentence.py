@@ -102,7 +102,11 @@ class SentenceEncoder:
             given = own if isinstance(own, int) and own <= self.config.max_positions else None
         if given is None:
             return self.config.max_positions
-        if isinstance(given, bool) or not isinstance(given, int) or not 3 <= given <= self.config.max_positions:
+        if (
+            isinstance(given, bool)
+            or not isinstance(given, int)
+            or not 3 <= given <= self.config.max_positions
+        ):
             raise UserError(
                 f"{self.directory}/sentence_bert_config.json: max_seq_length: must be a whole number from 3 to "
                 f"{self.config.max_positions}, not {cut(given)}"

@@ -19,8 +19,8 @@ class EncoderModelConfig:
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="Model that embeds completions, by its hidden states or as a sentence encoder; null unless encoder.kind is lm "
-        "or sentence.",
+        description="Model that embeds completions, by its hidden states or as a sentence encoder; null unless encoder.kind is "
+        "lm or sentence.",
     )
 
 
@@ -28,9 +28,10 @@ class EncoderModelConfig:
 class EncoderConfig:
     kind: Literal["lm", "sentence", "precomputed", "attributes", "columns"] = Field(
         default="lm",
-        description="lm: hidden states of model.name; sentence: vectors of the sentence encoder model.name (all-minilm-l6-v2, or a directory "
-        "in the layout of sentence-transformers), which reads the completion alone; precomputed: chosen_features, rejected_features; "
-        "attributes: the numbers of the attributes column; columns: the rewards of encoder.columns.",
+        description="lm: hidden states of model.name; sentence: vectors of the sentence encoder model.name "
+        "(all-minilm-l6-v2, or a directory in the layout of sentence-transformers), which reads the completion "
+        "alone; precomputed: chosen_features, rejected_features; attributes: the numbers of the attributes column; "
+        "columns: the rewards of encoder.columns.",
     )
     layer: int = Field(
         default=-1,
@@ -142,6 +143,20 @@ class RewardEvaluationConfig:
         ge=0,
         lt=1,
         description="Share of prompts kept out of the comparison's fits for its unseen-prompt cells; 0 means none.",
+    )
+    held_out_texts: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Where no prompts are held out (0, or one prompt in all): share of texts kept out of the comparison's fits "
+        "instead; comparisons with one of them are its unseen cells.",
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000,
+        description="Folds of people; each person is held out once. 1: data.held_out_people alone; null: up to 5 where there are "
+        "fewer than 50 people, who then are predicted on half of their choices, else 1.",
     )
     distinct_texts: bool = Field(
         default=False,

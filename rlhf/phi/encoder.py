@@ -30,7 +30,6 @@ from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
 from rlhf.run import inputs, processes
 
-
 READ_NEW_TEXTS = ("lm", sentence.KIND, "columns")
 """Kinds of encoder that give features for texts that are not in the data."""
 MODELS = ("lm", sentence.KIND)

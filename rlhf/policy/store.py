@@ -27,9 +27,10 @@ from rewards.basis.store import RECORD as BASIS
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_file
 from rlhf.mesh import place
+from rlhf.models import quantised
 from rlhf.models.adapters import AdapterSpec
 from rlhf.models.conditioner_kinds import merge
-from rlhf.models.config import ModelConfig
+from rlhf.models.config import Kept, ModelConfig
 from rlhf.models.layout import Tree
 from rlhf.models.load import load_params, read_hf_config, resolve_model
 from rlhf.models.tokenizer import Tokenizer
@@ -192,24 +193,27 @@ def parts(base: Base) -> dict[str, str]:
     return {"weights": base.fingerprint, **base.files}
 
 
-def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+def load_base(name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None) -> Base:
     """Read `name` as frozen base weights, cut so that the top `adapter_layers` form their own stage.
 
     Args:
       name: model name, directory, .gguf file or hub id (`resolve_model`), or a training run, whose adapters are
         folded in (a conditioned policy becomes its aggregate policy).
+      kept: how the layers' matrices are kept; None: in `dtype`.
     """
     if is_run(name):
         loaded = _load(name)
-        return base_of(loaded, str(name), identity(name), adapter_layers=adapter_layers, dtype=dtype)
+        return base_of(
+            loaded, str(name), identity(name), adapter_layers=adapter_layers, dtype=dtype, kept=kept
+        )
     if (Path(name) / "config.yaml").is_file():
         raise UserError(f"{name}: {_no_policy(name)}")
-    base = _without_weights(str(name), resolve_model(name), adapter_layers)
+    base = _without_weights(str(name), resolve_model(name), adapter_layers, kept)
     tree = load_params(base.directory, base.config, base.stages, jnp.dtype(dtype))
     return dataclasses.replace(base, tree=tree, fingerprint=fingerprint(base.directory))
 
 
-def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Base:
+def described(name: str | Path, *, adapter_layers: int | None, dtype: str, kept: Kept | None = None) -> Base:
     """`load_base` without reading weights: shapes in the place of arrays, and no fingerprint.
 
     Of a training run it is the model underneath, whose shapes are those of the run's policy.
@@ -217,14 +221,15 @@ def described(name: str | Path, *, adapter_layers: int | None, dtype: str) -> Ba
     named = str(name)
     while is_run(name):
         name = _located(record_of(name), name)["base"]
-    base = _without_weights(named, resolve_model(name), adapter_layers)
+    base = _without_weights(named, resolve_model(name), adapter_layers, kept)
     shapes = structure(base.config, base.stages, None, dtype, False)[1].base
     return dataclasses.replace(base, tree=nnx.to_pure_dict(shapes))
 
 
-def _without_weights(name: str, directory: Path, adapter_layers: int | None) -> Base:
+def _without_weights(name: str, directory: Path, adapter_layers: int | None, kept: Kept | None) -> Base:
     """What the small files of a model say; nothing in the place of its weights."""
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
+    config = dataclasses.replace(config, kept=kept)
     stages = stages_of(config, adapter_layers)
     tokenizer = Tokenizer(directory)
     if max(tokenizer.vocab_size - 1, *tokenizer.eos_ids) >= config.vocab_size:
@@ -235,12 +240,27 @@ def _without_weights(name: str, directory: Path, adapter_layers: int | None) -> 
     return Base(name, directory, config, {}, stages, tokenizer, "", files_of(directory))
 
 
-def base_of(policy: Policy, name: str, fingerprint: str, *, adapter_layers: int | None, dtype: str) -> Base:
+def base_of(
+    policy: Policy,
+    name: str,
+    fingerprint: str,
+    *,
+    adapter_layers: int | None,
+    dtype: str,
+    kept: Kept | None = None,
+) -> Base:
     """A policy as frozen base weights, its adapters folded in at z = 0; named and identified as given."""
     base, stages = policy.base, stages_of(policy.base.config, adapter_layers)
     tree = restage(merge_adapters(policy, None), base.stages, stages)
+    coded = quantised.tree_of(kept, tree)["stages"]  # of the float32 of what was merged
     tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.dtype(dtype)), tree)
-    return dataclasses.replace(base, name=name, tree=tree, stages=stages, fingerprint=fingerprint)
+    tree, config = (
+        tree if kept is None else {**tree, "stages": coded},
+        dataclasses.replace(base.config, kept=kept),
+    )
+    return dataclasses.replace(
+        base, name=name, config=config, tree=tree, stages=stages, fingerprint=fingerprint
+    )
 
 
 def base_state(
@@ -268,13 +288,26 @@ def restage(tree: Tree, old: tuple[int, ...], new: tuple[int, ...]) -> Tree:
 def merge_adapters(policy: Policy, z: np.ndarray | None) -> Tree:
     """Base weights with LoRA, and the conditioner at one z[K] (None: the aggregate policy), folded in.
 
+    Where the base's matrices are kept in another type than is computed in (`ModelConfig.kept`), the base is read again and
+    merged in float32: what is rounded is stored nowhere.
+
     Raises:
       UserError: z was given, and this kind of conditioner is no change of weights.
     """
     base, lora, conditioner = (nnx.to_pure_dict(part) for part in policy.params)
+    if policy.base.config.kept is not None:
+        base = _as_on_disk(policy.base)
     if policy.spec is None:
         return base
     return merge(base, lora, conditioner, policy.spec, policy.base.config, z, top=len(policy.base.stages) - 1)
+
+
+def _as_on_disk(base: Base) -> Tree:
+    """Its weights in float32, read again."""
+    again = load_base(base.name, adapter_layers=base.stages[-1], dtype="float32")
+    if again.fingerprint != base.fingerprint:
+        raise UserError(f"{base.name}: its weights have changed since this policy was read; restore them")
+    return again.tree
 
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:
@@ -373,7 +406,12 @@ def _load(run: str | Path) -> Policy:
     """The tuned model of a finished run, of whatever kind."""
     directory = Path(run) / "policy"
     record = _located(record_of(run), run)
-    base = load_base(record["base"], adapter_layers=record["adapter_layers"], dtype=record["dtype"])
+    base = load_base(
+        record["base"],
+        adapter_layers=record["adapter_layers"],
+        dtype=record["dtype"],
+        kept=record.get("kept"),
+    )
     base = dataclasses.replace(base, tokenizer=base.tokenizer.dated(record.get("template_date")))
     if base.fingerprint != record["base_fingerprint"]:
         raise UserError(

@@ -1,16 +1,20 @@
 """report.html of `chorus evaluate` with policies: what was written, for whom, how good it is, and the texts themselves."""
 
+import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rewards.files import JSONObject
-from rlhf.report import page, plots
+from rlhf.report import outputs_runs, page, plots
 from rlhf.report.verdict import Verdict
 
-MOST_CHARACTERS = 1_200_000
-"""Of texts in the page's browser; the files beside it have all of them."""
+MOST_BYTES = 2_500_000
+"""Of texts in the page's browser, as they stand in the page; the files beside it have all of them."""
+MOST_PAIRS = 400
+"""Of policies and judges in a table."""
 LONGEST_TEXT = 2_000
 MOST_PEOPLE = 60
 """In a heat map and in bars: more cannot be read."""
@@ -41,15 +45,18 @@ def write_outputs_report(
         ),
         page.section("Does each person get answers that suit them?", *_heat_maps(matrices, people)),
         page.section("Person by person", *_bars(result)),
+        page.section("Taste against distance", *_front(result)),
         page.section(
             "What they wrote",
             page.paragraph(f"{told} Keys: j and k go to the next and the previous, / filters.", "note"),
             page.Markup('<div id="outputs"></div>'),
         ),
         page.section("Policies", _policies(result), _quality(result)),
+        page.section("Rails", *outputs_runs.rails(result)),
         page.section("Judges", _judges(result)),
-        page.section("What the figures mean", page.metric_table_of("outputs", _present(result))),
-        page.section("Setting", page.table(["", ""], _setting(result))),
+        page.section("How they were trained", *outputs_runs.curves(result)),
+        page.section("What the figures mean", page.metric_table_of("outputs", EXPLAINED)),
+        page.section("Setting", page.table(["", ""], _setting(result, directory))),
     ]
     script = page.Script.of("outputs.js", "outputs-data", data)
     verdict = Verdict(**result["verdict"])
@@ -64,6 +71,7 @@ _COMPARISON = (
 
 
 def _comparisons(result: JSONObject, shown: Callable[[list[str]], bool]) -> str:
+    chosen = [one for one in result["comparisons"] if shown(one["policies"])]
     rows = [
         (
             " against ".join(one["policies"]),
@@ -76,12 +84,13 @@ def _comparisons(result: JSONObject, shown: Callable[[list[str]], bool]) -> str:
             "more people" if one["prompts_needed"] is None else f"{one['prompts_needed']:,}",
             one["outcome"],
         )
-        for one in result["comparisons"]
-        if shown(one["policies"])
+        for one in chosen[:MOST_PAIRS]
     ]
     head = ["policies", "judge", "win rate", "at equal length", "difference", "people who gain"]
     head += ["worst tenth of people", "two points need", "the first is"]
-    return page.table(head, rows)
+    rest = len(chosen) - len(rows)
+    note = [page.paragraph(f"{rest:,} more are in metrics.json.", "note")] if rest else []
+    return page.joined([page.table(head, rows), *note])
 
 
 def _policies(result: JSONObject) -> str:
@@ -105,23 +114,28 @@ def _policies(result: JSONObject) -> str:
 
 
 def _quality(result: JSONObject) -> str:
-    names = list(next(iter(result["policies"].values()))["quality"])
-    rows = [
-        (
-            name,
-            *(_figure(one["quality"][key]) for key in names),
-            _figure(one["likeness"]["within"]),
-            _figure(one["likeness"]["between"]),
-        )
-        for name, one in result["policies"].items()
-    ]
-    return page.table(["policy", *names, "likeness_within", "likeness_between"], rows)
+    """Two tables, one would be wider than the page: of the texts by themselves, and of how far they are from others."""
+    return page.joined(_figures_table(result, names) for names in (TEXTS, DISTANCES))
 
 
-def _present(result: JSONObject) -> list[str]:
-    one = next(iter(result["policies"].values()))
-    return [*one["quality"], "likeness_within", "likeness_between", "win_rate", "length_controlled", "difference",
-            "worst_tenth", "own_minus_other", "prefer_own", "detectable", "prompts_needed"]  # fmt: skip
+TEXTS = ("distinct_1", "distinct_2", "repetition", "truncated", "empty", "tokens", "characters")
+DISTANCES = ("perplexity", "kl_to_reference", "kl_to_aggregate", "likeness_within", "likeness_between")
+
+
+def _figures_table(result: JSONObject, names: Sequence[str]) -> str:
+    rows = []
+    for policy, one in result["policies"].items():
+        likeness = {f"likeness_{name}": value for name, value in one["likeness"].items()}
+        values = one["quality"] | likeness
+        rows.append((policy, *(_figure(values[name]) for name in names)))
+    return page.table(["policy", *names], rows)
+
+
+EXPLAINED = (
+    *(*TEXTS, *DISTANCES),
+    *("win_rate", "length_controlled", "difference", "people_who_gain", "worst_tenth", "own_minus_other"),
+    *("prefer_own", "detectable", "prompts_needed"),
+)
 
 
 def _judges(result: JSONObject) -> str:
@@ -176,16 +190,43 @@ def _bars(result: JSONObject) -> list[str]:
     return [page.paragraph(title), page.bars(shown)]
 
 
-def _setting(result: JSONObject) -> list[tuple[str, object]]:
+def _setting(result: JSONObject, directory: Path) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         (name, page.number(result[name]) if result[name] is not None else "none")
         for name in ("people", "prompts", "samples", "completions", "temperature", "reference")
     ]
-    rows += [
-        (f"policy {name}", f"{one['source']} (sha256 {one['sha256'][:12]}…)")
-        for name, one in result["policies"].items()
-    ]
+    rows += [(f"policy {name}", _source(one)) for name, one in result["policies"].items()]
+    again = f"chorus evaluate {shlex.quote(str(directory / 'config.yaml'))} output_dir=NEW"
+    rows.append(("the same again", again))
     return [*rows, ("files", "samples.jsonl, samples.parquet, samples.csv, matrix.json, metrics.json")]
+
+
+def _source(one: JSONObject) -> str:
+    parts = [f"after step {one['step']}"] if "step" in one else []
+    parts += ["the person's answers in the prompt"] if one.get("in_context") else []
+    parts += [f"best of {one['best_of']} by the person's own reward"] if "best_of" in one else []
+    return f"{', '.join([one['source'], *parts])} (sha256 {one['sha256'][:12]}…)"
+
+
+def _front(result: JSONObject) -> list[str]:
+    """Worth against KL to the reference, policy by policy."""
+    if not result["judges"]:
+        return []
+    judge = OWN if OWN in result["judges"] else result["judges"][0]
+    points: dict[str, tuple[float, float]] = {}
+    for name, one in result["policies"].items():
+        if one["quality"]["kl_to_reference"] is not None:
+            points[name] = one["quality"]["kl_to_reference"], one["worth"][judge]["mean"]["mean"]
+    if len(points) < 2:
+        return []
+    best = plots.pareto(points)
+    drawn = plots.front(points, "KL to the reference (nats a completion)", f"mean {judge}")
+    rows = [
+        (number, name, page.number(kl), page.number(worth), "on the front" if name in best else "")
+        for number, (name, (kl, worth)) in enumerate(points.items(), 1)
+    ]
+    told = "Each policy's worth, and how far from the reference it went for it. No other beats those on the front in both."
+    return [page.paragraph(told), page.figure(drawn), page.table(["", "policy", "KL", judge, ""], rows)]
 
 
 def browser(result: JSONObject, people: Sequence[str], rows: Sequence[JSONObject]) -> tuple[JSONObject, str]:
@@ -213,11 +254,12 @@ def browser(result: JSONObject, people: Sequence[str], rows: Sequence[JSONObject
             cells.append((spread, number, prompt, texts, worth))
     cells.sort(key=lambda cell: -cell[0])
     table: dict[str, int] = {}
-    used, kept, room = set(), [], MOST_CHARACTERS
+    used, kept, room = set(), [], MOST_BYTES
     for spread, number, prompt, texts, worth in cells:
         wanted = [[_cut(row["text"]) for row in part] for part in texts]
         new = {text for part in wanted for text in part} - table.keys()
-        room -= sum(map(len, new)) + (0 if prompt in used else len(prompts[prompt])) + 60
+        room -= sum(map(_size, new)) + (0 if prompt in used else _size(prompts[prompt]))
+        room -= 60 + sum(8 * len(part) + 10 for part in wanted)
         if room < 0 and kept:
             break
         used.add(prompt)
@@ -232,6 +274,12 @@ def browser(result: JSONObject, people: Sequence[str], rows: Sequence[JSONObject
         )
     data: JSONObject = {"policies": policies, "people": list(people), "prompts": asked}
     return data | {"texts": list(table), "cells": kept}, said
+
+
+def _size(text: str) -> int:
+    """Bytes of a text in the page's script, where < and > take six."""
+    written = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
+    return len(written) + 5 * (written.count(b"<") + written.count(b">"))
 
 
 def _worth(part: Sequence[JSONObject], judge: str | None) -> float | None:

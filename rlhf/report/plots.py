@@ -149,6 +149,33 @@ def person_dots(series: dict[str, np.ndarray]) -> str:
     return svg(draw, height=float(np.clip(1.2 + 0.11 * len(order), 2.4, 5.5)), label="reward of each person")
 
 
+def front(points: dict[str, tuple[float, float]], xlabel: str, ylabel: str) -> str:
+    """Named points (price, worth) and the line through those that no other beats in both: the Pareto front."""
+    best = pareto(points)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        line = sorted(points[name] for name in best)
+        axes.step([x for x, _ in line], [y for _, y in line], where="post", color=GREEN, linewidth=1.2)
+        for number, (name, (x, y)) in enumerate(points.items(), 1):
+            axes.scatter([x], [y], s=28, color=GREEN if name in best else GREY, zorder=3)
+            axes.annotate(str(number), (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        axes.margins(0.12)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+
+    return svg(draw, height=3.2, label=f"{ylabel} against {xlabel}")
+
+
+def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Names whose price no other undercuts at the same or more worth; of equal points all."""
+    return [
+        name
+        for name, (x, y) in points.items()
+        if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    ]
+
+
 def histogram(values: np.ndarray, xlabel: str, marks: dict[str, float], unit: str = "people") -> str:
     """Histogram over people with named vertical lines."""
     values = np.asarray(values, np.float64)

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
-from rewards.files import JSONObject
+from rewards.files import JSONObject, sha256_file
 from rlhf.run import processes
 from rlhf.train.checkpoint_files import (
     ARRAYS,
+    MANIFEST,
     Damaged,
     Leaf,
     Wanted,
@@ -118,7 +119,9 @@ class Checkpointer:
             reason = "No space left on device" if "RESOURCE_EXHAUSTED" in str(error) else "the disk refused"
             raise self._refused(step, reason) from None
 
-    def restore(self, target_tree: PyTree) -> tuple[int, PyTree, JSONObject] | None:
+    def restore(
+        self, target_tree: PyTree, before: int | None = None
+    ) -> tuple[int, PyTree, JSONObject] | None:
         """Load the newest good step → (step, tree, meta), or None when there is no step at all.
 
         Damaged steps are named on stderr and passed over.
@@ -126,12 +129,13 @@ class Checkpointer:
         Args:
           target_tree: pytree of arrays or `jax.ShapeDtypeStruct` that says what is expected; where a leaf has
             a sharding, the array is placed so. NumPy leaves come back as NumPy.
+          before: only steps that are smaller than this.
         Raises:
           UserError: no step is good; or a leaf is missing, left over, or of another shape or type than
             `target_tree` says (the leaf is named).
         """
         wanted = _named_leaves(target_tree)
-        if (found := processes.from_writer(self._newest_good)) is None:
+        if (found := processes.from_writer(lambda: self._newest_good(before))) is None:
             return None
         step, manifest = found
         _compare(wanted, manifest["leaves"], self._path(step))
@@ -140,10 +144,42 @@ class Checkpointer:
         tree = jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
         return step, tree, manifest["meta"]
 
-    def _newest_good(self) -> tuple[int, JSONObject] | None:
+    def read(self, step: int, target_tree: PyTree) -> PyTree:
+        """Some leaves of one step, in the structure of `target_tree`; leaves that it does not name are passed over.
+
+        Args:
+          target_tree: as for `restore`; types are those that were stored.
+        Raises:
+          UserError: no such step (those that are there are named), a damaged one, or a leaf that is missing or of another shape.
+        """
+        if step not in (steps := self.steps()):
+            there = f"there: {', '.join(map(str, steps))}" if steps else "there is none"
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; {there}")
+        try:
+            stored = verify(self._path(step))["leaves"]
+        except Damaged as damage:
+            raise UserError(
+                f"{self._path(step)}: damaged ({damage}); restore it or name another step"
+            ) from None
+        wanted: dict[str, Wanted] = {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, jnp.dtype(stored[name]["dtype"]) if name in stored else leaf.dtype
+            )
+            for name, leaf in _named_leaves(target_tree).items()
+        }
+        _compare(wanted, {name: stored[name] for name in wanted if name in stored}, self._path(step))
+        arrays = read_arrays(self._path(step) / ARRAYS, wanted, stored)
+        structure = jax.tree_util.tree_structure(target_tree)
+        return jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
+
+    def identity(self, step: int) -> str:
+        """sha256 of a step's manifest, which holds the hashes of its arrays; the step is there."""
+        return sha256_file(self._path(step) / MANIFEST)
+
+    def _newest_good(self, before: int | None = None) -> tuple[int, JSONObject] | None:
         """The newest good step and its manifest; a UserError when there are steps and none is good."""
         problems: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if before is None or step < before]):
             try:
                 manifest = verify(self._path(step))
             except Damaged as damage:

@@ -24,7 +24,7 @@ from rewards.files import JSONObject, read_json, sha256_file, write_json
 Leaf = jax.Array | np.ndarray
 Wanted = Leaf | jax.ShapeDtypeStruct
 
-ARRAYS, _MANIFEST, _MARKER = "arrays", "manifest.json", "COMPLETE"
+ARRAYS, MANIFEST, _MARKER = "arrays", "manifest.json", "COMPLETE"
 
 
 class Damaged(Exception):
@@ -48,9 +48,9 @@ def seal_step(folder: Path, step: int, leaves: dict[str, Leaf], meta: JSONObject
         sync(path)
         files[str(path.relative_to(folder))] = sha256_file(path)
     described = {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()}
-    write_json(folder / _MANIFEST, {"step": step, "leaves": described, "files": files, "meta": meta})
-    sync(folder / _MANIFEST)
-    (folder / _MARKER).write_text(sha256_file(folder / _MANIFEST))
+    write_json(folder / MANIFEST, {"step": step, "leaves": described, "files": files, "meta": meta})
+    sync(folder / MANIFEST)
+    (folder / _MARKER).write_text(sha256_file(folder / MANIFEST))
     sync(folder / _MARKER)
     sync(folder)
 
@@ -59,9 +59,9 @@ def verify(folder: Path) -> JSONObject:
     """The manifest of a step whose every byte is as written."""
     try:
         expected = (folder / _MARKER).read_bytes()
-        if hashlib.sha256((folder / _MANIFEST).read_bytes()).hexdigest().encode() != expected:
-            raise Damaged(f"{_MANIFEST} or {_MARKER} changed")
-        manifest = read_json(folder / _MANIFEST)
+        if hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest().encode() != expected:
+            raise Damaged(f"{MANIFEST} or {_MARKER} changed")
+        manifest = read_json(folder / MANIFEST)
         for name, digest in manifest["files"].items():
             if sha256_file(folder / name) != digest:
                 raise Damaged(f"{name} changed")

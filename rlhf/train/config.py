@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field, model_validator
 
 from rlhf.models.conditioner_kinds import ConditionerConfig
+from rlhf.models.config import Kept
 from rlhf.objectives.preference import PreferenceLossConfig
 from rlhf.policy.conditioning import RailConfig, UsersMixConfig
 from rlhf.policy.rails import RailsConfig
@@ -41,6 +42,12 @@ class PolicyModelConfig(NameConfig):
     dtype: DType = Field(
         default="float32",
         description="Type of weights and activations; sums and losses are float32 in either case.",
+    )
+    base: Kept | None = Field(
+        default=None,
+        description="How the frozen matrices of the layers are kept (tune.mode lora): float32, bfloat16, int8 (a scale a "
+        "column) or nf4 (4 bits, a scale for 64 weights; QLoRA); null: as dtype. Embeddings, norms and head stay in dtype, "
+        "each matrix is made whole where it is used, and export merges into the model as it is on disk, in float32.",
     )
     adapter_layers: int | None = Field(
         default=None,
@@ -87,6 +94,21 @@ EvaluateShare = Annotated[
         "rows; the first of which there are enough.",
     ),
 ]
+OnNonfinite = Annotated[
+    Literal["stop", "skip"],
+    Field(
+        description="What a step does whose loss, gradient or parameters are not finite: stop the run, or leave the state as "
+        "it was and go on (which needs room for the trained state twice)."
+    ),
+]
+MaxSkips = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_000_000,
+        description="Steps in a row that on_nonfinite skip leaves out; one more stops the run.",
+    ),
+]
 KEEP_BEST = "The policy of the step where this was best is kept, not the last one; null keeps the last."
 
 
@@ -127,6 +149,8 @@ class TrainConfig:
         le=1_000_000_000,
         description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
+    on_nonfinite: OnNonfinite = "stop"
+    max_skips: MaxSkips = 3
     evaluate_every: EvaluateEvery = None
     evaluate_share: EvaluateShare = 0.1
     keep_best: Literal["eval/loss/total", "eval/loss/pair", "eval/accuracy", "eval/reward"] | None = Field(
@@ -135,6 +159,7 @@ class TrainConfig:
 
     def unread(self) -> Iterator[Unread]:
         yield from unread_evaluation(self.evaluate_every, ["evaluate_share"])
+        yield from unread_skips(self.on_nonfinite)
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -157,6 +182,12 @@ def unread_evaluation(every: int | None, keys: list[str]) -> Iterator[Unread]:
     """Keys that a run without evaluation does not read."""
     if every is None:
         yield Unread(keys, "evaluate_every", "train.evaluate_every null")
+
+
+def unread_skips(on_nonfinite: str) -> Iterator[Unread]:
+    """Keys that a run which stops does not read."""
+    if on_nonfinite == "stop":
+        yield Unread(["max_skips"], "on_nonfinite", "train.on_nonfinite stop")
 
 
 def check_best(keep_best: str | None, every: int | None) -> None:
@@ -197,6 +228,15 @@ def check_conditioner(conditioner: ConditionerConfig, model: PolicyModelConfig) 
         )
 
 
+def check_base(model: PolicyModelConfig, tune: TuneConfig) -> None:
+    """What is trained is kept in float32."""
+    if model.base is not None and tune.mode == "full":
+        raise ValueError(
+            f"model.base is {model.base}, which is how a frozen model is kept, but tune.mode full trains it; set "
+            "tune.mode=lora, or model.base=null"
+        )
+
+
 @record
 class SFTConfig(RunConfig):
     """`chorus train sft`: supervised start on completions; its result is π_ref of later runs."""
@@ -216,6 +256,7 @@ class SFTConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        check_base(self.model, self.tune)
         return self
 
 
@@ -268,6 +309,7 @@ class DPOConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        check_base(self.model, self.tune)
         check_conditioner(self.conditioner, self.model)
         if self.loss.kind in ("soft", "regression", "observed") and self.rewards is None:
             raise ValueError(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rewards.errors import UserError
 from rlhf.mesh import place
@@ -137,7 +139,12 @@ def _activations(config: Supervised, base: policy_store.Base, length: int, rows:
 def policy_bytes(base: policy_store.Base) -> float:
     """Bytes of the frozen weights on one device."""
     parts = axis("fsdp", "tensor")
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base.tree))) / parts
+    return sum(num_bytes(leaf.size, leaf.dtype) for leaf in jax.tree.leaves(base.tree)) / parts
+
+
+def num_bytes(size: int, dtype: DTypeLike) -> float:
+    """Bytes of so many numbers."""
+    return float(size * jnp.dtype(dtype).itemsize)
 
 
 def _size(tree: object) -> int:

@@ -15,7 +15,8 @@ from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.run import processes
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
-from rlhf.train.callbacks import SHOWN, Callback, Checkpoints, Metrics
+from rlhf.train.callbacks import CHECKPOINTS, SHOWN, Callback, Checkpoints, Metrics, NotFinite
+from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.config import TrainConfig
 from rlhf.train.diagnosis.detectors import Finding
 from rlhf.train.rl.config import RLTrainConfig
@@ -44,8 +45,10 @@ class Trained:
         """Ready to run, as `load_policy` gives it."""
         dtype = self.record["dtype"]
         graphdef, _ = structure(self.base.config, self.base.stages, self.spec, dtype, False)
-        base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), self.params.base)
-        params = self.params._replace(base=base)
+        params = self.params
+        if self.full:  # kept in float32 while it was trained
+            base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params.base)
+            params = params._replace(base=base)
         gate = Gate.from_record(self.record, "policy")
         record = self.record | {"full": self.full}
         return policy_store.Policy(self.base, graphdef, params, self.spec, gate, record)
@@ -53,6 +56,21 @@ class Trained:
     def save(self, directory: Path) -> None:
         """Write `policy/` of a run."""
         policy_store.save_policy(directory, self.params, self.spec, self.record, full=self.full)
+
+
+def load_checkpoint(run: str | Path, step: int) -> policy_store.Policy:
+    """The policy of a finished run as it was after `step` steps, as far as that checkpoint is kept.
+
+    Raises:
+      UserError: no finished policy there, or no good checkpoint of that step.
+    """
+    policy = policy_store.load_policy(run)
+    roles = ("lora", "conditioner", *(("base",) if policy.record["full"] else ()))
+    now = {role: getattr(policy.params, role) for role in roles}
+    held = {role: part for role, part in now.items() if jax.tree.leaves(part)}
+    then = Checkpointer(Path(run) / CHECKPOINTS).read(step, {"params": held})["params"]
+    then = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), then, held)
+    return dataclasses.replace(policy, params=policy.params._replace(**then))
 
 
 def finished(job: Run) -> bool:
@@ -76,7 +94,8 @@ def run_callbacks(
       train: the configuration's `train` section. own: the user's callbacks. track: trackers. watch: called before a checkpoint.
     """
     metrics = Metrics(job.directory, train.log_every, title, shown, track)
-    return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
+    kept = [NotFinite(job.directory), Checkpoints(job.directory, train.keep_checkpoints)]
+    return [metrics, *own, *watch, *kept]
 
 
 def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
@@ -104,11 +123,16 @@ def close(job: Run, trained: Trained, diagnose: Diagnosis | None = None) -> JSON
 def _closed(job: Run, trained: Trained, diagnose: Diagnosis | None) -> JSONObject:
     rows = _write_report(job, diagnose)
     best = trained.record.get("best", {})
-    row = next((row for row in rows if row["step"] == best.get("step")), rows[-1])
+    row = next((row for row in rows if row["step"] == best.get("step")), _last(rows))
     kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
     more = {"best": best} if best else {}
     job.write_result(kept | more | {"run_dir": str(job.directory), "num_rows": trained.num_rows})
     return read_result(job.directory)
+
+
+def _last(rows: list[JSONObject]) -> JSONObject:
+    """The last step that was made; a step that was left out has not all of its numbers."""
+    return next((row for row in reversed(rows) if not row.get("train/skipped")), rows[-1])
 
 
 def _write_report(job: Run, diagnose: Diagnosis | None) -> list[JSONObject]:

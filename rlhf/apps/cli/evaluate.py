@@ -47,7 +47,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--policies",
         nargs="+",
         metavar="POLICY",
-        help="[NAME=]SOURCE each: a run, RUN@aggregate, a model's directory or name, reference",
+        help="[NAME=]SOURCE each: a run, a model's directory or name, reference, or http://HOST/v1#MODEL; RUN@STEP is a "
+        "checkpoint, RUN@aggregate its policy for everybody; @in-context and @best-of-N go with all",
     )
     parser.add_argument(
         "--prompts", metavar="FILE", help="prompts, one a line or JSON lines (default: the data's)"

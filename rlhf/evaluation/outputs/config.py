@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
+from rlhf.run.config.address import DEFAULT_VARIABLE
 from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
@@ -29,14 +30,34 @@ class WritingConfig:
 
 
 @record
+class ServerConfig:
+    """How policies behind an address are asked."""
+
+    api_key_variable: str = Field(
+        default=DEFAULT_VARIABLE,
+        min_length=1,
+        description="Environment variable that holds the key; unset means that none is sent. One that begins with "
+        "CHORUS_, or a provider's own for that provider's host.",
+    )
+    parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time.")
+    timeout_seconds: float = Field(
+        default=120.0, gt=0, le=1e6, description="Longest wait for the server's next bytes."
+    )
+    retries: int = Field(
+        default=3, ge=0, le=100, description="Further tries after a time-out, a 429 or a 5xx answer."
+    )
+
+
+@record
 class OutputsConfig(RunConfig):
     """`chorus evaluate` over any number of policies: samples, wins, diversity, quality, one report."""
 
     policies: tuple[str, ...] = Field(
         min_length=1,
         max_length=64,
-        description="[NAME=]SOURCE each: a run of chorus train, RUN@aggregate for its policy for everybody, a Hugging Face "
-        "directory or model name, or `reference`.",
+        description="[NAME=]SOURCE each: a run of chorus train, a Hugging Face directory or model name, `reference`, or "
+        "ADDRESS#MODEL behind an OpenAI-compatible address; then parts: @STEP a run's checkpoint, @aggregate a run's policy for "
+        "everybody, @in-context with the person's answers in the prompt, @best-of-N the best of N by the person's own reward.",
     )
     people: tuple[str, ...] = Field(
         default=("held-out",),
@@ -84,6 +105,9 @@ class OutputsConfig(RunConfig):
         description="π_ref; null: the model from which the first of the policies that is a run was trained.",
     )
     sampling: WritingConfig = Field(default=WritingConfig(), description="How completions are drawn.")
+    server: ServerConfig = Field(
+        default=ServerConfig(), description="How policies behind an address are asked."
+    )
     host: HostConfig = Field(default=HostConfig(), description="How `judges` are computed.")
     mesh: MeshConfig = Field(default=MeshConfig(), description="How the devices share the work.")
 

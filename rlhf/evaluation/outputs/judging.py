@@ -63,8 +63,7 @@ def judge(
     gains: list[np.ndarray | None] = [None] * len(written)
     checks: JSONObject = {}
     if run is not None:
-        coef = np.stack([np.asarray(person.coef) for person in people])
-        worth = (features(run, items).astype(np.float64) @ coef.T).T  # [U, I]
+        worth = _worths(run, asked, distinct, people)
         values[OWN] = [_own(worth, at) for at in index]
         for number, one in enumerate(written):
             if one.source.personal and len(people) > 1:
@@ -74,6 +73,43 @@ def judge(
         for column, name in enumerate(names):
             values[name] = [np.broadcast_to(raw[:, column][at], (len(people), *at.shape[1:])) for at in index]
     return Judged(values, matrices, gains, checks)
+
+
+def best(
+    written: Sequence[Written], run: RewardRun | None, asked: PromptRows, people: Sequence[Person]
+) -> list[Written]:
+    """Of every N completions of a policy best-of-N the one that the person's own reward likes best; the others as they are."""
+    found = []
+    for one in written:
+        number = one.source.best_of
+        if number > 1:
+            assert run is not None, "checked where policies are read"
+            keys = _keys(one)
+            distinct = sorted(set(keys))
+            place = {key: index for index, key in enumerate(distinct)}
+            at = np.array([place[key] for key in keys]).reshape(one.shape)
+            own = _own(_worths(run, asked, distinct, people), at)  # [U, P, n · N]
+            picked = own.reshape(*own.shape[:2], -1, number).argmax(axis=-1)
+            completions = [
+                [
+                    [texts[number * group + place] for group, place in enumerate(places)]
+                    for texts, places in zip(
+                        one.completions[min(person, len(one.completions) - 1)], rows, strict=True
+                    )
+                ]
+                for person, rows in enumerate(picked.tolist())
+            ]
+            one = dataclasses.replace(one, completions=completions)
+        found.append(one)
+    return found
+
+
+def _worths(
+    run: RewardRun, asked: PromptRows, distinct: Sequence[tuple[int, str]], people: Sequence[Person]
+) -> np.ndarray:
+    """w_u · φ of each distinct (prompt, text), float64[U, I]."""
+    coef = np.stack([np.asarray(person.coef) for person in people])
+    return (features(run, _items(asked, distinct)).astype(np.float64) @ coef.T).T
 
 
 def features(run: RewardRun, items: Preferences) -> np.ndarray:

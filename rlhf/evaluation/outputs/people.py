@@ -8,6 +8,7 @@ extreme   those farthest from μ;  distance² = (w − μ)ᵀ Σ⁻¹ (w − μ)
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from rewards.errors import UserError, meant
 from rewards.people import records
 from rewards.people.population import People as Known
 from rewards.people.population import load_people
-from rewards.types import Preferences
+from rewards.types import Preferences, Prompt
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.phi import encoder
 from rlhf.run.config.common import PeopleDataConfig
@@ -31,16 +32,26 @@ DEFAULT_COUNT = 5
 EVERYBODY = "everybody"
 
 
+class Answer(NamedTuple):
+    """What somebody preferred to what; a tie says nothing and is no answer."""
+
+    prompt: Prompt
+    preferred: str
+    other: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Person:
     """Attributes:
     name: as in tables, distinct. group: held-out, population, sparse, median, extreme or named.
     coef: float64[K] coefficients; None where nobody in particular is meant.
+    answers: their own, in the order in which they were asked; empty where the data has none.
     """
 
     name: str
     group: str
     coef: np.ndarray | None
+    answers: tuple[Answer, ...] = ()
 
 
 def chosen(
@@ -57,7 +68,28 @@ def chosen(
     for word in config.people:
         for person in _group(word, config, run, data, prefs):
             found.setdefault(person.name, person)
-    return list(found.values())
+    return [_answered(one, config, prefs) for one in found.values()]
+
+
+def _answered(person: Person, config: OutputsConfig, prefs: Preferences | None) -> Person:
+    """With the first of their answers in the data, but for held-out people, who have been asked, and the average person."""
+    if person.answers or prefs is None or person.group == POPULATION or person.name not in prefs.user_ids:
+        return person
+    rows = np.flatnonzero(prefs.user_index == prefs.user_ids.index(person.name))
+    rows = rows[np.argsort(prefs.choice[rows], kind="stable")]
+    return dataclasses.replace(person, answers=_answers(prefs, rows)[: config.answers])
+
+
+def _answers(prefs: Preferences, rows: np.ndarray) -> tuple[Answer, ...]:
+    return tuple(
+        Answer(
+            prefs.prompts[prefs.item_prompt[prefs.chosen[row]]],
+            prefs.item_text[prefs.chosen[row]],
+            prefs.item_text[prefs.rejected[row]],
+        )
+        for row in rows
+        if row >= 0 and prefs.outcome[row] != 0.5
+    )
 
 
 def _group(
@@ -129,7 +161,8 @@ def _held_out(
             f"answers {config.answers}: {short} of {len(found.people)} held-out people have fewer; all of theirs are used"
         )
     return [
-        _person(prefs.user_ids[user], HELD_OUT, own) for user, own in zip(found.people, coef, strict=True)
+        dataclasses.replace(_person(prefs.user_ids[user], HELD_OUT, own), answers=_answers(prefs, rows))
+        for user, own, rows in zip(found.people, coef, found.questions[:, : config.answers], strict=True)
     ]
 
 

@@ -69,8 +69,11 @@ def run(config: OutputsConfig) -> JSONObject:
         if job.resumed and done and inputs.unchanged(job, found):
             return job.stored_result()
         written = samples.write_all(config, world.sources, world.prompts, world.people)
+        written = judging.best(written, world.run, world.asked, world.people)
         if world.reference is not None:
             written = samples.with_reference(written, world.reference, world.prompts)
+        if config.sampling.temperature == 1.0:
+            written = samples.with_aggregate(written, world.prompts)
         judged = judging.judge(config, written, world.run, world.asked, world.people)
         for name, found_of in judged.checks.items():
             if found_of["off"]:
@@ -104,11 +107,25 @@ def read(config: OutputsConfig) -> World:
     place = policies.reference_of(config.policies, config.reference)
     sources = policies.sources(config.policies, place, run)
     data = config.data or _data_of(run)
-    wanted = config.prompts is None or (run is not None and people.HELD_OUT in config.people)
-    prefs = None if data is None or not wanted else _preferences(data)
+    in_context = [one for one in sources if one.in_context]
+    held_out = run is not None and people.HELD_OUT in config.people
+    prefs = (
+        None if data is None or not (config.prompts is None or held_out or in_context) else _preferences(data)
+    )
     whom = people.chosen(config, run, data, prefs)
+    if in_context:
+        _check_answers(in_context[0], config, whom)
     reference = None if place is None else policies.model(policies.REFERENCE, place)
     return World(sources, reference, run, whom, _asked(config, prefs))
+
+
+def _check_answers(source: policies.Source, config: OutputsConfig, whom: Sequence[Person]) -> None:
+    """Somebody has given answers that can stand in a prompt."""
+    silent = [one.name for one in whom if not one.answers and one.group != people.POPULATION]
+    if silent and config.answers:
+        raise UserError(
+            f"policies: {source.name}: no answers of {silent[0]} are in the data; give data that has them, or other people"
+        )
 
 
 def _data_of(run: RewardRun | None) -> PeopleDataConfig | None:
@@ -145,6 +162,8 @@ def _asked(config: OutputsConfig, prefs: Preferences | None) -> PromptRows:
 def read_by(config: OutputsConfig, world: World) -> inputs.Inputs:
     """What an evaluation reads, by content."""
     coefs = [[one.name, None if one.coef is None else one.coef.tolist()] for one in world.people]
+    if any(one.in_context for one in world.sources):
+        coefs.append(["answers", [one.answers for one in world.people]])
     found: dict[str, dict[str, str]] = {
         "policies": {one.name: one.identity for one in world.sources},
         "people": {"people": sha256_json(coefs)},
@@ -201,11 +220,14 @@ def sample_rows(world: World, written: Sequence[Written], judged: Judged) -> Ite
                 "tokens": completion.num_tokens,
                 "finished": completion.finished,
                 "logprob": completion.logprob,
-                "reference_logprob": None
-                if one.reference is None
-                else float(one.reference[person, prompt, sample]),
+                "reference_logprob": _at(one.reference, person, prompt, sample),
+                "aggregate_logprob": _at(one.aggregate, person, prompt, sample),
                 "worth": {judge: float(value) for judge, value in worth.items()},
             }
+
+
+def _at(scores: np.ndarray | None, *place: int) -> float | None:
+    return None if scores is None else float(scores[place])
 
 
 def write_samples(directory: Path, rows: Sequence[JSONObject]) -> None:

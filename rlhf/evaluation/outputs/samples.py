@@ -14,8 +14,9 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,9 @@ from rewards import hashed, jsonl
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Prompt
+from rlhf.evaluation.outputs import address
 from rlhf.evaluation.outputs.config import OutputsConfig
+from rlhf.evaluation.outputs.in_context import prompt_for
 from rlhf.evaluation.outputs.people import Person
 from rlhf.evaluation.outputs.policies import Source, z_of
 from rlhf.policy import decoding
@@ -42,12 +45,14 @@ PACKED, CHUNK = 512, 16  # rows packed, and scored, at a time
 
 
 class Ask(NamedTuple):
-    """One completion to be had: of which prompt, for which of the people, and its key; draw: which random numbers."""
+    """One completion to be had: of which prompt (`text` is what is read), for which of the people, and its key; draw: which
+    random numbers."""
 
     prompt: int
     person: int
     key: str
     draw: int
+    text: Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Written:
     """What one policy wrote.
 
     Attributes:
-      source: who. completions: [U][P][n], U = 1 where everybody is answered alike.
-      reference: float64[U, P, n], log π_ref of each, nats, or None without a reference.
+      source: who. completions: [U][P][n], U = 1 where everybody is asked alike.
+      reference: float64[U, P, n], log π_ref of each, nats, or None without a reference; aggregate: log π_agg of the same run.
       tokens: int[U, P, n], tokens of each under the reference's tokenizer, where there is a reference; else its own.
       same_tokens: whether the reference reads the very tokens that were sampled.
     """
@@ -66,6 +71,7 @@ class Written:
     reference: np.ndarray | None = None
     tokens: np.ndarray | None = None
     same_tokens: bool = False
+    aggregate: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,7 +97,9 @@ class Store:
                 row = jsonl.parse(line)
                 if row.pop(CHECK) == _check(row):
                     key, tokens = row.pop("key"), tuple(row.pop("tokens"))
-                    self.known[key] = Completion(num_tokens=len(tokens), tokens=tokens, **row)
+                    count, logprob = row.pop("num_tokens", len(tokens)), row.pop("logprob")
+                    logprob = math.nan if logprob is None else logprob
+                    self.known[key] = Completion(num_tokens=count, tokens=tokens, logprob=logprob, **row)
             except (jsonl.LineError, KeyError, TypeError):
                 continue  # cut off where a process was killed, or damaged: sampled again
 
@@ -106,9 +114,11 @@ class Store:
                 "key": key,
                 "text": one.text,
                 "tokens": list(one.tokens),
-                "logprob": one.logprob,
+                "logprob": one.logprob if math.isfinite(one.logprob) else None,
                 "finished": one.finished,
             }
+            if one.num_tokens != len(one.tokens):  # written elsewhere: tokens are not known, but their number
+                row["num_tokens"] = one.num_tokens
             lines.append(jsonl.line(row | {CHECK: _check(row)}))
             self.known[key] = one
         try:
@@ -143,29 +153,36 @@ def plan(
     """All that one policy is asked, in order of person, prompt and number."""
     own = dataclasses.asdict(config.sampling)
     settings = [own[name] for name in ("max_new_tokens", "temperature", "top_p", "skip_special_tokens")]
-    coefs = [None if one.coef is None else one.coef.astype(np.float32).tolist() for one in people]
     asked = []
-    for person in range(len(people)) if source.personal else (0,):
-        coef = coefs[person] if source.personal else None
+    for person in range(len(people)) if source.asked_for_each else (0,):
+        who = people[person]
+        coef = None
+        if source.conditioned and who.coef is not None:
+            coef = who.coef.astype(np.float32).tolist()
         for prompt, text in enumerate(prompts):
+            text = prompt_for(text, who.answers) if source.in_context else text
             whose = sha256_json([_whole(text), coef, config.seed])
-            for number in range(config.sampling.num_samples):
+            for number in range(config.sampling.num_samples * source.best_of):
                 key = sha256_json([whose, number, settings])
                 draw = int.from_bytes(hashlib.sha256(f"{whose} {number}".encode()).digest()[:4])
-                asked.append(Ask(prompt, person, key, draw))
+                asked.append(Ask(prompt, person, key, draw, text))
     return asked
 
 
 def write_all(
     config: OutputsConfig, found: Sequence[Source], prompts: Sequence[Prompt], people: Sequence[Person]
 ) -> list[Written]:
-    """Everything that the policies write, from the store or sampled now, policy by policy.
+    """Everything that the policies write, from the store or sampled now, policy by policy; best-of-N: all of the N.
 
     Raises:
-      UserError: a prompt does not fit into a model's context.
+      UserError: a prompt does not fit into a model's context, or an address does not answer.
     """
-    plans = [(source, plan(config, source, prompts, people), Store(source.identity)) for source in found]
-    missing = [sum(ask.key not in store.known for ask in asked) for _, asked, store in plans]
+    plans = [(source, plan(config, source, prompts, people), Store(source.store)) for source in found]
+    missing, planned = [], dict[str, set[str]]()  # policies may share what they write
+    for source, asked, store in plans:
+        new = {ask.key for ask in asked} - store.known.keys() - planned.setdefault(source.store, set())
+        planned[source.store] |= new
+        missing.append(len(new))
     total = sum(len(asked) for _, asked, _ in plans)
     limit = config.sampling.max_new_tokens
     _LOG.info(
@@ -176,10 +193,13 @@ def write_all(
     with ProgressLine("write", max(1, sum(missing)), unit="completion") as line:
         clock = _Clock(line, sum(missing))
         for source, asked, store in plans:
+            if written and any(ask.key not in store.known for ask in asked):
+                store = Store(source.store)  # a policy before it may have written the same
             if any(ask.key not in store.known for ask in asked):
-                _write(config, source, asked, store, prompts, people, clock)
+                _write(config, source, asked, store, people, clock)
             texts = [store.known[ask.key] for ask in asked]
-            written.append(Written(source, _nested(texts, len(prompts), config.sampling.num_samples)))
+            number = config.sampling.num_samples * source.best_of
+            written.append(Written(source, _nested(texts, len(prompts), number)))
     return written
 
 
@@ -207,24 +227,34 @@ def _write(
     source: Source,
     asked: Sequence[Ask],
     store: Store,
-    prompts: Sequence[Prompt],
     people: Sequence[Person],
     clock: _Clock,
 ) -> None:
+    distinct = {ask.key: ask for ask in asked if ask.key not in store.known}  # a prompt may be there twice
+    missing = list(distinct.values())
+    if (place := source.address) is not None:
+
+        def heard(number: int, one: Completion) -> None:
+            store.add([(missing[number].key, one)])
+            clock.advance(1, source.name)
+
+        jobs = [(ask.text, ask.draw) for ask in missing]
+        address.write(place, jobs, config.sampling, config.server, heard)
+        return
     policy = source.load()
     graphdef, params = decoding.apart(policy.graphdef, policy.params)  # once for all batches
     policy = dataclasses.replace(policy, graphdef=graphdef, params=params)
-    encoded, settings = [policy.base.tokenizer.encode_prompt(prompt) for prompt in prompts], config.sampling
-    _check_room(policy, source, encoded, settings.max_new_tokens)
+    settings = config.sampling
+    encoded = {text: policy.base.tokenizer.encode_prompt(text) for text in {ask.text for ask in missing}}
+    _check_room(policy, source, missing, encoded, settings.max_new_tokens)
     z = z_of(policy, source, people)
-    distinct = {ask.key: ask for ask in asked if ask.key not in store.known}  # a prompt may be there twice
-    missing = sorted(distinct.values(), key=lambda ask: len(encoded[ask.prompt]))  # stable: little padding
+    missing.sort(key=lambda ask: len(encoded[ask.text]))  # stable: little padding
     for start in range(0, len(missing), settings.batch):
         part = missing[start : start + settings.batch]
         padded = part + part[-1:] * (settings.batch - len(part) if start else 0)  # one shape but for few
         batches = complete_in_batches(
             policy,
-            [encoded[ask.prompt] for ask in padded],
+            [encoded[ask.text] for ask in padded],
             None if z is None else z[[ask.person for ask in padded]],
             np.array([ask.draw for ask in padded], np.uint32),
             seed=config.seed,
@@ -239,12 +269,16 @@ def _write(
         clock.advance(len(part), source.name)
 
 
-def _check_room(policy: Policy, source: Source, encoded: Sequence[Sequence[int]], new: int) -> None:
-    longest = max(range(len(encoded)), key=lambda place: len(encoded[place]))
-    if len(encoded[longest]) + new > policy.base.config.max_positions:
+def _check_room(
+    policy: Policy, source: Source, asked: Sequence[Ask], encoded: Mapping[Prompt, Sequence[int]], new: int
+) -> None:
+    longest = max(asked, key=lambda ask: len(encoded[ask.text]))
+    count, room = len(encoded[longest.text]), policy.base.config.max_positions
+    if count + new > room:
+        fix = "lower answers" if source.in_context else "shorten it"
         raise UserError(
-            f"prompts: prompt {longest + 1} has {len(encoded[longest])} tokens for {source.name}, with {new} new ones more "
-            f"than its context of {policy.base.config.max_positions}; shorten it or lower sampling.max_new_tokens"
+            f"prompts: prompt {longest.prompt + 1} has {count} tokens for {source.name}, with {new} new ones more "
+            f"than its context of {room}; {fix} or lower sampling.max_new_tokens"
         )
 
 
@@ -254,32 +288,50 @@ def with_reference(written: Sequence[Written], reference: Source, prompts: Seque
     Where the reference has another tokenizer than a policy, it reads the text anew, with the token that ends a turn.
     """
     policy = reference.load()
-    return [_scored(one, policy, reference, prompts) for one in written]
+    found = []
+    for one in written:
+        own = _vocabulary(one.source)
+        same = own is not None and own == _vocabulary(reference)
+        scores, tokens = _scored(one, policy, reference.identity, prompts, same)
+        found.append(dataclasses.replace(one, reference=scores, tokens=tokens, same_tokens=same))
+    return found
 
 
-def _scored(written: Written, policy: Policy, reference: Source, prompts: Sequence[Prompt]) -> Written:
+def with_aggregate(written: Sequence[Written], prompts: Sequence[Prompt]) -> list[Written]:
+    """The same with log π_agg of every completion, π_agg being the policy for everybody of the same run and step."""
+    found = []
+    for one in written:
+        if one.source.has_people:
+            scores, _ = _scored(one, one.source.load(), one.source.store, prompts, True)
+            one = dataclasses.replace(one, aggregate=scores)
+        found.append(one)
+    return found
+
+
+def _scored(
+    written: Written, policy: Policy, identity: str, prompts: Sequence[Prompt], same: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """log π(completion | prompt) at z = 0, nats, and numbers of tokens: both [U, P, n].
+
+    Args:
+      identity: of the policy. same: whether it reads the tokens as they were sampled; else the texts.
+    """
     people, num_prompts, number = written.shape
     read = list(written.flat())
-    same = _vocabulary(written.source) == _vocabulary(reference)
     if not same:
         encode = policy.base.tokenizer.encode_completion
         ids = [tuple(encode(one.text)) for one in read]
         read = [one._replace(tokens=own, num_tokens=len(own)) for one, own in zip(read, ids, strict=True)]
     places = [prompt for _ in range(people) for prompt in range(num_prompts) for _ in range(number)]
     distinct = sorted({(place, one.tokens) for place, one in zip(places, read, strict=True)})
-    key = [reference.identity, [[_whole(prompts[place]), list(ids)] for place, ids in distinct]]
+    key = [identity, [[_whole(prompts[place]), list(ids)] for place, ids in distinct]]
     logprobs = hashed.cached(
         cache_dir() / "outputs" / "reference", key, lambda: _logprobs(policy, prompts, distinct)
     )
     by = dict(zip(distinct, logprobs.tolist(), strict=True))
     scores = np.array([by[place, one.tokens] for place, one in zip(places, read, strict=True)])
     tokens = np.array([len(one.tokens) for one in read])
-    return dataclasses.replace(
-        written,
-        reference=scores.reshape(written.shape),
-        tokens=tokens.reshape(written.shape),
-        same_tokens=same,
-    )
+    return scores.reshape(written.shape), tokens.reshape(written.shape)
 
 
 def _logprobs(
@@ -302,6 +354,8 @@ def _logprobs(
 
 
 def _vocabulary(source: Source) -> str | None:
+    if source.address is not None:
+        return None
     return files_under(source.place).get("tokenizer.json")
 
 

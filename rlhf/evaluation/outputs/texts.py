@@ -3,12 +3,14 @@
     distinct-n       distinct n-grams of words over all n-grams of a policy's texts
     repetition       share of a text's 4-grams of words that stood in it before; mean over texts
     perplexity       exp(−Σ log π_ref(y|x) / Σ tokens), by π_ref
-    KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 only
+    KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 only. KL(π ‖ π_agg) likewise.
+                     Best of N: the same of the chosen, with log N − (N − 1)/N more, an upper bound
     likeness         mean cosine of word and word-pair counts: between completions of one prompt for one person (within), and
                      for different people (between)
 
 Source: Li et al. 2016, A diversity-promoting objective function (distinct-n); the pair of likenesses after Jiang et al. 2025,
-Artificial Hivemind, arXiv:2510.22954, with counts of words instead of embeddings.
+Artificial Hivemind, arXiv:2510.22954, with counts of words instead of embeddings; Beirami et al. 2024, Theoretical guarantees on
+the best-of-n alignment policy, arXiv:2401.01879 (the bound).
 """
 
 from typing import Any
@@ -34,7 +36,10 @@ def quality(written: Written, temperature: float) -> dict[str, float | None]:
         "characters": float(np.mean([len(text) for text in texts])),
         "perplexity": None,
         "kl_to_reference": None,
+        "kl_to_aggregate": None,
     }
+    if written.aggregate is not None and temperature == 1.0:
+        found["kl_to_aggregate"] = _divergence(written, written.aggregate)
     if written.reference is None or written.tokens is None:
         return found
     known = np.isfinite(written.reference)
@@ -42,8 +47,15 @@ def quality(written: Written, temperature: float) -> dict[str, float | None]:
         total = written.reference[known].sum() / max(1, written.tokens[known].sum())
         found["perplexity"] = float(np.exp(min(-total, 700.0)))
         if written.same_tokens and temperature == 1.0:
-            found["kl_to_reference"] = float(np.mean((written.array("logprob") - written.reference)[known]))
+            found["kl_to_reference"] = _divergence(written, written.reference)
     return found
+
+
+def _divergence(written: Written, other: np.ndarray) -> float | None:
+    """Of the policy from another whose log-probs [U, P, n] of the completions are given, nats."""
+    ratio = written.array("logprob") - other
+    known, number = np.isfinite(ratio), written.source.best_of
+    return float(np.mean(ratio[known]) + np.log(number) - (number - 1) / number) if known.any() else None
 
 
 def likeness(written: Written) -> dict[str, float | None]:

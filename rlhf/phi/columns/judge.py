@@ -17,8 +17,6 @@ Letters in shapes: I items, M pairs.
 
 import concurrent.futures
 import dataclasses
-import json
-import os
 import re
 from pathlib import Path
 
@@ -29,8 +27,9 @@ from rewards.data.schema import ROLES
 from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir, sha256_json
 from rewards.types import Preferences, Prompt
+from rlhf.phi.columns.chat import ChatClient
 from rlhf.phi.columns.items import Measured, groups_of
-from rlhf.run.config.address import check_address, may_send, refusal
+from rlhf.run.config.address import check_address
 from rlhf.run.progress import ProgressLine
 
 INSTRUCTIONS = """You compare two completions of one prompt. {question}
@@ -212,26 +211,16 @@ def parse(reply: str) -> float:
 
 
 class _Session:
-    """One client of all threads, with its retries, and verdicts remembered on disk."""
+    """One client of all threads, and verdicts remembered on disk."""
 
     def __init__(self, column: JudgeColumn):
-        try:
-            import openai
-        except ImportError:
-            raise UserError(
-                f"column {column.name!r}: a judge needs the `openai` package; "
-                "install it with pip install 'chorus-rlhf[judge]'"
-            ) from None
-        self._column, self._url = column, f"{column.address.rstrip('/')}/chat/completions"
-        key = _key(column)
-        # Left out, so that the client sends nothing that it finds in the environment.
-        unsent = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
-        self._unsent: JSONObject = {name: openai.Omit() for name in unsent}
-        self._client = openai.OpenAI(
-            base_url=column.address,
-            api_key=key or "none",
-            timeout=column.timeout_seconds,
-            max_retries=column.retries,
+        self._column = column
+        self._client = ChatClient(
+            f"column {column.name!r}",
+            column.address,
+            column.api_key_variable,
+            timeout_seconds=column.timeout_seconds,
+            retries=column.retries,
         )
 
     def verdict(self, messages: list[dict[str, str]]) -> float:
@@ -248,62 +237,11 @@ class _Session:
         known = _cached(path)
         if known is not None:
             return parse(known)
-        reply = self._post(body)
+        reply = self._client.ask(body).text
         verdict = parse(reply)
         if not np.isnan(verdict):  # what could not be read is asked again next time
             hashed.write_record(path, {"reply": reply})
         return verdict
-
-    def _post(self, body: JSONObject) -> str:
-        import openai
-
-        column = self._column
-        try:
-            answer = self._client.chat.completions.with_raw_response.create(
-                **body, extra_headers=self._unsent
-            )
-            content = json.loads(answer.text)["choices"][0]["message"]["content"]
-        except openai.APIConnectionError as error:  # a time-out is one
-            timed_out = isinstance(error, openai.APITimeoutError)
-            reason = "timed out" if timed_out else type(error.__cause__ or error).__name__
-            raise UserError(
-                f"column {column.name!r}: no answer from {self._url} ({reason}, after {column.retries} retries); "
-                "check address and server, the same command goes on from here"
-            ) from None
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
-                raise UserError(
-                    f"column {column.name!r}: {self._url} refuses the key (HTTP {error.status_code}); "
-                    f"put a valid one into the environment variable {column.api_key_variable}"
-                ) from None
-            said = " ".join(error.response.text.split())[:160]
-            raise UserError(
-                f"column {column.name!r}: {self._url} answers HTTP {error.status_code} ({said}); "
-                "check address and model, the same command goes on from here"
-            ) from None
-        except (openai.OpenAIError, ValueError, KeyError, IndexError, TypeError):
-            raise UserError(
-                f"column {column.name!r}: {self._url} answers something else than a chat completion; "
-                "give an OpenAI-compatible address, which usually ends in /v1"
-            ) from None
-        return content if isinstance(content, str) else ""
-
-
-def _key(column: JudgeColumn) -> str:
-    """The key to send, empty for none.
-
-    Raises:
-      UserError: the variable may not be sent to that address, or holds what no header can.
-    """
-    key = os.environ.get(column.api_key_variable, "").strip()
-    if key and not may_send(column.api_key_variable, column.address):
-        raise UserError(f"column {column.name!r}: {refusal(column.api_key_variable, column.address)}")
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(
-            f"column {column.name!r}: the environment variable {column.api_key_variable} holds letters that no key has; "
-            "copy the key again"
-        )
-    return key
 
 
 def _cached(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from rlhf.phi.config import RewardEvaluationConfig, RewardFitConfig
 from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-from rlhf.train.config import PolicyModelConfig, TrainConfig, TuneConfig, check_schedule
+from rlhf.train.config import PolicyModelConfig, TrainConfig, TuneConfig, check_base, check_schedule
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.reward.step import HeadConfig
 
@@ -44,6 +44,7 @@ class RewardTrainConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self):
         check_schedule(self)
+        check_base(self.model, self.tune)
         self.mesh.need_one_process("reward models are trained")
         if self.head.pool == "mean" and not self.head.num_basis:
             raise ValueError(

@@ -85,9 +85,9 @@ def memory_line(
     )
 
 
-def _nbytes(tree: PyTree) -> int:
+def _nbytes(tree: PyTree) -> float:
     return sum(
-        leaf.size * leaf.dtype.itemsize
+        memory.num_bytes(leaf.size, leaf.dtype)
         for leaf in jax.tree.leaves(tree)
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )

@@ -111,12 +111,12 @@ def on(mesh: str) -> contextlib.AbstractContextManager[object]:
     return devices.use(config, jax.devices()[: math.prod(mesh_of(mesh).values())])
 
 
-def run_all(world: World, meshes: Iterable[str], cases: Iterable[str]) -> Found:
+def run_all(world: World, meshes: Iterable[str], cases: Iterable[str], **keys: object) -> Found:
     """Every case on every mesh, under mesh:case:name."""
     found: Found = {}
     for case, mesh in itertools.product(cases, meshes):
         with on(mesh):
-            found |= {f"{mesh}:{case}:{name}": value for name, value in world.run(case).items()}
+            found |= {f"{mesh}:{case}:{name}": value for name, value in world.run(case, **keys).items()}
     return found
 
 

@@ -44,5 +44,14 @@ def steps(directory: Path) -> None:
     print(json.dumps(found))
 
 
+def coded(directory: Path) -> None:
+    """Supervised steps over a base in codes: how far from one device, and what is exchanged."""
+    world, case = cases.World(directory, hidden_size=128), "sft/none/lora"
+    with cases.compiled(sft_step, "step") as programs:
+        found = cases.run_all(world, ("1.1.1", MESH), [case], **{"model.base": "nf4", "steps": 2})
+    (divided,) = (program for mesh, program in programs.items() if mesh != "one device")
+    print(json.dumps([cases.difference(found, MESH, case), cases.collectives(divided.as_text())]))
+
+
 if __name__ == "__main__":
-    (steps if sys.argv[2:] else main)(Path(sys.argv[1]))
+    {"": main, "steps": steps, "coded": coded}["".join(sys.argv[2:])](Path(sys.argv[1]))

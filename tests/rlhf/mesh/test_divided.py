@@ -69,3 +69,14 @@ def test_preference_and_reinforcement_steps_gather_matrices_one_at_a_time_too(tm
         assert not [shape for shape in gathered if len(shape) == 3 and shape[0] == 2], kind
         assert not [shape for _, shape in found if len(shape) > 2 and shape[-1] in (24, 48)], kind
         assert max(len(shape) for how, shape in found if how == "all-gather") <= 3, kind
+
+
+def test_a_base_in_codes_is_divided_as_its_matrices_are(tmp_path):
+    """Width 128 has two blocks of nf4, which four devices cannot share: scales are whole along fsdp there, codes are not."""
+    done = divided(str(tmp_path), "coded")
+    (apart, where), exchanged = json.loads(done.stdout.splitlines()[-1])
+    assert apart < 1e-4, where
+    gathered = [tuple(shape) for how, shape in exchanged if how == "all-gather"]
+    assert (128, 12) in gathered  # an MLP's matrix, whole along fsdp only
+    assert not [shape for shape in gathered if len(shape) == 3 and shape[0] == 2]
+    assert "Involuntary full rematerialization" not in done.stderr

@@ -25,7 +25,9 @@ TEXTS = [
 ]
 
 
-def reference(directory, texts=TEXTS, *, pools=("mean",), normalise=True, max_tokens=sentence_files.MAX_TOKENS):
+def reference(
+    directory, texts=TEXTS, *, pools=("mean",), normalise=True, max_tokens=sentence_files.MAX_TOKENS
+):
     """What sentence-transformers does with AutoModel: one padded batch, pooled over what is attended to."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
@@ -106,20 +108,36 @@ DENSE = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
         ("modules.json", lambda old: [*old, DENSE], "module 'Dense' is not implemented"),
         ("modules.json", lambda old: old[:1], "must be Transformer, Pooling and at most one Normalize"),
         ("modules.json", lambda old: {}, "must be a list of modules"),
-        ("1_Pooling/config.json", lambda old: {"pooling_mode_weightedmean_tokens": True}, "weightedmean.*not impl"),
+        (
+            "1_Pooling/config.json",
+            lambda old: {"pooling_mode_weightedmean_tokens": True},
+            "weightedmean.*not impl",
+        ),
         ("1_Pooling/config.json", lambda old: {"pooling_mode": "lasttoken"}, "'lasttoken'.*not implemented"),
         ("1_Pooling/config.json", lambda old: {}, "no pooling mode is on"),
         ("1_Pooling/config.json", lambda old: old | {"include_prompt": False}, "include_prompt: False"),
         ("config.json", lambda old: old | {"model_type": "xlm-roberta"}, "model_type: 'xlm-roberta'"),
-        ("config.json", lambda old: old | {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        (
+            "config.json",
+            lambda old: old | {"position_embedding_type": "relative_key"},
+            "position_embedding_type",
+        ),
         ("config.json", lambda old: old | {"is_decoder": True}, "is_decoder: True"),
         ("config.json", lambda old: old | {"rope_theta": 1e4}, "rope_theta: 10000.0 is not supported"),
         ("config.json", lambda old: old | {"num_attention_heads": 5}, "5 does not divide hidden_size"),
         ("config.json", lambda old: old | {"num_hidden_layers": 2}, "unexpected tensor encoder.layer.2"),
         ("config.json", lambda old: old | {"num_hidden_layers": 4}, "tensor encoder.layer.3.* missing"),
-        ("config.json", lambda old: old | {"intermediate_size": 40}, "shape .48, 32., config.json asks for .40"),
+        (
+            "config.json",
+            lambda old: old | {"intermediate_size": 40},
+            "shape .48, 32., config.json asks for .40",
+        ),
         ("config.json", lambda old: old | {"vocab_size": 9}, "tokenizer.json: has 28 tokens"),
-        ("sentence_bert_config.json", lambda old: {"max_seq_length": 99}, "max_seq_length: .* 3 to 40, not 99"),
+        (
+            "sentence_bert_config.json",
+            lambda old: {"max_seq_length": 99},
+            "max_seq_length: .* 3 to 40, not 99",
+        ),
         (
             "config_sentence_transformers.json",
             lambda old: {"default_prompt_name": "query", "prompts": {}},

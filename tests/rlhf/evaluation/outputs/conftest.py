@@ -12,7 +12,7 @@ from tests.rlhf import tiny
 from tests.rlhf.api.world import FIT, table
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Folder with model/, rewards/, a/, b/ and prompts.txt."""
     root = tmp_path_factory.mktemp("outputs")
