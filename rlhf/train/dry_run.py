@@ -48,7 +48,7 @@ from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.rollout import Prompts
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.sources import drawn_people
-from rlhf.train.sft import build_rows, frozen_parts, tokens_per_step, trained_parts
+from rlhf.train.sft import build_rows, frozen_parts, program_of, tokens_per_step, trained_parts
 
 _LOG = logging.getLogger("chorus")
 Config = SFTConfig | DPOConfig | RLConfig
@@ -134,7 +134,7 @@ def _sft(config: SFTConfig, base: policy_store.Base) -> tuple[list[Program], flo
     settings = traced(sft_step.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     batch = _batch(config, sft_step.SFTBatch(rows, hidden))
     state = _state(model.trained, lambda trained: optim.init_state(trained, settings.optimizer, _key()))
-    program = sft_step.SFTProgram(model.graphdef, config.model.dtype)
+    program = program_of(config, model.graphdef)
     frozen = frozen_parts(model.params, full)
     lowered = sft_step.step.lower(state, batch, frozen, _whole(settings), program=program)
     arguments = (state, batch, frozen, _whole(settings)), {}
@@ -212,6 +212,7 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
         shares=shares,
         filtered=config.rollout.filtered,
         dtype=dtype,
+        skip=config.train.on_nonfinite == "skip",
     )
     rollout, batch = config.rollout, config.rows
     sampling = rollout.sampling(batch)

@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -30,7 +30,7 @@ from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
-from rlhf.train.loop import run_steps
+from rlhf.train.loop import Batches, run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
@@ -102,7 +102,7 @@ def train(
         traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     )
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
     step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
     evaluation = None
     if unseen is not None:
@@ -132,6 +132,7 @@ def train(
     return Trained(base, params, spec, record, full, len(rows.weight))
 
 
+<<<<<<< HEAD
 @under_mesh
 def train_stream(
     config: SFTConfig,
@@ -162,6 +163,11 @@ def train_stream(
     )
     params = params._replace(**state.params)
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(stream))
+=======
+def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:
+    """What fixes the step besides its settings."""
+    return sft.SFTProgram(graphdef, config.model.dtype, own, skip=config.train.on_nonfinite == "skip")
+>>>>>>> main
 
 
 def build_rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
@@ -273,12 +279,10 @@ def tokens_per_step(config: Supervised, packed: PackedRows) -> int:
     return int(per_row * rows_a_step(config))
 
 
-def batches(config: Supervised, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
+def batches(config: Supervised, data: PyTree, num_rows: int) -> Batches:
     """Step number → its rows of `data` (an `SFTBatch`, `DPOBatch` or `RewardRows` of all rows), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
-
-    def batch_of(step: int) -> PyTree:
-        index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return place.batch(microbatches(data, index, accumulation), 1)
-
-    return batch_of
+    return Batches(
+        lambda step: batch_rows(config.seed, step, num_rows, rows_a_step(config)),
+        lambda _, index: place.batch(microbatches(data, index, accumulation), 1),
+    )

@@ -7,9 +7,12 @@ hold no more than its step), each row one comparison or example. Widths are powe
 Shapes: A micro-batches, B rows, T nodes.
 """
 
+<<<<<<< HEAD
 from collections.abc import Callable
 from typing import TypeVar
 
+=======
+>>>>>>> main
 import jax
 import numpy as np
 from flax import nnx
@@ -22,9 +25,15 @@ from rlhf.policy.batches import PairRows, SFTRows, batch_rows
 from rlhf.policy.logprobs import PolicyParams, sequence_logprobs
 from rlhf.policy.packing import PackedRows, Sequences, check_row_length, pack
 from rlhf.train import dpo_step as dpo
+<<<<<<< HEAD
 from rlhf.train import sft_step as sft
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.length import in_steps, rows_a_step
+=======
+from rlhf.train.config import DPOConfig
+from rlhf.train.length import rows_a_step
+from rlhf.train.loop import Batches
+>>>>>>> main
 
 Config = TypeVar("Config", SFTConfig, DPOConfig)
 Rows = TypeVar("Rows", SFTRows, PairRows)
@@ -63,7 +72,7 @@ def batches(
     base: policy_store.Base,
     graphdef: nnx.GraphDef,
     reference: PolicyParams,
-) -> Callable[[int], dpo.DPOBatch]:
+) -> Batches:
     """Step number → its rows, packed and with their log π_ref.
 
     Args:
@@ -71,9 +80,14 @@ def batches(
     """
     accumulation = config.train.accumulation_steps
 
+<<<<<<< HEAD
     def batch_of(step: int) -> dpo.DPOBatch:
         index = batch_rows(config.seed, step, len(stream), rows_a_step(config))
         rows = pair_rows(config, stream, index, base)
+=======
+    def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
+        rows = pair_rows(stream, index, base.tokenizer, base.config.max_positions)
+>>>>>>> main
         parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
         scores = [
             place.host(sequence_logprobs(graphdef, reference, place.batch(_part(parts.packed, part)), None))
@@ -82,7 +96,7 @@ def batches(
         phi = np.zeros((*parts.item.shape, 0), np.float32)
         return place.batch(dpo.DPOBatch(parts, np.stack(scores), phi, None), 1)
 
-    return batch_of
+    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
 
 
 def _part(packed: PackedRows, part: int) -> PackedRows:

@@ -119,7 +119,8 @@ def examples(tmp_path):
             "model": {"name": str(model)},
             "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},
             "completions": keys.pop("completions", "chosen"),
-            "train": {"steps": 4, "batch_rows": 4, "accumulation_steps": 2, "log_every": 1, "row_length": 8} | keys,
+            "train": {"steps": 4, "batch_rows": 4, "accumulation_steps": 2, "log_every": 1, "row_length": 8}
+            | keys,
         }
         return made(values, schema_of("sft"), "test", {})
 
@@ -136,7 +137,10 @@ def test_a_stream_of_examples_trains_what_the_whole_set_does(examples):
 
 def test_a_stream_of_examples_goes_on_where_it_was(examples):
     """The position is the step of the checkpoint."""
-    whole, broken = examples("whole", data={"stream": True}), examples("broken", data={"stream": True}, checkpoint_every=1)
+    whole, broken = (
+        examples("whole", data={"stream": True}),
+        examples("broken", data={"stream": True}, checkpoint_every=1),
+    )
     sft.run(whole)
 
     def stop(step, metrics):
