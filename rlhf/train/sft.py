@@ -132,7 +132,6 @@ def train(
     return Trained(base, params, spec, record, full, len(rows.weight))
 
 
-<<<<<<< HEAD
 @under_mesh
 def train_stream(
     config: SFTConfig,
@@ -151,7 +150,7 @@ def train_stream(
         traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     )
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
     step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
     state = run_steps(
         state,
@@ -163,11 +162,11 @@ def train_stream(
     )
     params = params._replace(**state.params)
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(stream))
-=======
+
+
 def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:
     """What fixes the step besides its settings."""
     return sft.SFTProgram(graphdef, config.model.dtype, own, skip=config.train.on_nonfinite == "skip")
->>>>>>> main
 
 
 def build_rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:

@@ -7,12 +7,9 @@ hold no more than its step), each row one comparison or example. Widths are powe
 Shapes: A micro-batches, B rows, T nodes.
 """
 
-<<<<<<< HEAD
 from collections.abc import Callable
 from typing import TypeVar
 
-=======
->>>>>>> main
 import jax
 import numpy as np
 from flax import nnx
@@ -25,15 +22,10 @@ from rlhf.policy.batches import PairRows, SFTRows, batch_rows
 from rlhf.policy.logprobs import PolicyParams, sequence_logprobs
 from rlhf.policy.packing import PackedRows, Sequences, check_row_length, pack
 from rlhf.train import dpo_step as dpo
-<<<<<<< HEAD
 from rlhf.train import sft_step as sft
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.length import in_steps, rows_a_step
-=======
-from rlhf.train.config import DPOConfig
-from rlhf.train.length import rows_a_step
 from rlhf.train.loop import Batches
->>>>>>> main
 
 Config = TypeVar("Config", SFTConfig, DPOConfig)
 Rows = TypeVar("Rows", SFTRows, PairRows)
@@ -80,14 +72,8 @@ def batches(
     """
     accumulation = config.train.accumulation_steps
 
-<<<<<<< HEAD
-    def batch_of(step: int) -> dpo.DPOBatch:
-        index = batch_rows(config.seed, step, len(stream), rows_a_step(config))
-        rows = pair_rows(config, stream, index, base)
-=======
     def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
-        rows = pair_rows(stream, index, base.tokenizer, base.config.max_positions)
->>>>>>> main
+        rows = pair_rows(config, stream, index, base)
         parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
         scores = [
             place.host(sequence_logprobs(graphdef, reference, place.batch(_part(parts.packed, part)), None))
@@ -139,17 +125,16 @@ def first_rows(
     return config, rows_of(config, stream, index, base)
 
 
-def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Callable[[int], sft.SFTBatch]:
+def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Batches:
     """Step number → its examples, packed."""
     accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> sft.SFTBatch:
-        index = batch_rows(config.seed, step, len(stream), rows_a_step(config))
+    def made(_: int, index: np.ndarray) -> sft.SFTBatch:
         rows = example_rows(config, stream, index, base)
         parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
         return place.batch(sft.SFTBatch(parts, None), 1)
 
-    return batch_of
+    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
 
 
 def example_rows(config: SFTConfig, stream: Stream, index: np.ndarray, base: policy_store.Base) -> SFTRows:
