@@ -129,7 +129,8 @@ def _launch(args: argparse.Namespace) -> JSONObject:
     parsed = parse(words)  # what is wrong with the command is said here and not by the job
     if (getattr(args, "tasks", None) or 1) > 1 and not (parsed.meshed or parsed.command == "sweep"):
         raise UserError(
-            f"--tasks {args.tasks}: `{parsed.parser.prog}` runs in one process; leave --tasks out, or launch a training or a sweep"
+            f"--tasks {args.tasks}: `{parsed.parser.prog}` runs in one process; leave --tasks out, or launch a training "
+            "or a sweep"
         )
     given: dict[str, Any] = vars(args) | {"options": getattr(args, "option", [])}
     named = {field.name: given.get(field.name) for field in dataclasses.fields(Resources)}
