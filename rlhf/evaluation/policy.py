@@ -29,7 +29,7 @@ from rlhf.report import figures as evaluate
 from rlhf.report.verdict import evaluation_verdict
 from rlhf.run import inputs, processes
 from rlhf.run.directory import REPORT, RESULT, Run, plain, read_result
-from rlhf.train.dpo import read_of
+from rlhf.train.dpo_parts import read_of
 
 MATRIX = "matrix.json"
 Z_ROWS = 4

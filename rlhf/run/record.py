@@ -17,7 +17,7 @@ compiled for it.
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import jax
@@ -82,6 +82,15 @@ def traced(settings: T) -> T:
     for name in _RECORDS[type(settings)]:
         values[name] = None if values[name] is None else traced(values[name])
     return _made(type(settings), values)
+
+
+def numbers(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of a record, and of the records in it, that are data."""
+    yield from (prefix + name for name in _NUMBERS[cls])
+    hints = typing.get_type_hints(cls)
+    for name in _RECORDS[cls]:
+        for one in _options(hints[name]):
+            yield from numbers(typing.cast(type, one), f"{prefix}{name}.")
 
 
 def _made(cls: type[T], values: JSONObject) -> T:

@@ -19,7 +19,7 @@ from rlhf.run.config.describe import schema_of
 from rlhf.run.config.document import Key, parse_value
 from rlhf.run.config.load import COMMAND_LINE, apply_override, build, field_type, read, to_dict, to_yaml
 from rlhf.run.record import record
-from rlhf.sweep import measures
+from rlhf.sweep import measures, together
 from rlhf.sweep.measures import Command, Constraint
 from rlhf.sweep.space import Range, range_of
 
@@ -72,6 +72,20 @@ class SweepConfig:
     workers: int = Field(
         default=1, ge=1, le=1_000, description="Processes of this machine that run trials at the same time."
     )
+    population: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000,
+        description="Trials that a worker trains together, in one compiled program over one frozen model; for train dpo where "
+        "only numbers of the loss, the optimiser and the like, and seeds, are tried. null: every trial is a process.",
+    )
+    population_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000,
+        description="How many of them are computed side by side, the others one after the other; fewer need less memory. null: 1 "
+        "on CPUs, all elsewhere.",
+    )
     retries: int = Field(
         default=2,
         ge=0,
@@ -80,7 +94,7 @@ class SweepConfig:
     )
 
 
-_CHANGEABLE = ("trials", "hours", "workers", "retries")
+_CHANGEABLE = ("trials", "hours", "workers", "retries", "population", "population_at_once")
 """What the same command may say otherwise when it resumes."""
 
 
@@ -301,6 +315,12 @@ def _check(sweep: Sweep, places: dict[str, str]) -> None:
                    "sweep.pruner: none")  # fmt: skip
         if sweep.steps is None:
             refuse("pruner", "trials must have the same train.steps to be compared on the way")
+    if config.population_at_once is not None and config.population is None:
+        refuse("population_at_once", "not read without sweep.population; remove it, or give sweep.population")
+    if config.population is not None:
+        first = sweep.run_config({key: one.ends()[0] for key, one in sweep.space.items()}, sweep.directory)
+        if problem := together.problem(config.command, list(sweep.space), first):
+            refuse("population", problem)
     if config.prune_after is not None and (
         config.pruner == "none" or config.prune_after >= (sweep.steps or 0)
     ):

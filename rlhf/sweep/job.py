@@ -34,7 +34,7 @@ def run(path: str | Path, overrides: Sequence[str] = (), *, worker: bool = False
     """
     sweep = read_sweep(path, overrides)
     if worker:
-        work(sweep)
+        _work(sweep)
         return {"run_dir": str(sweep.directory)}
     study = Study(sweep)
     with contextlib.closing(_Alone(sweep.directory)):
@@ -48,6 +48,16 @@ def run(path: str | Path, overrides: Sequence[str] = (), *, worker: bool = False
             f"output_dir {sweep.directory}: all trials failed, the last with: {rows[-1]['problem']}"
         )
     return result
+
+
+def _work(sweep: Sweep) -> None:
+    """A worker's work: trials in processes of their own, or together in this one."""
+    if sweep.config.population is None:
+        work(sweep)
+        return
+    from rlhf.sweep import members  # JAX, which the others leave to their trials
+
+    members.work(sweep)
 
 
 class _Alone:

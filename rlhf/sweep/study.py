@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 RECORD, IDENTITY, TRIALS = "trials.log", "sweep.yaml", "trials"
-_STUDY, _DIED, PROBLEM = "sweep", "died", "problem"
+_STUDY, _DIED, _AT_WORK, PROBLEM = "sweep", "died", "at work", "problem"
 
 
 def optuna() -> Any:
@@ -199,6 +199,14 @@ class Study:
         count = self._frozen(claim).user_attrs.get(_DIED, 0) + 1
         claim.trial.set_user_attr(_DIED, count)
         return count
+
+    def mark(self, claim: Claim, at_work: bool) -> None:
+        """Note that this worker trains the trial itself, or that it has put it down in good order."""
+        claim.trial.set_user_attr(_AT_WORK, at_work)
+
+    def was_killed(self, claim: Claim) -> bool:
+        """Whether the worker that trained it itself never put it down."""
+        return bool(self._frozen(claim).user_attrs.get(_AT_WORK))
 
     def complete(self, claim: Claim, values: list[float], excess: list[float]) -> None:
         for one, value in zip(self.sweep.constraints, excess, strict=True):

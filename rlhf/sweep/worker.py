@@ -17,7 +17,8 @@ from rlhf.sweep.config import Sweep
 from rlhf.sweep.study import Claim, Study
 
 _LOG = logging.getLogger("chorus")
-_POLL_SECONDS, _WAIT_SECONDS, _PATIENCE_SECONDS = 0.3, 1.0, 600.0
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.3, 600.0
+WAIT_SECONDS = 1.0
 _MISTAKE = 2  # exit status of a command that says what is wrong in one line
 ENOUGH_FAILED = 3
 """Trials that fail, with none that succeeds, before a sweep is given up."""
@@ -37,9 +38,9 @@ def work(sweep: Sweep) -> None:
                 run_trial(study, claim)
             finally:
                 claim.lock.release()
-            _give_up_when_all_fail(study)
+            give_up_when_all_fail(study)
         elif study.unfinished():
-            time.sleep(_WAIT_SECONDS)  # others are at work; should they die, their trials are to be finished
+            time.sleep(WAIT_SECONDS)  # others are at work; should they die, their trials are to be finished
         else:
             return
 
@@ -72,6 +73,12 @@ def run_trial(study: Study, claim: Claim) -> None:
             if died > sweep.config.retries:
                 study.failed(claim, f"{how} {died} times; last line: {said}")
                 return
+    judge(study, claim)
+
+
+def judge(study: Study, claim: Claim) -> None:
+    """Hand on the numbers of a trial whose run is finished."""
+    sweep = study.sweep
     values = [measures.final(claim.directory, name) for name in sweep.config.objectives]
     excess = [one.excess(measures.final(claim.directory, one.metric)) for one in sweep.constraints]
     if any(value != value for value in (*values, *excess)):
@@ -100,7 +107,7 @@ def _run(study: Study, claim: Claim, words: list[str]) -> int | None:
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
-                if _should_stop(study, claim):
+                if should_stop(study, claim):
                     _end(process)
                     return None
         except KeyboardInterrupt as stop:
@@ -115,7 +122,8 @@ def _run(study: Study, claim: Claim, words: list[str]) -> int | None:
     return process.returncode
 
 
-def _should_stop(study: Study, claim: Claim) -> bool:
+def should_stop(study: Study, claim: Claim) -> bool:
+    """Report what is new in metrics.jsonl; whether the pruner has enough of the trial."""
     config = study.sweep.config
     if config.pruner == "none" or not (claim.directory / LOCK).exists():
         return False
@@ -149,7 +157,8 @@ def _last_line(log: Path) -> str:
     return said.removeprefix("chorus: ")
 
 
-def _give_up_when_all_fail(study: Study) -> None:
+def give_up_when_all_fail(study: Study) -> None:
+    """Raises UserError where the first trials have all failed."""
     states = [one for one in study.trials() if one.state.is_finished()]
     if len(states) >= ENOUGH_FAILED and all(one.state.name == "FAIL" for one in states):
         raise UserError(

@@ -37,7 +37,7 @@ from rlhf.policy.logprobs import MAX_CACHED_BYTES, PolicyParams, structure
 from rlhf.policy.packing import PackedRows
 from rlhf.policy.rails import in_force
 from rlhf.run.record import traced
-from rlhf.train import dpo, dpo_step, memory, optim, sft_step
+from rlhf.train import dpo_parts, dpo_step, memory, optim, sft_step
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.length import in_steps, num_steps, settled
 from rlhf.train.rl import prompts as rl_prompts
@@ -47,7 +47,7 @@ from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.rollout import Prompts
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.sources import drawn_people
-from rlhf.train.sft import build_rows, frozen_parts, tokens_per_step, trained_parts
+from rlhf.train.sft import build_rows, frozen_parts, program_of, tokens_per_step, trained_parts
 
 _LOG = logging.getLogger("chorus")
 Config = SFTConfig | DPOConfig | RLConfig
@@ -128,7 +128,7 @@ def _sft(config: SFTConfig, base: policy_store.Base) -> tuple[list[Program], flo
     settings = traced(sft_step.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     batch = _batch(config, sft_step.SFTBatch(rows, _hidden(config, base, rows.packed)))
     state = _state(model.trained, lambda trained: optim.init_state(trained, settings.optimizer, _key()))
-    program = sft_step.SFTProgram(model.graphdef, config.model.dtype)
+    program = program_of(config, model.graphdef)
     frozen = frozen_parts(model.params, full)
     lowered = sft_step.step.lower(state, batch, frozen, _whole(settings), program=program)
     arguments = (state, batch, frozen, _whole(settings)), {}
@@ -143,12 +143,12 @@ def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], flo
         assert config.rewards is not None, "asked for where the configuration is read"
         run = load_reward_run(config.rewards)
         names, people = run.basis.gauge.names, load_people(run)
-        drawn_from = dpo.population(config, run, people)
+        drawn_from = dpo_parts.population(config, run, people)
         if config.loss.kind == "observed":
-            prefs = dpo.known_people(prefs, people)
-    rows = dpo.build_rows(config, prefs, base, people)
+            prefs = dpo_parts.known_people(prefs, people)
+    rows = dpo_parts.build_rows(config, prefs, base, people)
     config = settled(config, base, rows.packed)
-    model = _model(config, base, dpo.adapter_spec(config, names, base), conditioned=names is not None)
+    model = _model(config, base, dpo_parts.adapter_spec(config, names, base), conditioned=names is not None)
     shape = rows.item.shape
     data = dpo_step.DPOBatch(
         rows,
@@ -156,12 +156,12 @@ def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], flo
         np.zeros((*shape, len(names or ())), np.float32),
         _hidden(config, base, rows.packed),
     )
-    settings = dpo.settings_of(config)
+    settings = dpo_parts.settings_of(config)
     batch, drawn_from = _batch(config, data), _whole(drawn_from)
     state = _state(model.trained, lambda trained: optim.init_state(trained, settings.optimizer, _key()))
     frozen = frozen_parts(model.params, model.full)
     arguments = (state, batch, frozen, drawn_from, _whole(settings)), {}
-    program = dpo.program_of(config, model.graphdef, drawn_from is not None)
+    program = dpo_parts.program_of(config, model.graphdef, drawn_from is not None)
     lowered = dpo_step.step.lower(*arguments[0], program=program)
     held = _held(frozen, state) | {"rows": batch}
     return [Program("step", lowered.compile(), arguments, held)], tokens_per_step(config, rows.packed)
@@ -175,7 +175,7 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
     people, names, shares = _people(config)
     personal = shares is not None
     model = _model(
-        config, base, dpo.adapter_spec(config, names if personal else None, base), conditioned=personal
+        config, base, dpo_parts.adapter_spec(config, names if personal else None, base), conditioned=personal
     )
     settings, num_basis = traced(config.settings), len(names)
     trained = dict(model.trained)
@@ -194,6 +194,7 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
         shares=shares,
         filtered=config.rollout.filtered,
         dtype=dtype,
+        skip=config.train.on_nonfinite == "skip",
     )
     rollout, batch = config.rollout, config.rows
     sampling = rollout.sampling(batch)

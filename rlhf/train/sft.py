@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -30,7 +30,7 @@ from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
-from rlhf.train.loop import run_steps
+from rlhf.train.loop import Batches, run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
@@ -93,7 +93,7 @@ def train(
         traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     )
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
     step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
     evaluation = None
     if unseen is not None:
@@ -121,6 +121,11 @@ def train(
         state, record = evaluation.chosen(state), record | evaluation.record()
     params = params._replace(**state.params)
     return Trained(base, params, spec, record, full, len(rows.weight))
+
+
+def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:
+    """What fixes the step besides its settings."""
+    return sft.SFTProgram(graphdef, config.model.dtype, own, skip=config.train.on_nonfinite == "skip")
 
 
 def build_rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
@@ -176,9 +181,21 @@ def fresh_policy(
     """Graph definition and parameters at step 0, with new adapters; and the key of the run's steps."""
     graphdef, params, shapes = policy_store.base_state(base, spec, config.model.dtype, config.model.remat)
     memory.check_policy(config, base, shapes, conditioned=spec is not None and spec.num_basis > 0)
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params, run_key = with_adapters(graphdef, params, shapes, config.seed)
+    return graphdef, params, run_key
+
+
+def with_adapters(
+    graphdef: nnx.GraphDef, params: PolicyParams, shapes: PolicyParams, seed: int
+) -> tuple[PolicyParams, jax.Array]:
+    """The parameters with the fresh adapters of a run of this seed, and the key of its steps.
+
+    Args:
+      shapes: of the adapters; those of the parameters themselves will do.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
     lora, conditioner = place.parameters(init_adapters(graphdef, shapes, init_key))
-    return graphdef, params._replace(lora=lora, conditioner=conditioner), run_key
+    return params._replace(lora=lora, conditioner=conditioner), run_key
 
 
 def trained_parts(params: PolicyParams, full: bool, conditioned: bool = False) -> dict[str, PyTree]:
@@ -220,12 +237,10 @@ def tokens_per_step(config: Supervised, packed: PackedRows) -> int:
     return int(per_row * rows_a_step(config))
 
 
-def batches(config: Supervised, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
+def batches(config: Supervised, data: PyTree, num_rows: int) -> Batches:
     """Step number → its rows of `data` (an `SFTBatch`, `DPOBatch` or `RewardRows` of all rows), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
-
-    def batch_of(step: int) -> PyTree:
-        index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return place.batch(microbatches(data, index, accumulation), 1)
-
-    return batch_of
+    return Batches(
+        lambda step: batch_rows(config.seed, step, num_rows, rows_a_step(config)),
+        lambda _, index: place.batch(microbatches(data, index, accumulation), 1),
+    )

@@ -6,8 +6,6 @@ Widths are powers of two, so that few programs are compiled. π_ref is the polic
 Shapes: A micro-batches, B rows, T nodes.
 """
 
-from collections.abc import Callable
-
 import jax
 import numpy as np
 from flax import nnx
@@ -23,6 +21,7 @@ from rlhf.policy.packing import PackedRows, Sequences, pack
 from rlhf.train import dpo_step as dpo
 from rlhf.train.config import DPOConfig
 from rlhf.train.length import rows_a_step
+from rlhf.train.loop import Batches
 
 LEAST = 32
 """Nodes of the shortest rows."""
@@ -57,7 +56,7 @@ def batches(
     base: policy_store.Base,
     graphdef: nnx.GraphDef,
     reference: PolicyParams,
-) -> Callable[[int], dpo.DPOBatch]:
+) -> Batches:
     """Step number → its rows, packed and with their log π_ref.
 
     Args:
@@ -65,8 +64,7 @@ def batches(
     """
     accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> dpo.DPOBatch:
-        index = batch_rows(config.seed, step, len(stream), rows_a_step(config))
+    def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
         rows = pair_rows(stream, index, base.tokenizer, base.config.max_positions)
         parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
         scores = [
@@ -76,7 +74,7 @@ def batches(
         phi = np.zeros((*parts.item.shape, 0), np.float32)
         return place.batch(dpo.DPOBatch(parts, np.stack(scores), phi, None), 1)
 
-    return batch_of
+    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
 
 
 def _part(packed: PackedRows, part: int) -> PackedRows:

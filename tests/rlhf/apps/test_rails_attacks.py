@@ -22,7 +22,7 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Gate, Population, UserShares, sample_coef
 from rlhf.policy.rails import in_force
 from rlhf.run.config.load import load
-from rlhf.train import dpo, sft
+from rlhf.train import dpo_parts, sft
 from rlhf.train.config import DPOConfig
 from rlhf.train.hints import gate as hint_gate
 from rlhf.train.rl.rollout import user_rows
@@ -106,10 +106,10 @@ def world(tmp_path_factory):
 def write_policy(config):
     """The policy of a run before its first step, with a conditioner that does something."""
     run, base = store.load_reward_run(config.rewards), sft.open_base(config)
-    spec = dpo.adapter_spec(config, NAMES, base)
+    spec = dpo_parts.adapter_spec(config, NAMES, base)
     _, params, _ = sft.fresh_policy(config, base, spec)
     moved = jax.tree.map(lambda leaf: leaf + 0.05, params.conditioner)
-    record = sft.base_record(config, base, "dpo") | dpo.personal_record(config, run)
+    record = sft.base_record(config, base, "dpo") | dpo_parts.personal_record(config, run)
     policy_store.save_policy(
         Path(config.output_dir), params._replace(conditioner=moved), spec, record, full=False
     )

@@ -38,7 +38,7 @@ def runs(monkeypatch):
                 writer.write(
                     step, {"train/loss/total": loss(config, step), "train/grad_norm": config.optimizer.beta2}
                 )
-                if worker._should_stop(study, claim):
+                if worker.should_stop(study, claim):
                     return None
         (claim.directory / RESULT).write_text("{}")
         return 0

@@ -1,0 +1,50 @@
+"""Which sweeps one program can train: those whose trials differ in what is data for the compiled step, and in their seeds."""
+
+from collections.abc import Iterator, Sequence
+
+from rlhf.run.config.common import RunConfig
+
+COMMANDS = ("train dpo",)
+_FOLDERS = ("tensorboard",)
+"""Trackers that keep to the folder of a run; the others follow one run a process."""
+_ALONE = "or remove sweep.population, so that every trial is a process of its own"
+
+
+def keys() -> tuple[str, ...]:
+    """Keys of a preference run that may differ among the members of a population."""
+    from rlhf.run.record import numbers
+    from rlhf.train.dpo_step import DPOSettings  # JAX and Flax, which reading a sweep does not need
+
+    settings = (name for name in numbers(DPOSettings) if "." in name)  # the others are no keys
+    return ("seed", "users.extreme_sd", *settings)
+
+
+def problem(command: str, keys_tried: Sequence[str], config: RunConfig) -> str | None:
+    """What is wrong with a sweep that asks for a population, and what to do.
+
+    Args:
+      config: any of its trials.
+    """
+    return next(_problems(command, keys_tried, config), None)
+
+
+def _problems(command: str, tried: Sequence[str], config: RunConfig) -> Iterator[str]:
+    from rlhf.train.config import DPOConfig
+
+    if command not in COMMANDS or not isinstance(config, DPOConfig):
+        yield f"is for {', '.join(COMMANDS)}, not {command}; remove it, and every trial is a process of its own"
+        return
+    known = keys()
+    if fixed := [key for key in tried if key not in known]:
+        yield (
+            f"members differ in numbers of the compiled step and in seeds, not in {', '.join(fixed)}; give "
+            f"{'it one value' if len(fixed) == 1 else 'them one value each'}, {_ALONE}"
+        )
+    if config.tune.mode == "full":
+        yield f"members share one frozen model, and tune.mode is full; choose lora, {_ALONE}"
+    if config.data.stream:
+        yield f"members share rows that are all there at the beginning, and data.stream is true; choose false, {_ALONE}"
+    if others := [name for name in config.track if name not in _FOLDERS]:
+        yield f"{others[0]} follows one run a process; take it out of track, {_ALONE}"
+    if config.mesh.processes not in (None, 1) or config.mesh.coordinator is not None:
+        yield f"members are trained by one process, and mesh asks for several; remove mesh.processes, {_ALONE}"

@@ -1,0 +1,188 @@
+"""A population of preference runs in one program: one frozen model and one set of rows, S adapters with their numbers.
+
+The step is `dpo_step.step`, mapped over the members. Each member writes the run directory that its configuration would write
+alone.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from jaxtyping import PyTree
+
+from rewards.data.read import read_preferences
+from rewards.errors import UserError
+from rlhf.mesh import devices
+from rlhf.policy.conditioning import Population
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.run import inputs
+from rlhf.run.directory import Run
+from rlhf.train import dpo_step as dpo
+from rlhf.train import optim
+from rlhf.train.callbacks import Callback
+from rlhf.train.config import DPOConfig
+from rlhf.train.dpo import read_for, rewards_of
+from rlhf.train.dpo_ready import Material, Ready, material_of, ready
+from rlhf.train.members import Member, run_members
+from rlhf.train.sft import open_base
+from rlhf.train.trained import close, finished, run_callbacks
+
+Constants = tuple[Population | None, dpo.DPOSettings]
+
+
+class Asked(Protocol):
+    """A run that somebody wants trained, and who hears how it ends."""
+
+    config: DPOConfig
+    callbacks: Sequence[Callback]
+
+    def complete(self) -> None: ...
+    def fail(self, problem: UserError) -> None: ...
+    def prune(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+@functools.partial(jax.jit, static_argnames=("program", "shared", "at_once"), donate_argnames="states")
+def step(
+    states: optim.TrainState,
+    batches: dpo.DPOBatch,
+    constants: Constants,
+    frozen: PolicyParams,
+    *,
+    program: dpo.DPOProgram,
+    shared: bool,
+    at_once: int,
+) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+    """One optimiser step of every member: leaves [S, …] of `states` and `constants`; `frozen` is everybody's.
+
+    Args:
+      batches: leaves [S, A, B, …], or [A, B, …] where the members share one.
+      at_once: members computed side by side, the others one after the other. With 1 the program of a member is that of a run
+        of its own, and so are its roundings.
+    """
+
+    def one(own: tuple[optim.TrainState, Constants, dpo.DPOBatch | None]) -> tuple[optim.TrainState, PyTree]:
+        state, (population, settings), batch = own
+        batch = batches if batch is None else batch
+        return dpo.step(state, batch, frozen, population, settings, program=program)
+
+    rows = (states, constants, None if shared else batches)
+    if at_once == 1:
+        return jax.lax.map(one, rows)
+    return jax.lax.map(one, rows, batch_size=at_once)
+
+
+def train(
+    first: DPOConfig,
+    size: int,
+    following: Callable[[], Asked | None],
+    cache: Path,
+    at_once: int | None = None,
+) -> None:
+    """Train all that `following` asks for, `size` at a time.
+
+    Args:
+      first: any of their configurations; they differ in numbers and seeds only (`rlhf.sweep.numbers`).
+      following: the next; None when there is none now. cache: keeps the reference log-probs.
+      at_once: as of `step`; None takes 1 on CPUs, which gain nothing by more, and all elsewhere.
+    """
+    with devices.use(first.mesh):
+        if at_once is None:
+            at_once = 1 if jax.default_backend() == "cpu" else size
+        everybody = _Everybody(first, cache, min(at_once, size))
+        run_members(size, lambda: everybody.member(following), everybody.step)
+
+
+class _Everybody:
+    """What the members of a population share."""
+
+    def __init__(self, config: DPOConfig, cache: Path, at_once: int):
+        self._at_once = at_once
+        prefs = read_preferences(
+            config.data.path, config.data.split, columns=config.data.columns, people=False
+        )
+        basis, people = rewards_of(config)
+        self.read = read_for(config, prefs, None, basis, people)
+        self.material: Material = material_of(config, prefs, open_base(config), basis, people, cache)
+        self._frozen: PolicyParams | None = None
+        self._program: dpo.DPOProgram | None = None
+
+    def member(self, following: Callable[[], Asked | None]) -> "_Member | None":
+        """The next one that can begin."""
+        while (asked := following()) is not None:
+            try:
+                member = _Member(self, asked)
+            except UserError as problem:
+                asked.fail(problem)
+                continue
+            except BaseException:
+                asked.leave()
+                raise
+            self._takes(member.ready)
+            return member
+        return None
+
+    def _takes(self, one: Ready) -> None:
+        """The program has every term that some member asks for: elsewhere its weight is 0."""
+        known = self._program or one.program
+        self._program = dataclasses.replace(
+            known,
+            with_nll=known.with_nll or one.program.with_nll,
+            with_rail=known.with_rail or one.program.with_rail,
+        )
+        if self._frozen is None:
+            self._frozen = one.frozen._replace(**dict.fromkeys(one.state.params))
+
+    def step(
+        self, states: optim.TrainState, batches: dpo.DPOBatch, constants: Constants, shared: bool
+    ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+        assert self._frozen is not None and self._program is not None, "there are members"
+        how = {"program": self._program, "shared": shared, "at_once": self._at_once}
+        return step(states, batches, constants, self._frozen, **how)
+
+
+class _Member(Member):
+    """One run of a population, with its directory open."""
+
+    def __init__(self, everybody: _Everybody, asked: Asked):
+        self._asked, config = asked, asked.config
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            self.job = opening.enter_context(Run.open(config.output_dir, config, "dpo"))
+            inputs.check(self.job, everybody.read, begun=finished(self.job) or None)
+            self.ready = ready(config, everybody.material, self.job.directory)
+            self.callbacks = [
+                *run_callbacks(self.job, config.train, "dpo", asked.callbacks, track=config.track)
+            ]
+            self._open = opening.pop_all()
+        steps = self.ready.config.train.steps
+        assert steps is not None, "settled"
+        self.state, self.batch_of = self.ready.state, self.ready.batch_of
+        self.constants: Constants = (self.ready.population, self.ready.settings)
+        self.order, self.num_steps = config.seed, steps
+        self.checkpoint_every, self.max_skips = config.train.checkpoint_every, config.train.max_skips
+        self.tokens_per_step, self.evaluation = self.ready.tokens_per_step, self.ready.evaluation
+
+    def finish(self, state: optim.TrainState) -> None:
+        with self._open:
+            trained = self.ready.trained(state)
+            trained.save(self.job.directory)
+            close(self.job, trained)
+        self._asked.complete()
+
+    def fail(self, problem: UserError) -> None:
+        with contextlib.suppress(UserError), self._open:
+            raise problem  # a directory in which nothing was made is given back
+        self._asked.fail(problem)
+
+    def prune(self) -> None:
+        self._open.close()
+        self._asked.prune()
+
+    def leave(self) -> None:
+        self._open.close()
+        self._asked.leave()

@@ -1,0 +1,164 @@
+"""Several preference runs in one program: each is what it would be alone, whatever the others are, and nothing compiles again."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import rewards
+import rlhf
+from rlhf.run.config.load import build
+from rlhf.run.metrics import read_metrics
+from rlhf.train import dpo, dpo_members
+from rlhf.train.callbacks import Callback
+from rlhf.train.config import DPOConfig
+from rlhf.train.members import Pruned
+from tests.rlhf import tiny
+from tests.rlhf.api.world import FIT, table
+
+PLAIN = {"loss": {"kind": "dpo"}}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("members")
+    model = tiny.write_model(root / "model")
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table()))
+    rewards.fit(rewards.read(table()).training, encoder=rlhf.encoder(model), **FIT).save(root / "rewards")
+    return root
+
+
+def config_of(world, folder, **changes):
+    values = {
+        "seed": 0,
+        "output_dir": str(folder),
+        "data": {"path": str(world / "pairs.jsonl")},
+        "model": {"name": str(world / "model")},
+        "tune": {"lora_rank": 2},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"steps": STEPS, "batch_rows": 2, "log_every": 1, "checkpoint_every": 3},
+        **PLAIN,
+    }
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) and key in values else value
+    return build(values, DPOConfig, "test", {})
+
+
+class Asked:
+    """One that wants a run, and remembers how it ended."""
+
+    def __init__(self, config, *callbacks):
+        self.config, self.callbacks, self.ends = config, callbacks, []
+
+    def complete(self):
+        self.ends.append("complete")
+
+    def fail(self, problem):
+        self.ends.append(str(problem))
+
+    def prune(self):
+        self.ends.append("pruned")
+
+    def leave(self):
+        self.ends.append("left")
+
+
+def together(asked, size, cache):
+    waiting = iter(asked)
+    dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache)
+    return [one.ends for one in asked]
+
+
+def same(alone, member):
+    """Equal to 1e-5: every line of metrics, and the policy; and the same files."""
+    lines = [read_metrics(folder) for folder in (alone, member)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    for one, other in zip(*lines, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            if not name.startswith("perf/") and name != "line_sha256":
+                assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+    weights = [load_file(folder / "policy" / "weights.safetensors") for folder in (alone, member)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=1e-5, err_msg=name)
+    files = [{str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()} for f in (alone, member)]
+    kept = [
+        {p for p in found if "/arrays/" not in p and not p.startswith(("cache/", "tensorboard/"))}
+        for found in files
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_members_are_what_they_would_be_alone(world, tmp_path):
+    changes = [
+        {"optimizer": {"learning_rate": 1e-3}},
+        {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 2}, "seed": 1},
+        {"loss": {"kind": "dpo", "dpo_beta": 0.7, "nll_coef": 0.3}, "seed": 2},
+    ]
+    asked = [Asked(config_of(world, tmp_path / f"m{n}", **own)) for n, own in enumerate(changes)]
+    assert together(asked, 3, tmp_path) == [["complete"]] * 3
+    for n, own in enumerate(changes):
+        dpo.run(config_of(world, tmp_path / f"alone{n}", **own))
+        same(tmp_path / f"alone{n}", tmp_path / f"m{n}")
+
+
+def test_members_with_people_and_held_out_rows(world, tmp_path):
+    """Coefficients are drawn with each member's own keys; the best step of each is kept."""
+    base = {
+        "rewards": str(world / "rewards"),
+        "loss": {"kind": "soft"},
+        "train": {"evaluate_every": 2, "evaluate_share": 0.3, "keep_best": "eval/loss/total"},
+    }
+    changes = [
+        {"optimizer": {"learning_rate": 2e-3}, "seed": 3},
+        {"users": {"extreme_sd": 1.0}, "rail": {"eta": 0.2}, "loss": {"kind": "soft", "dpo_beta": 0.4, "nll_coef": 0.1}},
+    ]  # fmt: skip
+    asked = [Asked(config_of(world, tmp_path / f"m{n}", **base | own)) for n, own in enumerate(changes)]
+    assert together(asked, 2, tmp_path) == [["complete"]] * 2
+    for n, own in enumerate(changes):
+        dpo.run(config_of(world, tmp_path / f"alone{n}", **base | own))
+        same(tmp_path / f"alone{n}", tmp_path / f"m{n}")
+
+
+class At(Callback):
+    """Does something when a step is reported."""
+
+    def __init__(self, step, act):
+        self._step, self._act = step, act
+
+    def step(self, number, metrics):
+        if number == self._step:
+            self._act()
+
+
+def prune():
+    raise Pruned
+
+
+def test_whoever_ends_makes_room_and_nothing_is_compiled_again(world, tmp_path):
+    """One is pruned, one diverges, one is finished: others take their places, at steps of their own."""
+
+    def asked(n, *callbacks, rate=1e-3, **more):
+        changes = {"optimizer": {"learning_rate": rate}, "seed": n, **more}
+        return Asked(config_of(world, tmp_path / f"m{n}", **changes), *callbacks)
+
+    first = [asked(10), asked(11)]
+    together(first, 2, tmp_path)
+    before = dpo_members.step._cache_size()
+    wanted = [
+        asked(0, At(2, prune)),
+        asked(1, rate=1e3, loss={"kind": "dpo", "dpo_beta": 1e6}),
+        asked(2),
+        asked(3, rate=3e-3),
+    ]
+    ends = together(wanted, 2, tmp_path)
+    assert ends[0] == ["pruned"] and ends[2:] == [["complete"]] * 2
+    assert "not finite" in ends[1][0] or ends[1] == ["complete"]
+    assert dpo_members.step._cache_size() == before
+    assert sorted(one.name for one in (tmp_path / "m0" / "checkpoints").iterdir())[-1] == "00000003"
+    assert not (tmp_path / "m0" / "metrics.json").exists()
+    dpo.run(config_of(world, tmp_path / "alone", optimizer={"learning_rate": 3e-3}, seed=3))
+    same(tmp_path / "alone", tmp_path / "m3")
