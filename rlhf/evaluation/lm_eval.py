@@ -76,7 +76,7 @@ class ChorusLM(TemplateLM):
         graphdef, params = decoding.apart(loaded.graphdef, loaded.params)  # once for all batches
         self._policy, self._z = loaded, z
         self._generating = (graphdef, params)
-        self.tokenizer = loaded.base.tokenizer.hugging_face
+        self.tokenizer: Any = loaded.base.tokenizer.hugging_face
         self.max_length = int(max_length or loaded.base.config.max_positions)
         text = str(batch_size or 8).partition(":")[0]
         self.batch_size = 8 if text == "auto" else int(text)
@@ -231,7 +231,9 @@ def _z(policy: Policy, text: str, person: str, rewards: str | None) -> np.ndarra
     run = load_reward_run(rewards or policy.record["rewards"])
     if run.hash != policy.record["basis"]:
         raise UserError(f"rewards: {run.directory} are not those that {text} was trained with; name those")
-    return coefficients_to_z(policy, people.known(person, run).coef)
+    coef = people.known(person, run).coef
+    assert coef is not None, "a reward run has people"
+    return coefficients_to_z(policy, coef)
 
 
 def main() -> int:
