@@ -163,12 +163,13 @@ def test_the_command_line_takes_lm_evals_options_and_writes_its_results(
     words = ["lm_eval", "--model", "chorus", "--model_args", f"policy={world / 'a'},person=population"]
     words += ["--tasks", "choice", "--limit", "3", "--include_path", str(small)]
     words += ["--output_path", str(tmp_path / "out"), "--log_samples"]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", list(words))  # lm-eval changes it
     assert command.main() == 0
     [file] = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(file.read_text())
     assert "acc,none" in found["results"]["choice"] and found["config"]["model"] == "chorus"
     words[4] = "policy=nowhere"
+    monkeypatch.setattr(sys, "argv", words)
     capsys.readouterr()
     assert command.main() == 2
     assert "chorus: error: nowhere: no such model" in capsys.readouterr().err
