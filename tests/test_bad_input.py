@@ -584,6 +584,14 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "model config missing": (model_without("config.json"), "config.json"),
     "example too long": (too_long, "row"),
     "unknown way to keep the base": (lambda w: [*w.config("sft"), "model.base=int4"], "model.base"),
+    "a stream that holds out": (
+        lambda w: [*w.config("sft"), "data.stream=true", "train.evaluate_every=1"],
+        "train.evaluate_every 1: needs all rows at once",
+    ),
+    "a stream of a compressed file": (
+        lambda w: w.config("sft", data={"path": str(w.rows([], "a.jsonl.gz")), "stream": True}),
+        "cannot be read row by row (data.stream)",
+    ),
     "trained weights in codes": (
         lambda w: [*w.config("sft"), "model.base=nf4", "tune.mode=full"],
         "model.base is nf4, which is how a frozen model is kept, but tune.mode full trains it; set tune.mode=lora",

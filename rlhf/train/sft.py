@@ -25,7 +25,7 @@ from rlhf.policy.packing import PackedRows
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, memory, optim
+from rlhf.train import held_out, memory, optim, streamed
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import SFTConfig, Supervised
@@ -51,15 +51,24 @@ def run(
     Args:
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
+    if config.data.stream:
+        streamed.check(config)
     with Run.open(config.output_dir, config, "sft") as job:
-        done = finished(job)
-        if prefs is None:
+        done, stream = finished(job), None
+        if prefs is None and config.data.stream:
+            stream = Stream(config.data.path, config.data.columns)
+        elif prefs is None:
             prefs = read_examples(config.data.path, config.data.split, config.data.columns)
-        inputs.check(job, read_by(config, prefs, base), begun=done or None)
+        inputs.check(job, read_by(config, stream or prefs, base), begun=done or None)
         if done:
             return stored(job)
         beside = run_callbacks(job, config.train, "sft", callbacks, track=config.track)
-        trained = train(config, prefs, base or open_base(config), beside, own, directory=job.directory)
+        base = base or open_base(config)
+        if stream is not None:
+            trained = train_stream(config, stream, base, beside, own)
+        else:
+            assert prefs is not None, "read, where it is no stream"
+            trained = train(config, prefs, base, beside, own, directory=job.directory)
         trained.save(job.directory)
         return close(job, trained)
 
@@ -121,6 +130,38 @@ def train(
         state, record = evaluation.chosen(state), record | evaluation.record()
     params = params._replace(**state.params)
     return Trained(base, params, spec, record, full, len(rows.weight))
+
+
+@under_mesh
+def train_stream(
+    config: SFTConfig,
+    stream: Stream,
+    base: policy_store.Base,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> Trained:
+    """Train on examples that are read when they are visited; arguments and errors as of `train`."""
+    memory.check_pass(config)
+    config, first = streamed.first_rows(config, stream, streamed.example_rows, base)
+    full = config.tune.mode == "full"
+    spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    settings = place.everywhere(
+        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
+    )
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
+    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    state = run_steps(
+        state,
+        step,
+        streamed.example_batches(config, stream, base),
+        config.train,
+        tokens_per_step=tokens_per_step(config, first.packed),
+        callbacks=callbacks,
+    )
+    params = params._replace(**state.params)
+    return Trained(base, params, spec, base_record(config, base, "sft"), full, len(stream))
 
 
 def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:
