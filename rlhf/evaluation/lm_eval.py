@@ -74,7 +74,7 @@ class ChorusLM(TemplateLM):
         loaded = _policy(str(policy))
         z = None if person is None else _z(loaded, str(policy), str(person), rewards)
         graphdef, params = decoding.apart(loaded.graphdef, loaded.params)  # once for all batches
-        self._policy, self._z = loaded, z
+        self._policy, self.z = loaded, z
         self._generating = (graphdef, params)
         self.tokenizer: Any = loaded.base.tokenizer.hugging_face
         self.max_length = int(max_length or loaded.base.config.max_positions)
@@ -146,11 +146,9 @@ class ChorusLM(TemplateLM):
                 part = order[start : start + self.batch_size]
                 filled = [*part, *part[-1:] * (self.batch_size - len(part))]  # one shape
                 tokens = padded([rows[number] for number in filled])
+                z = None if self.z is None else np.tile(self.z, (len(filled), 1))
                 scores, best = (
-                    place.host(array)
-                    for array in next_tokens(
-                        graphdef, params, *place.batch((tokens, self._signals(len(filled))))
-                    )
+                    place.host(array) for array in next_tokens(graphdef, params, *place.batch((tokens, z)))
                 )
                 for row, number in enumerate(part):
                     last, length = len(rows[number]) - 1, len(requests[number][2])
@@ -198,7 +196,7 @@ class ChorusLM(TemplateLM):
             [written] = complete_in_batches(
                 Policy(self._policy.base, graphdef, params, self._policy.spec, self._policy.gate, {}),
                 [encoded[number] for number in part],
-                self._signals(len(part)),
+                None if self.z is None else np.tile(self.z, (len(part), 1)),
                 draws,
                 seed=self._seed,
                 max_new_tokens=limit,
@@ -210,9 +208,6 @@ class ChorusLM(TemplateLM):
             for number, one in zip(part, written, strict=True):
                 texts[number] = one.text
         return texts
-
-    def _signals(self, rows: int) -> np.ndarray | None:
-        return None if self._z is None else np.tile(self._z, (rows, 1))
 
 
 def _policy(text: str) -> Policy:
