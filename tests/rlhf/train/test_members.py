@@ -65,9 +65,9 @@ class Asked:
         self.ends.append("left")
 
 
-def together(asked, size, cache):
+def together(asked, size, cache, at_once=None):
     waiting = iter(asked)
-    dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache)
+    dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache, at_once)
     return [one.ends for one in asked]
 
 
@@ -106,7 +106,7 @@ def test_members_are_what_they_would_be_alone(world, tmp_path):
 
 
 def test_members_with_people_and_held_out_rows(world, tmp_path):
-    """Coefficients are drawn with each member's own keys; the best step of each is kept."""
+    """Coefficients are drawn with each member's own keys; the best step of each is kept. Side by side, as on accelerators."""
     base = {
         "rewards": str(world / "rewards"),
         "loss": {"kind": "soft"},
@@ -117,7 +117,7 @@ def test_members_with_people_and_held_out_rows(world, tmp_path):
         {"users": {"extreme_sd": 1.0}, "rail": {"eta": 0.2}, "loss": {"kind": "soft", "dpo_beta": 0.4, "nll_coef": 0.1}},
     ]  # fmt: skip
     asked = [Asked(config_of(world, tmp_path / f"m{n}", **base | own)) for n, own in enumerate(changes)]
-    assert together(asked, 2, tmp_path) == [["complete"]] * 2
+    assert together(asked, 2, tmp_path, at_once=2) == [["complete"]] * 2
     for n, own in enumerate(changes):
         dpo.run(config_of(world, tmp_path / f"alone{n}", **base | own))
         same(tmp_path / f"alone{n}", tmp_path / f"m{n}")
