@@ -60,6 +60,38 @@ def made(
     return jax.make_array_from_callback(shape, sharding, of, dtype=jnp.dtype(dtype))
 
 
+class Stack:
+    """A parameter of a stack of layers, filled a layer at a time: no host holds more than one layer's besides.
+
+    Attributes:
+      array: [layers, …], zeros where nothing was set yet.
+    """
+
+    def __init__(self, path: Sequence[str | int], shape: tuple[int, ...], dtype: DTypeLike):
+        mesh, self.path, self.dtype = current(), path, dtype
+        spec = None if mesh is None else rules.spec([DictKey(name) for name in path], shape)
+        self.sharding = None if mesh is None or spec is None else NamedSharding(mesh, spec)
+        self.array = _zeros(shape, jnp.dtype(dtype), self.sharding)
+
+    def set(self, layer: int, part: Callable[[Index], np.ndarray]) -> None:
+        """Layer `layer`; `part` as in `made`."""
+        new = made(self.path, self.array.shape[1:], self.dtype, part)
+        # Waited for: what was read stays in memory until it is copied.
+        self.array = jax.block_until_ready(_with_layer(self.array, new, layer, self.sharding))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
+    zeros = jnp.zeros(shape, dtype)
+    return zeros if sharding is None else jax.lax.with_sharding_constraint(zeros, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _with_layer(stack: jax.Array, new: jax.Array, layer: int, sharding: NamedSharding | None) -> jax.Array:
+    filled = jax.lax.dynamic_update_index_in_dim(stack, new, layer, 0)
+    return filled if sharding is None else jax.lax.with_sharding_constraint(filled, sharding)
+
+
 def state(params: PyTree, whole: PyTree) -> PyTree:
     """A training state onto its devices, as `pinned` leaves it after every step."""
     return _put(whole, rules.state_specs(params, whole)) if current() else whole

@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,27 +104,17 @@ def load_params(
             for leaf in leaves:
                 path = ("stages", number, *leaf.path)
                 kept = config.kept if leaf.path[-1] == "kernel" else None
-                if kept is not None and quantised.coded(kept):
-                    matrix = _Coded(files, leaf, kept, first, size)
-                    for name, part, like in zip(matrix.like._fields, matrix.parts, matrix.like, strict=True):
-                        own = (*path[:-1], name)
-                        layout.put(tree, own, place.made(own, like.shape, like.dtype, part))
-                    continue
-                stack_type = jnp.dtype(kept or dtype)
-
-                def stacked(
-                    index: place.Index,
-                    leaf: layout.Leaf = leaf,
-                    first: int = first,
-                    dtype: DTypeLike = stack_type,
-                ) -> np.ndarray:
-                    layers = range(first + index[0].start, first + index[0].stop)
-                    part = np.empty([piece.stop - piece.start for piece in index], dtype)
-                    for i, layer in enumerate(layers):
-                        part[i] = files.read(layout.layer_name(layer, leaf), leaf, dtype, index[1:])
-                    return part
-
-                layout.put(tree, path, place.made(path, (size, *leaf.shape), stack_type, stacked))
+                stacks: dict[str, place.Stack] = {}
+                for layer in range(size):
+                    for part in _layer_parts(
+                        files, layout.layer_name(first + layer, leaf), leaf, kept, dtype
+                    ):
+                        own = (*path[:-1], part.name)
+                        if layer == 0:
+                            stacks[part.name] = place.Stack(own, (size, *part.shape), part.dtype)
+                        stacks[part.name].set(layer, part.read)
+                for name, stack in stacks.items():
+                    layout.put(tree, (*path[:-1], name), stack.array)
             first += size
     return jax.tree.map(jax.block_until_ready, tree)
 
@@ -293,49 +284,58 @@ class _Checkpoint:
         return array.T if leaf.transposed else array
 
 
+class _Part(NamedTuple):
+    """An array that one layer's tensor becomes: its name in the tree, and what reads a range of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[place.Index], np.ndarray]
+
+
+def _layer_parts(
+    files: _Checkpoint, name: str, leaf: layout.Leaf, kept: str | None, dtype: DTypeLike
+) -> list[_Part]:
+    """The tensor as it is, or its codes and scales."""
+    if kept is not None and quantised.coded(kept):
+        matrix = _Coded(files, name, leaf, kept)
+        like = quantised.shapes(kept, leaf.shape)
+        reads = zip(like._fields, like, (matrix.codes, matrix.scales), strict=True)
+        return [_Part(part, shape.shape, shape.dtype, read) for part, shape, read in reads]
+    plain = jnp.dtype(kept or dtype)
+    return [
+        _Part(leaf.path[-1], leaf.shape, plain, lambda index: files.read(name, leaf, plain, index)),
+    ]
+
+
 class _Coded:
-    """The matrices of a stage in codes, read and quantised one at a time.
+    """One matrix in codes. Scales are found with the codes; those that no device here has codes for, by themselves."""
 
-    Scales are found with the codes; those that another process's devices found alone are found again.
-    """
-
-    def __init__(self, files: _Checkpoint, leaf: layout.Leaf, kept: str, first: int, size: int):
-        self.files, self.leaf, self.kept, self.first = files, leaf, kept, first
-        self.like = quantised.shapes(kept, (size, *leaf.shape))
+    def __init__(self, files: _Checkpoint, name: str, leaf: layout.Leaf, kept: str):
+        self.files, self.name, self.leaf, self.kept = files, name, leaf, kept
         self.block = quantised.block_of(kept, leaf.shape[0])
-        self.scales = np.full(self.like.scales.shape, np.nan, np.float32)
+        self.rows = quantised.rows_of(kept, self.block)
+        self.found = np.full(quantised.shapes(kept, leaf.shape).scales.shape, np.nan, np.float32)
 
-    @property
-    def parts(self) -> tuple[Callable[[place.Index], np.ndarray], ...]:
-        return self.codes_at, self.scales_at
+    def codes(self, index: place.Index) -> np.ndarray:
+        """Part of the codes, [inputs (or pairs of them), outputs]."""
+        rows, columns = index
+        blocks = slice(rows.start // self.rows, -(-rows.stop // self.rows))
+        begin = blocks.start * self.rows
+        return self._quantised(blocks, columns)[rows.start - begin : rows.stop - begin]
 
-    def codes_at(self, index: place.Index) -> np.ndarray:
-        """Part of the codes, [layers, inputs, outputs]."""
-        layers, rows, columns = index
-        part = np.empty([piece.stop - piece.start for piece in index], self.like.codes.dtype)
-        blocks = slice(rows.start // self.block, -(-rows.stop // self.block))
-        begin = rows.start - blocks.start * self.block
-        for i, layer in enumerate(range(layers.start, layers.stop)):
-            codes = self._quantised(layer, blocks, columns)
-            part[i] = codes[begin : begin + part.shape[1]]
-        return part
+    def scales(self, index: place.Index) -> np.ndarray:
+        """Part of the scales, [blocks, outputs]."""
+        if np.isnan(self.found[index]).any():
+            self._quantised(*index)
+        return self.found[index]
 
-    def scales_at(self, index: place.Index) -> np.ndarray:
-        """Part of the scales, [layers, blocks, outputs]."""
-        layers, blocks, columns = index
-        for layer in range(layers.start, layers.stop):
-            if np.isnan(self.scales[layer, blocks, columns]).any():
-                self._quantised(layer, blocks, columns)
-        return self.scales[index]
-
-    def _quantised(self, layer: int, blocks: slice, columns: slice) -> np.ndarray:
-        """Codes of whole blocks of one matrix; their scales are kept."""
-        name = layout.layer_name(self.first + layer, self.leaf)
+    def _quantised(self, blocks: slice, columns: slice) -> np.ndarray:
+        """Codes of whole blocks; their scales are kept."""
         rows = slice(blocks.start * self.block, blocks.stop * self.block)
-        matrix = self.files.read(name, self.leaf, np.float32, (rows, columns))
-        found = quantised.quantised(self.kept, matrix, self.block)
-        self.scales[layer, blocks, columns] = found.scales
-        return np.asarray(found.codes)
+        matrix = self.files.read(self.name, self.leaf, np.float32, (rows, columns))
+        codes, self.found[blocks, columns] = quantised.quantised(self.kept, matrix, self.block)
+        return np.asarray(codes)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@
     nf4    W ≈ s_bo t[c],  c ∈ 0 … 15, one s for 64 neighbouring inputs of an output     4.5 bits a weight
 
 t are the 16 quantiles of a normal distribution of QLoRA (Dettmers et al. 2023, appendix E), s float32 (not quantised once
-more, as QLoRA may). A matrix is made whole where it is used, one at a time, in the forward pass and again in the backward
-pass; embeddings, norms, biases and the head stay in the type that is computed in. Codes and scales are made by qwix.
+more, as QLoRA may). A byte holds the codes of an input in the first half of its block and of the one as far into the second:
+XLA's own numbers of four bits are copied one by one on CPUs. A matrix is made whole where it is used, one at a time, in the
+forward pass and again in the backward pass; embeddings, norms, biases and the head stay in the type that is computed in. Codes
+and scales are made by qwix.
 
 Shapes: I inputs, O outputs, b inputs of a block.
 """
@@ -19,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from rewards.errors import UserError
 from rlhf.models.layout import HostOrDevice, Tree
 
-CODES: dict[str, DTypeLike] = {"int8": jnp.int8, "nf4": jnp.uint4}
+CODES: dict[str, DTypeLike] = {"int8": jnp.int8, "nf4": jnp.uint8}
 BLOCK = 64
 NUMBERS_AT_ONCE = 1 << 22
 """Weights that are quantised together: what that takes besides is some 50 MB."""
@@ -37,12 +40,12 @@ class Quantised(NamedTuple):
     """A matrix in codes.
 
     Attributes:
-      codes: int8 or uint4 [..., I, O].
+      codes: int8 [..., I, O], or of nf4 uint8 [..., I / 2, O].
       scales: float32 [..., I / b, O]; b = I for int8.
     """
 
-    codes: HostOrDevice | jax.ShapeDtypeStruct
-    scales: HostOrDevice | jax.ShapeDtypeStruct
+    codes: HostOrDevice
+    scales: HostOrDevice
 
 
 def coded(kept: str | None) -> bool:
@@ -51,15 +54,32 @@ def coded(kept: str | None) -> bool:
 
 
 def block_of(kept: str, num_in: int) -> int:
-    """Inputs that share a scale: all, or 64 (the largest part of 64 that divides the inputs)."""
-    return num_in if kept == "int8" else math.gcd(num_in, BLOCK)
+    """Inputs that share a scale: all, or 64 (the largest part of 64 that divides the inputs).
+
+    Raises:
+      UserError: nf4 of an odd number of inputs.
+    """
+    if kept == "int8":
+        return num_in
+    if num_in % 2:
+        raise UserError(
+            f"model.base nf4: a matrix of this model has {num_in} inputs, and two share a byte; take int8"
+        )
+    return math.gcd(num_in, BLOCK)
+
+
+def rows_of(kept: str, block: int) -> int:
+    """Rows of codes that a block of inputs takes."""
+    return block // 2 if kept == "nf4" else block
 
 
 def shapes(kept: str, shape: tuple[int, ...]) -> Quantised:
     """Shapes and types of what a matrix [..., I, O] becomes."""
     *stack, num_in, num_out = shape
-    scales = (*stack, num_in // block_of(kept, num_in), num_out)
-    return Quantised(jax.ShapeDtypeStruct(shape, CODES[kept]), jax.ShapeDtypeStruct(scales, jnp.float32))
+    block = block_of(kept, num_in)
+    blocks = num_in // block
+    codes, scales = (*stack, blocks * rows_of(kept, block), num_out), (*stack, blocks, num_out)
+    return jax.eval_shape(lambda: Quantised(jnp.zeros(codes, CODES[kept]), jnp.zeros(scales, jnp.float32)))
 
 
 def quantised(kept: str, matrix: HostOrDevice, block: int) -> Quantised:
@@ -101,11 +121,14 @@ def _quantised(kept: str, block: int, matrix: jax.Array) -> Quantised:
 
     found = qwix.quantize(
         matrix.astype(jnp.float32),
-        "nf4" if kept == "nf4" else CODES[kept],
+        jnp.int8 if kept == "int8" else kept,
         channelwise_axes=(1,),
         tiled_axes={0: block},
     )
-    return Quantised(found.qvalue, found.scale)
+    if kept == "int8":
+        return Quantised(found.qvalue, found.scale)
+    low, high = jnp.moveaxis(found.qvalue.astype(jnp.uint8).reshape(-1, 2, block // 2, matrix.shape[1]), 1, 0)
+    return Quantised((low | high << 4).reshape(-1, matrix.shape[1]), found.scale)
 
 
 def dequantised(matrix: Quantised, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -114,10 +137,14 @@ def dequantised(matrix: Quantised, dtype: DTypeLike = jnp.float32) -> jax.Array:
     As `qwix.dequantize`, which strings all codes of a matrix together: on a mesh that gathers it on every device.
     """
     codes, scales = jnp.asarray(matrix.codes), jnp.asarray(matrix.scales)
-    values = jnp.asarray(NF4, jnp.float32)[codes] if codes.dtype == jnp.uint4 else codes.astype(jnp.float32)
     *stack, blocks, num_out = scales.shape
-    blocked = values.reshape(*stack, blocks, -1, num_out) * scales[..., None, :]
-    return blocked.reshape(codes.shape).astype(dtype)
+    blocked = codes.reshape(*stack, blocks, -1, num_out)
+    if codes.dtype == jnp.uint8:
+        halves = jnp.concatenate([blocked & 15, blocked >> 4], axis=-2)
+        values = jnp.asarray(NF4, jnp.float32)[halves]
+    else:
+        values = blocked.astype(jnp.float32)
+    return (values * scales[..., None, :]).reshape(*stack, -1, num_out).astype(dtype)
 
 
 @jax.custom_vjp

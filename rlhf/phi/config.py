@@ -141,6 +141,20 @@ class RewardEvaluationConfig:
         lt=1,
         description="Share of prompts kept out of the comparison's fits for its unseen-prompt cells; 0 means none.",
     )
+    held_out_texts: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Where no prompts are held out (0, or one prompt in all): share of texts kept out of the comparison's fits "
+        "instead; comparisons with one of them are its unseen cells.",
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000,
+        description="Folds of people; each person is held out once. 1: data.held_out_people alone; null: up to 5 where there are "
+        "fewer than 50 people, who then are predicted on half of their choices, else 1.",
+    )
     distinct_texts: bool = Field(
         default=False,
         description="Each text is used once a person and the other comparisons are left out; for pairs that were made "

@@ -21,6 +21,7 @@ from rlhf.phi import encoder
 from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
+from rlhf.phi.folds import judged_on
 from rlhf.phi.methods import (
     check_names,
     item_table,
@@ -79,6 +80,7 @@ def fit(config: RewardsConfig) -> JSONObject:
         if config.rails:
             set_rails(run.directory, config.rails)
         result = _fit_result(config, table, train, held_out, fitted)
+        result["judged_on"] = judged_on(config, prefs, held_out)
         if kinds:
             result["annotation"] = kinds
         if settings["kind"] == "columns":

@@ -186,7 +186,7 @@ class _Member(Member):
         self.state, self.batch_of = self.ready.state, self.ready.batch_of
         self.constants: Constants = (self.ready.population, self.ready.settings)
         self.order, self.num_steps = config.seed, steps
-        self.checkpoint_every = config.train.checkpoint_every
+        self.checkpoint_every, self.max_skips = config.train.checkpoint_every, config.train.max_skips
         self.tokens_per_step, self.evaluation = self.ready.tokens_per_step, self.ready.evaluation
 
     def finish(self, state: optim.TrainState) -> None:

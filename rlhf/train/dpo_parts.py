@@ -195,6 +195,7 @@ def program_of(
         with_rail=config.rail.eta > 0,
         dtype=config.model.dtype,
         own=own,
+        skip=config.train.on_nonfinite == "skip",
     )
 
 

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from rewards.errors import UserError
 from rlhf.run import signals
 from rlhf.train.callbacks import Callback
-from rlhf.train.loop import Evaluation, tell
+from rlhf.train.loop import Evaluation, Numbers
 
 
 class Member:
@@ -26,7 +26,7 @@ class Member:
     Attributes:
       state, constants: its rows of the population's arrays: what a step changes, and what it only reads.
       batch_of: step number → batch. order: members of the same order have the same batch at the same step.
-      num_steps, checkpoint_every, tokens_per_step, callbacks, evaluation: as `loop.run_steps` takes them.
+      num_steps, checkpoint_every, max_skips, tokens_per_step, callbacks, evaluation: as `loop.run_steps` takes them.
     """
 
     state: PyTree
@@ -35,6 +35,7 @@ class Member:
     order: Hashable
     num_steps: int
     checkpoint_every: int
+    max_skips: int = 0
     tokens_per_step: int
     callbacks: Sequence[Callback]
     evaluation: Evaluation[Any] | None
@@ -71,6 +72,7 @@ class _Seat:
     def __init__(self, member: Member):
         self.member, self.measured = member, {}
         self.pruned = False
+        self._numbers = Numbers(member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of)
         self._begun: list[Callback] = []
         restored = next(filter(None, (one.restore(member.state) for one in member.callbacks)), None)
         self.number, self.state = (0, member.state) if restored is None else restored
@@ -94,7 +96,7 @@ class _Seat:
         values = metrics | {name: float(value) for name, value in self.measured.items()}
         self.measured = {}
         try:
-            tell(self.member.callbacks, self.reported, values, seconds, self.member.tokens_per_step)
+            self._numbers.tell(self.reported, values, seconds)
         except Pruned:
             self.pruned = True
 

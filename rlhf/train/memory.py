@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rewards.errors import UserError
@@ -142,8 +143,8 @@ def policy_bytes(base: policy_store.Base) -> float:
 
 
 def num_bytes(size: int, dtype: DTypeLike) -> float:
-    """Bytes of so many numbers; two of four bits take one."""
-    return size * jax.dtypes.itemsize_bits(dtype) / 8
+    """Bytes of so many numbers."""
+    return float(size * jnp.dtype(dtype).itemsize)
 
 
 def _size(tree: object) -> int:

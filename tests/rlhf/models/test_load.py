@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +60,21 @@ def test_tree_holds_the_tensors_of_the_file(qwen3_dir):
             for key in path:
                 leaf = leaf[key]
             np.testing.assert_array_equal(leaf[row], tensors[f"model.layers.{layer}.{name}"].numpy().T)
+
+
+def test_a_stack_is_filled_a_matrix_at_a_time(qwen3_dir, monkeypatch):
+    """What is on its way from the files to the device is never more than one tensor of one layer."""
+    made, sizes, plain = load.place.made, [], load_all(qwen3_dir, (3, 1))
+
+    def spied(path, shape, dtype, part):
+        sizes.append((path[-2:], len(shape)))
+        return made(path, shape, dtype, part)
+
+    monkeypatch.setattr(load.place, "made", spied)
+    tree = load_all(qwen3_dir, (3, 1))
+    assert sizes.count((("down", "kernel"), 2)) == 4 and max(rank for _, rank in sizes) == 2
+    assert tree["stages"][0]["mlp"]["down"]["kernel"].shape[0] == 3
+    jax.tree.map(np.testing.assert_array_equal, tree, plain)
 
 
 def test_shards_give_the_same_tree(qwen3_dir, tmp_path):

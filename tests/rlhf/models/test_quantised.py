@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import qwix
 
+from rewards.errors import UserError
 from rlhf.models import quantised
 
 # Dettmers et al. 2023, appendix E.
@@ -52,8 +53,8 @@ def test_codes_are_those_of_a_loop(kept, block, matrix, monkeypatch):
     left = quantised.dequantised(found)
     np.testing.assert_allclose(left, by_hand(kept, matrix, block), atol=1e-6)
     kind = "nf4" if kept == "nf4" else jnp.int8
-    theirs = qwix.dequantize(qwix.QArray(jnp.asarray(found.codes), jnp.asarray(found.scales), qtype=kind))
-    np.testing.assert_array_equal(left, theirs)
+    theirs = qwix.quantize(jnp.asarray(matrix), kind, channelwise_axes=(1,), tiled_axes={0: block})
+    np.testing.assert_array_equal(left, qwix.dequantize(theirs))
 
 
 @pytest.mark.parametrize(("kept", "bound"), [("int8", 0.5 / 127.5), ("nf4", 0.152)])
@@ -68,10 +69,16 @@ def test_no_weight_moves_by_more_than_half_a_step(kept, bound, matrix):
     assert share.max() > 0.8 * bound
 
 
-@pytest.mark.parametrize(("num_in", "block"), [(576, 64), (96, 32), (100, 4), (7, 1)])
+@pytest.mark.parametrize(("num_in", "block"), [(576, 64), (96, 32), (100, 4), (6, 2)])
 def test_blocks_divide_the_inputs(num_in, block):
     assert quantised.block_of("nf4", num_in) == block
-    assert quantised.shapes("nf4", (3, num_in, 5)).scales.shape == (3, num_in // block, 5)
+    codes, scales = quantised.shapes("nf4", (3, num_in, 5))
+    assert codes.shape == (3, num_in // 2, 5) and scales.shape == (3, num_in // block, 5)
+
+
+def test_an_odd_number_of_inputs_has_no_pairs():
+    with pytest.raises(UserError, match="model.base nf4: .* has 7 inputs, and two share a byte; take int8"):
+        quantised.shapes("nf4", (7, 5))
 
 
 @pytest.mark.parametrize("kept", ["int8", "nf4", "bfloat16"])
