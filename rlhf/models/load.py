@@ -119,12 +119,13 @@ def load_params(
     return jax.tree.map(jax.block_until_ready, tree)
 
 
-def resolve_model(name: str | Path) -> Path:
+def resolve_model(name: str | Path, *, folders: bool = False) -> Path:
     """Local Hugging Face directory of a model.
 
     Args:
       name: a directory, a .gguf file (converted once into the cache), a short name (`fetch.KNOWN`), or a hub
         id "owner/name".
+      folders: whether a hub repository's folders are part of the model, as a sentence encoder's pooling is.
 
     Raises:
       UserError: none of these, or the model cannot be had.
@@ -137,7 +138,7 @@ def resolve_model(name: str | Path) -> Path:
     if text in fetch.KNOWN:
         return fetch.fetch(text)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        return fetch.hub_snapshot(text)
+        return fetch.hub_snapshot(text, folders=folders)
     known = ", ".join(fetch.KNOWN)
     fix = meant(text, fetch.KNOWN, f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}")
     raise UserError(f"{text}: no such model; {fix}")

@@ -19,16 +19,19 @@ class EncoderModelConfig:
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="Language model whose hidden states embed completions; null unless encoder.kind is lm.",
+        description="Model that embeds completions, by its hidden states or as a sentence encoder; null unless encoder.kind is "
+        "lm or sentence.",
     )
 
 
 @record
 class EncoderConfig:
-    kind: Literal["lm", "precomputed", "attributes", "columns"] = Field(
+    kind: Literal["lm", "sentence", "precomputed", "attributes", "columns"] = Field(
         default="lm",
-        description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features; "
-        "attributes: the numbers of the attributes column; columns: the rewards of encoder.columns.",
+        description="lm: hidden states of model.name; sentence: vectors of the sentence encoder model.name "
+        "(all-minilm-l6-v2, or a directory in the layout of sentence-transformers), which reads the completion "
+        "alone; precomputed: chosen_features, rejected_features; attributes: the numbers of the attributes column; "
+        "columns: the rewards of encoder.columns.",
     )
     layer: int = Field(
         default=-1,
@@ -191,7 +194,7 @@ class RewardsConfig(RunConfig):
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
-        if self.encoder.kind != "lm":
+        if self.encoder.kind not in ("lm", "sentence"):
             yield Unread(["model"], "encoder.kind", f"encoder.kind {self.encoder.kind}")
         if self.evaluation.models == ():
             keys = [f"evaluation.{key}" for key in ("controls", "held_out_prompts", "settings")]
@@ -199,9 +202,9 @@ class RewardsConfig(RunConfig):
 
     @model_validator(mode="after")
     def _model_for_lm(self):
-        if self.encoder.kind == "lm" and self.model.name is None:
+        if self.encoder.kind in ("lm", "sentence") and self.model.name is None:
             raise ValueError(
-                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed, "
-                "attributes or columns"
+                f"model.name is required when encoder.kind is {self.encoder.kind}; name a model or set "
+                "encoder.kind=precomputed, attributes or columns"
             )
         return self

@@ -115,10 +115,10 @@ def _worths(
 def features(run: RewardRun, items: Preferences) -> np.ndarray:
     """φ float32[I, K] of new texts."""
     kind = run.basis.encoder["kind"]
-    if kind not in ("lm", "columns"):
+    if kind not in encoder.READ_NEW_TEXTS:
         raise UserError(
             f"rewards: {run.directory} has encoder.kind {kind}, which gives no features for new texts; "
-            "fit the rewards with encoder.kind=lm or columns"
+            "fit the rewards with encoder.kind=lm, sentence or columns"
         )
     return Readout.of(run.basis).features(encoder.embed_items(items, run.basis.encoder))
 
