@@ -170,6 +170,12 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def replayed(world: World, config: str, record: str) -> Path:
+    """A run directory with a record of a step that was not finite."""
+    write(world.root / "stopped" / "config.yaml", config)
+    return write(world.root / "stopped" / "nonfinite.json", record).parent
+
+
 def truncated_gzip(world: World) -> list[str]:
     whole = gzip.compress(world.data.read_bytes())
     return check(write(world.root / "cut.jsonl.gz", whole[: len(whole) // 2]))
@@ -401,6 +407,27 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
         "should be 'lora' or 'full' (got \"lorra\")",
     ),
     "not finite": (lambda w: [*w.config("sft"), "optimizer.eps=.nan"], "should be a finite number"),
+    "skips that nobody counts": (
+        lambda w: [*w.config("sft"), "train.max_skips=2"],
+        "train.max_skips [command line]: not read with train.on_nonfinite stop",
+    ),
+    "what a step that is not finite does": (
+        lambda w: [*w.config("sft"), "train.on_nonfinite=skipp"],
+        "should be 'stop' or 'skip' (got \"skipp\")",
+    ),
+    "replay of no run": (lambda w: ["replay", str(w.root)], "not a run (no config.yaml)"),
+    "replay of nothing": (
+        lambda w: ["replay", str(write(w.root / "ok" / "config.yaml", "# chorus sft\n").parent)],
+        "every step was finite (no nonfinite.json)",
+    ),
+    "replay of another kind": (
+        lambda w: ["replay", str(replayed(w, "# chorus rewards\n", "{}"))],
+        "holds a rewards run",
+    ),
+    "replay of a damaged record": (
+        lambda w: ["replay", str(replayed(w, "# chorus sft\n", '{"step": 3}'))],
+        "nonfinite.json",
+    ),
     "override without =": (lambda w: [*w.config("sft"), "seed"], "an override is key.sub=value"),
     "override of nothing": (lambda w: [*w.config("sft"), "=1"], "an override is key.sub=value"),
     "override through a value": (
@@ -557,6 +584,14 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "model config missing": (model_without("config.json"), "config.json"),
     "example too long": (too_long, "row"),
     "unknown way to keep the base": (lambda w: [*w.config("sft"), "model.base=int4"], "model.base"),
+    "a stream that holds out": (
+        lambda w: [*w.config("sft"), "data.stream=true", "train.evaluate_every=1"],
+        "train.evaluate_every 1: needs all rows at once",
+    ),
+    "a stream of a compressed file": (
+        lambda w: w.config("sft", data={"path": str(w.rows([], "a.jsonl.gz")), "stream": True}),
+        "cannot be read row by row (data.stream)",
+    ),
     "trained weights in codes": (
         lambda w: [*w.config("sft"), "model.base=nf4", "tune.mode=full"],
         "model.base is nf4, which is how a frozen model is kept, but tune.mode full trains it; set tune.mode=lora",

@@ -10,6 +10,7 @@ LoRe's unseen-unseen split); cluster bootstrap, Efron & Tibshirani 1993 §8.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ import numpy as np
 from rewards.basis.belief import Belief
 from rewards.comparison import replay
 from rewards.comparison.measures import padded_rows, person_accuracy, person_mean
-from rewards.data.division import MAIN, Division
+from rewards.data.division import CELLS, MAIN, Division
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.rules import GaussianRule
 from rewards.types import Preferences
 
 AGGREGATE = "aggregate"
+BINS = 5
 IGNORES = 0.002
 """A mean change of P(chosen ≻ rejected) below this, under another's answers, is no change at all."""
 
@@ -116,6 +118,10 @@ class Scores:
       swapped: float[U], with another person's answers; swap_flips: share of predictions that turn.
       label_flips: float[U], share that turn when all of one's own answers are inverted.
       change: mean change of a predicted probability under the swap.
+      fresh: float[U], accuracy in the main cell on comparisons of which no text was in a question, and the share that these are.
+      cell_loss: cell → −log P of its answers, as `cells`.
+      reliability: float[B, 3] of the main cell after `answers` answers: by bins of σ(|margin|) from ½ to 1, the sum of
+        σ(|margin|), of right predictions and of comparisons.
     """
 
     accuracy: dict[int, np.ndarray]
@@ -126,6 +132,55 @@ class Scores:
     swap_flips: np.ndarray
     label_flips: np.ndarray
     change: float
+    cell_loss: dict[str, np.ndarray]
+    reliability: np.ndarray
+    fresh: np.ndarray
+    fresh_share: np.ndarray
+
+    @classmethod
+    def merged(cls, parts: "Sequence[Scores]", new: "Sequence[np.ndarray]") -> "Scores":
+        """One model's scores in every fold as those of all people, each of whom was new in one.
+
+        Args:
+          new: float or int[U] of each fold, its people: the order in which they stand.
+        """
+        if len(parts) == 1:
+            return parts[0]
+
+        def joined(name: str) -> dict[int, np.ndarray]:
+            return {n: np.concatenate([getattr(part, name)[n] for part in parts]) for n in parts[0].accuracy}
+
+        def cells(name: str) -> dict[str, np.ndarray]:
+            found: dict[str, np.ndarray] = {}
+            for cell in CELLS:
+                values = [getattr(part, name).get(cell) for part in parts]
+                if all(value is None for value in values):
+                    continue
+                if cell.startswith("unseen"):
+                    gaps = [np.full(len(people), np.nan) for people in new]
+                    found[cell] = np.concatenate(
+                        [gap if value is None else value for value, gap in zip(values, gaps, strict=True)]
+                    )
+                else:  # the same people in several folds: the mean over those in which they were fitted
+                    found[cell] = _mean_of_numbers([value for value in values if value is not None])
+            return found
+
+        chosen = joined("chosen") if all(part.chosen is not None for part in parts) else None
+        weights = np.array([len(people) for people in new], np.float64)
+        return cls(
+            accuracy=joined("accuracy"),
+            loss=joined("loss"),
+            chosen=chosen,
+            cells=cells("cells"),
+            swapped=np.concatenate([part.swapped for part in parts]),
+            swap_flips=np.concatenate([part.swap_flips for part in parts]),
+            label_flips=np.concatenate([part.label_flips for part in parts]),
+            change=float(np.average([part.change for part in parts], weights=weights)),
+            cell_loss=cells("cell_loss"),
+            reliability=np.sum([part.reliability for part in parts], axis=0),
+            fresh=np.concatenate([part.fresh for part in parts]),
+            fresh_share=np.concatenate([part.fresh_share for part in parts]),
+        )
 
 
 def accuracy_after(fitted: FittedModel, table: ItemTable, protocol: Protocol, count: int) -> np.ndarray:
@@ -150,27 +205,56 @@ def score_model(fitted: FittedModel, table: ItemTable, protocol: Protocol) -> Sc
     """Replay people outside the fit and predict every cell."""
     tests, answers = protocol.new[MAIN], protocol.answers
     curve = {n: _after(fitted, table, protocol, n) for n in protocol.counts}
-    cells, swaps = {}, []
-    parts: dict[str, list[np.ndarray]] = {cell: [] for cell in protocol.new}
+    swaps, reliability, fresh = [], [], []
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {cell: [] for cell in protocol.new}
     for draw, order in enumerate(protocol.orders):
-        people = fitted.adapt(table, Comparisons.of(protocol.prefs, order).first(answers))
+        asked = Comparisons.of(protocol.prefs, order).first(answers)
+        people = fitted.adapt(table, asked)
         for cell, pairs in protocol.new.items():
-            parts[cell].append(person_accuracy(fitted.margins(table, people, pairs), pairs))
+            margins = fitted.margins(table, people, pairs)
+            parts[cell].append((person_accuracy(margins, pairs), person_loss(margins, pairs)))
+            if cell == MAIN:
+                reliability.append(reliability_of(margins, pairs))
+                new_texts = fresh_texts(asked, pairs)
+                left = dataclasses.replace(pairs, weight=pairs.weight * new_texts)
+                fresh.append((person_accuracy(margins, left), person_mean(new_texts, pairs)))
         swaps.append(_swap(fitted, table, people, tests, draw))
-    cells |= {cell: np.mean(values, axis=0) for cell, values in parts.items()}
+    both = {cell: np.mean(values, axis=0) for cell, values in parts.items()}
     seen = fitted.seen() if protocol.known else None
     for cell, pairs in protocol.known.items():
-        cells[cell] = person_accuracy(fitted.margins(table, seen, pairs), pairs)
+        margins = fitted.margins(table, seen, pairs)
+        both[cell] = np.stack([person_accuracy(margins, pairs), person_loss(margins, pairs)])
     return Scores(
         accuracy={n: values[0] for n, values in curve.items()},
         loss={n: values[1] for n, values in curve.items()},
         chosen=_chosen_questions(fitted, table, protocol),
-        cells=cells,
+        cells={cell: values[0] for cell, values in both.items()},
         swapped=np.mean([swap[0] for swap in swaps], axis=0),
         swap_flips=np.mean([swap[1] for swap in swaps], axis=0),
         label_flips=_label_flips(fitted, table, protocol),
         change=float(np.mean([swap[2] for swap in swaps])),
+        cell_loss={cell: values[1] for cell, values in both.items()},
+        reliability=np.mean(reliability, axis=0),
+        fresh=_mean_of_numbers([accuracy for accuracy, _ in fresh]),
+        fresh_share=np.mean([share for _, share in fresh], axis=0),
     )
+
+
+def fresh_texts(asked: Comparisons, tests: Comparisons) -> np.ndarray:
+    """bool[U, T]: neither text of the tested comparison is in one of the person's questions."""
+    found = np.zeros(tests.weight.shape, bool)
+    for side in (asked.chosen, asked.rejected):
+        texts = np.where(asked.weight > 0, side, -1)
+        for tested in (tests.chosen, tests.rejected):
+            found |= (tested[:, :, None] == texts[:, None, :]).any(axis=2)
+    return ~found
+
+
+def _mean_of_numbers(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over rows of what is not NaN; NaN where all are."""
+    stacked = np.stack(rows)
+    count = np.sum(~np.isnan(stacked), axis=0)
+    return np.where(count > 0, np.nansum(stacked, axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _label_flips(fitted: FittedModel, table: ItemTable, protocol: Protocol) -> np.ndarray:
@@ -227,3 +311,16 @@ def person_loss(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
     """Mean −log P of each person's answers, nats; NaN without pairs."""
     signed = np.asarray(margins, np.float64) * np.where(pairs.outcome > 0.5, 1.0, -1.0)
     return person_mean(np.logaddexp(0.0, -signed), pairs)
+
+
+def reliability_of(margins: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    """float[B, 3] by bins of the confidence σ(|margin|): its sum, right predictions, comparisons."""
+    present = pairs.weight > 0
+    margin = np.asarray(margins, np.float64)[present]
+    signed = margin * np.where(pairs.outcome[present] > 0.5, 1.0, -1.0)
+    sure = 0.5 * (1 + np.tanh(0.5 * np.abs(margin)))
+    right = np.where(signed == 0, 0.5, signed > 0)
+    place = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    return np.stack(
+        [np.bincount(place, values, BINS) for values in (sure, right, np.ones_like(sure))], axis=1
+    )

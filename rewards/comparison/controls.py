@@ -54,10 +54,16 @@ class PlantedTastes:
         return float(np.mean(0.5 * (1 + np.tanh(0.5 * np.abs(self.margin[mask])))))
 
 
-def planted_tastes(prefs: Preferences, table: ItemTable, seed: int) -> PlantedTastes:
+def planted_tastes(
+    prefs: Preferences, table: ItemTable, seed: int, *, worth: float | None = None
+) -> PlantedTastes:
     """w_u ~ N(μ, I) over the first principal components of the items within prompts.
 
     The margins of the data's comparisons are scaled to `PLANTED_MARGIN`, `COMMON` of their variance shared.
+
+    Args:
+      worth: by how much knowing the tastes beats knowing only what is shared, as a share of the comparisons; the shared part
+        of the variance is then what makes it so (at its largest, where nothing is shared, if that is too little).
     """
     used = np.unique(np.concatenate([prefs.chosen, prefs.rejected]))
     coordinates = np.zeros((prefs.num_items, PLANTED_BASIS))
@@ -65,12 +71,29 @@ def planted_tastes(prefs: Preferences, table: ItemTable, seed: int) -> PlantedTa
     coordinates[used, : reduced.shape[1]] = reduced
     rng = np.random.default_rng([seed, 202])
     delta = coordinates[prefs.chosen] - coordinates[prefs.rejected]
-    shared = delta @ rng.normal(size=PLANTED_BASIS)
-    own = np.sum(delta * rng.normal(size=(prefs.num_users, PLANTED_BASIS))[prefs.user_index], axis=1)
-    margin = np.sqrt(COMMON) * _unit(shared) + np.sqrt(1 - COMMON) * _unit(own)
-    margin = PLANTED_MARGIN * _unit(margin)
+    shared = _unit(delta @ rng.normal(size=PLANTED_BASIS))
+    own = _unit(np.sum(delta * rng.normal(size=(prefs.num_users, PLANTED_BASIS))[prefs.user_index], axis=1))
+    common = COMMON if worth is None else _common(shared, own, worth)
+    margin = PLANTED_MARGIN * _unit(np.sqrt(common) * shared + np.sqrt(1 - common) * own)
     answered = redraw(prefs, margin, seed)
     return PlantedTastes(answered, np.where(answered.chosen == prefs.chosen, margin, -margin))
+
+
+def _common(shared: np.ndarray, own: np.ndarray, worth: float) -> float:
+    """Share of the margin's variance in common at which the tastes are worth so much, by halving: worth falls with it."""
+
+    def of(common: float) -> float:
+        margin = PLANTED_MARGIN * _unit(np.sqrt(common) * shared + np.sqrt(1 - common) * own)
+        first = 0.5 * (1 + np.tanh(0.5 * margin))
+        known = np.maximum(first, 1 - first)
+        crowd = np.where(shared > 0, first, np.where(shared < 0, 1 - first, 0.5))
+        return float(np.mean(known - crowd))
+
+    below, above = 0.0, 1.0
+    for _ in range(30):
+        middle = (below + above) / 2
+        below, above = (middle, above) if of(middle) > worth else (below, middle)
+    return below
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -20,6 +20,19 @@ RELEVANT_NATS = 0.4
 """The same in rewards: 0.4 nats of log-odds turn at most ten choices in a hundred."""
 
 
+DISAGREE = 0.2
+"""Share of choices that a model which listens predicts otherwise than one for everybody, at least."""
+
+
+def least_half_width(people: int, choices: int) -> float:
+    """Half-width of an interval over people who do not differ, by the noise of DISAGREE of `choices` choices alone.
+
+    A person's difference in accuracy then has the variance DISAGREE / choices. A model that never disagreed shows no noise, but
+    one that had found something would.
+    """
+    return 1.96 * float(np.sqrt(DISAGREE / max(choices, 1) / max(people, 1)))
+
+
 class Power(NamedTuple):
     """people: U. detectable: least difference found with probability POWER, in the unit of the gains; None if none is."""
 

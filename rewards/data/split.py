@@ -34,6 +34,24 @@ def split_people(prefs: Preferences, held_out: float, seed: int) -> tuple[np.nda
     return ~mask, mask
 
 
+def people_folds(prefs: Preferences, folds: int, seed: int) -> np.ndarray:
+    """int[U], the fold of every person in the user table; people are dealt out in the order of their hashes.
+
+    Raises:
+      UserError: fewer than two people a fold, whose answers could not be swapped.
+    """
+    present = np.unique(prefs.user_index)
+    if not 2 <= folds <= len(present) // 2:
+        raise UserError(
+            f"{prefs.source}: {folds} folds of {len(present)} people; give from 2 to {len(present) // 2} folds, "
+            "two people each at least (evaluation.folds)"
+        )
+    order = _smallest([f"{seed}:{prefs.user_ids[user]}" for user in present], len(present))
+    fold = np.zeros(prefs.num_users, np.int64)
+    fold[present[order]] = np.arange(len(present)) % folds
+    return fold
+
+
 def keep_people(prefs: Preferences, min_comparisons: int, max_people: int | None) -> Preferences:
     """Only the comparisons of people with `min_comparisons` at least, and of `max_people` of these at most.
 

@@ -8,8 +8,9 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from rewards.errors import UserError
 from rewards.files import cache_dir
 from rewards.types import Prompt
 
+Parsed = TypeVar("Parsed")
 PIECE = 1 << 24  # bytes read at a time
 SHORT = 32  # bytes; a line below it is looked at to tell whether it is blank
 
@@ -70,14 +72,35 @@ class Stream:
         Raises:
           UserError: file, row, field, value and fix.
         """
+        row = self._parsed(index, lambda record: schema.parse_row(record, None))
+        return row.prompt, row.chosen, row.rejected, row.outcome
+
+    def example(self, index: int) -> tuple[Prompt, dict[str, float]]:
+        """Prompt, and its completions with how much each was chosen: 1 of one alone, of a pair as `pair` says.
+
+        Rows as in `rewards.data.examples.read_examples`. Raises as `pair`.
+        """
+        return self._parsed(index, _example)
+
+    def _parsed(self, index: int, parse: Callable[[object], Parsed]) -> Parsed:
         try:
             record = self.record(index)
             if isinstance(record, RowError):
                 raise record
-            row = schema.parse_row(record, None)
+            return parse(record)
         except RowError as error:
             raise UserError(f"{self.source}: row {index + 1}: {error}") from None
-        return row.prompt, row.chosen, row.rejected, row.outcome
+
+
+def _example(record: object) -> tuple[Prompt, dict[str, float]]:
+    fields = schema.row_object(record)
+    if fields.keys() & {"chosen", "rejected", "chosen_features"}:
+        row = schema.parse_row(fields, None)
+        shares = {row.chosen: float(row.outcome)}
+        shares[row.rejected] = shares.get(row.rejected, 0.0) + 1.0 - float(row.outcome)
+        return row.prompt, shares
+    prompt, texts, _ = schema.parse_completions(fields, texts=True)
+    return prompt, dict.fromkeys(texts.values(), 1.0)
 
 
 def _shards(path: str) -> Sequence[Path]:

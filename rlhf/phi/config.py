@@ -19,16 +19,19 @@ class EncoderModelConfig:
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="Language model whose hidden states embed completions; null unless encoder.kind is lm.",
+        description="Model that embeds completions, by its hidden states or as a sentence encoder; null unless encoder.kind is "
+        "lm or sentence.",
     )
 
 
 @record
 class EncoderConfig:
-    kind: Literal["lm", "precomputed", "attributes", "columns"] = Field(
+    kind: Literal["lm", "sentence", "precomputed", "attributes", "columns"] = Field(
         default="lm",
-        description="lm: hidden states of model.name; precomputed: chosen_features, rejected_features; "
-        "attributes: the numbers of the attributes column; columns: the rewards of encoder.columns.",
+        description="lm: hidden states of model.name; sentence: vectors of the sentence encoder model.name "
+        "(all-minilm-l6-v2, or a directory in the layout of sentence-transformers), which reads the completion "
+        "alone; precomputed: chosen_features, rejected_features; attributes: the numbers of the attributes column; "
+        "columns: the rewards of encoder.columns.",
     )
     layer: int = Field(
         default=-1,
@@ -141,6 +144,20 @@ class RewardEvaluationConfig:
         lt=1,
         description="Share of prompts kept out of the comparison's fits for its unseen-prompt cells; 0 means none.",
     )
+    held_out_texts: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Where no prompts are held out (0, or one prompt in all): share of texts kept out of the comparison's fits "
+        "instead; comparisons with one of them are its unseen cells.",
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000,
+        description="Folds of people; each person is held out once. 1: data.held_out_people alone; null: up to 5 where there are "
+        "fewer than 50 people, who then are predicted on half of their choices, else 1.",
+    )
     distinct_texts: bool = Field(
         default=False,
         description="Each text is used once a person and the other comparisons are left out; for pairs that were made "
@@ -177,7 +194,7 @@ class RewardsConfig(RunConfig):
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
     def unread(self) -> Iterator[Unread]:
-        if self.encoder.kind != "lm":
+        if self.encoder.kind not in ("lm", "sentence"):
             yield Unread(["model"], "encoder.kind", f"encoder.kind {self.encoder.kind}")
         if self.evaluation.models == ():
             keys = [f"evaluation.{key}" for key in ("controls", "held_out_prompts", "settings")]
@@ -185,9 +202,9 @@ class RewardsConfig(RunConfig):
 
     @model_validator(mode="after")
     def _model_for_lm(self):
-        if self.encoder.kind == "lm" and self.model.name is None:
+        if self.encoder.kind in ("lm", "sentence") and self.model.name is None:
             raise ValueError(
-                "model.name is required when encoder.kind is lm; name a model or set encoder.kind=precomputed, "
-                "attributes or columns"
+                f"model.name is required when encoder.kind is {self.encoder.kind}; name a model or set "
+                "encoder.kind=precomputed, attributes or columns"
             )
         return self

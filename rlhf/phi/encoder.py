@@ -1,12 +1,13 @@
-"""Language-model embeddings of completions: e(x, y) = hidden states of y after x, pooled over its tokens.
+"""Embeddings of completions: e(x, y) = hidden states of y after x, pooled over its tokens, or the sentence vector of y.
 
-Computed once and kept in the cache folder under a hash of weights, settings and tokens. Without a language model
-of its own, an encoder may also be the numbers that came with the data, or off-the-shelf rewards (`rlhf.phi.columns`).
+Computed once and kept in the cache folder under a hash of weights, settings and texts. Without a model of its own, an encoder
+may also be the numbers that came with the data, or off-the-shelf rewards (`rlhf.phi.columns`).
 Shapes: I items, D width.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from rewards.errors import UserError
 from rewards.files import JSONObject, cache_dir
 from rewards.types import Preferences, RewardBasis
 from rlhf.mesh.devices import apart
+from rlhf.models.sentence import SentenceEncoder
+from rlhf.phi import sentence
 from rlhf.phi.columns import table
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.columns.hidden import pooled_states
@@ -26,6 +29,11 @@ from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences
 from rlhf.run import inputs, processes
+
+READ_NEW_TEXTS = ("lm", sentence.KIND, "columns")
+"""Kinds of encoder that give features for texts that are not in the data."""
+MODELS = ("lm", sentence.KIND)
+"""Kinds of encoder that are a model with a name."""
 
 
 def encoder_settings(kind: str, model: str | None, layer: int, pool: str, fingerprint: str) -> JSONObject:
@@ -56,10 +64,14 @@ def prepare(
         if reference is not None:
             settings = table.standardise_on(settings, read_completions(reference))
         return rewards, settings
-    if kind != "lm":
+    if kind not in ("lm", sentence.KIND):
         settings = encoder_settings(kind, None, 0, "none", "")
         return embed_items(prefs, settings), settings
-    assert model is not None, "a language model has a name"
+    assert model is not None, "a model has a name"
+    if kind == sentence.KIND:
+        loaded = SentenceEncoder(sentence.resolve(model))
+        settings = sentence.settings_of(loaded, model)
+        return _remembered(prefs, settings, lambda: loaded.embed(prefs.item_text)), settings
     base = policy_store.load_base(model, adapter_layers=None, dtype="float32")
     settings = encoder_settings("lm", base.name, layer, pool, base.fingerprint) | {"files": dict(base.files)}
     if base.tokenizer.template_date:
@@ -90,6 +102,10 @@ def embed_items(prefs: Preferences, settings: JSONObject) -> np.ndarray:
         return np.array(
             processes.from_writer(lambda: table.evaluate(prefs, settings, gates=False).values.tolist())
         )
+    if settings["kind"] == sentence.KIND:
+        if here := _place(settings):
+            sentence.check(settings, here)
+        return _remembered(prefs, settings, lambda: sentence.opened(settings).embed(prefs.item_text))
 
     now = files_now(settings)
     _check_files(settings, now)
@@ -117,9 +133,19 @@ def open_encoder(settings: JSONObject) -> policy_store.Base:
 def files_now(settings: JSONObject) -> dict[str, str]:
     """sha256 by name of the tokenizer and settings of a stored encoder's model; nothing where it is not there."""
     try:
+        if settings["kind"] == sentence.KIND:
+            return sentence.files_now(settings["model"])
         return policy_store.files_under(settings["model"])
     except UserError:  # what needs the model says so
         return {}
+
+
+def _place(settings: JSONObject) -> Path | None:
+    """Where a stored sentence encoder is; None where it is gone, and what is remembered of it must do."""
+    try:
+        return sentence.resolve(settings["model"])
+    except UserError:  # what needs the model says so
+        return None
 
 
 def _check_files(settings: JSONObject, now: Mapping[str, str]) -> None:

@@ -11,7 +11,6 @@ from rewards.basis.fit import fit_pooled
 from rewards.basis.readout import Readout
 from rewards.comparison import compare, replay, scoreboard
 from rewards.comparison.measures import Interval, bootstrap
-from rewards.data.division import divide
 from rewards.data.leak import leak_check
 from rewards.data.split import last_choices
 from rewards.errors import UserError
@@ -22,6 +21,7 @@ from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.fit import close, divided, embedded, read_by, stored_model
+from rlhf.phi.folds import divisions_of, folds_of
 from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_names, training_answers
 from rlhf.run import inputs
 from rlhf.run.config.load import load, to_dict
@@ -54,16 +54,22 @@ def evaluate_rewards(config: RewardsConfig) -> JSONObject:
         else:
             embeddings, encoded_with = embedded(config, prefs)
         evaluation: JSONObject = {}
-        if isinstance(model, LinearFitted) and model.kind == HOUSE:
+        in_folds = folds_of(config, prefs) > 1 and bool(
+            models
+        )  # the run's own replay would be of a few people alone
+        if isinstance(model, LinearFitted) and model.kind == HOUSE and not in_folds:
             phi = Readout.of(model.basis).features(embeddings, prefs.item_prompt)
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
             evaluation = evaluate_people(config, prefs, held_out, phi, model, pooled)
         if models:
             board = compare_models(config, models, item_table(prefs, embeddings, encoded_with))
-            evaluation = evaluation or replay_of(board)
+            if evaluation:
+                evaluation["differs"] = differs(config, board)
+            else:
+                evaluation = replay_of(board)
             evaluation |= {"comparison": board, "leak": leak_check(prefs)}
         evaluation["settings"] = to_dict(config.evaluation)
-        evaluation["tested_choices"] = config.data.last_choices
+        evaluation.setdefault("tested_choices", config.data.last_choices)
         return close(run, read_result(directory) | {"evaluation": evaluation})
 
 
@@ -73,6 +79,7 @@ def replay_of(board: JSONObject) -> JSONObject:
     own, answers = board["models"][board["judged"]], board["answers"]
     return {
         "people": board["people"],
+        "tested_choices": board["tested_choices"],
         "pooled_accuracy": board["models"][compare.AGGREGATE]["accuracy"][answers],
         "accuracy": own.get("accuracy_chosen", own["accuracy"]),
         "accuracy_random": own["accuracy"],
@@ -85,6 +92,19 @@ def replay_of(board: JSONObject) -> JSONObject:
             "difference": own["own_minus_swapped"],
         },
     }
+
+
+def differs(config: RewardsConfig, board: JSONObject) -> str:
+    """Why the replay of the stored model and the comparison's row of the same name are not one number."""
+    kept = [
+        "everybody's last choices",
+        *(["held-out prompts or texts"] if len(board["missing_cells"]) < 2 else []),
+    ]
+    return (
+        f"The replay is of the stored model, fitted on all answers of the training people; for the comparison {board['judged']} "
+        f"was fitted again without {' and '.join(kept)}, like every model beside it, so its figures differ a little. The "
+        "first line goes by the comparison."
+    )
 
 
 def compared_models(config: RewardsConfig) -> dict[str, RewardModel]:
@@ -103,20 +123,12 @@ def compared_models(config: RewardsConfig) -> dict[str, RewardModel]:
 
 
 def compare_models(config: RewardsConfig, models: dict[str, RewardModel], table: ItemTable) -> JSONObject:
-    """The scoreboard on the division of `config`."""
+    """The scoreboard on the division of `config`, or on its folds of people."""
     settings = config.evaluation
-    division = divide(
-        table.prefs,
-        held_out_people=config.data.held_out_people,
-        held_out_prompts=settings.held_out_prompts,
-        split_seed=config.data.split_seed,
-        last=config.data.last_choices,
-        distinct_texts=settings.distinct_texts,
-    )
     return scoreboard.compare(
         models,
         table,
-        division,
+        divisions_of(config, table.prefs),
         scoreboard.Settings(settings.counts, settings.seeds, config.seed, settings.controls),
         judged=config.fit.model,
         weigh=lambda table, training: training_answers(config, table, training)[0],

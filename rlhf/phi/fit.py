@@ -17,10 +17,11 @@ from rewards.methods.base import Comparisons, FittedModel, ItemTable
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
 from rewards.types import Preferences
-from rlhf.phi import encoder
+from rlhf.phi import encoder, sentence
 from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
+from rlhf.phi.folds import judged_on
 from rlhf.phi.methods import (
     check_names,
     item_table,
@@ -79,6 +80,7 @@ def fit(config: RewardsConfig) -> JSONObject:
         if config.rails:
             set_rails(run.directory, config.rails)
         result = _fit_result(config, table, train, held_out, fitted)
+        result["judged_on"] = judged_on(config, prefs, held_out)
         if kinds:
             result["annotation"] = kinds
         if settings["kind"] == "columns":
@@ -107,8 +109,9 @@ def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, st
     """What a fit reads: the answers, and what its encoder is made of."""
     found = {"data.path": {str(config.data.path): inputs.content(prefs)}}
     name = config.model.name
-    if config.encoder.kind == "lm" and name is not None:
-        found["model.name"] = policy_store.parts_of(name)
+    if config.encoder.kind in encoder.MODELS and name is not None:
+        of = sentence.parts_of if config.encoder.kind == sentence.KIND else policy_store.parts_of
+        found["model.name"] = of(name)
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}

@@ -155,6 +155,15 @@ def pack(rows: Sequence[Sequence[Sequences]], *, multiple: int = 8) -> PackedRow
     return packed
 
 
+def check_row_length(row_length: int | None, length: int) -> None:
+    """Refuse an example that is longer than a row; None holds any."""
+    if row_length is not None and length > row_length:
+        raise UserError(
+            f"train.row_length: {row_length} tokens cannot hold an example of {length}; "
+            f"set train.row_length to at least {length}"
+        )
+
+
 def fill_rows(sequences: Iterable[Sequences], row_length: int) -> list[list[Sequences]]:
     """Distribute single-completion groups over rows of at most `row_length` nodes, similar ones together.
 
@@ -166,11 +175,7 @@ def fill_rows(sequences: Iterable[Sequences], row_length: int) -> list[list[Sequ
     rows, tree, used = [], _Tree(), row_length
     for group in sorted(sequences):
         tokens = (*group.prompt, *group.completions[0])
-        if len(tokens) > row_length:
-            raise UserError(
-                f"train.row_length: {row_length} tokens cannot hold an example of {len(tokens)}; "
-                f"set train.row_length to at least {len(tokens)}"
-            )
+        check_row_length(row_length, len(tokens))
         cost = tree.cost(tokens)
         if used + cost > row_length:
             rows.append([])

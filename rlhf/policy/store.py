@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -102,9 +102,9 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def files_of(directory: Path) -> dict[str, str]:
-    """sha256 by name of a model directory's `FILES`, those that there are."""
-    return {name: _digest(path) for name in FILES if (path := directory / name).is_file()}
+def files_of(directory: Path, names: Sequence[str] = FILES) -> dict[str, str]:
+    """sha256 by name of a model directory's files `names`, those that there are."""
+    return {name: _digest(path) for name in names if (path := directory / name).is_file()}
 
 
 def files_under(name: str | Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from rewards.comparison.measures import Interval, bootstrap
-from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, power
+from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, least_half_width, power
 from rewards.files import JSONObject
 from rlhf.report.figures import off_diagonal_mean
 from rlhf.run.directory import plain
@@ -106,7 +106,7 @@ def rewards_verdict(result: JSONObject) -> Verdict:
     if not evaluation or "accuracy" not in evaluation:
         return Verdict(
             "unknown",
-            f"Not judged yet: `chorus rewards evaluate` replays the people who were held out.{_at_best(result)}",
+            f"Not judged yet: {_how_to_judge(result)}.{_at_best(result)}",
         )
     answers, accuracy = _judged(evaluation)
     if answers == "0":
@@ -149,7 +149,7 @@ def rewards_verdict(result: JSONObject) -> Verdict:
 def _comparison_verdict(board: JSONObject) -> Verdict:
     """The comparison's sentence; a win that also happens where nobody differs is none."""
     own, caution = board["models"][board["judged"]], _few(board["people"])
-    if own["ignores_user"]:  # the sentence says so
+    if own["ignores_user"] and board.get("status") != "unknown":  # the sentence says so
         return Verdict("lost", board["sentence"] + caution)
     controls = own.get("controls", {})
     identical, planted = controls.get("identical_people"), controls.get("planted_tastes")
@@ -198,15 +198,29 @@ def _unpaired(accuracy: JSONObject, pooled: JSONObject) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def _how_to_judge(result: JSONObject) -> str:
+    run, judged = result.get("run_dir"), result.get("judged_on") or {}
+    command = f"chorus rewards evaluate {run}/config.yaml" if run else "chorus rewards evaluate"
+    if judged.get("folds", 1) > 1:
+        return f"`{command}` holds each of {judged['people']} people out once and predicts their choices"
+    return f"`{command}` replays the people who were held out"
+
+
 def _at_best(result: JSONObject) -> str:
-    """What so many held-out people could show if nothing but the planted difference varied."""
-    people = result.get("held_out_people")
+    """What so many people could show by the noise of their choices alone (`least_half_width`)."""
+    judged = result.get("judged_on") or {}
+    people = int(judged.get("people") or result.get("held_out_people") or 0)
     if not people:
         return ""
-    found = power(0.0, 0.0, int(people), choices=int(result.get("last_choices") or TESTED))
-    if found.shows(RELEVANT):
+    choices = int(judged.get("choices") or result.get("last_choices") or TESTED)
+    half = least_half_width(people, choices)
+    found = power(-half, half, people, choices=choices)
+    in_folds = judged.get("folds", 1) > 1
+    if found.shows(RELEVANT) and not in_folds:
         return ""
-    return f" Even without any other noise, {cannot_show(found)}: more people, or a larger data.held_out_people, can."
+    more = "more people can" if in_folds else "more people, or a larger data.held_out_people, can"
+    said = f"with {choices} choices of each to predict, {cannot_show(found)}"
+    return f" At best, {said}; {more}."
 
 
 def _few(people: int | None) -> str:

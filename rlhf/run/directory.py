@@ -50,6 +50,9 @@ _PACKAGES = (
 )
 _SECRET = re.compile(r"(?i)token|key|secret|passw|auth")
 _ABSENT = object()
+# Where a run lies, on what it runs and who is told changes none of its numbers; what happens in a step that is not finite
+# changes none that it has so far.
+_FREE = ("output_dir", "mesh", "track", "train.on_nonfinite", "train.max_skips")
 
 
 class Run:
@@ -68,7 +71,7 @@ class Run:
         """Create the run directory, or resume it when it holds the same configuration.
 
         Args:
-          output_dir: directory; `output_dir`, `mesh` and `track` there are not compared, so a run may be moved.
+          output_dir: directory; what `_FREE` names is not compared, so a run may be moved.
           config: frozen configuration record.
           kind: what makes the run: `rewards`, `sft`, `dpo`, `evaluate`.
         Raises:
@@ -245,8 +248,8 @@ def first_difference(stored: JSONObject, wanted: JSONObject, prefix: str = "") -
     """First key (in the order of `wanted`) whose value differs: dotted key, old and new value as text."""
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         key = f"{prefix}{name}"
-        if key in ("output_dir", "mesh", "track"):
-            continue  # where a run lies, on what it runs and who is told changes none of its numbers
+        if key in _FREE:
+            continue
         old, new = stored.get(name, _ABSENT), wanted.get(name, _ABSENT)
         if isinstance(old, dict) and isinstance(new, dict):
             inner = first_difference(old, new, f"{key}.")

@@ -5,8 +5,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 from jaxtyping import PyTree
 
+from rewards import hashed
+from rlhf.mesh import place
 from rlhf.mesh.devices import ONE_DEVICE, described
 from rlhf.run import processes
 from rlhf.run.metrics import MetricWriter
@@ -17,6 +21,7 @@ from rlhf.train.optim import TrainState
 
 _LOG = logging.getLogger("chorus")
 
+NOT_FINITE = "nonfinite.json"
 SHOWN = (
     "train/loss/total",
     "train/reward",
@@ -43,11 +48,18 @@ class Callback:
     def begin(self, start: int, num_steps: int) -> None:
         """`start` steps of `num_steps` are done."""
 
+    def before(self, number: int, state: PyTree, batch: PyTree, step: Callable[..., object]) -> None:
+        """The step after `number` of them: its state, its rows, and what will be called with them."""
+
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         """Step `number`, counted from 1, and its metrics (docs/metrics.md). An exception ends the training."""
 
     def checkpoint(self, number: int, state: PyTree) -> None:
         """The state after step `number`; its arrays are given away at the next step, so copy what is kept."""
+
+    def broken(self, number: int, names: Sequence[str], rows: Sequence[int]) -> str | None:
+        """Metrics `names` of step `number`, of these rows, are not finite, and the training ends; words for the message."""
+        return None
 
     def end(self) -> None:
         """The training is over, or was broken off."""
@@ -105,8 +117,8 @@ class Progress(Callback):
 
 
 class Metrics(Callback):
-    """metrics.jsonl, trackers and the console of a run directory: every `log_every`-th step, the first, the last, and those
-    with held-out numbers."""
+    """metrics.jsonl, trackers and the console of a run directory: every `log_every`-th step, the first, the last, those
+    with held-out numbers, and those that were left out."""
 
     def __init__(
         self,
@@ -135,7 +147,7 @@ class Metrics(Callback):
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         due = number % self._every == 0 or number in (1, self._last)
-        if self._writer is not None and (due or any(name.startswith("eval/") for name in metrics)):
+        if self._writer is not None and (due or _noted(metrics)):
             self._writer.write(number, {**metrics, **system_metrics()})
 
     def checkpoint(self, number: int, state: PyTree) -> None:
@@ -145,6 +157,11 @@ class Metrics(Callback):
     def end(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _noted(metrics: Mapping[str, float]) -> bool:
+    """Whether a step is written whatever its number."""
+    return bool(metrics.get("train/skipped")) or any(name.startswith("eval/") for name in metrics)
 
 
 CHECKPOINTS = "checkpoints"
@@ -170,6 +187,33 @@ class Checkpoints(Callback):
 
     def checkpoint(self, number: int, state: TrainState) -> None:
         self._checkpointer.save(number, state, {"next_step": number, "mesh": described()})
+
+
+class NotFinite(Callback):
+    """What a run directory keeps of a step that was not finite, for `chorus replay`."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._key: list[int] | None = None
+
+    def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
+        self._key = np.asarray(
+            place.host(jax.random.key_data(state.key))
+        ).tolist()  # the same for the whole run
+        return None
+
+    def broken(self, number: int, names: Sequence[str], rows: Sequence[int]) -> str | None:
+        done = [step for step in Checkpointer(self._directory / CHECKPOINTS).steps() if step < number]
+        record = {
+            "step": number,
+            "metrics": list(names),
+            "rows": list(rows),
+            "key": self._key,
+            "checkpoint": max(done, default=None),
+        }
+        if processes.is_writer():
+            hashed.write_record(self._directory / NOT_FINITE, record)
+        return f"`chorus replay {self._directory}` says which row and term"
 
 
 def of_user(given: Iterable[object]) -> list[Callback]:

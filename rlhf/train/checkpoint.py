@@ -119,7 +119,9 @@ class Checkpointer:
             reason = "No space left on device" if "RESOURCE_EXHAUSTED" in str(error) else "the disk refused"
             raise self._refused(step, reason) from None
 
-    def restore(self, target_tree: PyTree) -> tuple[int, PyTree, JSONObject] | None:
+    def restore(
+        self, target_tree: PyTree, before: int | None = None
+    ) -> tuple[int, PyTree, JSONObject] | None:
         """Load the newest good step → (step, tree, meta), or None when there is no step at all.
 
         Damaged steps are named on stderr and passed over.
@@ -127,12 +129,13 @@ class Checkpointer:
         Args:
           target_tree: pytree of arrays or `jax.ShapeDtypeStruct` that says what is expected; where a leaf has
             a sharding, the array is placed so. NumPy leaves come back as NumPy.
+          before: only steps that are smaller than this.
         Raises:
           UserError: no step is good; or a leaf is missing, left over, or of another shape or type than
             `target_tree` says (the leaf is named).
         """
         wanted = _named_leaves(target_tree)
-        if (found := processes.from_writer(self._newest_good)) is None:
+        if (found := processes.from_writer(lambda: self._newest_good(before))) is None:
             return None
         step, manifest = found
         _compare(wanted, manifest["leaves"], self._path(step))
@@ -173,10 +176,10 @@ class Checkpointer:
         """sha256 of a step's manifest, which holds the hashes of its arrays; the step is there."""
         return sha256_file(self._path(step) / MANIFEST)
 
-    def _newest_good(self) -> tuple[int, JSONObject] | None:
+    def _newest_good(self, before: int | None = None) -> tuple[int, JSONObject] | None:
         """The newest good step and its manifest; a UserError when there are steps and none is good."""
         problems: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if before is None or step < before]):
             try:
                 manifest = verify(self._path(step))
             except Damaged as damage:

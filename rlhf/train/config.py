@@ -94,6 +94,21 @@ EvaluateShare = Annotated[
         "rows; the first of which there are enough.",
     ),
 ]
+OnNonfinite = Annotated[
+    Literal["stop", "skip"],
+    Field(
+        description="What a step does whose loss, gradient or parameters are not finite: stop the run, or leave the state as "
+        "it was and go on (which needs room for the trained state twice)."
+    ),
+]
+MaxSkips = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_000_000,
+        description="Steps in a row that on_nonfinite skip leaves out; one more stops the run.",
+    ),
+]
 KEEP_BEST = "The policy of the step where this was best is kept, not the last one; null keeps the last."
 
 
@@ -134,6 +149,8 @@ class TrainConfig:
         le=1_000_000_000,
         description="Newest checkpoints kept; 2 leaves one to fall back on.",
     )
+    on_nonfinite: OnNonfinite = "stop"
+    max_skips: MaxSkips = 3
     evaluate_every: EvaluateEvery = None
     evaluate_share: EvaluateShare = 0.1
     keep_best: Literal["eval/loss/total", "eval/loss/pair", "eval/accuracy", "eval/reward"] | None = Field(
@@ -142,6 +159,7 @@ class TrainConfig:
 
     def unread(self) -> Iterator[Unread]:
         yield from unread_evaluation(self.evaluate_every, ["evaluate_share"])
+        yield from unread_skips(self.on_nonfinite)
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -164,6 +182,12 @@ def unread_evaluation(every: int | None, keys: list[str]) -> Iterator[Unread]:
     """Keys that a run without evaluation does not read."""
     if every is None:
         yield Unread(keys, "evaluate_every", "train.evaluate_every null")
+
+
+def unread_skips(on_nonfinite: str) -> Iterator[Unread]:
+    """Keys that a run which stops does not read."""
+    if on_nonfinite == "stop":
+        yield Unread(["max_skips"], "on_nonfinite", "train.on_nonfinite stop")
 
 
 def check_best(keep_best: str | None, every: int | None) -> None:

@@ -48,7 +48,7 @@ def read_of(rewards: FittedBasis | None, people: People | None) -> dict[str, dic
     if rewards.rails is not None:
         found["rails"] = rewards.rails.hash
     settings = rewards.basis.encoder
-    if settings["kind"] == "lm":
+    if settings["kind"] in encoder.MODELS:
         found |= {f"encoder {name}": digest for name, digest in encoder.files_now(settings).items()}
     return {"rewards": found}
 
@@ -195,6 +195,7 @@ def program_of(
         with_rail=config.rail.eta > 0,
         dtype=config.model.dtype,
         own=own,
+        skip=config.train.on_nonfinite == "skip",
     )
 
 

@@ -89,6 +89,7 @@ class DPOProgram:
       dtype: what trained base weights are computed in (`policy.merge`).
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where a step is given rows.
       own: a user's own optimiser (`optim.apply_gradients`).
+      skip: a step that is not finite is left out (`optim.unless_finite`).
     """
 
     graphdef: nnx.GraphDef
@@ -98,6 +99,7 @@ class DPOProgram:
     dtype: str = "float32"
     extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
+    skip: bool = False
 
 
 def row_coef(
@@ -200,7 +202,7 @@ def within_row(
     return q, jnp.sum(jnp.where(valid, q * (log_q - log_ref), 0.0), axis=1, where=valid)
 
 
-def _row_metrics(
+def row_metrics(
     trained: dict[str, PyTree],
     frozen: PolicyParams,
     batch: DPOBatch,
@@ -209,8 +211,13 @@ def _row_metrics(
     settings: DPOSettings,
     program: DPOProgram,
     guard: GuardState | None = None,
+    drawn: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], Found | None]:
-    """Loss and metrics of every row of one micro-batch, [B] each, and what guardrails found."""
+    """Loss and metrics of every row of one micro-batch, [B] each, and what guardrails found.
+
+    Args:
+      drawn: float32[B, K], what `row_coef` gives for `key` and these rows; None draws it here.
+    """
     loss_config, rail = settings.loss, settings.rail
     params = merge(frozen, trained, program.dtype)
     rows = batch.rows
@@ -219,7 +226,9 @@ def _row_metrics(
     moved_by_rails: dict[str, jax.Array] = {}
     if loss_config.personal:
         assert population is not None and program.shares is not None, "people, and how many rows are whose"
-        coef = row_coef(loss_config.kind, program.shares, population, rows.user, key)
+        coef = drawn
+        if coef is None:
+            coef = row_coef(loss_config.kind, program.shares, population, rows.user, key)
         if population.conditioning.limits is not None:
             moved_by_rails = rail_metrics(population.conditioning, coef)
         coef, z = Gate(population.conditioning, loss_config.dpo_beta, rail.eta).compose(coef)
@@ -276,8 +285,8 @@ def _row_metrics(
 
 
 def _loss(*args: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Found | None]]:
-    """Mean loss of one micro-batch, its metrics and what guardrails found; arguments as of `_row_metrics`."""
-    rows, found = _row_metrics(*args)
+    """Mean loss of one micro-batch, its metrics and what guardrails found; arguments as of `row_metrics`."""
+    rows, found = row_metrics(*args)
     metrics = {name: jnp.mean(value) for name, value in rows.items()}
     return metrics["train/loss/total"], (metrics, found)
 
@@ -297,7 +306,7 @@ def step(
 
     `settings` are `traced`. `extra` holds rows of `program.extra`, whose term joins the loss once a step; None for none.
     """
-    key = jax.random.fold_in(state.key, state.step)
+    key, before = jax.random.fold_in(state.key, state.step), state
 
     def gradient(inputs: tuple[DPOBatch, jax.Array]) -> tuple[PyTree, PyTree]:
         micro, micro_key = inputs
@@ -321,7 +330,8 @@ def step(
         grads = jax.tree.map(jnp.add, grads, own)
         metrics |= more | {"train/loss/total": metrics["train/loss/total"] + value}
     state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
-    return state, metrics | norms
+    metrics |= norms
+    return optim.unless_finite(before, state, metrics) if program.skip else (state, metrics)
 
 
 MEASURED = ("loss/total", "loss/pair", "accuracy", "margin", "reward", "kl_ref_nats")
@@ -349,7 +359,7 @@ def evaluate(
 
     def sums(inputs: tuple[DPOBatch, HostOrDevice, jax.Array]) -> dict[str, jax.Array]:
         micro, counts, micro_key = inputs
-        rows, _ = _row_metrics(trained, frozen, micro, population, micro_key, settings, program, guard)
+        rows, _ = row_metrics(trained, frozen, micro, population, micro_key, settings, program, guard)
         return {
             f"eval/{name}": jnp.sum(counts * rows[f"train/{name}"])
             for name in MEASURED

@@ -24,6 +24,7 @@ from rewards.basis.rails import stated
 from rewards.basis.store import load_reward_run
 from rewards.data.examples import read_examples
 from rewards.data.read import read_preferences
+from rewards.data.stream import Stream
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people.population import load_people
@@ -37,7 +38,7 @@ from rlhf.policy.logprobs import MAX_CACHED_BYTES, PolicyParams, structure
 from rlhf.policy.packing import PackedRows
 from rlhf.policy.rails import in_force
 from rlhf.run.record import traced
-from rlhf.train import dpo_parts, dpo_step, memory, optim, sft_step
+from rlhf.train import dpo_parts, dpo_step, memory, optim, sft_step, streamed
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.length import in_steps, num_steps, settled
 from rlhf.train.rl import prompts as rl_prompts
@@ -47,7 +48,7 @@ from rlhf.train.rl.critic import init_critic
 from rlhf.train.rl.rollout import Prompts
 from rlhf.train.rl.settings import RLProgram
 from rlhf.train.rl.sources import drawn_people
-from rlhf.train.sft import build_rows, frozen_parts, tokens_per_step, trained_parts
+from rlhf.train.sft import build_rows, frozen_parts, program_of, tokens_per_step, trained_parts
 
 _LOG = logging.getLogger("chorus")
 Config = SFTConfig | DPOConfig | RLConfig
@@ -119,16 +120,21 @@ def _programs(config: Config) -> tuple[list[Program], float]:
 
 
 def _sft(config: SFTConfig, base: policy_store.Base) -> tuple[list[Program], float]:
-    prefs = read_examples(config.data.path, config.data.split, config.data.columns)
-    rows = build_rows(config, prefs, base)
-    config = settled(config, base, rows.packed)
+    if config.data.stream:
+        config, rows = streamed.first_rows(config, _stream(config), streamed.example_rows, base)
+        hidden = None
+    else:
+        prefs = read_examples(config.data.path, config.data.split, config.data.columns)
+        rows = build_rows(config, prefs, base)
+        config = settled(config, base, rows.packed)
+        hidden = _hidden(config, base, rows.packed)
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     model = _model(config, base, spec, conditioned=False)
     settings = traced(sft_step.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
-    batch = _batch(config, sft_step.SFTBatch(rows, _hidden(config, base, rows.packed)))
+    batch = _batch(config, sft_step.SFTBatch(rows, hidden))
     state = _state(model.trained, lambda trained: optim.init_state(trained, settings.optimizer, _key()))
-    program = sft_step.SFTProgram(model.graphdef, config.model.dtype)
+    program = program_of(config, model.graphdef)
     frozen = frozen_parts(model.params, full)
     lowered = sft_step.step.lower(state, batch, frozen, _whole(settings), program=program)
     arguments = (state, batch, frozen, _whole(settings)), {}
@@ -137,24 +143,32 @@ def _sft(config: SFTConfig, base: policy_store.Base) -> tuple[list[Program], flo
 
 
 def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], float]:
-    prefs = read_preferences(config.data.path, config.data.split, columns=config.data.columns, people=False)
+    prefs = None
+    if not config.data.stream:
+        data = config.data
+        prefs = read_preferences(data.path, data.split, columns=data.columns, people=False)
     names = drawn_from = people = None
     if config.loss.personal:
         assert config.rewards is not None, "asked for where the configuration is read"
         run = load_reward_run(config.rewards)
         names, people = run.basis.gauge.names, load_people(run)
         drawn_from = dpo_parts.population(config, run, people)
-        if config.loss.kind == "observed":
+        if config.loss.kind == "observed" and prefs is not None:
             prefs = dpo_parts.known_people(prefs, people)
-    rows = dpo_parts.build_rows(config, prefs, base, people)
-    config = settled(config, base, rows.packed)
+    if prefs is None:
+        config, rows = streamed.first_rows(config, _stream(config), streamed.pair_rows, base)
+        hidden = None
+    else:
+        rows = dpo_parts.build_rows(config, prefs, base, people)
+        config = settled(config, base, rows.packed)
+        hidden = _hidden(config, base, rows.packed)
     model = _model(config, base, dpo_parts.adapter_spec(config, names, base), conditioned=names is not None)
     shape = rows.item.shape
     data = dpo_step.DPOBatch(
         rows,
         np.zeros(shape, np.float32),
         np.zeros((*shape, len(names or ())), np.float32),
-        _hidden(config, base, rows.packed),
+        hidden,
     )
     settings = dpo_parts.settings_of(config)
     batch, drawn_from = _batch(config, data), _whole(drawn_from)
@@ -165,6 +179,10 @@ def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], flo
     lowered = dpo_step.step.lower(*arguments[0], program=program)
     held = _held(frozen, state) | {"rows": batch}
     return [Program("step", lowered.compile(), arguments, held)], tokens_per_step(config, rows.packed)
+
+
+def _stream(config: SFTConfig | DPOConfig) -> Stream:
+    return Stream(config.data.path, config.data.columns)
 
 
 def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
@@ -194,6 +212,7 @@ def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:
         shares=shares,
         filtered=config.rollout.filtered,
         dtype=dtype,
+        skip=config.train.on_nonfinite == "skip",
     )
     rollout, batch = config.rollout, config.rows
     sampling = rollout.sampling(batch)

@@ -3,22 +3,39 @@
 No arithmetic, no files.
 """
 
+import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.run import processes, signals
 from rlhf.train.callbacks import Callback
 
+_LOG = logging.getLogger("chorus")
+_NAMED = 4  # metrics in a message
+
 State = TypeVar("State")
 Metrics = dict[str, jax.Array]
 Step = Callable[[State, PyTree], tuple[State, Metrics]]
 Evaluation = Callable[[int, State], Metrics]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Step number → its batch, by way of which rows of the data these are: `rows` and `made` of them and the number."""
+
+    rows: Callable[[int], np.ndarray]
+    made: Callable[[int, np.ndarray], PyTree]
+
+    def __call__(self, number: int) -> PyTree:
+        return self.made(number, self.rows(number))
 
 
 class Length(Protocol):
@@ -28,6 +45,8 @@ class Length(Protocol):
     def steps(self) -> int | None: ...
     @property
     def checkpoint_every(self) -> int: ...
+    @property
+    def max_skips(self) -> int: ...
 
 
 def run_steps(
@@ -51,7 +70,8 @@ def run_steps(
       evaluate: (steps done, state) → further metrics of that step; most steps have none (`rlhf.train.held_out`).
 
     Raises:
-      UserError: a metric is not finite (which, and in which step).
+      UserError: a metric is not finite (which, and in which step), and the step was not left out (`optim.unless_finite`), or
+        too many in a row were.
       KeyboardInterrupt: a signal came; the step was finished, its metrics and a checkpoint are written.
     """
     num_steps = train.steps
@@ -85,17 +105,20 @@ def _loop(
 ) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
+    numbers = Numbers(callbacks, train.max_skips, tokens_per_step, batch_of)
     mark = time.perf_counter()
 
     def settle(number: int) -> None:
         """Metrics and checkpoint of the state after step `number`, the last one finished."""
         if late is not None:
-            _report(callbacks, late, mark, tokens_per_step)
+            _report(numbers, *late, mark)
         for callback in callbacks:
             callback.checkpoint(number, state)
 
     for number in range(start, num_steps):
         batch = batch_of(number)
+        for callback in callbacks:
+            callback.before(number, state, batch, step)
         try:
             following, metrics = step(state, batch)
         except KeyboardInterrupt:  # long host work inside the step was told to stop waiting
@@ -105,7 +128,7 @@ def _loop(
             raise
         state = following
         if late is not None:
-            mark = _report(callbacks, late, mark, tokens_per_step)
+            mark = _report(numbers, *late, mark)
         late = (number + 1, metrics if evaluate is None else metrics | evaluate(number + 1, state))
         ending = processes.ending(number + 1)
         if ending or (number + 1) % train.checkpoint_every == 0 or number + 1 == num_steps:
@@ -121,39 +144,65 @@ def _given_away(state: PyTree) -> bool:
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def _report(
-    callbacks: Sequence[Callback],
-    pending: tuple[int, dict[str, jax.Array]],
-    mark: float,
-    tokens: int | Callable[[dict[str, float]], float],
-) -> float:
+def _report(numbers: "Numbers", number: int, metrics: dict[str, jax.Array], mark: float) -> float:
     """Read and hand on one step's metrics; a step lasts from the reading of the one before (`mark`) to its own."""
-    number, metrics = pending
     values = {name: float(value) for name, value in metrics.items()}
     now = time.perf_counter()
-    tell(callbacks, number, values, now - mark, tokens)
+    numbers.tell(number, values, now - mark)
     return now
 
 
-def tell(
-    callbacks: Sequence[Callback],
-    number: int,
-    values: dict[str, float],
-    seconds: float,
-    tokens: int | Callable[[dict[str, float]], float],
-) -> None:
-    """Hand on the metrics of step `number`, which took so many seconds.
+class Numbers:
+    """Hands on the metrics of one step after the other, and ends the run where they are not finite.
 
-    Raises:
-      UserError: a metric is not finite.
+    Args:
+      max_skips: steps in a row that may be left out (`optim.unless_finite`).
+      tokens, batch_of: as `run_steps` takes them.
     """
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"step {number}: {', '.join(bad)} not finite; lower optimizer.learning_rate or optimizer.max_grad_norm, "
-            "then start in a new output_dir"
-        )
-    count = tokens(values) if callable(tokens) else tokens
-    values = values | {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
-    for callback in callbacks:
-        callback.step(number, values)
+
+    def __init__(
+        self,
+        callbacks: Sequence[Callback],
+        max_skips: int,
+        tokens: int | Callable[[dict[str, float]], float],
+        batch_of: Callable[[int], PyTree],
+    ):
+        self._callbacks, self._max_skips, self._tokens = callbacks, max_skips, tokens
+        self._batch_of = batch_of
+        self._skips = 0  # in a row, up to the step that was told last
+
+    def tell(self, number: int, values: dict[str, float], seconds: float) -> None:
+        """Hand on the metrics of step `number`, which took so many seconds; of a step that was left out, what is finite.
+
+        Raises:
+          UserError: a metric is not finite, and the step was made, or too many in a row were not.
+        """
+        count = self._tokens(values) if callable(self._tokens) else self._tokens
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        self._skips = self._skips + 1 if values.get("train/skipped") else 0
+        measured = [name for name in bad if name.startswith("eval/")]  # of a state that was kept
+        if bad and (measured or not self._skips or self._skips > self._max_skips):
+            self._stop(number, bad)
+        if self._skips:
+            _LOG.warning(f"step {number}: left out, {_listed(bad)} not finite")
+        values = values | {"perf/step_seconds": seconds, "perf/tokens_per_second": count / seconds}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        for callback in self._callbacks:
+            callback.step(number, values)
+
+    def _stop(self, number: int, bad: list[str]) -> NoReturn:
+        known = isinstance(self._batch_of, Batches)
+        rows = self._batch_of.rows(number - 1).tolist() if known else []
+        told = [text for one in self._callbacks if (text := one.broken(number, bad, rows)) is not None]
+        advice = "lower optimizer.learning_rate or optimizer.max_grad_norm, then start in a new output_dir"
+        if self._skips:
+            in_row = f", for {self._skips} steps in a row (train.max_skips {self._max_skips})"
+        else:
+            in_row, advice = "", f"{advice}; or go on with train.on_nonfinite=skip"
+        raise UserError(f"step {number}: {_listed(bad)} not finite{in_row}; {'; '.join([*told, advice])}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, the losses before what follows from them, and how many more."""
+    names = sorted(names, key=lambda name: (name != "train/loss/total", not name.startswith("train/loss")))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

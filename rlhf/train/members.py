@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from rewards.errors import UserError
 from rlhf.run import signals
 from rlhf.train.callbacks import Callback
-from rlhf.train.loop import Evaluation, tell
+from rlhf.train.loop import Evaluation, Numbers
 
 
 class Member:
@@ -26,7 +26,7 @@ class Member:
     Attributes:
       state, constants: its rows of the population's arrays: what a step changes, and what it only reads.
       batch_of: step number → batch. order: members of the same order have the same batch at the same step.
-      num_steps, checkpoint_every, tokens_per_step, callbacks, evaluation: as `loop.run_steps` takes them.
+      num_steps, checkpoint_every, max_skips, tokens_per_step, callbacks, evaluation: as `loop.run_steps` takes them.
     """
 
     state: PyTree
@@ -35,6 +35,7 @@ class Member:
     order: Hashable
     num_steps: int
     checkpoint_every: int
+    max_skips: int = 0
     tokens_per_step: int
     callbacks: Sequence[Callback]
     evaluation: Evaluation[Any] | None
@@ -56,8 +57,9 @@ class Pruned(Exception):
     """Raised by a member's callback in `step`: this member goes no further."""
 
 
-StepAll = Callable[[PyTree, PyTree, PyTree, bool], tuple[PyTree, dict[str, jax.Array]]]
-"""(states, batches, constants, whether they share one batch) → (states, metrics [S]); the states are donated."""
+StepAll = Callable[[PyTree, PyTree, PyTree, np.ndarray, bool], tuple[PyTree, dict[str, jax.Array]]]
+"""(states, batches, constants, bool[S] of the places that are taken, whether all share one batch) → (states, metrics [S]).
+The states are donated."""
 
 
 class _Seat:
@@ -70,6 +72,7 @@ class _Seat:
     def __init__(self, member: Member):
         self.member, self.measured = member, {}
         self.pruned = False
+        self._numbers = Numbers(member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of)
         self._begun: list[Callback] = []
         restored = next(filter(None, (one.restore(member.state) for one in member.callbacks)), None)
         self.number, self.state = (0, member.state) if restored is None else restored
@@ -93,7 +96,7 @@ class _Seat:
         values = metrics | {name: float(value) for name, value in self.measured.items()}
         self.measured = {}
         try:
-            tell(self.member.callbacks, self.reported, values, seconds, self.member.tokens_per_step)
+            self._numbers.tell(self.reported, values, seconds)
         except Pruned:
             self.pruned = True
 
@@ -167,7 +170,7 @@ class _Population:
                 signals.leave()
             self._mark = time.perf_counter()
 
-    def _batches(self) -> tuple[PyTree, PyTree, bool]:
+    def _batches(self) -> tuple[PyTree, PyTree, np.ndarray, bool]:
         """Arguments of the step: one batch for all where all have the same, else one a member; and what it only reads."""
         seats = self._taken()
         # Once their ways have parted they stay parted: whoever is left alone needs no program of his own.
@@ -177,7 +180,8 @@ class _Population:
         if not self._shared:
             own = {place: seat.member.batch_of(seat.number) for place, seat in seats[1:]}
             batch = _stack([own.get(place, batch) for place in range(len(self._seats))])
-        return batch, self._constants, self._shared
+        taken = np.array([seat is not None for seat in self._seats])
+        return batch, self._constants, taken, self._shared
 
     def _report(self) -> None:
         """Hand on the metrics of the last step; a member whose numbers are not finite ends here."""

@@ -5,7 +5,7 @@ schedule is static. `num_steps` counts the optimiser steps of the run, at whose 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,34 @@ def accumulate(gradient: Callable[[PyTree], tuple[PyTree, PyTree]], inputs: PyTr
     shapes = jax.eval_shape(lambda: gradient(jax.tree.map(lambda leaf: leaf[0], inputs))[0])
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     return jax.lax.scan(add, zeros, inputs)
+
+
+State = TypeVar("State", bound=Any)  # a TrainState, or another named tuple with its counters
+
+
+def unless_finite(
+    before: State, after: State, metrics: dict[str, jax.Array]
+) -> tuple[State, dict[str, jax.Array]]:
+    """A step that is not made where one of its numbers is not finite.
+
+    Everything keeps the value of before, parameters, moments and running scales to the bit; the counters `step` and
+    `iteration` go on, and with them data, keys and schedule.
+
+    Args:
+      before, after: the states around the step.
+      metrics: its metrics, all of them scalars; the norms of `apply_gradients` among them see gradient, update and parameters.
+    Returns:
+      The state, and the metrics with `train/skipped` (0 or 1), which is read with the others: nothing more visits the host.
+    """
+    values = jnp.stack([jnp.asarray(value, jnp.float32) for value in metrics.values()])
+    finite = jnp.isfinite(values).all()
+    counters = {name: getattr(after, name) for name in ("step", "iteration", "key") if hasattr(after, name)}
+    kept = jax.tree.map(
+        lambda new, old: new if new is old else jnp.where(finite, new, old),
+        after._replace(**dict.fromkeys(counters)),
+        before._replace(**dict.fromkeys(counters)),
+    )
+    return kept._replace(**counters), metrics | {"train/skipped": 1.0 - finite}
 
 
 def apply_gradients(

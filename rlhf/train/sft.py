@@ -1,7 +1,7 @@
 """`chorus train sft`: read, pack, train, store."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -25,12 +25,12 @@ from rlhf.policy.packing import PackedRows
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, memory, optim
+from rlhf.train import held_out, memory, optim, streamed
 from rlhf.train import sft_step as sft
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import SFTConfig, Supervised
 from rlhf.train.length import num_steps, rows_a_step, settled
-from rlhf.train.loop import run_steps
+from rlhf.train.loop import Batches, run_steps
 from rlhf.train.rl.config import RLConfig
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
@@ -51,15 +51,24 @@ def run(
     Args:
       prefs, base, callbacks, own: as in `train`; what is None is read from where the configuration says.
     """
+    if config.data.stream:
+        streamed.check(config)
     with Run.open(config.output_dir, config, "sft") as job:
-        done = finished(job)
-        if prefs is None:
+        done, stream = finished(job), None
+        if prefs is None and config.data.stream:
+            stream = Stream(config.data.path, config.data.columns)
+        elif prefs is None:
             prefs = read_examples(config.data.path, config.data.split, config.data.columns)
-        inputs.check(job, read_by(config, prefs, base), begun=done or None)
+        inputs.check(job, read_by(config, stream or prefs, base), begun=done or None)
         if done:
             return stored(job)
         beside = run_callbacks(job, config.train, "sft", callbacks, track=config.track)
-        trained = train(config, prefs, base or open_base(config), beside, own, directory=job.directory)
+        base = base or open_base(config)
+        if stream is not None:
+            trained = train_stream(config, stream, base, beside, own)
+        else:
+            assert prefs is not None, "read, where it is no stream"
+            trained = train(config, prefs, base, beside, own, directory=job.directory)
         trained.save(job.directory)
         return close(job, trained)
 
@@ -93,7 +102,7 @@ def train(
         traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
     )
     state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), sft.SFTProgram(graphdef, config.model.dtype, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
     step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
     evaluation = None
     if unseen is not None:
@@ -121,6 +130,43 @@ def train(
         state, record = evaluation.chosen(state), record | evaluation.record()
     params = params._replace(**state.params)
     return Trained(base, params, spec, record, full, len(rows.weight))
+
+
+@under_mesh
+def train_stream(
+    config: SFTConfig,
+    stream: Stream,
+    base: policy_store.Base,
+    callbacks: Sequence[Callback] = (),
+    own: optim.Own = None,
+) -> Trained:
+    """Train on examples that are read when they are visited; arguments and errors as of `train`."""
+    memory.check_pass(config)
+    config, first = streamed.first_rows(config, stream, streamed.example_rows, base)
+    full = config.tune.mode == "full"
+    spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
+    graphdef, params, run_key = fresh_policy(config, base, spec)
+    settings = place.everywhere(
+        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
+    )
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
+    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    state = run_steps(
+        state,
+        step,
+        streamed.example_batches(config, stream, base),
+        config.train,
+        tokens_per_step=tokens_per_step(config, first.packed),
+        callbacks=callbacks,
+    )
+    params = params._replace(**state.params)
+    return Trained(base, params, spec, base_record(config, base, "sft"), full, len(stream))
+
+
+def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:
+    """What fixes the step besides its settings."""
+    return sft.SFTProgram(graphdef, config.model.dtype, own, skip=config.train.on_nonfinite == "skip")
 
 
 def build_rows(config: SFTConfig, prefs: Preferences, base: policy_store.Base) -> SFTRows:
@@ -232,12 +278,10 @@ def tokens_per_step(config: Supervised, packed: PackedRows) -> int:
     return int(per_row * rows_a_step(config))
 
 
-def batches(config: Supervised, data: PyTree, num_rows: int) -> Callable[[int], PyTree]:
+def batches(config: Supervised, data: PyTree, num_rows: int) -> Batches:
     """Step number → its rows of `data` (an `SFTBatch`, `DPOBatch` or `RewardRows` of all rows), cut into micro-batches."""
     accumulation = config.train.accumulation_steps
-
-    def batch_of(step: int) -> PyTree:
-        index = batch_rows(config.seed, step, num_rows, rows_a_step(config))
-        return place.batch(microbatches(data, index, accumulation), 1)
-
-    return batch_of
+    return Batches(
+        lambda step: batch_rows(config.seed, step, num_rows, rows_a_step(config)),
+        lambda _, index: place.batch(microbatches(data, index, accumulation), 1),
+    )

@@ -42,14 +42,16 @@ class SFTSettings:
 @dataclasses.dataclass(frozen=True)
 class SFTProgram:
     """What fixes the program besides the settings; `dtype` is what trained base weights are computed in (`policy.merge`),
-    `own` a user's own optimiser (`optim.apply_gradients`)."""
+    `own` a user's own optimiser (`optim.apply_gradients`), `skip` whether a step that is not finite is left out
+    (`optim.unless_finite`)."""
 
     graphdef: nnx.GraphDef
     dtype: str = "float32"
     own: optim.Own = None
+    skip: bool = False
 
 
-def _loss(
+def loss_of(
     trained: dict[str, PyTree], frozen: PolicyParams, batch: SFTBatch, total: jax.Array, program: SFTProgram
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """This micro-batch's share of the batch loss, and metrics that add up over micro-batches."""
@@ -74,15 +76,15 @@ def step(
     total = jnp.sum(batch.rows.weight[..., None] * batch.rows.packed.member)
 
     def gradient(micro: SFTBatch) -> tuple[PyTree, dict[str, jax.Array]]:
-        return jax.grad(_loss, has_aux=True)(state.params, frozen, micro, total, program)
+        return jax.grad(loss_of, has_aux=True)(state.params, frozen, micro, total, program)
 
     grads, metrics = optim.accumulate(gradient, batch)
-    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
+    new, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
     metrics = {
         "train/loss/total": jnp.sum(metrics["train/loss/total"]),
         "train/token_entropy_nats": jnp.mean(metrics["train/token_entropy_nats"]),
-    }
-    return state, metrics | norms
+    } | norms
+    return optim.unless_finite(state, new, metrics) if program.skip else (new, metrics)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -93,6 +95,6 @@ def evaluate(
     total = jnp.sum(batch.rows.weight[..., None] * batch.rows.packed.member)
 
     def loss(micro: SFTBatch) -> jax.Array:
-        return _loss(trained, frozen, micro, total, program)[0]
+        return loss_of(trained, frozen, micro, total, program)[0]
 
     return {"eval/loss/total": jnp.sum(jax.lax.map(loss, batch))}

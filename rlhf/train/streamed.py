@@ -1,12 +1,14 @@
-"""`data.stream`: preferences that are larger than memory, read, packed and scored under π_ref step by step.
+"""`data.stream`: data that are larger than memory, read, packed (and, of preferences, scored under π_ref) step by step.
 
-A step's rows are the same as without (`rlhf.policy.batches.batch_rows`, a function of seed and step), each row one comparison.
-Widths are powers of two, so that few programs are compiled. π_ref is the policy at its start: fresh adapters change nothing.
+A step's rows are the same as without (`rlhf.policy.batches.batch_rows`, a function of seed and step, so that a checkpoint need
+hold no more than its step), each row one comparison or example. Widths are powers of two, so that few programs are compiled.
+π_ref is the policy at its start: fresh adapters change nothing. Of a job of several processes each reads the rows of a step.
 
 Shapes: A micro-batches, B rows, T nodes.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -15,32 +17,37 @@ from flax import nnx
 from rewards.data.stream import Stream
 from rewards.errors import UserError
 from rlhf.mesh import place
-from rlhf.models.tokenizer import Tokenizer
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import PairRows, batch_rows
+from rlhf.policy.batches import PairRows, SFTRows, batch_rows
 from rlhf.policy.logprobs import PolicyParams, sequence_logprobs
-from rlhf.policy.packing import PackedRows, Sequences, pack
+from rlhf.policy.packing import PackedRows, Sequences, check_row_length, pack
 from rlhf.train import dpo_step as dpo
-from rlhf.train.config import DPOConfig
-from rlhf.train.length import rows_a_step
+from rlhf.train import sft_step as sft
+from rlhf.train.config import DPOConfig, SFTConfig
+from rlhf.train.length import in_steps, rows_a_step
+from rlhf.train.loop import Batches
 
+Config = TypeVar("Config", SFTConfig, DPOConfig)
+Rows = TypeVar("Rows", SFTRows, PairRows)
 LEAST = 32
 """Nodes of the shortest rows."""
 
 
-def check(config: DPOConfig) -> None:
+def check(config: DPOConfig | SFTConfig) -> None:
     """Refuse what needs all rows at once.
 
     Raises:
       UserError: the key, and what to do.
     """
-    why = {
-        "loss.kind": config.loss.personal and config.loss.kind,
-        "loss.annotation": config.loss.annotation != "none" and config.loss.annotation,
-        "guardrails": config.guardrails is not None and "given",
-        "train.evaluate_every": config.train.evaluate_every,
-        "groups.completions": config.groups.completions != 2 and "null",
-    }
+    why: dict[str, object] = {"train.evaluate_every": config.train.evaluate_every}
+    if isinstance(config, DPOConfig):
+        why = {
+            "loss.kind": config.loss.personal and config.loss.kind,
+            "loss.annotation": config.loss.annotation != "none" and config.loss.annotation,
+            "guardrails": config.guardrails is not None and "given",
+            **why,
+            "groups.completions": config.groups.completions != 2 and "null",
+        }
     for key, value in why.items():
         if value:
             fix = "dpo, ipo, cdpo or simpo" if key == "loss.kind" else "its default"
@@ -57,7 +64,7 @@ def batches(
     base: policy_store.Base,
     graphdef: nnx.GraphDef,
     reference: PolicyParams,
-) -> Callable[[int], dpo.DPOBatch]:
+) -> Batches:
     """Step number → its rows, packed and with their log π_ref.
 
     Args:
@@ -65,9 +72,8 @@ def batches(
     """
     accumulation = config.train.accumulation_steps
 
-    def batch_of(step: int) -> dpo.DPOBatch:
-        index = batch_rows(config.seed, step, len(stream), rows_a_step(config))
-        rows = pair_rows(stream, index, base.tokenizer, base.config.max_positions)
+    def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
+        rows = pair_rows(config, stream, index, base)
         parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
         scores = [
             place.host(sequence_logprobs(graphdef, reference, place.batch(_part(parts.packed, part)), None))
@@ -76,26 +82,22 @@ def batches(
         phi = np.zeros((*parts.item.shape, 0), np.float32)
         return place.batch(dpo.DPOBatch(parts, np.stack(scores), phi, None), 1)
 
-    return batch_of
+    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
 
 
 def _part(packed: PackedRows, part: int) -> PackedRows:
     return PackedRows(*(leaf[part] for leaf in packed))
 
 
-def pair_rows(stream: Stream, index: np.ndarray, tokenizer: Tokenizer, max_positions: int) -> PairRows:
+def pair_rows(config: DPOConfig, stream: Stream, index: np.ndarray, base: policy_store.Base) -> PairRows:
     """Rows `index` of the stream as `rlhf.policy.batches.pair_rows` makes them of distinct pairs."""
-    groups, outcome = [], []
+    groups, outcome, tokenizer = [], [], base.tokenizer
     for row in index:
         prompt, first, second, chosen = stream.pair(int(row))
         start = tuple(tokenizer.encode_prompt(prompt))
         both = tuple(tuple(tokenizer.encode_completion(text)) for text in (first, second))
         length = len(start) + max(map(len, both))
-        if length > max_positions:
-            raise UserError(
-                f"{stream.source}: row {row + 1}: prompt and completion have {length} tokens, the model's context holds "
-                f"{max_positions}; shorten the text or use a model with a longer context"
-            )
+        _check_length(f"{stream.source}: row {row + 1}", length, base.config.max_positions)
         groups.append([Sequences(start, both)])
         outcome.append(chosen)
     count = len(index)
@@ -107,6 +109,64 @@ def pair_rows(stream: Stream, index: np.ndarray, tokenizer: Tokenizer, max_posit
         np.array(outcome, np.float32)[:, None],
         np.full(count, -1, np.int32),
     )
+
+
+def first_rows(
+    config: Config, stream: Stream, packed_by: Callable[..., Rows], base: policy_store.Base
+) -> tuple[Config, Rows]:
+    """The configuration with its length as a number, and the rows of the first step; the rest is not read.
+
+    Args:
+      packed_by: `pair_rows` or `example_rows`.
+    """
+    check(config)
+    config = in_steps(config, len(stream), rows_a_step(config))
+    index = batch_rows(config.seed, 0, len(stream), rows_a_step(config))
+    return config, packed_by(config, stream, index, base)
+
+
+def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Batches:
+    """Step number → its examples, packed."""
+    accumulation = config.train.accumulation_steps
+
+    def made(_: int, index: np.ndarray) -> sft.SFTBatch:
+        rows = example_rows(config, stream, index, base)
+        parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
+        return place.batch(sft.SFTBatch(parts, None), 1)
+
+    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
+
+
+def example_rows(config: SFTConfig, stream: Stream, index: np.ndarray, base: policy_store.Base) -> SFTRows:
+    """Rows `index` of the stream, each with the completions that `completions` says are learned."""
+    groups, weights = [], []
+    room = base.config.max_positions
+    for row in index:
+        prompt, shares = stream.example(int(row))
+        wanted = {
+            text: 1.0 if config.completions == "all" else share
+            for text, share in shares.items()
+            if share or config.completions == "all"
+        }
+        start = tuple(base.tokenizer.encode_prompt(prompt))
+        texts = tuple(tuple(base.tokenizer.encode_completion(text)) for text in wanted)
+        _check_length(f"{stream.source}: row {row + 1}", len(start) + max(map(len, texts)), room)
+        check_row_length(config.train.row_length, len(start) + max(map(len, texts)))
+        groups.append([Sequences(start, texts)])
+        weights.append(list(wanted.values()))
+    packed = widened(pack(groups))
+    weight = np.zeros(packed.member.shape[:2], np.float32)
+    for row, counts in enumerate(weights):
+        weight[row, : len(counts)] = counts
+    return SFTRows(packed, weight)
+
+
+def _check_length(where: str, length: int, room: int) -> None:
+    if length > room:
+        raise UserError(
+            f"{where}: prompt and completion have {length} tokens, the model's context holds {room}; shorten the text or use a "
+            "model with a longer context"
+        )
 
 
 def widened(packed: PackedRows) -> PackedRows:

@@ -15,7 +15,7 @@ from rlhf.policy.logprobs import PolicyParams, structure
 from rlhf.run import processes
 from rlhf.run.directory import REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import read_metrics
-from rlhf.train.callbacks import CHECKPOINTS, SHOWN, Callback, Checkpoints, Metrics
+from rlhf.train.callbacks import CHECKPOINTS, SHOWN, Callback, Checkpoints, Metrics, NotFinite
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.config import TrainConfig
 from rlhf.train.diagnosis.detectors import Finding
@@ -94,7 +94,8 @@ def run_callbacks(
       train: the configuration's `train` section. own: the user's callbacks. track: trackers. watch: called before a checkpoint.
     """
     metrics = Metrics(job.directory, train.log_every, title, shown, track)
-    return [metrics, *own, *watch, Checkpoints(job.directory, train.keep_checkpoints)]
+    kept = [NotFinite(job.directory), Checkpoints(job.directory, train.keep_checkpoints)]
+    return [metrics, *own, *watch, *kept]
 
 
 def stored(job: Run, diagnose: Diagnosis | None = None) -> JSONObject:
@@ -122,11 +123,16 @@ def close(job: Run, trained: Trained, diagnose: Diagnosis | None = None) -> JSON
 def _closed(job: Run, trained: Trained, diagnose: Diagnosis | None) -> JSONObject:
     rows = _write_report(job, diagnose)
     best = trained.record.get("best", {})
-    row = next((row for row in rows if row["step"] == best.get("step")), rows[-1])
+    row = next((row for row in rows if row["step"] == best.get("step")), _last(rows))
     kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
     more = {"best": best} if best else {}
     job.write_result(kept | more | {"run_dir": str(job.directory), "num_rows": trained.num_rows})
     return read_result(job.directory)
+
+
+def _last(rows: list[JSONObject]) -> JSONObject:
+    """The last step that was made; a step that was left out has not all of its numbers."""
+    return next((row for row in reversed(rows) if not row.get("train/skipped")), rows[-1])
 
 
 def _write_report(job: Run, diagnose: Diagnosis | None) -> list[JSONObject]:

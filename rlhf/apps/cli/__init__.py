@@ -32,6 +32,7 @@ GROUPS = (
     "rewards",
     "users",
     "train",
+    "replay",
     "generate",
     "evaluate",
     "compare",

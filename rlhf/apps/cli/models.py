@@ -7,7 +7,7 @@ from rlhf.apps.cli.common import Subparsers, add_command, add_group, show_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    group = add_group(subparsers, "models", "fetch a language model")
+    group = add_group(subparsers, "models", "fetch a language model or a sentence encoder")
     fetch = add_command(
         group,
         "fetch",

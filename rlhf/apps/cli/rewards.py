@@ -45,12 +45,15 @@ def _show_evaluation(result: JSONObject) -> None:
     from rlhf.report import comparison_table, console_table, rewards_verdict
 
     evaluation = result["evaluation"]
-    tables = {"comparison", "leak", "settings", "person_accuracy"}
+    tables = {"comparison", "leak", "settings", "person_accuracy", "differs"}
     show_values({name: value for name, value in evaluation.items() if name not in tables})
     board = evaluation.get("comparison")
     if board:
         head, rows = comparison_table(board)
-        console_table(f"{board['people']} people never seen", head, rows)
+        once = ", each held out once" if board.get("folds", 1) > 1 else " never seen"
+        console_table(f"{board['people']} people{once}", head, rows)
+    if evaluation.get("differs"):
+        print(evaluation["differs"])
     print(rewards_verdict(result).text)
 
 

@@ -161,6 +161,11 @@ class ExampleDataConfig(DataConfig):
         min_length=1,
         description="What the source calls plain texts, learned from their beginning.",
     )
+    stream: bool = Field(
+        default=False,
+        description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
+        "(`rows-*.jsonl`). Every row of the file is a packed row of its own, and counts as often as it occurs.",
+    )
 
 
 @record

@@ -95,12 +95,13 @@ class RewardSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RewardProgram:
-    """What fixes the program besides the settings; `own` a user's own optimiser."""
+    """What fixes the program besides the settings; `own` a user's own optimiser, `skip` as in `SFTProgram`."""
 
     graphdef: nnx.GraphDef
     pool: str
     dtype: str = "float32"
     own: optim.Own = None
+    skip: bool = False
 
 
 def init_head(config: HeadConfig, width: int, num_users: int, key: jax.Array) -> Head:
@@ -134,7 +135,7 @@ def comparison_losses(
     return loss + centring * jnp.sum(rewards, axis=1) ** 2
 
 
-def _loss(
+def loss_of(
     trained: dict[str, PyTree],
     frozen: PolicyParams,
     rows: RewardRows,
@@ -174,11 +175,12 @@ def step(
     total = jnp.sum(batch.weight)
 
     def gradient(micro: RewardRows) -> tuple[PyTree, dict[str, jax.Array]]:
-        return jax.grad(_loss, has_aux=True)(state.params, frozen, micro, total, settings, program)
+        return jax.grad(loss_of, has_aux=True)(state.params, frozen, micro, total, settings, program)
 
     grads, metrics = optim.accumulate(gradient, batch)
-    state, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
-    return state, {name: jnp.sum(values) for name, values in metrics.items()} | norms
+    new, norms = optim.apply_gradients(state, grads, settings.optimizer, settings.num_steps, program.own)
+    metrics = {name: jnp.sum(values) for name, values in metrics.items()} | norms
+    return optim.unless_finite(state, new, metrics) if program.skip else (new, metrics)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -194,7 +196,7 @@ def evaluate(
     total = jnp.sum(batch.weight)
 
     def measure(micro: RewardRows) -> dict[str, jax.Array]:
-        return _loss(trained, frozen, micro, total, settings, program)[1]
+        return loss_of(trained, frozen, micro, total, settings, program)[1]
 
     found = {name: jnp.sum(values) for name, values in jax.lax.map(measure, batch).items()}
     return {f"eval/{name}": found[f"train/{name}"] for name in ("loss/pair", "accuracy")}

@@ -59,17 +59,25 @@ from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 REWARDS, CLASSIFIER = "rewards", "classifier"
 
 
-def run(config: RewardTrainConfig) -> JSONObject:
+def run(
+    config: RewardTrainConfig,
+    *,
+    base: policy_store.Base | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> JSONObject:
     """Train, then fit or export; returns the `metrics.json` of training, with where the rewards are, and of the fit.
 
     What is finished is not done again.
+
+    Args:
+      base: the model; None reads it from where the configuration says. callbacks: called by the loop besides the run's own.
     """
     prefs, train = comparisons(config)
     if config.head.num_basis:  # what the fit would refuse is said before anything is trained
         check_names(rewards_config(config))
         make_model(rewards_config(config), config.fit.model)
     directory = Path(config.output_dir)
-    result = _trained(config, prefs.select(train))
+    result = _trained(config, prefs.select(train), base, callbacks)
     if not config.head.num_basis:
         return result | {"classifier": str(save_classifier(directory / CLASSIFIER, directory))}
     return result | {"rewards": fit.fit(rewards_config(config))}
@@ -103,7 +111,12 @@ def rewards_config(config: RewardTrainConfig) -> RewardsConfig:
 
 
 @under_mesh
-def _trained(config: RewardTrainConfig, prefs: Preferences) -> JSONObject:
+def _trained(
+    config: RewardTrainConfig,
+    prefs: Preferences,
+    base: policy_store.Base | None,
+    callbacks: Sequence[Callback],
+) -> JSONObject:
     if processes.several():  # the fit over the trained model is that of one process
         raise UserError(
             f"chorus rewards train: started as {processes.count()} processes; it runs in one, on all of its devices"
@@ -114,9 +127,15 @@ def _trained(config: RewardTrainConfig, prefs: Preferences) -> JSONObject:
         if done:
             return stored(job)
         beside = run_callbacks(
-            job, config.train, "reward", track=config.track, shown=("train/loss/pair", "train/accuracy")
+            job,
+            config.train,
+            "reward",
+            callbacks,
+            track=config.track,
+            shown=("train/loss/pair", "train/accuracy"),
         )
-        trained, head = train(config, prefs, open_base(config), beside, directory=job.directory)
+        base = base or open_base(config)
+        trained, head = train(config, prefs, base, beside, directory=job.directory)
         hashed.save(job.directory, HEAD, {name: np.asarray(part, np.float32) for name, part in head.items()},
                     {"pool": config.head.pool, "num_basis": config.head.num_basis})  # fmt: skip
         trained.save(job.directory)
@@ -164,7 +183,9 @@ def train(
     )
     state = optim.init_state(trained_parts(params, full) | head, settings.optimizer, run_key, own)
     frozen = frozen_parts(params, full)
-    program = reward.RewardProgram(graphdef, config.head.pool, config.model.dtype, own)
+    program = reward.RewardProgram(
+        graphdef, config.head.pool, config.model.dtype, own, skip=config.train.on_nonfinite == "skip"
+    )
     step = functools.partial(reward.step, frozen=frozen, settings=settings, program=program)
     evaluation = None
     if other is not None:

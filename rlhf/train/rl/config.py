@@ -28,6 +28,8 @@ from rlhf.train.config import (
     KEEP_BEST,
     EvaluateEvery,
     EvaluateShare,
+    MaxSkips,
+    OnNonfinite,
     PolicyModelConfig,
     TuneConfig,
     check_base,
@@ -35,6 +37,7 @@ from rlhf.train.config import (
     check_conditioner,
     check_length,
     unread_evaluation,
+    unread_skips,
 )
 from rlhf.train.guardrails.config import GuardrailsConfig
 from rlhf.train.hints.config import HintsConfig
@@ -150,6 +153,8 @@ class RLTrainConfig:
     sample_rows: int = Field(
         default=4, ge=1, le=100_000, description="Completions written each time, of different groups."
     )
+    on_nonfinite: OnNonfinite = "stop"
+    max_skips: MaxSkips = 3
     evaluate_every: EvaluateEvery = None
     evaluate_share: EvaluateShare = 0.1
     evaluate_greedy: bool = Field(
@@ -162,6 +167,7 @@ class RLTrainConfig:
         if not self.samples_every:
             yield Unread(["sample_rows"], "samples_every", "train.samples_every 0")
         yield from unread_evaluation(self.evaluate_every, ["evaluate_share", "evaluate_greedy"])
+        yield from unread_skips(self.on_nonfinite)
 
     @model_validator(mode="after")
     def _one_length(self):

@@ -18,6 +18,7 @@ from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import batch_rows
 from rlhf.policy.sampling import left_pad
+from rlhf.train.loop import Batches
 from rlhf.train.rl.config import GRPOConfig, PPOConfig, RLConfig
 from rlhf.train.rl.rollout import Prompts
 
@@ -143,10 +144,16 @@ class PromptBatch(NamedTuple):
     prompts: Prompts
 
 
-def batch_of(config: RLConfig, prompts: PromptSet, number: int) -> PromptBatch:
-    """Prompts of iteration `number`, a function of (seed, number) alone; every row of a group stands together."""
+def batches(config: RLConfig, prompts: PromptSet) -> Batches:
+    """Iteration → its prompts, a function of (seed, number) alone; every row of a group stands together."""
     rollout = config.rollout
-    index = batch_rows(config.seed, number, len(prompts.starts), rollout.prompts_per_step)
-    index = np.repeat(index, rollout.users_per_prompt * rollout.completions)
-    tokens, starts = place.sent(place.batch((prompts.tokens[index], prompts.starts[index])))
-    return PromptBatch(number, index, Prompts(tokens, starts))
+
+    def rows(number: int) -> np.ndarray:
+        index = batch_rows(config.seed, number, len(prompts.starts), rollout.prompts_per_step)
+        return np.repeat(index, rollout.users_per_prompt * rollout.completions)
+
+    def made(number: int, index: np.ndarray) -> PromptBatch:
+        tokens, starts = place.sent(place.batch((prompts.tokens[index], prompts.starts[index])))
+        return PromptBatch(number, index, Prompts(tokens, starts))
+
+    return Batches(rows, made)

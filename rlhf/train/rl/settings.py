@@ -119,6 +119,7 @@ class RLProgram:
       dtype: what trained base weights are computed in (`policy.merge`).
       extra: a further term of the loss, (params, rows) → (scalar, metrics), hashable; used where an update is given rows.
       own: a user's own optimiser (`optim.apply_gradients`).
+      skip: an iteration that is not finite is left out (`optim.unless_finite`).
     """
 
     graphdef: nnx.GraphDef
@@ -128,6 +129,7 @@ class RLProgram:
     dtype: str = "float32"
     extra: Callable[[PolicyParams, PyTree], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     own: optim.Own = None
+    skip: bool = False
 
 
 def check_algorithm(

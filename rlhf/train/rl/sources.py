@@ -27,7 +27,7 @@ from rewards.people.pool import Question, make_pool, write_pool
 from rewards.people.population import People, load_people
 from rewards.types import Preferences, RewardBasis
 from rlhf.mesh.devices import apart, under_mesh
-from rlhf.phi import on_device, on_host
+from rlhf.phi import encoder, on_device, on_host, sentence
 from rlhf.phi.columns import table
 from rlhf.phi.columns.arguments import IDS, check, check_reads_completions
 from rlhf.phi.columns.config import ColumnConfig, plain
@@ -158,10 +158,10 @@ def _stored(config: RLConfig, run: RewardRun, base: policy_store.Base) -> Source
 def refuse_known_answers_only(run: FittedBasis) -> None:
     """Before the people of a run are read: what is wrong with the choice of rewards comes first."""
     kind = run.basis.encoder["kind"]
-    if kind not in ("lm", "columns"):
+    if kind not in encoder.READ_NEW_TEXTS:
         raise UserError(
             f"rewards: {getattr(run, 'directory', 'these')} has encoder.kind {kind}, which gives no rewards "
-            "for new completions; fit the rewards with encoder.kind=lm or columns"
+            "for new completions; fit the rewards with encoder.kind=lm, sentence or columns"
         )
 
 
@@ -196,6 +196,9 @@ def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> R
             return compiled
         with apart():
             return _on_host(config, on_host.EncoderFeatures(run.basis), base)
+    if settings["kind"] == sentence.KIND:
+        with apart():
+            return _on_host(config, sentence.SentenceFeatures(run.basis), base)
     if only_jit(settings["columns"]):
         return on_device.compiled_columns(settings, run.basis)
     with apart():

@@ -199,7 +199,7 @@ def train(
     state = run_steps(
         trainer.state,
         trainer.step,
-        lambda number: rl_data.batch_of(config, prompts, number),
+        rl_data.batches(config, prompts),
         config.train,
         tokens_per_step=lambda metrics: metrics["train/completion_tokens"] * config.rows,
         callbacks=callbacks,
@@ -247,6 +247,7 @@ class Trainer:
             dtype=config.model.dtype,
             extra=self.term,
             own=own,
+            skip=config.train.on_nonfinite == "skip",
         )
         full = config.tune.mode == "full"
         trained = trained_parts(params, full, conditioned=source.run is not None)
@@ -296,7 +297,7 @@ class Trainer:
             try:
                 with arguments.training(self.state_at(batch.number), len(batch.index)) as said:
                     given = reward(rollout, rows)
-                    checked = self._checked(rollout, rows)
+                    checked = self.checked(rollout, rows)
             except UserError as error:
                 raise UserError(f"step {batch.number + 1}: {error}") from None
             rewards = place.sent(place.batch(given.phi))
@@ -321,7 +322,7 @@ class Trainer:
             self.samples.take(batch, rollout, rewards, extra_columns)
         return state, named(metrics, self.source.names)
 
-    def _checked(self, rollout: Rollout, rows: PromptRows) -> jax.Array | None:
+    def checked(self, rollout: Rollout, rows: PromptRows) -> jax.Array | None:
         """What the checks of guardrails say of completions, float32[B, C]; None without guardrails."""
         if self.config.guardrails is None:
             return None

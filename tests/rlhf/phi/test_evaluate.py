@@ -70,10 +70,37 @@ def test_the_sentence_is_the_first_line_and_the_old_figures_stay(house):
         evaluation
     )
     # Two programs, two divisions of the training people, one answer about the same people.
-    assert board["people"] == evaluation["people"] == 12
+    assert board["people"] == evaluation["people"] == 12 and "fitted again without" in evaluation["differs"]
+    assert evaluation["differs"] in (house / "run" / "report.html").read_text()
     assert board["models"]["house"]["accuracy"]["10"]["mean"] == pytest.approx(
         evaluation["accuracy_random"]["10"]["mean"], abs=0.1
     )
+
+
+def test_few_people_are_each_held_out_once_and_one_line_says_what_they_can_show(tmp_path, capsys):
+    """Eight people of one taste: unknown, with the power, in console, report and metrics.json alike."""
+    rng = np.random.default_rng(2)
+    rows = [
+        row for person in range(8) for row in answers_of(f"p{person:02}", np.array([1.5, 0.3, 0, 0]), 10, rng)
+    ]
+    path = write_config(
+        tmp_path,
+        rows,
+        data={"last_choices": 3},
+        evaluation={"counts": [0, 5], "seeds": 1, "held_out_texts": 0},
+        fit={"rounds": 2},
+    )
+    assert cli.main(["rewards", "fit", str(path)]) == 0
+    fitted = json.loads((tmp_path / "run" / "metrics.json").read_text())["verdict"]["text"]
+    assert "holds each of 8 people out once" in fitted and "8 people cannot show a difference below" in fitted
+    capsys.readouterr()
+    assert cli.main(["rewards", "evaluate", str(path)]) == 0
+    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    evaluation, (status, text) = result["evaluation"], first_line(tmp_path)
+    assert evaluation["people"] == evaluation["comparison"]["people"] == 8
+    assert evaluation["tested_choices"] == evaluation["comparison"]["tested_choices"] == 5
+    assert status == "unknown" and text.startswith("Unknown: 8 people cannot show a difference below ")
+    assert result["verdict"]["text"] == text and text in capsys.readouterr().out
 
 
 def test_evaluation_may_differ_from_the_fit_and_all_else_may_not(house, capsys):

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rewards.errors import UserError
 from rlhf.apps import cli
+from rlhf.apps.defaults import resolved
 from rlhf.run.config.load import build
 from rlhf.train import dry_run, sft
 from rlhf.train.config import SFTConfig
@@ -65,6 +67,20 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it(world):
         dry_run.run(config(world), device_gb=1e-5)
     message = str(error.value)
     assert "has 1e-05" in message and "temporaries" in message and "train.batch_rows lower" in message
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_of_a_stream_the_first_rows_are_read(kind, world, monkeypatch):
+    """And no row beyond: the one after them is broken."""
+    lines = (world / "prefs.jsonl").read_text().splitlines()[:8]
+    (world / "stream.jsonl").write_text("".join(f"{line}\n" for line in [*lines, "{" * 40]))
+    monkeypatch.setattr(dry_run.streamed, "batch_rows", lambda seed, step, size, count: np.arange(count))
+    words = ["data.stream=true", "train.batch_rows=4", "train.steps=2", "train.epochs=null"]
+    words += ["loss.kind=dpo"] if kind == "dpo" else []
+    options = {"model.name": str(world / "model"), "data.path": str(world / "stream.jsonl")}
+    resolved_config = resolved(kind, options | {"output_dir": str(world / "run")}, words)[0]
+    found = dry_run.run(resolved_config, device_gb=1.0)
+    assert found["fits"] and found["programs"]["step"]["rows_gb"] > 0
 
 
 @pytest.mark.parametrize("kind", ["dpo", "grpo"])

@@ -10,7 +10,8 @@ from rewards.data.stream import Stream
 from rewards.errors import UserError
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import made
-from rlhf.train import dpo
+from rlhf.train import dpo, sft, streamed
+from rlhf.train.callbacks import Function
 from tests.rlhf import tiny
 
 
@@ -100,3 +101,88 @@ def test_blank_lines_are_no_rows_and_a_torn_last_line_is_one(tmp_path, blank):
     assert len(rows) == 3 and rows.pair(1)
     with pytest.raises(UserError, match="row 3: .*is not JSON"):
         rows.pair(2)
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """Examples of one length, in the order in which packing sorts them, each of which fills a row."""
+    model = tiny.write_model(tmp_path / "model", vocab_size=48)
+    path = tmp_path / "examples.jsonl"
+    given = [{"prompt": f"item {n} ?", "completion": f"item {n} item"} for n in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+
+    def config(output: str, **keys):
+        values = {
+            "seed": 3,
+            "output_dir": str(tmp_path / output),
+            "data": {"path": str(path)} | keys.pop("data", {}),
+            "model": {"name": str(model)},
+            "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},
+            "completions": keys.pop("completions", "chosen"),
+            "train": {"steps": 4, "batch_rows": 4, "accumulation_steps": 2, "log_every": 1, "row_length": 8}
+            | keys,
+        }
+        return made(values, schema_of("sft"), "test", {})
+
+    return config
+
+
+def test_a_stream_of_examples_trains_what_the_whole_set_does(examples):
+    whole, stream = examples("whole"), examples("stream", data={"stream": True})
+    a, b = sft.run(whole), sft.run(stream)
+    assert a["train/loss/total"] == pytest.approx(b["train/loss/total"], abs=1e-5)
+    one, two = weights(whole), weights(stream)
+    assert all(np.abs(one[name] - two[name]).max() < 1e-5 for name in one)
+
+
+def test_a_stream_of_examples_goes_on_where_it_was(examples):
+    """The position is the step of the checkpoint."""
+    whole, broken = (
+        examples("whole", data={"stream": True}),
+        examples("broken", data={"stream": True}, checkpoint_every=1),
+    )
+    sft.run(whole)
+
+    def stop(step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sft.run(broken, callbacks=[Function(stop)])
+    sft.run(broken)
+    one, two = weights(whole), weights(broken)
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_rows_of_every_kind_are_examples(tmp_path, examples):
+    path = tmp_path / "kinds.jsonl"
+    rows = [
+        {"prompt": "Which ?", "completion": "item 1"},
+        {"messages": [{"role": "user", "content": "Which ?"}, {"role": "assistant", "content": "item 2"}]},
+        {"text": "item 3"},
+        {"prompt": "Which ?", "chosen": "item 4", "rejected": "item 5"},
+        {"prompt": "Which ?", "chosen": "item 4", "rejected": "item 5", "outcome": 0.5},
+        {"prompt": "Which ?", "completion": 7},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = Stream(str(path))
+    found = [stream.example(n)[1] for n in range(5)]
+    assert found[:3] == [{"item 1": 1.0}, {"item 2": 1.0}, {"item 3": 1.0}]
+    assert found[3:] == [{"item 4": 1.0, "item 5": 0.0}, {"item 4": 0.5, "item 5": 0.5}]
+    with pytest.raises(UserError, match=r"kinds.jsonl: row 6: .*completion"):
+        stream.example(5)
+    config = examples("kinds", data={"stream": True})
+    base = sft.open_base(config)
+    index = np.array([0, 3, 4])
+    assert streamed.example_rows(config, stream, index, base).weight.tolist() == [[1, 0], [1, 0], [0.5, 0.5]]
+    learned = examples("kinds", data={"stream": True}, completions="all")
+    assert streamed.example_rows(learned, stream, index, base).weight.tolist() == [[1, 0], [1, 1], [1, 1]]
+    short = examples("kinds", data={"stream": True}, row_length=8)
+    path.write_text(json.dumps({"prompt": "Which ?", "completion": "item " * 9}) + "\n")
+    with pytest.raises(UserError, match="train.row_length: 8 tokens cannot hold an example of"):
+        streamed.example_rows(short, Stream(str(path)), np.array([0]), base)
+
+
+def test_a_stream_of_examples_holds_nothing_out(examples):
+    with pytest.raises(UserError, match=r"train\.evaluate_every 2: needs all rows at once"):
+        sft.run(examples("out", data={"stream": True}, evaluate_every=2))

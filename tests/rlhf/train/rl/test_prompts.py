@@ -98,11 +98,11 @@ def test_a_step_holds_whole_groups_and_depends_on_its_number_alone(tmp_path):
     path = write(tmp_path / "p.jsonl", [{"prompt": letters} for letters in ("a", "bb", "ccc", "dddd", "e")])
     settings = config(path)
     prompts = rl_data.prompt_set(settings, base())
-    batches = [rl_data.batch_of(settings, prompts, number) for number in range(5)]
+    batches = [rl_data.batches(settings, prompts)(number) for number in range(5)]
     for number, batch in enumerate(batches):
         assert batch.number == number and batch.prompts.tokens.shape == (12, prompts.tokens.shape[1])
         assert (batch.index.reshape(2, 6) == batch.index.reshape(2, 6)[:, :1]).all()
         np.testing.assert_array_equal(batch.prompts.tokens, prompts.tokens[batch.index])
-        np.testing.assert_array_equal(batch.index, rl_data.batch_of(settings, prompts, number).index)
+        np.testing.assert_array_equal(batch.index, rl_data.batches(settings, prompts)(number).index)
     visited = np.concatenate([batch.index[::6] for batch in batches])
     assert sorted(visited[:5]) == sorted(visited[5:]) == list(range(5))  # two epochs
