@@ -152,6 +152,8 @@ def fit_basis(
     num_basis, dims = (
         next((c.num_basis, c.dims) for c in candidates if c.chosen) if candidates else (sizes[0], widths[0])
     )
+    if candidates:
+        _LOG.info(said_choice(candidates, config))
     state, metrics = run_rounds(problem, weight, num_basis, dims, config, on_round)
     head = reduction.projection[:, :dims] @ state.directions[:dims].astype(np.float64)
     raw_prior = Belief.from_cov(state.mean, state.cov)
@@ -319,6 +321,24 @@ def choose_size(
         Candidate(*key, float(loss.mean()), float(loss.std(ddof=1) / np.sqrt(len(loss))), key == chosen)
         for key, loss in losses.items()
     )
+
+
+def said_choice(candidates: tuple[Candidate, ...], config: FitConfig) -> str:
+    """One line: what was chosen, among what, by whom, and how the loss of people left out compares."""
+    chosen = next(one for one in candidates if one.chosen)
+    best = min(candidates, key=lambda one: one.loss_nats)
+    text = (
+        f"chosen by {config.held_out:.0%} of the training people, left out: K = {chosen.num_basis} of "
+        f"{', '.join(map(str, _as_tuple(config.num_basis)))} and {chosen.dims} dimensions of "
+        f"{', '.join(map(str, _as_tuple(config.dims)))} at ridge {config.ridge:g}; {chosen.loss_nats:.3f} nats a comparison "
+        f"after {config.adapt_answers} answers at most (a coin: 0.693)"
+    )
+    if best is not chosen:
+        text += (
+            f"; the smallest within one standard error of the best, {best.loss_nats:.3f} "
+            f"(K = {best.num_basis}, {best.dims} dimensions)"
+        )
+    return text
 
 
 def _people_to_choose_by(prefs: Preferences) -> np.ndarray:

@@ -54,8 +54,9 @@ def status(board: JSONObject) -> str:
     own = board["models"][board["judged"]]
     if board["helps"]:
         return "won"
-    harmed = own["gain"][board["answers"]]["high"] < 0 or own["own_minus_swapped"]["high"] < 0
-    if harmed:
+    # What was below one model for everybody before any answer is a worse base; answers harm where they lower it.
+    worse, learned = own["gain"][board["answers"]]["high"] < 0, own.get("learned")
+    if own["own_minus_swapped"]["high"] < 0 or (worse and (learned is None or learned["high"] < 0)):
         return "lost"
     if carried(board) and own["gain"][board["answers"]]["low"] > 0:
         return "unknown"
@@ -93,6 +94,12 @@ def sentence(board: JSONObject) -> str:
         reason = "the model ignores the user, whose answers another person's may replace without any change"
         if board.get("status") == "unknown":
             reason = "the fit found no taste in which people differ, so answers change nothing"
+    elif gain["high"] < 0 and own.get("learned") and own["learned"]["high"] >= 0:
+        before = own["gain"][min(own["gain"], key=int)]
+        reason = (
+            f"it is worse than one model for everybody before any answer already ({points(before)}), so its base is, and "
+            "answers are not shown to change that"
+        )
     elif gain["low"] > 0 and own["own_minus_swapped"]["low"] <= 0:
         reason = "another person's answers serve as well as one's own"
     elif gain["low"] > 0 and over and over["low"] <= 0:

@@ -167,6 +167,7 @@ def summarise(own: Scores, aggregate: Scores, answers: int, seed: int) -> JSONOb
         "accuracy": {n: interval(values) for n, values in own.accuracy.items()},
         "gain": {n: interval(values - aggregate.accuracy[n]) for n, values in own.accuracy.items()},
         "loss_nats": {n: interval(values) for n, values in own.loss.items()},
+        "learned": interval(own.accuracy[answers] - own.accuracy[min(own.accuracy)]),
         "loss_gain": interval(aggregate.loss[answers] - own.loss[answers]),
         "reliability": reliability(own.reliability),
         "cells": cells,

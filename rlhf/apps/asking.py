@@ -4,7 +4,9 @@ A questionnaire is a file of JSON lines, one question each: `user_id`, `prompt`,
 which the person sets to "1", "2", "tie" or "skip"; empty means not answered yet. `chorus users update` reads it.
 """
 
-from collections.abc import Callable, Sequence
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,7 @@ from rewards.files import JSONObject
 from rewards.people import records
 from rewards.people.pool import Preferred, Question, answer_to, prompt_of, sides
 
+WIDTH = 100  # columns of the widest line of a question
 QUESTION_KEYS = ("user_id", "prompt", "first", "second", "preferred")
 REPLIES: dict[str, Preferred | Literal["skip", ""]] = {
     "1": "first",
@@ -39,10 +42,10 @@ def show_and_read(
 ) -> Reply:
     """Show the pair and return which was preferred: `first`, `second`, `tie`, `s` (skip) or `q` (quit)."""
     prompt = question.prompt
-    say(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {text}" for role, text in prompt))
+    say(wrapped(prompt if isinstance(prompt, str) else "\n".join(f"{role}: {text}" for role, text in prompt)))
     texts = {"first": question.first, "second": question.second}
     for number, side in enumerate(shown, 1):
-        say(f"  [{number}] {texts[side]}")
+        say(wrapped(texts[side], f"  [{number}] ", "      "))
     while True:
         try:
             reply = read("Which do you like better? 1, 2, t (tie), s (skip), q (stop): ").strip().lower()
@@ -59,11 +62,35 @@ def show_and_read(
         say(f"{reply!r} is none of 1, 2, t, s, q.")
 
 
-def learned(run: store.RewardRun, before: Belief, after: Belief) -> str:
-    """What one answer changed: the axis that moved most, in its prior's unit, and how the person now reads on it."""
+def wrapped(text: str, first: str = "", rest: str = "") -> str:
+    """A text of some lines, broken between words at the terminal's width (100 at most); only lines that are too long change.
+
+    Args:
+      first: what its first line begins with; rest: every other line.
+    """
+    width = min(shutil.get_terminal_size().columns, WIDTH)
+    lines, start = [], first
+    for line in text.split("\n"):
+        broken = [line]
+        if len(start) + len(line) > width:
+            broken = textwrap.wrap(
+                line, max(width - len(start), 20), break_long_words=False, break_on_hyphens=False
+            )
+        for part in broken or [line]:
+            lines.append(f"{start}{part}" if part else start.rstrip() if start == rest else start)
+            start = rest
+    return "\n".join(lines)
+
+
+def learned(run: store.RewardRun, before: Belief, after: Belief, means: Mapping[str, meaning.Meaning]) -> str:
+    """What one answer changed: the axis that moved most, in its prior's unit, and how the person now reads on it.
+
+    Args:
+      means: what the axes go with (`meaning.read`), by name.
+    """
     moved = np.abs(after.mean - before.mean) / run.prior.sd
     k = int(np.argmax(moved))
-    names, means = run.basis.gauge.names, meaning.read(run)
+    names = run.basis.gauge.names
     others = [f"{names[j]} {before.mean[j]:+.2f} → {after.mean[j]:+.2f}" for j in range(len(names)) if j != k]
     text = (
         f"Learned: {means[names[k]].label(names[k])} moved most, {before.mean[k]:+.2f} → {after.mean[k]:+.2f}: "

@@ -47,6 +47,7 @@ def ask_terminal(
     pool = read_pool(run)
     deltas = pool_module.deltas(pool)
     record, stopped = _record(run, name), "asked as many as wanted"
+    means = meaning.read(run)  # once, not after every answer
     for _ in range(max_questions):
         allowed = open_questions(pool, record)
         if not allowed.any():
@@ -85,7 +86,7 @@ def ask_terminal(
         say(
             "Skipped; it will not be asked again."
             if reply == "s"
-            else asking_module.learned(run, before, record.posterior)
+            else asking_module.learned(run, before, record.posterior, means)
         )
     return describe(run, record) | {"stopped": stopped}
 

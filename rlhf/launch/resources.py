@@ -12,7 +12,8 @@ class Resources:
     """What a job asks for; None leaves it to the engine. Each engine reads the part that its options name.
 
     Attributes:
-      cpus, devices: cores; GPUs, or chips of a TPU. memory: 16G. time: as SLURM writes it, 2:00:00.
+      tasks: processes of the job; None is one.
+      cpus, devices: cores of each; GPUs, or chips of a TPU. memory: 16G. time: as SLURM writes it, 2:00:00.
       notice: seconds before the end or preemption at which the run is asked to write its checkpoint.
       setup: shell lines that come first.
       folder: where the command runs; None means here. python: what runs it; None means this Python, or `chorus` of an image.
@@ -23,6 +24,7 @@ class Resources:
       accelerator, infra, spot, mount: SkyPilot: H100 or the like, cloud/region, preemptible, buckets (PATH=URL).
     """
 
+    tasks: int | None = None
     cpus: int | None = None
     devices: int | None = None
     memory: str | None = None

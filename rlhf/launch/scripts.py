@@ -13,7 +13,7 @@ cd {folder} || exit 2
 {setup}
 # A notice (the end of the time, preemption) ends the run with a checkpoint; the same command then goes on from there.
 told=
-trap 'told=1; kill -TERM "$run" 2>/dev/null' TERM
+trap 'told=1; {tell} 2>/dev/null' TERM
 {command} &
 run=$!
 wait "$run"; status=$?
@@ -27,6 +27,18 @@ fi
 """
 
 
+_TELL = 'kill -TERM "$run"'
+_TELL_TASKS = 'scancel --signal=TERM "$SLURM_JOB_ID"'
+"""The tasks themselves: srun would end the whole step, and soon after by force."""
+_LOST = """\
+# srun gives the worst status. A task that was killed has 137, and the others end with 75, "try again"; one that is killed
+# whenever it runs is not tried for ever.
+if [ $status -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {tries} ]; then status=75; fi
+"""
+TRIES = 20
+_OTHERS_WORK = '[ "$SLURM_PROCID" = 0 ] || set -- "$@" --worker; exec "$@"'
+
+
 def command_line(words: Sequence[str], resources: Resources | None = None) -> str:
     """The command as the job's shell reads it, by this very Python or the one of --python."""
     python = (resources and resources.python) or sys.executable
@@ -36,13 +48,14 @@ def command_line(words: Sequence[str], resources: Resources | None = None) -> st
 def slurm_script(job: Job, words: Sequence[str]) -> str:
     """What `sbatch` is given."""
     resources = job.resources
+    several = (resources.tasks or 1) > 1
     wanted = {
         "--job-name": job.name,
         "--output": str(job.place / LOG),
         "--open-mode": "append",
         "--signal": f"B:TERM@{resources.notice}",
-        "--nodes": 1,
-        "--ntasks": 1,
+        "--nodes": None if several else 1,
+        "--ntasks": resources.tasks or 1,
         "--cpus-per-task": resources.cpus,
         "--gpus-per-node": resources.devices,
         "--mem": resources.memory,
@@ -51,7 +64,8 @@ def slurm_script(job: Job, words: Sequence[str]) -> str:
     }
     head = [f"#SBATCH {option}={value}" for option, value in wanted.items() if value is not None]
     head += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in resources.options)]
-    return "\n".join(["#!/bin/bash", *head, body(words, resources) + _BACK + "exit $status\n"])
+    lost = _LOST.format(tries=TRIES) if several else ""
+    return "\n".join(["#!/bin/bash", *head, body(words, resources) + lost + _BACK + "exit $status\n"])
 
 
 def local_script(job: Job, words: Sequence[str]) -> str:
@@ -65,8 +79,24 @@ def body(words: Sequence[str], resources: Resources) -> str:
     return _BODY.format(
         folder=shlex.quote(resources.folder or os.getcwd()),
         setup="\n".join(resources.setup),
-        command=command_line(words, resources),
+        tell=_TELL_TASKS if (resources.tasks or 1) > 1 else _TELL,
+        command=_in_tasks(words, resources) + command_line(words, resources),
     )
+
+
+def _in_tasks(words: Sequence[str], resources: Resources) -> str:
+    """What starts a command as several tasks of SLURM: of a training its processes, of a sweep the command and more workers.
+
+    No task is ended because another has: processes of a training notice it themselves (`rlhf.run.guard`), and workers that
+    have nothing left to do may leave early.
+    """
+    if (resources.tasks or 1) == 1:
+        return ""
+    srun = ["srun", f"--ntasks={resources.tasks}", "--kill-on-bad-exit=0", "--wait=0"]
+    srun += [] if resources.cpus is None else [f"--cpus-per-task={resources.cpus}"]
+    if words[0] == "sweep":
+        srun += ["bash", "-c", _OTHERS_WORK, "worker"]
+    return shlex.join(srun) + " "
 
 
 def own_script(words: Sequence[str], resources: Resources) -> str:

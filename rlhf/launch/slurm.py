@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 
 from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job, called
@@ -37,5 +38,18 @@ def logs(job: Job, wait: bool) -> None:
 
 
 def cancel(job: Job) -> None:
-    called("scancel", "--full", "--signal=TERM", job.number)
+    if (job.resources.tasks or 1) > 1:
+        _end_tasks(job)
+    else:
+        called("scancel", "--full", "--signal=TERM", job.number)
     called("scancel", job.number)
+
+
+def _end_tasks(job: Job) -> None:
+    """Ask the tasks for their checkpoint and wait for it, at most `notice` seconds; the job must not go back into the queue."""
+    called("scontrol", "update", f"JobId={job.number}", "Requeue=0")
+    called("scancel", "--signal=TERM", job.number)  # not the script, which would only hand it on
+    deadline = time.monotonic() + job.resources.notice
+    steps = ["squeue", "--steps", "--noheader", "--format=%i", f"--jobs={job.number}"]
+    while f"{job.number}.0" in called(*steps).split() and time.monotonic() < deadline:
+        time.sleep(0.5)

@@ -279,9 +279,19 @@ class _Checkpoint:
             rows, *rest = index[::-1] if leaf.transposed else index
             array = piece[(slice(first + rows.start, first + rows.stop), *rest)]
         array = array.astype(dtype, copy=False)
-        if not np.isfinite(array.max()) or not np.isfinite(array.min()):  # both are NaN where any entry is
+        if not _finite(array):
             raise UserError(f"{path}: tensor {name} holds a value that is not finite; take other weights")
         return array.T if leaf.transposed else array
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all numbers are."""
+    if (
+        array.dtype.itemsize == 2
+    ):  # NumPy compares numbers of 16 bits one by one: all bits of the exponent are set otherwise
+        exponent = 0x7C00 if array.dtype == np.float16 else 0x7F80
+        return bool((array.view(np.uint16) & exponent).max() < exponent)
+    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))  # both are NaN where any entry is
 
 
 class _Part(NamedTuple):

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards import opening
 from rewards.errors import UserError
@@ -15,6 +15,9 @@ from rewards.files import JSONObject, read_json
 from rewards.types import Message, Prompt, as_messages
 from rlhf.models import chat
 from rlhf.models.layout import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger("chorus")
 
@@ -253,6 +256,11 @@ class Tokenizer:
             if whole[: len(start)] == start:
                 return whole[len(start) :]
         return self._plain(text)
+
+    @property
+    def hugging_face(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer underneath, for libraries that want one of transformers: control tokens in texts are control tokens."""
+        return self._fast
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, up to where the model starts to answer.

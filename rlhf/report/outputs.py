@@ -146,12 +146,28 @@ def _judges(result: JSONObject) -> str:
             one["kind"],
             "–" if one["longer_preferred"] is None else f"{one['longer_preferred']:.1%} of {one['pairs']}",
             "–" if one.get("consistency") is None else f"{one['consistency']:.1%}",
+            _own_model(one.get("self")),
             f"not counted: {one['off']}" if one["off"] else "counted",
         )
         for name, one in result["judge_checks"].items()
     ]
-    head = ["judge", "kind", "prefers the longer", "same verdict in both orders", ""]
+    head = [
+        "judge",
+        "kind",
+        "prefers the longer",
+        "same verdict in both orders",
+        "prefers its own model's texts",
+        "",
+    ]
     return page.table(head, rows)
+
+
+def _own_model(found: JSONObject | None) -> str:
+    if found is None or found["preferred"] is None:
+        return "–"
+    others = "" if found["others"] is None else f"; the other judges in {found['others']:.1%}"
+    said = f"in {found['preferred']:.1%} of comparisons of {', '.join(found['policies'])}{others}"
+    return f"{said}: does not compare them with other policies" if found["partial"] else said
 
 
 def _heat_maps(matrices: dict[str, list[list[float]]], people: Sequence[str]) -> list[str]:

@@ -7,6 +7,8 @@ SIGINT (Ctrl-C), SIGTERM (`kill`, a batch system) and SIGHUP (a closed terminal)
 - Elsewhere it raises `KeyboardInterrupt` in the main thread. Python drops an exception that is raised inside a callback of
   the garbage collector or a finaliser and prints it ("Exception ignored in …"), and JAX has such callbacks; so ours is
   not printed there, and the signal is sent again until the command is on its way out.
+- A batch system sends SIGTERM to every process of a job, whose parents hand it on: what comes again within `SAME_SECONDS` is
+  the same request.
 - A second signal of the user's ends the process at once, also while the main thread is inside a library (a compilation of
   minutes) and runs no handler: a thread reads what the interpreter writes for every signal (`signal.set_wakeup_fd`).
 """
@@ -17,12 +19,14 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_SECONDS = 0.5
+SAME_SECONDS = 2.0
 
 
 class _State:
@@ -30,6 +34,7 @@ class _State:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.since = 0.0  # when it was, by the clock that only goes forward
         self.at_boundaries = 0  # depth of `boundaries()`
         self.resent = False  # the signal now handled is our own repetition
         self.said = False  # that the step is waited for
@@ -99,12 +104,20 @@ def handled() -> Iterator[None]:
 def _handle(number: int, frame: FrameType | None) -> None:
     again, _state.resent = _state.resent, False
     if _state.received is not None and not again:
+        if _same(number, _state.received, _state.since):
+            return
         _end_at_once(number)
-    _state.received = number if _state.received is None else _state.received
+    if _state.received is None:
+        _state.received, _state.since = number, time.monotonic()
     if _state.at_boundaries:
         _say_waiting()
         return
     raise KeyboardInterrupt(_state.received)
+
+
+def _same(number: int, first: int, since: float) -> bool:
+    """Whether a further signal says no more than the first, which came `since`."""
+    return number == first == signal.SIGTERM and time.monotonic() - since < SAME_SECONDS
 
 
 @contextlib.contextmanager
@@ -125,7 +138,7 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(reading: int, main: int) -> None:
-    first, own = 0, 0  # the first signal of the user's; those of ours that are still to be read
+    first, since, own = 0, 0.0, 0  # the first signal of the user's; those of ours that are still to be read
     while True:
         ready, _, _ = select.select([reading], [], [], _AGAIN_SECONDS if first else None)
         if ready:
@@ -136,9 +149,10 @@ def _watch(reading: int, main: int) -> None:
                 if own:
                     own -= 1
                 elif first:
-                    _end_at_once(number)
+                    if not _same(number, first, since):
+                        _end_at_once(number)
                 else:
-                    first = number
+                    first, since = number, time.monotonic()
                     if _state.at_boundaries:  # a step may be long
                         _say_waiting()
         elif _state.received is not None and not _state.at_boundaries and not _unwinding(main):

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rlhf.mesh import devices
+from rlhf.models.layout import HostOrDevice
 from rlhf.policy.conditioning import Population
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.train import dpo_step as dpo
-from rlhf.train import optim
+from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.dpo import read_for, rewards_of
@@ -32,6 +34,7 @@ from rlhf.train.sft import open_base
 from rlhf.train.trained import close, finished, run_callbacks
 
 Constants = tuple[Population | None, dpo.DPOSettings]
+Moved = tuple[optim.TrainState, dict[str, jax.Array]]
 
 
 class Asked(Protocol):
@@ -51,6 +54,7 @@ def step(
     states: optim.TrainState,
     batches: dpo.DPOBatch,
     constants: Constants,
+    taken: HostOrDevice,
     frozen: PolicyParams,
     *,
     program: dpo.DPOProgram,
@@ -61,19 +65,25 @@ def step(
 
     Args:
       batches: leaves [S, A, B, …], or [A, B, …] where the members share one.
+      taken: bool[S]; an empty place costs nothing where members are computed one after the other.
       at_once: members computed side by side, the others one after the other. With 1 the program of a member is that of a run
         of its own, and so are its roundings.
     """
 
-    def one(own: tuple[optim.TrainState, Constants, dpo.DPOBatch | None]) -> tuple[optim.TrainState, PyTree]:
-        state, (population, settings), batch = own
-        batch = batches if batch is None else batch
-        return dpo.step(state, batch, frozen, population, settings, program=program)
+    def one(own: tuple[optim.TrainState, Constants, jax.Array, dpo.DPOBatch | None]) -> Moved:
+        state, (population, settings), there, batch = own
 
-    rows = (states, constants, None if shared else batches)
-    if at_once == 1:
-        return jax.lax.map(one, rows)
-    return jax.lax.map(one, rows, batch_size=at_once)
+        def moved() -> Moved:
+            given = batches if batch is None else batch
+            return dpo.step(state, given, frozen, population, settings, program=program)
+
+        if at_once > 1:
+            return moved()
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(moved)[1])
+        return jax.lax.cond(there, moved, lambda: (state, nothing))
+
+    rows = (states, constants, taken, None if shared else batches)
+    return jax.lax.map(one, rows, batch_size=None if at_once == 1 else at_once)
 
 
 def train(
@@ -93,15 +103,15 @@ def train(
     with devices.use(first.mesh):
         if at_once is None:
             at_once = 1 if jax.default_backend() == "cpu" else size
-        everybody = _Everybody(first, cache, min(at_once, size))
+        everybody = _Everybody(first, size, min(at_once, size), cache)
         run_members(size, lambda: everybody.member(following), everybody.step)
 
 
 class _Everybody:
     """What the members of a population share."""
 
-    def __init__(self, config: DPOConfig, cache: Path, at_once: int):
-        self._at_once = at_once
+    def __init__(self, config: DPOConfig, size: int, at_once: int, cache: Path):
+        self._size, self._at_once = size, at_once
         prefs = read_preferences(
             config.data.path, config.data.split, columns=config.data.columns, people=False
         )
@@ -135,14 +145,26 @@ class _Everybody:
             with_rail=known.with_rail or one.program.with_rail,
         )
         if self._frozen is None:
+            trained = self._size * memory.ADAM * _bytes(one.state.params)
+            needed = {"the model": _bytes(one.frozen), f"what {self._size} members train": trained}
+            memory.check(needed, "sweep.population")
             self._frozen = one.frozen._replace(**dict.fromkeys(one.state.params))
 
     def step(
-        self, states: optim.TrainState, batches: dpo.DPOBatch, constants: Constants, shared: bool
+        self,
+        states: optim.TrainState,
+        batches: dpo.DPOBatch,
+        constants: Constants,
+        taken: HostOrDevice,
+        shared: bool,
     ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
         assert self._frozen is not None and self._program is not None, "there are members"
         how = {"program": self._program, "shared": shared, "at_once": self._at_once}
-        return step(states, batches, constants, self._frozen, **how)
+        return step(states, batches, constants, taken, self._frozen, **how)
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 class _Member(Member):

@@ -57,8 +57,9 @@ class Pruned(Exception):
     """Raised by a member's callback in `step`: this member goes no further."""
 
 
-StepAll = Callable[[PyTree, PyTree, PyTree, bool], tuple[PyTree, dict[str, jax.Array]]]
-"""(states, batches, constants, whether they share one batch) → (states, metrics [S]); the states are donated."""
+StepAll = Callable[[PyTree, PyTree, PyTree, np.ndarray, bool], tuple[PyTree, dict[str, jax.Array]]]
+"""(states, batches, constants, bool[S] of the places that are taken, whether all share one batch) → (states, metrics [S]).
+The states are donated."""
 
 
 class _Seat:
@@ -169,7 +170,7 @@ class _Population:
                 signals.leave()
             self._mark = time.perf_counter()
 
-    def _batches(self) -> tuple[PyTree, PyTree, bool]:
+    def _batches(self) -> tuple[PyTree, PyTree, np.ndarray, bool]:
         """Arguments of the step: one batch for all where all have the same, else one a member; and what it only reads."""
         seats = self._taken()
         # Once their ways have parted they stay parted: whoever is left alone needs no program of his own.
@@ -179,7 +180,8 @@ class _Population:
         if not self._shared:
             own = {place: seat.member.batch_of(seat.number) for place, seat in seats[1:]}
             batch = _stack([own.get(place, batch) for place in range(len(self._seats))])
-        return batch, self._constants, self._shared
+        taken = np.array([seat is not None for seat in self._seats])
+        return batch, self._constants, taken, self._shared
 
     def _report(self) -> None:
         """Hand on the metrics of the last step; a member whose numbers are not finite ends here."""

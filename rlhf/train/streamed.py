@@ -112,17 +112,17 @@ def pair_rows(config: DPOConfig, stream: Stream, index: np.ndarray, base: policy
 
 
 def first_rows(
-    config: Config, stream: Stream, rows_of: Callable[..., Rows], base: policy_store.Base
+    config: Config, stream: Stream, packed_by: Callable[..., Rows], base: policy_store.Base
 ) -> tuple[Config, Rows]:
     """The configuration with its length as a number, and the rows of the first step; the rest is not read.
 
     Args:
-      rows_of: `pair_rows` or `example_rows`.
+      packed_by: `pair_rows` or `example_rows`.
     """
     check(config)
     config = in_steps(config, len(stream), rows_a_step(config))
     index = batch_rows(config.seed, 0, len(stream), rows_a_step(config))
-    return config, rows_of(config, stream, index, base)
+    return config, packed_by(config, stream, index, base)
 
 
 def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Batches:

@@ -35,7 +35,7 @@ def add_command(
     parser.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, last on stdout"
     )
-    parser.set_defaults(run=run, show=show, parser=parser)
+    parser.set_defaults(run=run, show=show, parser=parser, meshed=False)
     return parser
 
 
@@ -94,6 +94,7 @@ def add_job(
             help="with --dry-run: judge by this memory of a device instead of this machine's, and run nothing",
         )
     if meshed:
+        parser.set_defaults(meshed=True)
         add_job_options(parser)
     parser.add_argument(
         "config",

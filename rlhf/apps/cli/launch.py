@@ -31,7 +31,8 @@ _ENGINES = {
 }
 # option: (metavar, help, engines); those in _MANY may be repeated
 _OPTIONS = {
-    "cpus": (None, "processor cores", "slurm ray skypilot kubernetes"),
+    "tasks": (None, "processes of a training, or a sweep and its further workers (default 1)", "slurm"),
+    "cpus": (None, "processor cores of a task", "slurm ray skypilot kubernetes"),
     "devices": (None, "GPUs, or chips of a TPU", "slurm ray skypilot kubernetes"),
     "memory": ("SIZE", "such as 16G", "slurm ray skypilot kubernetes"),
     "time": ("H:MM:SS", "limit; SLURM asks the run to stop --notice seconds before", "slurm kubernetes"),
@@ -74,7 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
                 parser.add_argument(
                     f"--{name}", action="append", default=[], metavar=metavar, help=f"{text}; repeatable"
                 )
-            elif name in ("cpus", "devices", "notice"):
+            elif name in ("tasks", "cpus", "devices", "notice"):
                 parser.add_argument(f"--{name}", type=_count, help=text)
             else:
                 parser.add_argument(f"--{name}", metavar=metavar, help=text)
@@ -125,7 +126,12 @@ def _launch(args: argparse.Namespace) -> JSONObject:
         )
     if words[:1] == ["launch"]:
         raise UserError("launch: a launch cannot be launched; give the command itself behind --")
-    parse(words)  # what is wrong with the command is said here and not by the job
+    parsed = parse(words)  # what is wrong with the command is said here and not by the job
+    if (getattr(args, "tasks", None) or 1) > 1 and not (parsed.meshed or parsed.command == "sweep"):
+        raise UserError(
+            f"--tasks {args.tasks}: `{parsed.parser.prog}` runs in one process; leave --tasks out, or launch a training "
+            "or a sweep"
+        )
     given: dict[str, Any] = vars(args) | {"options": getattr(args, "option", [])}
     named = {field.name: given.get(field.name) for field in dataclasses.fields(Resources)}
     resources = Resources(**{name: value for name, value in named.items() if value is not None})

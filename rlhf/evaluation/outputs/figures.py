@@ -36,6 +36,7 @@ def figures(
             for judge, values in judged.values.items()
             for a in range(len(names))
             for b in range(a + 1, len(names))
+            if judged.counts(judge, a, b)
         ],
     }
 
@@ -125,8 +126,13 @@ def _known_mean(values: np.ndarray) -> np.ndarray:
 def headline(result: JSONObject) -> tuple[str, str]:
     """Status and first line: the first policy against the second, by people's own rewards where there are any."""
     if not result["comparisons"]:
-        [name] = result["policies"]
-        return "unknown", f"{name} was sampled; there is no other policy to compare it with."
+        names = ", ".join(result["policies"])
+        why = (
+            "there is no other policy to compare it with"
+            if len(result["policies"]) == 1
+            else "no judge counts"
+        )
+        return "unknown", f"{names}: sampled; {why}."
     judges = [one["judge"] for one in result["comparisons"]]
     judge = OWN if OWN in judges else judges[0]
     first = next(one for one in result["comparisons"] if one["judge"] == judge)

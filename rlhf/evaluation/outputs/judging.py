@@ -6,6 +6,7 @@ differences between completions of one prompt mean something.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from rewards.basis.store import RewardRun
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.types import Preferences
+from rlhf.evaluation.outputs import statistics
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.people import Person
 from rlhf.evaluation.outputs.samples import Written
 from rlhf.phi import encoder, on_host
 from rlhf.phi.columns import table
+from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import PromptRows
 
 OWN = "own reward"
@@ -29,13 +32,20 @@ OWN = "own reward"
 class Judged:
     """values: by judge and policy float64[U, P, n]. matrices: by policy float64[U, U], what row u gets, by u's own taste, from
     what was written for column v, and gains float64[U, P], own minus the mean of other people's; None for policies that
-    answer all alike. left_out: judges that judge nothing, and why.
+    answer all alike. checks: what was found of every further judge, and why some judge nothing. partial: by judge the policies of
+    its own model, where it prefers them; it does not compare those with others.
     """
 
     values: dict[str, list[np.ndarray]]
     matrices: list[np.ndarray | None]
     gains: list[np.ndarray | None]
     checks: JSONObject
+    partial: dict[str, set[int]] = dataclasses.field(default_factory=dict)
+
+    def counts(self, judge: str, a: int, b: int) -> bool:
+        """Whether a judge's comparison of policies a and b counts."""
+        own = self.partial.get(judge, set())
+        return (a in own) == (b in own)
 
 
 def judge(
@@ -72,7 +82,67 @@ def judge(
         raw, names, checks = _columns(config, items)
         for column, name in enumerate(names):
             values[name] = [np.broadcast_to(raw[:, column][at], (len(people), *at.shape[1:])) for at in index]
-    return Judged(values, matrices, gains, checks)
+    partial: dict[str, set[int]] = {}
+    for one in config.judges:
+        if one.name in values and (own := of_its_model(one, written)):
+            checks[one.name]["self"] = found = self_preference(one.name, values, own)
+            checks[one.name]["self"]["policies"] = [written[number].source.name for number in sorted(own)]
+            if found["partial"]:
+                partial[one.name] = own
+    return Judged(values, matrices, gains, checks, partial)
+
+
+def of_its_model(judge: ColumnConfig, written: Sequence[Written]) -> set[int]:
+    """Policies that are the model that judges, by its name at an address, in a directory or on a hub."""
+    if judge.kind != "judge":
+        return set()
+    names = [(one.source.address or ("", one.source.place))[1] for one in written]
+    return {number for number, name in enumerate(names) if judge.model in (name, Path(name).name)}
+
+
+SELF, FEWEST = 0.1, 6
+"""Excess over the other judges above which a judge is partial, and the clusters that it takes to say so."""
+
+
+def self_preference(name: str, values: dict[str, list[np.ndarray]], own: set[int]) -> JSONObject:
+    """How much more often a judge prefers its own model's texts than the other judges do.
+
+        excess[u, p] = win rate of its own model's texts against the other policies', by the judge − by the others (mean)
+
+    With no other judge the others' is ½: then nothing says whether the texts are better, and a judge is no witness in its own
+    cause. Partial: the 95 % interval of the excess is above 0 and its mean above `SELF`.
+
+    Source: Panickssery et al. 2024, LLM evaluators recognize and favor their own generations, arXiv:2404.13076.
+    """
+    others = [number for number in range(len(values[name])) if number not in own]
+    if not others:
+        return {"preferred": None, "others": None, "excess": None, "partial": None}
+
+    def rate(judge: str) -> np.ndarray:
+        rates = [statistics.wins(values[judge][a], values[judge][b]) for a in sorted(own) for b in others]
+        won = np.mean(rates, axis=0)
+        return np.where(np.isfinite(won), won, 0.5)
+
+    preferred = rate(name)
+    witnesses = [rate(judge) for judge in values if judge != name]
+    expected = np.mean(witnesses, axis=0) if witnesses else np.full(preferred.shape, 0.5)
+    excess = statistics.interval(preferred - expected)
+    partial = None
+    if max(preferred.shape) >= FEWEST and excess.mean > SELF and excess.low > 0:
+        other = (
+            f"the other judges in {expected.mean():.1%}"
+            if witnesses
+            else "and no other judge says that they are better"
+        )
+        partial = f"it prefers its own model's texts in {preferred.mean():.1%} of comparisons, {other}"
+    return {
+        "preferred": float(preferred.mean()),
+        "others": float(expected.mean()) if witnesses else None,
+        "excess": {
+            key: float(value) if np.isfinite(value) else None for key, value in excess._asdict().items()
+        },
+        "partial": partial,
+    }
 
 
 def best(

@@ -106,12 +106,12 @@ def _group(
             )
         return _held_out(config, run, data, prefs)
     if word == POPULATION:
-        return [Person(POPULATION, POPULATION, np.asarray(run.prior.mean, np.float64))]
+        return [known(POPULATION, run)]
     if word in BUCKETS:
-        known = load_people(run)
-        places = bucket(word, known, run, config.count or DEFAULT_COUNT)
-        return [_person(known.user_ids[i], word, known.posteriors[i].mean) for i in places]
-    return [_named(word, run)]
+        trained = load_people(run)
+        places = bucket(word, trained, run, config.count or DEFAULT_COUNT)
+        return [_person(trained.user_ids[i], word, trained.posteriors[i].mean) for i in places]
+    return [known(word, run)]
 
 
 def bucket(word: str, known: Known, run: RewardRun, count: int) -> Sequence[int]:
@@ -126,13 +126,20 @@ def bucket(word: str, known: Known, run: RewardRun, count: int) -> Sequence[int]
     return np.argsort(keys[word], kind="stable")[:count].tolist()
 
 
-def _named(name: str, run: RewardRun) -> Person:
+def known(name: str, run: RewardRun) -> Person:
+    """Somebody by name, or the average person.
+
+    Raises:
+      UserError: nobody of this name has answered.
+    """
+    if name == POPULATION:
+        return Person(POPULATION, POPULATION, np.asarray(run.prior.mean, np.float64))
     if records.path_of(run.users, name).is_file():
         return _person(name, "named", records.load(run.users, name, run).posterior.mean)
-    known = load_people(run)
-    if name in known.user_ids:
-        return _person(name, "named", known.posteriors[known.user_ids.index(name)].mean)
-    words = [HELD_OUT, POPULATION, *BUCKETS, *known.user_ids]
+    trained = load_people(run)
+    if name in trained.user_ids:
+        return _person(name, "named", trained.posteriors[trained.user_ids.index(name)].mean)
+    words = [HELD_OUT, POPULATION, *BUCKETS, *trained.user_ids]
     advice = meant(name, words, f"{', '.join(words[:5])}, or the name of somebody who has answered")
     raise UserError(f"people: {run.directory} knows nobody called {name!r}; {advice}")
 

@@ -78,6 +78,8 @@ def run(config: OutputsConfig) -> JSONObject:
         for name, found_of in judged.checks.items():
             if found_of["off"]:
                 _LOG.warning(f"judge {name!r} is not counted: {found_of['off']}")
+            elif partial := found_of.get("self", {}).get("partial"):
+                _LOG.warning(f"judge {name!r} does not compare them: {partial}")
         result = summary(config, world, written, judged)
         rows = list(sample_rows(world, written, judged))
         write_samples(job.directory, rows)

@@ -163,3 +163,17 @@ def test_what_was_planted_and_not_found_leaves_it_open():
             found == [False, True]
         )
         assert ("planted tastes worth 10 and 20 points are not found" in said) == (found == [False, False])
+
+
+def test_a_worse_base_is_not_what_answers_did():
+    board = board_of(answered(worth=0.0, taste=0.0))
+    board |= {"helps": False, "power": {"people": 24, "detectable": 0.3}, "planted": []}
+    own, below = board["models"]["small"], {"mean": -0.05, "low": -0.08, "high": -0.02}
+    own["gain"], own["own_minus_swapped"] = {0: below, 10: below}, {"mean": 0.0, "low": -0.02, "high": 0.02}
+    for learned, status in (({"mean": 0.0, "low": -0.02, "high": 0.02}, "unknown"), (below, "lost")):
+        own["learned"] = learned
+        assert judging.status(board) == status
+        said = judging.sentence(board | {"status": status})
+        assert ("worse than one model for everybody before any answer already (-5.0 points" in said) == (
+            status == "unknown"
+        )

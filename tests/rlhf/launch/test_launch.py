@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -112,6 +113,8 @@ def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
         (["local", "--", "train", "dpoo", "x"], "did you mean 'dpo'"),
         (["local", "--name", "a/b", "--", *PLAN], "'a/b': no name of a launch"),
         (["slurm", "--devices", "0", "--", *PLAN], "whole number from 1"),
+        (["slurm", "--tasks", "0", "--", *PLAN], "whole number from 1"),
+        (["slurm", "--tasks", "2", "--", *PLAN], "--tasks 2: `chorus data plan` runs in one process"),
         (["status", "nobody"], "nobody: no such launch"),
         (["local", "--", "chorus"], "no command"),
         (
@@ -140,6 +143,19 @@ def test_a_damaged_record_is_named(text, capsys, folder):
     for asked in ("status", "requeue", "cancel", "logs"):
         assert cli.main(["launch", asked, "first"]) == 2
         assert "launch.json: " in capsys.readouterr().err
+
+
+def test_several_tasks_are_processes_of_a_training_or_a_sweep_and_its_workers(capsys, folder):
+    out = told(capsys, "slurm", "--tasks", "2", "--cpus", "3", "--dry-run", "--", "train", "dpo", "a.yaml")
+    assert "#SBATCH --ntasks=2\n" in out and "--nodes" not in out
+    assert "\nsrun --ntasks=2 --kill-on-bad-exit=0 --wait=0 --cpus-per-task=3 " in out
+    assert "status=75" in out  # of a task that was killed, whose status srun prefers to that of the others
+    out = told(capsys, "slurm", "--tasks", "2", "--dry-run", "--", "sweep", "a.yaml")
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("srun ")))
+    started = [*words[words.index("bash") : words.index("worker") + 1], "echo", "-n", "sweep"]
+    for task, said in (("0", "sweep"), ("1", "sweep --worker")):
+        env = os.environ | {"SLURM_PROCID": task}
+        assert subprocess.run(started, env=env, capture_output=True, text=True).stdout == said
 
 
 def test_a_local_job_runs_says_what_it_says_and_its_name_is_taken(capsys):
@@ -180,6 +196,41 @@ def test_a_slurm_job_is_requeued_on_notice_and_goes_on_to_the_same_numbers(slurm
     assert [(row["step"], row["train/loss/total"]) for row in interrupted] == [
         (row["step"], row["train/loss/total"]) for row in plain
     ]
+
+
+def preferences(folder, steps):
+    """`training` by preferences, as a command of its own."""
+    training(folder)
+    config = yaml.safe_load((folder / "sft.yaml").read_text())
+    del config["train"]["row_length"]
+    config |= {"loss": {"kind": "dpo"}, "train": config["train"] | {"steps": steps, "log_every": 10}}
+    (folder / "dpo.yaml").write_text(yaml.safe_dump(config))
+    return ["train", "dpo", "dpo.yaml"]
+
+
+def test_two_tasks_are_requeued_as_one_run_and_end_with_the_same_numbers(slurm, capsys, folder):
+    words = preferences(folder, 120)
+    told(capsys, "slurm", "--name", "dpo", "--tasks", "2", "--cpus", "1", "--memory", "3000", "--", *words)
+    job = json.loads((folder / "launches" / "dpo" / "launch.json").read_text())["job"]
+    wait_for(lambda: (folder / "run" / "metrics.jsonl").exists() and read_metrics(folder / "run"))
+    subprocess.run(
+        ["scontrol", "requeue", job], check=True
+    )  # the tasks are told at the same time as the script
+    shown = ["scontrol", "show", "job", "-o", job]
+    wait_for(lambda: "Restarts=1" in subprocess.run(shown, capture_output=True, text=True).stdout)
+    wait_for(lambda: state(capsys, "dpo") == "pending")
+    done = [int(path.name) for path in (folder / "run" / "checkpoints").iterdir()]
+    assert done and done[0] < 120
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+    assert cli.main(["launch", "logs", "dpo", "--follow"]) == 0
+    assert "dpo step 120/120" in (said := capsys.readouterr().out) and said.count("step 120/120") == 1
+    assert state(capsys, "dpo") == "completed"
+    interrupted = read_metrics(folder / "run")
+    assert cli.main([*words, "output_dir=undisturbed"]) == 0
+    plain = read_metrics(folder / "undisturbed")
+    assert [row["step"] for row in interrupted] == [row["step"] for row in plain]
+    for one, other in zip(interrupted, plain, strict=True):  # sums over two processes round otherwise
+        assert one["train/loss/total"] == pytest.approx(other["train/loss/total"], rel=1e-4)
 
 
 def test_a_cancelled_slurm_job_stays_cancelled(slurm, capsys, folder):

@@ -153,10 +153,21 @@ def test_a_second_signal_ends_at_once(body, first, second, tmp_path):
     for number in (first, second, second, second, second):
         if process.poll() is None:
             process.send_signal(number)
-            time.sleep(0.05)
+            time.sleep(0.05 if first != number or number != signal.SIGTERM else signals.SAME_SECONDS + 0.1)
     _, err = process.communicate(timeout=30)
     assert process.returncode in (128 + first, 128 + second) and time.monotonic() - began < 20
     assert b"KeyboardInterrupt" not in err
+
+
+def test_what_a_batch_system_says_several_times_over_is_one_request(tmp_path):
+    """It signals all processes of a job, and those hand it on to their children."""
+    process = start(SLOW_CLEANING, tmp_path)
+    for _ in range(4):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["cleaned"]
 
 
 def test_hangup_is_ignored_where_it_was(tmp_path):

@@ -24,6 +24,14 @@ from tests.rlhf.tiny import write_model
 pytest.importorskip("optuna")
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Reports of six runs would take longer than their training."""
+    monkeypatch.setattr(
+        "rlhf.report.write_training_report", lambda folder, *rows: (folder / "report.html").touch()
+    )
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
@@ -128,7 +136,7 @@ def test_a_population_ends_as_its_trials_do_alone(world, tmp_path):
     close_to(numbers(study.run_directory(2)), numbers(tmp_path / "alone"))
 
 
-def test_a_signal_and_a_kill_lose_nothing(world, tmp_path):
+def test_a_signal_ends_a_worker_after_a_checkpoint_of_every_member(world, tmp_path):
     path = written(
         world,
         tmp_path,

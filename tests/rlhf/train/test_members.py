@@ -1,6 +1,8 @@
 """Several preference runs in one program: each is what it would be alone, whatever the others are, and nothing compiles again."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from safetensors.numpy import load_file
 
 import rewards
 import rlhf
+from rlhf.run import signals
 from rlhf.run.config.load import build
 from rlhf.run.metrics import read_metrics
 from rlhf.train import dpo, dpo_members
@@ -19,6 +22,14 @@ from tests.rlhf.api.world import FIT, table
 
 PLAIN = {"loss": {"kind": "dpo"}}
 STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Reports of six runs would take longer than their training."""
+    monkeypatch.setattr(
+        "rlhf.report.write_training_report", lambda folder, *rows: (folder / "report.html").touch()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +76,9 @@ class Asked:
         self.ends.append("left")
 
 
-def together(asked, size, cache):
+def together(asked, size, cache, at_once=None):
     waiting = iter(asked)
-    dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache)
+    dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache, at_once)
     return [one.ends for one in asked]
 
 
@@ -106,7 +117,7 @@ def test_members_are_what_they_would_be_alone(world, tmp_path):
 
 
 def test_members_with_people_and_held_out_rows(world, tmp_path):
-    """Coefficients are drawn with each member's own keys; the best step of each is kept."""
+    """Coefficients are drawn with each member's own keys; the best step of each is kept. Side by side, as on accelerators."""
     base = {
         "rewards": str(world / "rewards"),
         "loss": {"kind": "soft"},
@@ -117,7 +128,7 @@ def test_members_with_people_and_held_out_rows(world, tmp_path):
         {"users": {"extreme_sd": 1.0}, "rail": {"eta": 0.2}, "loss": {"kind": "soft", "dpo_beta": 0.4, "nll_coef": 0.1}},
     ]  # fmt: skip
     asked = [Asked(config_of(world, tmp_path / f"m{n}", **base | own)) for n, own in enumerate(changes)]
-    assert together(asked, 2, tmp_path) == [["complete"]] * 2
+    assert together(asked, 2, tmp_path, at_once=2) == [["complete"]] * 2
     for n, own in enumerate(changes):
         dpo.run(config_of(world, tmp_path / f"alone{n}", **base | own))
         same(tmp_path / f"alone{n}", tmp_path / f"m{n}")
@@ -162,3 +173,22 @@ def test_whoever_ends_makes_room_and_nothing_is_compiled_again(world, tmp_path):
     assert not (tmp_path / "m0" / "metrics.json").exists()
     dpo.run(config_of(world, tmp_path / "alone", optimizer={"learning_rate": 3e-3}, seed=3))
     same(tmp_path / "alone", tmp_path / "m3")
+
+
+def test_a_signal_is_a_checkpoint_of_all_and_the_rest_is_the_same(world, tmp_path):
+    """Members may even go on in another company, or alone."""
+
+    def asked(n, *callbacks):
+        return Asked(config_of(world, tmp_path / f"m{n}", seed=n), *callbacks)
+
+    ended = [asked(0, At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))), asked(1)]
+    with pytest.raises(KeyboardInterrupt), signals.handled():
+        together(ended, 2, tmp_path)
+    assert [one.ends for one in ended] == [["left"]] * 2
+    for n in (0, 1):
+        assert [one.name for one in (tmp_path / f"m{n}" / "checkpoints").iterdir()] == ["00000002"]
+    assert together([asked(2), asked(0)], 2, tmp_path) == [["complete"]] * 2
+    dpo.run(asked(1).config)
+    for n in (0, 1):
+        dpo.run(config_of(world, tmp_path / f"alone{n}", seed=n))
+        same(tmp_path / f"alone{n}", tmp_path / f"m{n}")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from rlhf.evaluation.outputs import judging
+from rlhf.evaluation.outputs import figures, judging
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.people import Person
 from rlhf.evaluation.outputs.policies import Source
@@ -84,3 +84,73 @@ def test_a_function_may_count_letters_and_reads_the_other_columns(tmp_path):
             for own, a in zip(one.completions[0], "abcdefghijkl", strict=True)
         ]
         assert right[0].tolist() == wanted
+
+
+def beside(tmp_path, monkeypatch, reply, *others, own="http://far/v1#m"):
+    """A judge `m`, and among the policies one that is the same model and marks its texts; the others do not."""
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
+    server = Server(reply)
+    marked = [
+        [[[c._replace(text=c.text + "!") for c in texts] for texts in prompts] for prompts in one.completions]
+        for one in (written("own"),)
+    ][0]
+    policies = [Written(Source("own", own, "own", False, False), marked), *WRITTEN]
+    judges = [
+        {"name": "m", "kind": "judge", "model": "m", "address": server.address, "retries": 0, "opponents": 8}
+    ]
+    values = {"seed": 0, "output_dir": "out", "policies": ["a"], "prompts": "p", "judges": [*judges, *others]}
+    found = judging.judge(build(values, OutputsConfig, "test"), policies, None, ASKED, EVERYBODY)
+    server.http.shutdown()
+    server.http.server_close()
+    return found, policies
+
+
+def vain(first, second):
+    a, b = first.endswith("!"), second.endswith("!")
+    return f"Verdict: {by_letter(first, second) if a == b else 'A' if a else 'B'}"
+
+
+def fair(first, second):
+    return f"Verdict: {by_letter(first, second)}"
+
+
+@pytest.fixture
+def letters(tmp_path):
+    file = tmp_path / "judge.py"
+    file.write_text(
+        "def letters(completions, **others):\n    return [-float(ord(c[0])) for c in completions]\n"
+    )
+    return {"name": "letters", "kind": "function", "function": f"{file}:letters"}
+
+
+def test_a_judge_that_prefers_its_own_models_texts_is_named_and_does_not_compare_them(
+    tmp_path, monkeypatch, letters
+):
+    found, policies = beside(tmp_path, monkeypatch, vain, letters)
+    check = found.checks["m"]
+    assert check["off"] is None and check["self"]["policies"] == ["own"] and check["self"]["preferred"] == 1.0
+    assert re.search(
+        "prefers its own model's texts in 100.0% of comparisons, the other judges in",
+        check["self"]["partial"],
+    )
+    result = figures.figures(policies, found, EVERYBODY, 1.0)
+    compared = {(one["judge"], *one["policies"]) for one in result["comparisons"]}
+    assert compared == {
+        ("m", "one", "two"), ("letters", "own", "one"), ("letters", "own", "two"), ("letters", "one", "two"),
+    }  # fmt: skip
+
+
+def test_a_judge_that_is_fair_to_its_own_model_counts(tmp_path, monkeypatch, letters):
+    found, policies = beside(tmp_path, monkeypatch, fair, letters)
+    assert (
+        found.checks["m"]["self"]["partial"] is None
+        and abs(found.checks["m"]["self"]["excess"]["mean"]) < 0.1
+    )
+    assert len(figures.figures(policies, found, EVERYBODY, 1.0)["comparisons"]) == 6
+
+
+def test_no_judge_is_a_witness_in_its_own_cause(tmp_path, monkeypatch):
+    found, _ = beside(tmp_path, monkeypatch, vain, own="models/m")
+    assert "no other judge says that they are better" in found.checks["m"]["self"]["partial"]
+    other, _ = beside(tmp_path, monkeypatch, vain, own="http://far/v1#other")
+    assert "self" not in other.checks["m"] and not other.partial
