@@ -173,7 +173,7 @@ def activated(name: str, gate: jax.Array) -> jax.Array:
 
 
 class Experts(nnx.Module):
-    """A mixture of experts in the place of the MLP: y = Σ_{e in top k} p_e · down_e(act(gate_e x) ⊙ up_e x), p = softmax(router x).
+    """A mixture of experts: y = Σ_{e in top k} p_e · down_e(act(gate_e x) ⊙ up_e x), p = softmax(router x).
 
     Dropless: every token goes through its k experts whatever the others choose, so that a token's output depends on no other
     token. Tokens are sorted by expert and multiplied group by group. No adapters act here; LoRA and conditioners are those of

@@ -150,8 +150,9 @@ NO_EFFECT = frozenset(
     "min_length model_max_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences "
     "output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type "
     "remove_invalid_values repetition_penalty resid_pdrop embd_pdrop return_dict return_dict_in_generate sep_token_id "
-    "suppress_tokens task_specific_params temperature router_aux_loss_coef tf_legacy_loss tokenizer_class top_k top_p torch_dtype "
-    "torchscript transformers_version transformers.js_config typical_p use_bfloat16 use_cache attn_implementation".split()
+    "suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype "
+    "torchscript router_aux_loss_coef transformers_version transformers.js_config typical_p use_bfloat16 use_cache "
+    "attn_implementation".split()
 )
 # Keys that are harmless at these values alone.
 NEUTRAL: dict[str, tuple[object, ...]] = {
