@@ -47,11 +47,11 @@ def write_model(directory: Path, args: argparse.Namespace) -> float:
     for layer in range(config.num_layers):
         leaves = layout.layer_leaves(config)
         parts.append((f"layer-{layer}", [(layout.layer_name(layer, leaf), leaf) for leaf in leaves]))
+    numbers = (0.02 * rng.standard_normal(1 << 20, np.float32)).astype(ml_dtypes.bfloat16)
     for name, leaves in parts:
         tensors = {}
         for tensor, leaf in leaves:
-            numbers = rng.standard_normal(layout.file_shape(leaf), np.float32) * np.float32(0.02)
-            tensors[tensor] = numbers.astype(ml_dtypes.bfloat16)
+            tensors[tensor] = np.resize(numbers, layout.file_shape(leaf))
             size += tensors[tensor].nbytes
             where[tensor] = f"{name}.safetensors"
         save_file(tensors, directory / f"{name}.safetensors", metadata={"format": "pt"})

@@ -87,6 +87,16 @@ def test_shards_give_the_same_tree(qwen3_dir, tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_one_number_that_is_not_finite_is_found(dtype):
+    largest = float(jnp.finfo(dtype).max)
+    array = np.array([[0.0, -0.0, largest], [-largest, 1.0, -1.0]]).astype(dtype)
+    assert load._finite(array) and load._finite(array.T)
+    for value in (np.inf, -np.inf, np.nan, -np.nan):
+        array[1, 2] = value
+        assert not load._finite(array) and not load._finite(array.T)
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
 def test_half_precision_files(directory, stored):
     edit_weights(directory, lambda t: t.update({name: value.to(stored) for name, value in t.items()}))
