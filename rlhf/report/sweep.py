@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.files import JSONObject
-from rlhf.report import page, sweep_plots
+from rlhf.report import page, seeds, sweep_plots
 from rlhf.report.verdict import Verdict
 
 _FEW = 3
@@ -26,7 +26,9 @@ def write_sweep_report(
     objectives: dict[str, str] = result["objectives"]
     head, cells = sweep_table(result, rows)
     numbers = tuple(range(2, 2 + len(objectives)))
-    sections = [_best_section(result), _front_section(result, done)]
+    first = next(iter(objectives.items()))
+    over = seeds.section(seeds.over_seeds(rows, *first), first[0])
+    sections = [_best_section(result), over, _front_section(result, done)]
     if len(done) >= 2:
         name, direction = next(iter(objectives.items()))
         history = sweep_plots.history(_points(rows, name), direction, name)
@@ -61,6 +63,7 @@ def sweep_verdict(result: JSONObject, rows: list[JSONObject]) -> Verdict:
             f"{params} ({counts})."
         )
     [name, *_] = best["values"]
+    text += seeds.sentence(seeds.over_seeds(rows, name, result["objectives"][name]), name)
     others = [row["values"][name] for row in rows if row["state"] == "complete"]
     if len(others) < _FEW:
         return Verdict("unknown", f"{text} Too few trials to say more.")
