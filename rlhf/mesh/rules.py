@@ -43,6 +43,12 @@ _BACK = {  # back into it: [heads or hidden units, width]
 _LAYERS: Mapping[str, Mapping[str, P]] = {
     **dict.fromkeys(("q", "k", "v", "gate", "up", "head"), _OUT),
     **dict.fromkeys(("o", "down"), _BACK),
+    # A mixture of experts: every device holds a part of each expert.
+    "mlp": {
+        "router": P("fsdp", None),
+        **dict.fromkeys(("gate", "up"), P(None, "fsdp", "tensor")),
+        "down": P(None, "tensor", "fsdp"),
+    },
     "embed": {"embedding": P("tensor", "fsdp")},
     "logit_heads": {"heads_a": P("fsdp", None), "heads_b": P(None, "tensor")},
     "score": dict.fromkeys(("kernel", "shared", "tastes", "people"), P()),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rewards.errors import UserError
 from rlhf.models import rope as ropes
-from rlhf.models.families import COMPUTED_OF_FAMILY, FAMILIES, MAX_LAYERS
+from rlhf.models.families import COMPUTED_OF_FAMILY, EXPERTS, FAMILIES, MAX_LAYERS
 from rlhf.models.hf_values import Values, cut
 from rlhf.models.rope import Rope
 
@@ -30,6 +30,8 @@ class ModelConfig:
       norm_in_float32: whether a norm's scale multiplies before the result is rounded (OLMo) or after (Llama).
       residual_scale: what attention and MLP give is multiplied with; logit_divisor: logits are divided by.
       fused: whether the files hold q, k, v in one matrix, and gate and up (Phi-3).
+      num_experts: of the MLP in every layer, each `mlp_width` wide; 0: one MLP. experts_per_token: how many of them a token
+        goes through; expert_weights_sum_to_one: whether their weights are divided by their sum.
       kept: how the layers' matrices are kept in memory (`quantised.py`); None: in the type that is computed in.
     """
 
@@ -66,6 +68,9 @@ class ModelConfig:
     attention_softcap: float | None
     final_softcap: float | None
     kept: Kept | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_weights_sum_to_one: bool = False
 
     def lowest(self, num_layers: int) -> "ModelConfig":
         """The same with the lowest layers alone."""
@@ -122,6 +127,7 @@ def _read(values: Values, family: str) -> ModelConfig:
     norm_eps = values.number("rms_norm_eps", 1e-6)
     if norm_eps > 1:
         raise values.refuse("rms_norm_eps", f"must be at most 1, not {norm_eps}")
+    experts, per_token = _experts(values, family)
     scaled, granite, olmo = (
         family in ("gemma2", "gemma3_text"),
         family == "granite",
@@ -137,7 +143,7 @@ def _read(values: Values, family: str) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=groups,
         head_dim=head_dim,
-        mlp_width=values.integer("intermediate_size"),
+        mlp_width=values.integer("moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"),
         max_positions=rope.limit(values.integer("max_position_embeddings", high=2**31 - 1, default=8192)),
         rope=rope,
         rope_local=rope_local,
@@ -154,7 +160,11 @@ def _read(values: Values, family: str) -> ModelConfig:
         norm_in_float32=gemma or olmo,
         pre_norms=not olmo,
         post_norms=scaled or olmo,
-        qk_norm="all" if olmo else "head" if family in ("qwen3", "gemma3_text") else "none",
+        qk_norm="all"
+        if olmo or family == "olmoe"
+        else "head"
+        if family in ("qwen3", "qwen3_moe", "gemma3_text")
+        else "none",
         query_scale=values.number("attention_multiplier") if granite else query_scale,
         embed_scale=values.number("embedding_multiplier") if granite else embed_scale,
         residual_scale=values.number("residual_multiplier") if granite else 1.0,
@@ -162,7 +172,24 @@ def _read(values: Values, family: str) -> ModelConfig:
         fused=family == "phi3",
         attention_softcap=values.optional("attn_logit_softcapping") if scaled else None,
         final_softcap=values.optional("final_logit_softcapping") if scaled else None,
+        num_experts=experts,
+        experts_per_token=per_token,
+        expert_weights_sum_to_one=family == "mixtral"
+        or (family in EXPERTS and values.flag("norm_topk_prob", False)),
     )
+
+
+def _experts(values: Values, family: str) -> tuple[int, int]:
+    """Number of experts, and of those that a token goes through; 0 where the MLP is one."""
+    if family not in EXPERTS:
+        return 0, 0
+    given = [key for key in ("num_experts", "num_local_experts") if values.raw.get(key) is not None]
+    if len(given) == 2 and values.integer(given[0]) != values.integer(given[1]):
+        raise values.refuse(
+            given[1], f"{values.raw[given[1]]} differs from {given[0]} {values.raw[given[0]]}"
+        )
+    key = given[0] if given else "num_experts" if family == "olmoe" else "num_local_experts"
+    return values.integer(key), values.integer("num_experts_per_tok", high=values.integer(key))
 
 
 def _check_end_tokens(values: Values, vocab_size: int) -> None:
@@ -188,6 +215,8 @@ def _sliding(values: Values, family: str, num_layers: int) -> tuple[tuple[bool, 
     """Which layers have a sliding window, and its width (0 where none has)."""
     known = "sliding_window" in COMPUTED_OF_FAMILY[family]
     window = values.integer("sliding_window") if known and values.get("sliding_window") is not None else 0
+    if family == "qwen3_moe" and "sliding_window" not in values.raw:
+        window = 4096  # what transformers takes where the switch below is on
     windowed = "layer_types" in COMPUTED_OF_FAMILY[family]
     switch = "use_sliding_window" in COMPUTED_OF_FAMILY[family]
     switched_off = switch and not values.flag("use_sliding_window", False)
@@ -207,7 +236,7 @@ def _sliding(values: Values, family: str, num_layers: int) -> tuple[tuple[bool, 
         )
         pattern = values.integer(key, default=6)
         sliding = tuple((layer + 1) % pattern != 0 for layer in range(num_layers))
-    elif family in ("mistral", "ministral", "phi3"):
+    elif family in ("mistral", "ministral", "phi3", "mixtral", "qwen3_moe"):
         sliding = (window > 0,) * num_layers
     elif family == "olmo3":
         sliding = tuple((layer + 1) % 4 != 0 for layer in range(num_layers))

@@ -165,12 +165,48 @@ class MLP(nnx.Module):
 
     def __call__(self, x, context: Context):
         gate = self.gate(x, context.gate)
-        gate = (
-            jax.nn.silu(gate)
-            if self.activation == "silu"
-            else jax.nn.gelu(gate, self.activation == "gelu_tanh")
+        return self.down(activated(self.activation, gate) * self.up(x, context.gate), context.gate)
+
+
+def activated(name: str, gate: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) if name == "silu" else jax.nn.gelu(gate, name == "gelu_tanh")
+
+
+class Experts(nnx.Module):
+    """A mixture of experts: y = Σ_{e in top k} p_e · down_e(act(gate_e x) ⊙ up_e x), p = softmax(router x).
+
+    Dropless: every token goes through its k experts whatever the others choose, so that a token's output depends on no other
+    token. Tokens are sorted by expert and multiplied group by group. No adapters act here; LoRA and conditioners are those of
+    the attention. No auxiliary loss is added for the router.
+    """
+
+    def __init__(self, config: ModelConfig, dtype, rngs: nnx.Rngs):
+        shape = (config.num_experts, config.width, config.mlp_width)
+        normal = jax.nn.initializers.lecun_normal(batch_axis=0)
+        self.router = nnx.Param(
+            jax.nn.initializers.lecun_normal()(rngs.params(), (config.width, config.num_experts), dtype)
         )
-        return self.down(gate * self.up(x, context.gate), context.gate)
+        self.gate = nnx.Param(normal(rngs.params(), shape, dtype))
+        self.up = nnx.Param(normal(rngs.params(), shape, dtype))
+        self.down = nnx.Param(normal(rngs.params(), (shape[0], shape[2], shape[1]), dtype))
+        self.activation, self.num_experts = config.activation, config.num_experts
+        self.chosen, self.sum_to_one = config.experts_per_token, config.expert_weights_sum_to_one
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """[B, T, D] → [B, T, D]."""
+        flat = x.reshape(-1, x.shape[-1])
+        probs = jax.nn.softmax((flat @ self.router[...]).astype(jnp.float32), axis=-1)
+        weights, experts = jax.lax.top_k(probs, self.chosen)
+        if self.sum_to_one:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        order = jnp.argsort(experts.reshape(-1), stable=True)
+        sizes = jnp.bincount(experts.reshape(-1), length=self.num_experts).astype(jnp.int32)
+        rows = flat[order // self.chosen]
+        gate = jax.lax.ragged_dot(rows, self.gate[...], sizes)
+        hidden = activated(self.activation, gate) * jax.lax.ragged_dot(rows, self.up[...], sizes)
+        out = jax.lax.ragged_dot(hidden, self.down[...], sizes)
+        out = out[jnp.argsort(order)].reshape(*weights.shape, -1)  # back in the order of the tokens
+        return jnp.einsum("nk,nkd->nd", weights, out.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
 
 
 class Layer(nnx.Module):
@@ -179,7 +215,7 @@ class Layer(nnx.Module):
         self.attn = Attention(config, spec, dtype, rngs)
         self.post_attn = RMSNorm(config.width, config, dtype) if config.post_norms else None
         self.pre_mlp = RMSNorm(config.width, config, dtype) if config.pre_norms else None
-        self.mlp = MLP(config, spec, dtype, rngs)
+        self.mlp = Experts(config, dtype, rngs) if config.num_experts else MLP(config, spec, dtype, rngs)
         self.post_mlp = RMSNorm(config.width, config, dtype) if config.post_norms else None
         film = spec if spec is not None and spec.has("film") else None
         self.film_attn = None if film is None else FiLM(config.width, film)

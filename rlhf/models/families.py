@@ -11,6 +11,9 @@ ARCHITECTURES = {
     "ministral": "MinistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
@@ -21,6 +24,8 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 FAMILIES = tuple(ARCHITECTURES)
+EXPERTS = ("mixtral", "qwen3_moe", "olmoe")
+"""Families whose MLPs are mixtures of experts."""
 
 
 def classifier_architecture(family: str) -> str:
@@ -37,6 +42,25 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "ministral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072},
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"head_dim": 128, "num_key_value_heads": 32},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 131_072,
+    },
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 8,
+        "max_position_embeddings": 32_768,
+    },
+    "olmoe": {
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+    },
     "smollm3": {
         "num_key_value_heads": 4,
         "max_position_embeddings": 32_768,
@@ -76,7 +100,12 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "max_position_embeddings": 131_072,
     },
 }
-ROPE_THETA = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0, "olmo3": 500_000.0}  # others: 10,000
+ROPE_THETA = {
+    "gemma3_text": 1_000_000.0,
+    "smollm3": 2_000_000.0,
+    "olmo3": 500_000.0,
+    "mixtral": 1_000_000.0,
+}  # others: 10,000
 
 COMPUTED = frozenset(
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -88,12 +117,19 @@ _GEMMA = frozenset({"hidden_activation", "attention_bias"})
 _GEMMA2 = _GEMMA | {"query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping"}
 _GEMMA2 |= {"final_logit_softcapping", "layer_types"}
 _QWEN = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+_EXPERTS = frozenset({"num_experts_per_tok"})
+_COUNTS = frozenset({"num_experts", "num_local_experts", "norm_topk_prob"})  # two spellings of one number
 COMPUTED_OF_FAMILY: dict[str, frozenset[str]] = {
     "llama": _BIASES,
     "mistral": frozenset({"sliding_window"}),
     "ministral": frozenset({"sliding_window", "layer_types"}),
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"attention_bias"},
+    "mixtral": _EXPERTS | {"sliding_window", "num_local_experts"},
+    "qwen3_moe": _EXPERTS
+    | _COUNTS
+    | {"attention_bias", "use_sliding_window", "sliding_window", "moe_intermediate_size"},
+    "olmoe": _EXPERTS | _COUNTS | {"attention_bias"},
     "smollm3": _BIASES
     | {"use_sliding_window", "sliding_window", "layer_types", "no_rope_layers", "no_rope_layer_interval"},
     "olmo2": frozenset({"attention_bias"}),
@@ -115,12 +151,18 @@ NO_EFFECT = frozenset(
     "output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type "
     "remove_invalid_values repetition_penalty resid_pdrop embd_pdrop return_dict return_dict_in_generate sep_token_id "
     "suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype "
-    "torchscript transformers_version transformers.js_config typical_p use_bfloat16 use_cache attn_implementation".split()
+    "torchscript router_aux_loss_coef transformers_version transformers.js_config typical_p use_bfloat16 use_cache "
+    "attn_implementation".split()
 )
 # Keys that are harmless at these values alone.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
+    "clip_qkv": (),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([],),
+    "output_router_logits": (False,),  # true would add the router's auxiliary loss in training
+    "router_jitter_noise": (0, 0.0),
     "is_causal": (True,),
     "is_decoder": (True, False),
     "is_encoder_decoder": (False,),

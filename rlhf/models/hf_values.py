@@ -29,7 +29,7 @@ class Values:
             if key in NEUTRAL:
                 if value in NEUTRAL[key]:
                     continue
-                allowed = " or ".join(repr(allowed) for allowed in NEUTRAL[key])
+                allowed = " or ".join(repr(allowed) for allowed in NEUTRAL[key]) or "null"
                 raise self.refuse(key, f"{cut(value)} is not supported, only {allowed}; use another model")
             if key.startswith("_"):  # what libraries write for themselves
                 continue

@@ -39,6 +39,8 @@ class Leaf(NamedTuple):
       name: Hugging Face name; relative to `model.layers.{i}.` for a layer's tensors.
       shape: in the tree, of one layer.
       transposed: Hugging Face stores [out, in], the tree [in, out].
+      experts: of a mixture of experts their number, the first axis of `shape`; each is a tensor of its own in the file, whose
+        name has the number in the place of `{expert}`.
       part: (first row, rows) where the file's tensor holds others as well (Phi-3's q, k and v in one).
     """
 
@@ -47,6 +49,16 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     transposed: bool
     part: tuple[int, int] | None = None
+    experts: int = 0
+
+    def each_expert(self) -> list["Leaf"]:
+        """One leaf a tensor of the file: this one, or those of the experts."""
+        if not self.experts:
+            return [self]
+        return [
+            self._replace(name=self.name.format(expert=expert), shape=self.shape[1:], experts=0)
+            for expert in range(self.experts)
+        ]
 
 
 def top_leaves(config: ModelConfig) -> list[Leaf]:
@@ -86,9 +98,24 @@ def layer_leaves(config: ModelConfig) -> list[Leaf]:
         for key, whole in (("q_norm", heads), ("k_norm", groups)):
             size = config.head_dim if one else whole
             leaves.append(Leaf(("attn", key, "scale"), f"self_attn.{key}.weight", (size,), False))
+    if config.num_experts:
+        return leaves + _experts(config)
     hidden = {"gate": config.mlp_width, "up": config.mlp_width}
     leaves += _together("mlp", "mlp", width, hidden, config.mlp_bias, "gate_up" if config.fused else None)
     return leaves + _together("mlp", "mlp", config.mlp_width, {"down": width}, config.mlp_bias)
+
+
+def _experts(config: ModelConfig) -> list[Leaf]:
+    """Router and experts of one layer; Mixtral has names of its own for them."""
+    count, width, hidden = config.num_experts, config.width, config.mlp_width
+    mixtral = config.family == "mixtral"
+    block = "block_sparse_moe" if mixtral else "mlp"
+    names = {"gate": "w1", "up": "w3", "down": "w2"} if mixtral else {}
+    leaves = [Leaf(("mlp", "router"), f"{block}.gate.weight", (width, count), True)]
+    for key, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
+        name = f"{block}.experts.{{expert}}.{names.get(key, f'{key}_proj')}.weight"
+        leaves.append(Leaf(("mlp", key), name, (count, *shape), True, experts=count))
+    return leaves
 
 
 def _together(

@@ -90,7 +90,8 @@ def load_params(
         leaves = layout.layer_leaves(config)
         top = [*layout.top_leaves(config), *extra]
         names = [leaf.name for leaf in top]
-        names += [layout.layer_name(i, leaf) for i in range(config.num_layers) for leaf in leaves]
+        each = [one for leaf in leaves for one in leaf.each_expert()]
+        names += [layout.layer_name(i, leaf) for i in range(config.num_layers) for leaf in each]
         files.check_names(names, config.tied)
         tree: Tree = {"stages": {}}
         for leaf in top:
@@ -106,9 +107,7 @@ def load_params(
                 kept = config.kept if leaf.path[-1] == "kernel" else None
                 stacks: dict[str, place.Stack] = {}
                 for layer in range(size):
-                    for part in _layer_parts(
-                        files, layout.layer_name(first + layer, leaf), leaf, kept, dtype
-                    ):
+                    for part in _layer_parts(files, first + layer, leaf, kept, dtype):
                         own = (*path[:-1], part.name)
                         if layer == 0:
                             stacks[part.name] = place.Stack(own, (size, *part.shape), part.dtype)
@@ -305,9 +304,12 @@ class _Part(NamedTuple):
 
 
 def _layer_parts(
-    files: _Checkpoint, name: str, leaf: layout.Leaf, kept: str | None, dtype: DTypeLike
+    files: _Checkpoint, layer: int, leaf: layout.Leaf, kept: str | None, dtype: DTypeLike
 ) -> list[_Part]:
     """The tensor as it is, or its codes and scales."""
+    name = layout.layer_name(layer, leaf)
+    if leaf.experts:
+        return [_experts(files, layer, leaf, jnp.dtype(dtype))]
     if kept is not None and quantised.coded(kept):
         matrix = _Coded(files, name, leaf, kept)
         like = quantised.shapes(kept, leaf.shape)
@@ -317,6 +319,20 @@ def _layer_parts(
     return [
         _Part(leaf.path[-1], leaf.shape, plain, lambda index: files.read(name, leaf, plain, index)),
     ]
+
+
+def _experts(files: _Checkpoint, layer: int, leaf: layout.Leaf, dtype: np.dtype) -> _Part:
+    """The tensors of all experts, one stack."""
+    each = leaf.each_expert()
+
+    def read(index: place.Index) -> np.ndarray:
+        own = [
+            files.read(layout.layer_name(layer, one), one, dtype, index[1:])
+            for one in each[index[0].start : index[0].stop]
+        ]
+        return np.stack(own)
+
+    return _Part(leaf.path[-1], leaf.shape, dtype, read)
 
 
 class _Coded:

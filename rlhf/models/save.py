@@ -24,16 +24,18 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 class _Source(NamedTuple):
-    """One tensor to write: where its parts are in the tree, which layer of a stack (None outside the layers)."""
+    """One tensor to write: where its parts are in the tree, which layer of a stack (None outside the layers), which expert."""
 
     leaves: tuple[layout.Leaf, ...]
     stage: tuple[str | int, ...]
     layer: int | None
+    expert: int | None = None
 
     def arrays(self, params: Tree) -> list[tuple[layout.Leaf, np.ndarray]]:
         """The parts, one below the other in the file."""
         found = [(leaf, layout.get(params, (*self.stage, *leaf.path))) for leaf in self.leaves]
-        return [(leaf, array if self.layer is None else array[self.layer]) for leaf, array in found]
+        at = tuple(index for index in (self.layer, self.expert) if index is not None)
+        return [(leaf, array[at] if at else array) for leaf, array in found]
 
 
 def save_hf(
@@ -101,17 +103,19 @@ def _sources(params: Tree, config: ModelConfig) -> dict[str, _Source]:
     for stage in sorted(params["stages"], key=int):
         size = layout.get(params["stages"], (stage, *leaves[0].path)).shape[0]
         for i in range(size):
-            for leaf in leaves:
-                name = layout.layer_name(first + i, leaf)
-                before = sources[name].leaves if name in sources else ()
-                sources[name] = _Source((*before, leaf), ("stages", stage), i)
+            for whole in leaves:
+                for expert, leaf in enumerate(whole.each_expert()):
+                    name = layout.layer_name(first + i, leaf)
+                    before = sources[name].leaves if name in sources else ()
+                    number = expert if whole.experts else None
+                    sources[name] = _Source((*before, leaf), ("stages", stage), i, number)
         first += size
     if first != config.num_layers:
         raise ValueError(f"the tree has {first} layers, the configuration {config.num_layers}")
     for name, source in sources.items():
         for leaf in source.leaves:
             held = layout.get(params, (*source.stage, *leaf.path)).shape
-            held = held if source.layer is None else held[1:]
+            held = held[sum(index is not None for index in (source.layer, source.expert)) :]
             if held != leaf.shape:
                 raise ValueError(f"{name}: the tree holds {held}, the configuration asks for {leaf.shape}")
     return sources

@@ -229,6 +229,10 @@ def described(name: str | Path, *, adapter_layers: int | None, dtype: str, kept:
 def _without_weights(name: str, directory: Path, adapter_layers: int | None, kept: Kept | None) -> Base:
     """What the small files of a model say; nothing in the place of its weights."""
     config = ModelConfig.from_hf(read_hf_config(directory), f"{directory}/config.json")
+    if kept is not None and config.num_experts:
+        raise UserError(
+            f"model.base {kept}: the experts of {config.family} are kept as they are computed with; leave model.base out"
+        )
     config = dataclasses.replace(config, kept=kept)
     stages = stages_of(config, adapter_layers)
     tokenizer = Tokenizer(directory)

@@ -56,6 +56,8 @@ _LONGROPE = {  # short up to 32 positions, of which a test row has 21
     "partial_rotary_factor": 0.75,
 }
 
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
 FAMILIES = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama_bias": ("LlamaConfig", {"tie_word_embeddings": False, "attention_bias": True, "head_dim": 12}),
@@ -117,6 +119,13 @@ FAMILIES = {
             "tie_word_embeddings": False,
         },
     ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "sliding_window": WINDOW}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "qwen3_moe_tied": (
+        "Qwen3MoeConfig",
+        {**_EXPERTS, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": WINDOW},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 6, "num_experts_per_tok": 3}),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1}),
     "gemma2": (

@@ -184,3 +184,29 @@ def test_more_layers_than_the_files_hold(layers, tmp_path):
         UserError, match=f"num_hidden_layers: {layers}, but the safetensors files hold 4 layers"
     ):
         load_params(tmp_path, ModelConfig.from_hf(raw), (layers,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("qwen3_moe", "mlp_only_layers", [1]),
+        ("qwen3_moe", "decoder_sparse_step", 2),
+        ("qwen3_moe", "num_experts_per_tok", 9),
+        ("qwen3_moe", "output_router_logits", True),
+        ("qwen3_moe", "n_shared_experts", 1),
+        ("qwen3_moe", "shared_expert_intermediate_size", 16),
+        ("qwen3_moe", "routed_scaling_factor", 2.5),
+        ("qwen3_moe", "first_k_dense_replace", 1),
+        ("mixtral", "router_jitter_noise", 0.1),
+        ("mixtral", "moe_intermediate_size", 16),
+        ("olmoe", "clip_qkv", 8.0),
+    ],
+)
+def test_what_a_mixture_of_experts_does_not_compute_is_refused_by_name(family, key, value):
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    raw = {"model_type": family, **sizes, "num_attention_heads": 4, "num_key_value_heads": 2}
+    counts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    raw |= counts if family != "qwen3_moe" else {**counts, "moe_intermediate_size": 24}
+    ModelConfig.from_hf(raw)
+    with pytest.raises(UserError, match=f"{key}: "):
+        ModelConfig.from_hf({**raw, key: value})

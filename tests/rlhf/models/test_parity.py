@@ -1,11 +1,13 @@
 """Logits and greedy text of every family against transformers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 
+from rlhf.mesh import rules
 from rlhf.policy.logprobs import PolicyParams
 from rlhf.policy.sampling import SamplingSettings, generate, row_keys
 from tests.rlhf.models import families
@@ -20,6 +22,8 @@ WINDOWED = (
     "phi3",
     "gemma2",
     "gemma3_text",
+    "mixtral",
+    "qwen3_moe_tied",
 )
 # Each alone is felt within the few positions of a test row.
 FELT = {
@@ -32,6 +36,8 @@ FELT = {
     "phi4_mini": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.75}
     },
+    "mixtral": {"num_experts_per_tok": 1},
+    "qwen3_moe": {"norm_topk_prob": False},
     "granite": {"residual_multiplier": 1.0},
 }
 
@@ -98,7 +104,27 @@ def test_greedy_text_equals_transformers(family, tmp_path):
     np.testing.assert_array_equal(found.tokens, expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2", "phi4_mini", "granite", "smollm3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_token_of_a_mixture_depends_on_no_other_in_its_layer(family, tmp_path):
+    """Dropless: however many tokens choose an expert. And every expert and the router have a gradient."""
+    decoder = families.load_decoder(families.save_model(family, tmp_path))
+    rules.specs(nnx.to_pure_dict(nnx.state(decoder)))  # none without a rule of how it is divided
+    graphdef, state = nnx.split(decoder.stages[0])
+    layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[1], state)).mlp
+    x = jax.random.normal(jax.random.key(0), (1, 7, 32))
+    same = jnp.tile(x[:, :1], (1, 50, 1))  # all of them want the same experts
+    np.testing.assert_allclose(layer(same, None)[0, -1], layer(x, None)[0, 0], rtol=1e-4)
+    graphdef, state = nnx.split(layer)
+    many = jax.random.normal(jax.random.key(1), (2, 40, 32))
+    grads = jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(many, None) ** 2))(state)
+    for leaf in jax.tree.leaves(grads):
+        per_expert = np.abs(np.asarray(leaf)).reshape(leaf.shape[0], -1).sum(axis=1)
+        assert np.isfinite(per_expert).all() and (per_expert > 0).all()
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "olmo2", "phi4_mini", "granite", "smollm3", "gemma3_text", "mixtral", "qwen3_moe"]
+)
 def test_bfloat16_strays_no_further_than_transformers_does(family, tmp_path):
     """The two round at other places; both are held against float32."""
     reference = families.make_model(family)
