@@ -21,7 +21,7 @@ from rewards.errors import UserError
 from rlhf.phi.columns.hidden import pooled_states
 from rlhf.phi.encoder import num_layers_of
 from rlhf.policy import store as policy_store
-from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.policy.generation import Completion, Drawing, complete, logprobs_of
 from rlhf.policy.packing import Sequences
 
 
@@ -77,9 +77,7 @@ def sampled(
 ) -> list[Completion]:
     """`count` completions of every prompt by the generic person's policy, those of one prompt side by side."""
     asked = [prompt for prompt in prompts for _ in range(count)]
-    return complete(
-        policy, asked, None, seed=seed, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature
-    )
+    return complete(policy, asked, None, Drawing(rollout.max_new_tokens, rollout.temperature), seed=seed)
 
 
 def rewards(

@@ -31,7 +31,7 @@ from rewards.errors import UserError
 from rlhf.phi import encoder
 from rlhf.phi.reward import PromptRows
 from rlhf.policy import store as policy_store
-from rlhf.policy.generation import Completion, complete, logprobs_of
+from rlhf.policy.generation import Completion, Drawing, complete, logprobs_of
 from rlhf.run.config.load import load
 from rlhf.run.metrics import read_metrics
 from rlhf.train.rl.config import GRPOConfig
@@ -100,9 +100,8 @@ def sample(
         policy,
         prompts * people,
         None if z is None else np.repeat(z, len(prompts), axis=0),
+        Drawing(config.rollout.max_new_tokens, batch=64),
         seed=seed,
-        max_new_tokens=config.rollout.max_new_tokens,
-        batch=64,
     )
 
 

@@ -28,6 +28,8 @@ from rewards.files import JSONObject
 from rewards.types import Preferences, RewardBasis
 
 OnRound = Callable[[int, dict[str, float]], None]
+LEAST_TO_CHOOSE = 10
+"""People with two comparisons below whom K and width are not chosen by people left out."""
 _LOG = logging.getLogger("chorus")
 
 
@@ -303,6 +305,12 @@ def choose_size(
     """
     if len(sizes) == 1 and len(widths) == 1:
         return ()
+    if _default_sizes(config) and len(_two_or_more(problem.prefs)) < LEAST_TO_CHOOSE:
+        _LOG.info(
+            f"too few people to choose by ({LEAST_TO_CHOOSE} with two comparisons at least): K = {sizes[0]} and {widths[0]} "
+            "dimensions, the smallest, are taken; fit.num_basis and fit.dims set others"
+        )
+        return ()
     people = _people_to_choose_by(problem.prefs)
     shuffled = np.random.default_rng(config.seed).permutation(people)
     left_out = np.sort(shuffled[: max(2, round(config.held_out * len(people)))])
@@ -341,12 +349,22 @@ def said_choice(candidates: tuple[Candidate, ...], config: FitConfig) -> str:
     return text
 
 
+def _default_sizes(config: FitConfig) -> bool:
+    """Whether the lists to choose from are nobody's choice."""
+    plain = FitConfig()
+    return config.num_basis == plain.num_basis and config.dims == plain.dims
+
+
+def _two_or_more(prefs: Preferences) -> np.ndarray:
+    return np.flatnonzero(np.bincount(prefs.user_index, minlength=prefs.num_users) > 1)
+
+
 def _people_to_choose_by(prefs: Preferences) -> np.ndarray:
-    people = np.flatnonzero(np.bincount(prefs.user_index, minlength=prefs.num_users) > 1)
-    if len(people) < 10:
+    people = _two_or_more(prefs)
+    if len(people) < LEAST_TO_CHOOSE:
         raise UserError(
             f"{prefs.source}: {len(people)} people with two comparisons are too few to choose "
-            "num_basis and dims from lists (10 at least); give one number for each"
+            f"num_basis and dims from lists ({LEAST_TO_CHOOSE} at least); give one number for each"
         )
     return people
 

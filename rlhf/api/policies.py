@@ -25,7 +25,7 @@ from rlhf.models.load import read_hf_config
 from rlhf.models.save import save_hf
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import rails_of
-from rlhf.policy.generation import complete
+from rlhf.policy.generation import Drawing, complete
 from rlhf.policy.logprobs import all_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.run.metrics import read_metrics
@@ -102,12 +102,8 @@ class Policy:
             self.loaded,
             [prompt for prompt in asked for _ in who],
             None if z is None else np.tile(z, (len(asked), 1)),
+            Drawing(max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, min_p),
             seed=seed,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0 if greedy else temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
         )
         names = [_name(person) for person in who] * len(asked)
         of = [prompt for prompt in asked for _ in who]

@@ -28,7 +28,7 @@ from rlhf.phi import fit as rewards_job
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.evaluate import evaluate_rewards
 from rlhf.policy import store as policy_store
-from rlhf.policy.generation import complete
+from rlhf.policy.generation import Drawing, complete
 from rlhf.report import console_table
 from rlhf.run.config.common import RunConfig
 from rlhf.run.config.load import load
@@ -182,7 +182,7 @@ def two_people(config: EvaluateConfig, prefs: Preferences, seed: int) -> Pair:
     texts = [
         completion.text.strip()
         for completion in complete(
-            policy, [QUESTION] * 2, people.z[chosen], seed=seed, max_new_tokens=48, temperature=0.0
+            policy, [QUESTION] * 2, people.z[chosen], Drawing(48, temperature=0.0), seed=seed
         )
     ]
     worth, reasons = _worth(prefs, rewards, people.coef[chosen], phi, texts)

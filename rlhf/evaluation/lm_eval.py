@@ -26,7 +26,7 @@ from rewards.errors import UserError
 from rlhf.evaluation.outputs import people, policies
 from rlhf.mesh import place
 from rlhf.policy import decoding
-from rlhf.policy.generation import complete_in_batches
+from rlhf.policy.generation import Drawing, complete_in_batches
 from rlhf.policy.store import Policy, coefficients_to_z
 from rlhf.policy.token_scores import next_tokens, padded
 from rlhf.run.progress import ProgressLine
@@ -198,12 +198,14 @@ class ChorusLM(TemplateLM):
                 [encoded[number] for number in part],
                 None if self.z is None else np.tile(self.z, (len(part), 1)),
                 draws,
+                Drawing(
+                    limit,
+                    float(given.get("temperature") or 0.0) if given.get("do_sample") else 0.0,
+                    top_k=int(given.get("top_k") or 0),
+                    top_p=float(given.get("top_p") or 1.0),
+                    batch=len(part),
+                ),
                 seed=self._seed,
-                max_new_tokens=limit,
-                temperature=float(given.get("temperature") or 0.0) if given.get("do_sample") else 0.0,
-                top_k=int(given.get("top_k") or 0),
-                top_p=float(given.get("top_p") or 1.0),
-                batch=len(part),
             )
             for number, one in zip(part, written, strict=True):
                 texts[number] = one.text

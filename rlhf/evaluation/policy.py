@@ -4,25 +4,25 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rewards.basis.readout import Readout
 from rewards.basis.store import FittedBasis, RewardRun, load_reward_run
 from rewards.comparison import replay
 from rewards.data.read import read_preferences
-from rewards.data.split import keep_people, last_choices, split_people
+from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError
 from rewards.files import JSONObject, write_json
 from rewards.people.population import load_people
 from rewards.types import Preferences
+from rlhf.evaluation import held_out
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.mesh import place
 from rlhf.mesh.devices import under_mesh
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
-from rlhf.policy.generation import complete
+from rlhf.policy.generation import Drawing, complete
 from rlhf.policy.logprobs import all_logprobs, cached_hidden, sequence_logprobs
 from rlhf.policy.packing import Sequences, pack
 from rlhf.report import figures as evaluate
@@ -191,7 +191,6 @@ def held_out_people(
     and the replay they come from; `held` bool[N] are their comparisons, by default those that the data section divides."""
     if held is None:
         held = split_people(prefs, config.data.held_out_people, config.data.split_seed)[1]
-    test = last_choices(prefs, config.data.last_choices) & held
     wanted = np.unique(prefs.user_index[held])
     if config.users.count is not None:
         wanted = wanted[: config.users.count]
@@ -200,16 +199,15 @@ def held_out_people(
             f"{prefs.source}: {len(wanted)} held-out person; at least two are needed to compare people"
         )
     count = config.users.answers
-    result = replay.cold_start(
-        rewards.prior,
+    result = held_out.asked(
+        rewards,
         prefs,
         phi,
-        test,
-        key=jax.random.key(config.seed),
-        people=wanted,
-        counts=(count,),
-        method="information",
-        lapse=rewards.lapse,
+        held,
+        wanted,
+        answers=count,
+        last=config.data.last_choices,
+        seed=config.seed,
     )
     coef = result.coef[count]
     ids = [prefs.user_ids[user] for user in result.people]
@@ -288,11 +286,13 @@ def sampled_answers(
         policy,
         [prefs.prompts[prompt] for _, prompt in asked],
         people.z[[user for user, _ in asked]],
+        Drawing(
+            settings.max_new_tokens,
+            settings.temperature,
+            batch=64,
+            skip_special_tokens=settings.skip_special_tokens,
+        ),
         seed=config.seed,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        batch=64,
-        skip_special_tokens=settings.skip_special_tokens,
     )
     texts = [completion.text for completion in completions]
     known = known_answers(prefs, [int(prompt) for _, prompt in asked], texts)

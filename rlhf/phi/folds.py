@@ -35,12 +35,12 @@ def folds_of(config: RewardsConfig, prefs: Preferences) -> int:
 
 
 def tested_choices(config: RewardsConfig, prefs: Preferences) -> int:
-    """`data.last_choices`, and where small sets are folded by themselves half of the median person's choices at least."""
+    """`data.last_choices`, and where small sets are folded by themselves half of what all but a tenth of the people chose."""
     last = config.data.last_choices
     if config.evaluation.folds is not None or folds_of(config, prefs) == 1:
         return last
     person = np.unique(np.stack([prefs.user_index, prefs.choice]), axis=1)[0]
-    return max(last, int(np.median(np.unique(person, return_counts=True)[1])) // 2)
+    return max(last, int(np.quantile(np.unique(person, return_counts=True)[1], 0.1)) // 2)
 
 
 def judged_on(config: RewardsConfig, prefs: Preferences, held_out: np.ndarray) -> JSONObject:

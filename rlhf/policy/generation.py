@@ -27,19 +27,30 @@ class Completion(NamedTuple):
     tokens: tuple[int, ...]
 
 
+class Drawing(NamedTuple):
+    """How completions are drawn; special tokens are left out of their texts or stay there.
+
+    Attributes:
+      max_new_tokens: longest completion. temperature: 0 takes the likeliest token. top_k, top_p, min_p: sample from fewer tokens;
+        0, 1 and 0 mean all. batch: completions at a time, which changes none of them.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    batch: int = 32
+    skip_special_tokens: bool = True
+
+    @property
+    def filtered(self) -> bool:
+        """Whether fewer than all tokens are sampled from."""
+        return bool(self.top_k or self.top_p < 1.0 or self.min_p > 0.0)
+
+
 def complete(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    z: np.ndarray | None,
-    *,
-    seed: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    batch: int = 32,
-    skip_special_tokens: bool = True,
+    policy: Policy, prompts: Sequence[Prompt], z: np.ndarray | None, drawing: Drawing, *, seed: int
 ) -> list[Completion]:
     """Sample one completion for each prompt; row i uses z[i] and the key fold_in(key(seed), i).
 
@@ -48,9 +59,9 @@ def complete(
     """
     encoded = [policy.base.tokenizer.encode_prompt(prompt) for prompt in prompts]
     longest, room = max(map(len, encoded)), policy.base.config.max_positions
-    if longest + max_new_tokens > room:
+    if longest + drawing.max_new_tokens > room:
         raise UserError(
-            f"prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {room}; "
+            f"prompt of {longest} tokens and {drawing.max_new_tokens} new ones exceed the model's context of {room}; "
             "shorten the prompt or lower --max-new-tokens"
         )
     batches = complete_in_batches(
@@ -58,14 +69,8 @@ def complete(
         encoded,
         z,
         np.arange(len(encoded), dtype=np.uint32),
+        drawing,
         seed=seed,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        batch=batch,
-        skip_special_tokens=skip_special_tokens,
     )
     return [one for part in batches for one in part]
 
@@ -75,20 +80,14 @@ def complete_in_batches(
     encoded: Sequence[Sequence[int]],
     z: np.ndarray | None,
     draws: np.ndarray,
+    drawing: Drawing,
     *,
     seed: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    batch: int = 32,
-    skip_special_tokens: bool = True,
 ) -> Iterator[list[Completion]]:
     """`complete`, batch by batch, of prompts as tokens that fit; row i uses the key fold_in(key(seed), draws[i])."""
     tokens, starts = left_pad(encoded)
     graphdef, params = decoding.apart(policy.graphdef, policy.params)  # once for all batches
-    for rows in chunks(len(encoded), batch, "generate"):
+    for rows in chunks(len(encoded), drawing.batch, "generate"):
         samples = generate(
             params,
             *place.batch(
@@ -97,17 +96,19 @@ def complete_in_batches(
                     starts[rows],
                     None if z is None else z[rows],
                     row_keys(seed, draws[rows]),
-                    SamplingSettings.of(len(rows), temperature, top_k, top_p, min_p),
+                    SamplingSettings.of(
+                        len(rows), drawing.temperature, drawing.top_k, drawing.top_p, drawing.min_p
+                    ),
                 )
             ),
             np.array(policy.base.tokenizer.eos_ids, np.int32),
             graphdef=graphdef,
-            max_new_tokens=max_new_tokens,
-            filtered=bool(top_k or top_p < 1.0 or min_p > 0.0),
+            max_new_tokens=drawing.max_new_tokens,
+            filtered=drawing.filtered,
         )
         host = [place.host(array) for array in samples]
         real = min(len(rows), len(encoded) - int(rows[0]))  # the last batch is filled up
-        yield [_completion(policy, skip_special_tokens, *(a[i] for a in host)) for i in range(real)]
+        yield [_completion(policy, drawing.skip_special_tokens, *(a[i] for a in host)) for i in range(real)]
 
 
 def logprobs_of(

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
+from rlhf.policy.generation import Drawing
 from rlhf.run.config.address import DEFAULT_VARIABLE
 from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
 from rlhf.run.config.unread import Unread
@@ -27,6 +28,15 @@ class WritingConfig:
         description="Leave special tokens out of the text that rewards see; as rollout.skip_special_tokens in training.",
     )
     batch: int = Field(default=64, ge=1, le=100_000, description="Completions written at a time.")
+
+    def drawing(self) -> Drawing:
+        return Drawing(
+            self.max_new_tokens,
+            self.temperature,
+            top_p=self.top_p,
+            batch=self.batch,
+            skip_special_tokens=self.skip_special_tokens,
+        )
 
 
 @record

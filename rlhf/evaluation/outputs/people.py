@@ -10,17 +10,16 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from rewards.basis.store import RewardRun
-from rewards.comparison import replay
-from rewards.data.split import keep_people, last_choices, split_people
+from rewards.data.split import keep_people, split_people
 from rewards.errors import UserError, meant
 from rewards.people import records
 from rewards.people.population import People as Known
 from rewards.people.population import load_people
 from rewards.types import Preferences, Prompt
+from rlhf.evaluation import held_out
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.phi import encoder
 from rlhf.run.config.common import PeopleDataConfig
@@ -147,20 +146,19 @@ def known(name: str, run: RewardRun) -> Person:
 def _held_out(
     config: OutputsConfig, run: RewardRun, data: PeopleDataConfig, prefs: Preferences
 ) -> list[Person]:
-    """As `evaluation.policy.held_out_people`: coefficients after a few questions chosen among their recorded choices."""
+    """Coefficients after a few questions chosen among their recorded choices, and those answers."""
     prefs = keep_people(prefs, data.min_comparisons, data.max_people)
     _, held = split_people(prefs, data.held_out_people, data.split_seed)
     wanted = np.unique(prefs.user_index[held])[: config.count]
-    found = replay.cold_start(
-        run.prior,
+    found = held_out.asked(
+        run,
         prefs,
         encoder.items_phi(run.basis, prefs),
-        last_choices(prefs, data.last_choices) & held,
-        key=jax.random.key(config.seed),
-        people=wanted,
-        counts=(config.answers,),
-        method="information",
-        lapse=run.lapse,
+        held,
+        wanted,
+        answers=config.answers,
+        last=data.last_choices,
+        seed=config.seed,
     )
     coef = found.coef[config.answers]
     if (short := len(found.people) - found.fully_asked[config.answers]) > 0:

@@ -257,12 +257,8 @@ def _write(
             [encoded[ask.text] for ask in padded],
             None if z is None else z[[ask.person for ask in padded]],
             np.array([ask.draw for ask in padded], np.uint32),
+            settings.drawing(),
             seed=config.seed,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            batch=settings.batch,
-            skip_special_tokens=settings.skip_special_tokens,
         )
         texts = [one for batch in batches for one in batch][: len(part)]
         store.add([(ask.key, one) for ask, one in zip(part, texts, strict=True)])

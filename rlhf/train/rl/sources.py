@@ -36,7 +36,7 @@ from rlhf.phi.columns.jit import only_jit
 from rlhf.phi.reward import Reward
 from rlhf.policy import store as policy_store
 from rlhf.policy.conditioning import Population, UserShares
-from rlhf.policy.generation import complete
+from rlhf.policy.generation import Drawing, complete
 from rlhf.policy.rails import in_force, recorded
 from rlhf.run import processes
 from rlhf.run.directory import Run
@@ -369,9 +369,8 @@ def reference_samples(
         policy,
         rows.prompts,
         None,
+        Drawing(config.rollout.max_new_tokens, skip_special_tokens=config.rollout.skip_special_tokens),
         seed=config.seed,
-        max_new_tokens=config.rollout.max_new_tokens,
-        skip_special_tokens=config.rollout.skip_special_tokens,
     )
     return rows.with_texts([completion.text for completion in completions])
 

@@ -8,7 +8,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from rewards.basis import joint
-from rewards.basis.fit import FitConfig, _Problem, checked_weight, fit_basis, fit_pooled
+from rewards.basis.fit import (
+    Candidate,
+    FitConfig,
+    _Problem,
+    checked_weight,
+    fit_basis,
+    fit_pooled,
+    said_choice,
+)
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
 from tests.rewards.planted import last, planted, with_coefficients
@@ -158,7 +166,7 @@ def test_expected_loss_equals_monte_carlo():
         (lambda p, e: (p, np.where(np.arange(len(e))[:, None] == 3, np.nan, e), FitConfig()), "item 3"),
         (lambda p, e: (p, np.ones_like(e), FitConfig()), "same embedding"),
         (lambda p, e: (p, e, FitConfig(num_basis=9, dims=4)), "num_basis"),
-        (lambda p, e: (p.select(p.user_index < 3), e, FitConfig()), "too few"),
+        (lambda p, e: (p.select(p.user_index < 3), e, FitConfig(num_basis=(2, 3))), "too few"),
         (lambda p, e: (all_ties(p), e, FitConfig()), "ties"),
     ],
 )
@@ -198,3 +206,26 @@ def test_fewer_coordinates_are_zeros_behind_the_first():
     items = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
     narrowed = _Problem(items, np.zeros(3, np.int32), prefs).narrowed(2)
     np.testing.assert_array_equal(narrowed, items * [1, 1, 0, 0])
+
+
+def test_too_few_people_to_choose_by_get_the_smallest_default_and_lists_of_ones_own_are_refused(caplog):
+    world = planted(0, width=12, num_basis=2, num_users=6, pairs=12, num_items=60)
+    few, features = world.prefs, world.prefs.item_features
+    with caplog.at_level("INFO", "chorus"):
+        result = fit_basis(few, features, FitConfig(rounds=2), encoder={})
+    assert result.basis.num_basis == 2 and not result.candidates
+    assert "too few people to choose by" in caplog.text
+    with pytest.raises(UserError, match="6 people with two comparisons are too few to choose"):
+        fit_basis(few, features, FitConfig(num_basis=(2, 3), rounds=2), encoder={})
+
+
+def test_the_choice_is_said_in_one_line():
+    tried = (Candidate(4, 16, 0.601, 0.01), Candidate(2, 16, 0.605, 0.01, chosen=True))
+    said = said_choice(tried, FitConfig())
+    assert said.startswith(
+        "chosen by 25% of the training people, left out: K = 2 of 2, 4, 6 and 16 dimensions of 8, 16, 32"
+    )
+    assert (
+        "the smallest within one standard error of the best, 0.601 (K = 4, 16 dimensions)" in said
+        and "\n" not in said
+    )

@@ -284,15 +284,13 @@ def metrics(folder):
 
 def test_ten_people_compile_nothing_after_the_first(world):
     from rlhf.policy import sampling
-    from rlhf.policy.generation import complete
+    from rlhf.policy.generation import Drawing, complete
 
     policy = policy_store.load_policy(world / "policy")
     rng = np.random.default_rng(0)
     sizes = []
     for person in range(10):
         z = policy_store.coefficients_to_z(policy, rng.normal(size=(1, 2)))
-        complete(
-            policy, ["Which ?"], z, seed=person, max_new_tokens=3, temperature=float(rng.uniform(0.5, 1.5))
-        )
+        complete(policy, ["Which ?"], z, Drawing(3, temperature=float(rng.uniform(0.5, 1.5))), seed=person)
         sizes.append(sampling.generate._cache_size())
     assert sizes[-1] == sizes[0]

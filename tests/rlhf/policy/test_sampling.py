@@ -10,7 +10,7 @@ from transformers.generation import MinPLogitsWarper, TopKLogitsWarper, TopPLogi
 
 from rewards.errors import UserError
 from rlhf.models.adapters import AdapterSpec
-from rlhf.policy.generation import complete
+from rlhf.policy.generation import Drawing, complete
 from rlhf.policy.sampling import SamplingSettings, filter_logits, first_max, generate, left_pad, row_keys
 from tests.rlhf import tiny
 
@@ -225,8 +225,8 @@ def test_completions_are_texts_and_split_into_equal_batches():
     policy = tiny.make_policy(tiny.make_base(tiny.make_config()), SPEC)
     prompts = ["ab", "c", "xyz", "ab", "q"] * 5
     z = np.resize(Z, (25, 2))
-    whole = complete(policy, prompts, z, seed=3, max_new_tokens=NEW, batch=25)
-    parts = complete(policy, prompts, z, seed=3, max_new_tokens=NEW, batch=4)
+    whole = complete(policy, prompts, z, Drawing(NEW, batch=25), seed=3)
+    parts = complete(policy, prompts, z, Drawing(NEW, batch=4), seed=3)
     assert [c.text for c in whole] == [c.text for c in parts]
     assert {c.finished for c in whole} == {True, False}
     for completion in whole:
@@ -236,7 +236,7 @@ def test_completions_are_texts_and_split_into_equal_batches():
 def test_a_prompt_longer_than_the_context_is_refused():
     policy = tiny.make_policy(tiny.make_base(tiny.make_config()), None)
     with pytest.raises(UserError, match=r"121 tokens and 8 new ones exceed the model's context of 128"):
-        complete(policy, ["a" * 120], None, seed=0, max_new_tokens=8)
+        complete(policy, ["a" * 120], None, Drawing(8), seed=0)
 
 
 def test_keys_belong_to_row_numbers():
