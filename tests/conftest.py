@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Workers, and the hundreds of commands that tests start, read the same modules: compiled once, even where the machine says not to.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import jax
 import pytest
