@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Workers, and the hundreds of commands that tests start, read the same modules: compiled once, even where the machine says not to.
+# Workers, and hundreds of commands that tests start, read the same modules: compiled once, whatever the machine says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jax

@@ -76,7 +76,7 @@ def test_loss_and_gradient_are_trls(tmp_path, model, margin, centring):
             num_rows=8,
         )
     )
-    (loss, _), grads = jax.value_and_grad(step._loss, has_aux=True)(
+    (loss, _), grads = jax.value_and_grad(step.loss_of, has_aux=True)(
         trained_parts(params, True) | {"score": score},
         frozen_parts(params, True),
         jax.tree.map(jnp.asarray, rows),
