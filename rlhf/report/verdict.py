@@ -159,7 +159,7 @@ def _comparison_verdict(board: JSONObject) -> Verdict:
             f"Not to be believed: where everybody's answers come from one and the same taste, {board['judged']} gains "
             f"as well ({_share(identical['gain'])}). {board['sentence']}{caution}",
         )
-    if planted and not planted["passed"] and not board["helps"]:
+    if planted and not planted["passed"] and not board["helps"] and not board.get("planted"):
         caution = f" Nor were planted tastes found: so little data can hardly show any.{caution}"
     # Boards of before there was a power have no status.
     return Verdict(board.get("status") or ("won" if board["helps"] else "lost"), board["sentence"] + caution)

@@ -37,7 +37,7 @@ def show(result: JSONObject) -> None:
         who = f", person {row['person']}" if row["person"] is not None else ""
         coef = row["coefficients"]
         who += f", coefficients [{', '.join(f'{value:.3g}' for value in coef)}]" if coef else ""
-        number = "" if row["row"] is None else f" (row {row['row']} of the data, from 0)"
+        number = "" if row["row"] is None else f" (number {row['row']} of the run's rows, from 0)"
         print(f"place {row['place']}{number}{who}, update {row['update']}: {row['text']!r}")
         print(f"  not finite: {_some(row['terms']) or 'no term of its loss'}")
         if row["gradient"]:

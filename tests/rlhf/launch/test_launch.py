@@ -40,6 +40,7 @@ def slurm(tmp_path_factory):
     place = tmp_path_factory.mktemp("slurm")
     started = subprocess.run(["bash", LOOPBACK, "start", place], capture_output=True, text=True)
     if "idle" not in started.stdout:
+        subprocess.run(["bash", LOOPBACK, "stop", place], capture_output=True)  # what did start
         pytest.skip(f"SLURM does not start here: {started.stderr[-300:]}")
     os.environ["SLURM_CONF"] = str(place / "slurm.conf")
     yield

@@ -210,3 +210,57 @@ def test_what_a_mixture_of_experts_does_not_compute_is_refused_by_name(family, k
     ModelConfig.from_hf(raw)
     with pytest.raises(UserError, match=f"{key}: "):
         ModelConfig.from_hf({**raw, key: value})
+
+
+# One key each that changes what some published decoder computes, added to a configuration that is read without it.
+_CHANGES = {
+    "llama": {
+        "sliding_window": 8,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "logit_scale": 0.1,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.2,
+        "logits_scaling": 8.0,
+        "use_qk_norm": True,
+        "qk_layernorm": True,
+        "parallel_attn": True,
+        "alibi": True,
+        "clip_qkv": 8.0,
+        "partial_rotary_factor": 0.5,
+        "rope_interleaved": True,
+        "num_local_experts": 4,
+        "use_bidirectional_attention": True,
+        "is_causal": False,
+        "attention_chunk_size": 8,
+        "no_rope_layers": [1, 0],
+        "attn_temperature_tuning": True,
+    },
+    "qwen3": {
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "layer_scale": 0.1,
+        "num_nextn_predict_layers": 1,
+        "linear_num_value_heads": 4,
+        "full_attention_interval": 4,
+        "attn_output_gate": True,
+        "hidden_size_per_layer_input": 16,
+    },
+    "gemma3_text": {
+        "laurel_rank": 8,
+        "altup_num_inputs": 4,
+        "num_kv_shared_layers": 1,
+        "activation_sparsity_pattern": [0.9, 0.0],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [(family, key) for family, keys in _CHANGES.items() for key in keys]
+)
+def test_a_key_of_another_family_is_refused_by_name(family, key):
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    raw = {"model_type": family, **sizes, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ModelConfig.from_hf(raw)
+    with pytest.raises(UserError, match=f"^config.json: {key}: "):
+        ModelConfig.from_hf({**raw, key: _CHANGES[family][key]})
