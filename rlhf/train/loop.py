@@ -204,5 +204,5 @@ class Numbers:
 
 def _listed(names: Sequence[str]) -> str:
     """The first few names, the losses before what follows from them, and how many more."""
-    names = sorted(names, key=lambda name: (name != "train/loss/total", not name.startswith("train/loss")))
+    names = sorted(names, key=lambda name: (name != "train/loss/total", "/loss" not in name))
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

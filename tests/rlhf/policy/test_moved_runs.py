@@ -14,7 +14,7 @@ from tests.rlhf.tiny import write_model
 from tests.rlhf.train.rl.reward_runs import make_run
 
 CONFIG = types.SimpleNamespace(
-    model=types.SimpleNamespace(adapter_layers=None, dtype="float32", remat=False),
+    model=types.SimpleNamespace(adapter_layers=None, dtype="float32", base=None, remat=False),
     tune=types.SimpleNamespace(mode="lora", lora_rank=2),
     seed=0,
 )

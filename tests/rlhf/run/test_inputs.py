@@ -105,10 +105,10 @@ def world(tmp_path_factory):
         (root / f"{kind}.yaml").write_text(yaml.safe_dump(config))
     report = loop._report
 
-    def killed(callbacks, late, *rest):
-        if late[0] == STOPPED + 1:
+    def killed(numbers, step, *rest):
+        if step == STOPPED + 1:
             raise Killed
-        return report(callbacks, late, *rest)
+        return report(numbers, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -27,7 +27,7 @@ def run_of(tmp_path, rows):
         metrics = {name: value for name, value in rows[number].items() if name != "step"}
         return state._replace(step=state.step + 1), metrics
 
-    settings = SimpleNamespace(steps=STEPS, checkpoint_every=EVERY)
+    settings = SimpleNamespace(steps=STEPS, checkpoint_every=EVERY, max_skips=0)
     train.run_steps(
         state,
         step,
