@@ -57,7 +57,9 @@ class Stream:
 
     def _check_columns(self) -> None:
         """Every column that is named stands in one of the first rows."""
-        rows = [row for index in range(min(len(self), LOOKED_AT)) if isinstance(row := self._row(index), Mapping)]
+        rows = [
+            row for index in range(min(len(self), LOOKED_AT)) if isinstance(row := self._row(index), Mapping)
+        ]
         for theirs, ours in self._names.items():
             if rows and not any(theirs in row for row in rows):
                 raise UserError(
