@@ -40,6 +40,8 @@ CHECKED = [
 sys.modules["shapes"] = shapes  # pytest puts another `tests` in the place of the one that holds it
 install_import_hook(CHECKED, "shapes.checked")
 
+# Tests kill processes, not machines: to wait until a disk has written shows nothing, and takes minutes beside others that write.
+os.fsync = lambda descriptor: None
 threadpoolctl.threadpool_limits(1)  # what a plugin has loaded already
 jax.config.update("jax_debug_key_reuse", True)
 # Tests compile much and compute little. LLVM has far less to read without these; sums may differ in the last digits.

@@ -65,7 +65,8 @@ def write_outputs_report(
 
 _COMPARISON = (
     "Win rate: share of pairs of completions in which the first policy's is better, a tie one half, with its 95 % interval over "
-    "people and prompts. At equal length: the same if both were equally long. Two points need: prompts with which a true "
+    "people and prompts. Judged: the judge says something of both in so many only; the rest counts as ties. At equal length: the "
+    "same if both were equally long; never seen where one is the longer throughout. Two points need: prompts with which a true "
     "difference of two points would be found in four cases of five."
 )
 
@@ -75,9 +76,9 @@ def _comparisons(result: JSONObject, shown: Callable[[list[str]], bool]) -> str:
     rows = [
         (
             " against ".join(one["policies"]),
-            one["judge"],
+            one["judge"] if one.get("judged", 1) == 1 else f"{one['judge']} (judged: {one['judged']:.0%})",
             _span(one["win_rate"], "%"),
-            f"{one['length_controlled']:.1%}",
+            "never seen" if one["length_controlled"] is None else f"{one['length_controlled']:.1%}",
             _span(one["difference"]),
             f"{one['people_who_gain']:.0%}",
             f"{one['worst_tenth']:.1%}",

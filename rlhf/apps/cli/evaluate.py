@@ -104,7 +104,7 @@ def show(result: JSONObject) -> None:
             " against ".join(one["policies"]),
             one["judge"],
             f"{one['win_rate']['mean']:.1%}",
-            f"{one['length_controlled']:.1%}",
+            "never seen" if one["length_controlled"] is None else f"{one['length_controlled']:.1%}",
             one["outcome"],
         ]
         for one in result["comparisons"]

@@ -29,6 +29,11 @@ class WritingConfig:
     )
     batch: int = Field(default=64, ge=1, le=100_000, description="Completions written at a time.")
 
+    @property
+    def untouched(self) -> bool:
+        """Whether completions are drawn from the policy as it is, so that its log-probs are theirs."""
+        return self.temperature == 1.0 and self.top_p == 1.0
+
     def drawing(self) -> Drawing:
         return Drawing(
             self.max_new_tokens,

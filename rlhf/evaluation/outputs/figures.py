@@ -22,13 +22,13 @@ FEWEST = 6
 
 
 def figures(
-    written: Sequence[Written], judged: Judged, people: Sequence[Person], temperature: float
+    written: Sequence[Written], judged: Judged, people: Sequence[Person], untouched: bool
 ) -> JSONObject:
     """`policies` and `comparisons`."""
     names = [one.source.name for one in written]
     return {
         "policies": {
-            name: _policy(number, written[number], judged, people, temperature)
+            name: _policy(number, written[number], judged, people, untouched)
             for number, name in enumerate(names)
         },
         "comparisons": [
@@ -42,7 +42,7 @@ def figures(
 
 
 def _policy(
-    number: int, written: Written, judged: Judged, people: Sequence[Person], temperature: float
+    number: int, written: Written, judged: Judged, people: Sequence[Person], untouched: bool
 ) -> JSONObject:
     worth: JSONObject = {}
     for judge, values in judged.values.items():
@@ -60,7 +60,7 @@ def _policy(
     found: JSONObject = {
         **written.source.described(),
         "worth": worth,
-        "quality": texts.quality(written, temperature),
+        "quality": texts.quality(written, untouched),
         "likeness": texts.likeness(written),
     }
     if (gains := judged.gains[number]) is not None:
@@ -84,13 +84,14 @@ def comparison(
     difference = _known_mean(a) - _known_mean(b)
     lengths = [np.vectorize(len, otypes=[float])(one.array("text")).mean(axis=2) for one in written]
     longer = np.broadcast_to(lengths[0], won.shape) - np.broadcast_to(lengths[1], won.shape)
+    even = statistics.length_controlled(won, longer)
     rate = statistics.interval(won)
     per_person = won.mean(axis=1)
     return {
         "judge": judge,
         "policies": list(names),
         "win_rate": interval(won, within=(0.0, 1.0)),
-        "length_controlled": statistics.length_controlled(won, longer),
+        "length_controlled": even if np.isfinite(even) else None,
         "difference": interval(difference),
         "people_who_gain": float(np.mean(difference.mean(axis=1) > 0)),
         "worst_tenth": statistics.worst(per_person),
@@ -98,7 +99,7 @@ def comparison(
         "detectable": statistics.detectable(won),
         "prompts_needed": statistics.prompts_needed(won, REAL),
         "judged": float(known.mean()),
-        "outcome": _outcome(rate, max(won.shape)),
+        "outcome": _outcome(rate, max(known.any(axis=1).sum(), known.any(axis=0).sum())),
     }
 
 
@@ -131,6 +132,8 @@ def headline(result: JSONObject) -> tuple[str, str]:
             "there is no other policy to compare it with"
             if len(result["policies"]) == 1
             else "no judge counts"
+            if result["judge_checks"]
+            else "nothing judges them; give rewards or judges"
         )
         return "unknown", f"{names}: sampled; {why}."
     judges = [one["judge"] for one in result["comparisons"]]

@@ -49,7 +49,7 @@ class Named:
 
     @property
     def address(self) -> bool:
-        return self.place.startswith(("http://", "https://"))
+        return "://" in self.place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Source:
     @property
     def address(self) -> tuple[str, str] | None:
         """Address and model's name; None for one that is here."""
-        if not self.place.startswith(("http://", "https://")):
+        if "://" not in self.place:
             return None
         url, _, served = self.place.partition("#")
         return url, served
@@ -116,7 +116,8 @@ def sources(texts: Sequence[str], reference: str | None, run: RewardRun | None) 
     """What `policies` names, in order; nothing is loaded.
 
     Raises:
-      UserError: two of one name, no such run or checkpoint, a part that means nothing there, or another reward run.
+      UserError: two of one name or of one served model at two addresses, no such run or checkpoint, a part that means nothing
+        there, or another reward run.
     """
     found: list[Source] = []
     for text in texts:
@@ -126,7 +127,19 @@ def sources(texts: Sequence[str], reference: str | None, run: RewardRun | None) 
                 f"policies: {named.name!r} twice; give them names, as in first={text.partition('=')[2] or text}"
             )
         found.append(_source(named, reference, run))
+    _check_served(found)
     return found
+
+
+def _check_served(found: Sequence[Source]) -> None:
+    """What a served model wrote is kept by its name: two addresses of one name would be one policy."""
+    served: dict[str, str] = {}
+    for url, name in (one.address for one in found if one.address is not None):
+        if served.setdefault(name, url) != url:
+            raise UserError(
+                f"policies: {served[name]} and {url} both name the model {name}, and what it wrote is kept by that name; "
+                "serve them under different names"
+            )
 
 
 def reference_of(texts: Sequence[str], given: str | None) -> str | None:
@@ -182,7 +195,7 @@ def _at_address(named: Named) -> Source:
     try:
         check_address(url)
     except ValueError as error:
-        raise UserError(f"policies: {error}#MODEL") from None
+        raise UserError(f"policies: {error}; after the address stands #MODEL") from None
     identity = sha256_json(["address", served])  # servers move
     return Source(named.name, named.place, identity, False, False, identity)
 

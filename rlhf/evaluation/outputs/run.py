@@ -72,7 +72,7 @@ def run(config: OutputsConfig) -> JSONObject:
         written = judging.best(written, world.run, world.asked, world.people)
         if world.reference is not None:
             written = samples.with_reference(written, world.reference, world.prompts)
-        if config.sampling.temperature == 1.0:
+        if config.sampling.untouched:
             written = samples.with_aggregate(written, world.prompts)
         judged = judging.judge(config, written, world.run, world.asked, world.people)
         for name, found_of in judged.checks.items():
@@ -124,7 +124,12 @@ def read(config: OutputsConfig) -> World:
 def _check_answers(source: policies.Source, config: OutputsConfig, whom: Sequence[Person]) -> None:
     """Somebody has given answers that can stand in a prompt."""
     silent = [one.name for one in whom if not one.answers and one.group != people.POPULATION]
-    if silent and config.answers:
+    if not config.answers or not any(one.answers for one in whom) and not silent:
+        why = "answers is 0" if not config.answers else "the average person has given no answers"
+        raise UserError(
+            f"policies: {source.name}: nobody's answers stand in a prompt ({why}); leave @in-context out, or give others"
+        )
+    if silent:
         raise UserError(
             f"policies: {source.name}: no answers of {silent[0]} are in the data; give data that has them, or other people"
         )
@@ -158,6 +163,8 @@ def _asked(config: OutputsConfig, prefs: Preferences | None) -> PromptRows:
     first: dict[Prompt, int] = {}
     for place, prompt in enumerate(rows.prompts):
         first.setdefault(prompt, place)
+    if (again := len(rows.prompts) - len(first)) > 0:
+        _LOG.warning(f"prompts: {again} of {len(rows.prompts)} stand there before; each is asked once")
     return rows.take(np.array(list(first.values()))[: config.max_prompts])
 
 
@@ -193,7 +200,7 @@ def summary(config: OutputsConfig, world: World, written: Sequence[Written], jud
         "judges": list(judged.values),
         "judge_checks": judged.checks,
         "persons": [{"name": one.name, "group": one.group} for one in world.people],
-        **figures.figures(written, judged, world.people, config.sampling.temperature),
+        **figures.figures(written, judged, world.people, config.sampling.untouched),
     }
     status, text = figures.headline(result)
     return result | {"verdict": {"status": status, "text": text}}

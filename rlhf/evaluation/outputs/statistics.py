@@ -130,9 +130,13 @@ def length_controlled(won: np.ndarray, longer: np.ndarray) -> float:
     Args:
       won: shares of wins in [0, 1]. longer: length of the one less length of the other, in any unit.
 
+    NaN where one answer is the longer in every pair: equal length would lie outside all that was seen.
+
     Source: Dubois et al. 2024, Length-controlled AlpacaEval, arXiv:2404.04475. Differs: no term for the prompt's difficulty.
     """
     won, longer = np.ravel(won).astype(np.float64), np.ravel(longer).astype(np.float64)
+    if longer.min() > 0 or longer.max() < 0:
+        return np.nan
     spread = longer.std()
     feature = np.tanh(longer / spread) if spread > 0 else np.zeros_like(longer)
     design = np.stack([np.ones_like(feature), feature], axis=1)

@@ -3,8 +3,8 @@
     distinct-n       distinct n-grams of words over all n-grams of a policy's texts
     repetition       share of a text's 4-grams of words that stood in it before; mean over texts
     perplexity       exp(−Σ log π_ref(y|x) / Σ tokens), by π_ref
-    KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 only. KL(π ‖ π_agg) likewise.
-                     Best of N: the same of the chosen, with log N − (N − 1)/N more, an upper bound
+    KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 and top_p 1 only.
+                     KL(π ‖ π_agg) likewise. Best of N: the same of the chosen, with log N − (N − 1)/N more, an upper bound
     likeness         mean cosine of word and word-pair counts: between completions of one prompt for one person (within), and
                      for different people (between)
 
@@ -22,7 +22,7 @@ from rlhf.evaluation.outputs.samples import Written
 WIDTH = 2**18
 
 
-def quality(written: Written, temperature: float) -> dict[str, float | None]:
+def quality(written: Written, untouched: bool) -> dict[str, float | None]:
     """Figures of one policy; None where there is no reference, or nothing to read."""
     texts = [one.text for one in written.flat()]
     words = [text.split() for text in texts]
@@ -38,7 +38,7 @@ def quality(written: Written, temperature: float) -> dict[str, float | None]:
         "kl_to_reference": None,
         "kl_to_aggregate": None,
     }
-    if written.aggregate is not None and temperature == 1.0:
+    if written.aggregate is not None and untouched:
         found["kl_to_aggregate"] = _divergence(written, written.aggregate)
     if written.reference is None or written.tokens is None:
         return found
@@ -46,7 +46,7 @@ def quality(written: Written, temperature: float) -> dict[str, float | None]:
     if known.any():
         total = written.reference[known].sum() / max(1, written.tokens[known].sum())
         found["perplexity"] = float(np.exp(min(-total, 700.0)))
-        if written.same_tokens and temperature == 1.0:
+        if written.same_tokens and untouched:
             found["kl_to_reference"] = _divergence(written, written.reference)
     return found
 

@@ -8,6 +8,9 @@ from rewards.errors import UserError
 from rewards.files import JSONObject
 from rlhf.run.config.address import may_send, refusal
 
+MOST_TOKENS = 2**31
+"""A count from which on a server is not believed."""
+
 
 class Reply(NamedTuple):
     """text: empty where the model said nothing; finished: whether it stopped by itself; num_tokens: None where the server
@@ -63,6 +66,8 @@ class ChatClient:
             found = json.loads(answer.text)
             first = found["choices"][0]
             content, reason = first["message"]["content"], first.get("finish_reason", "stop")
+            if not isinstance(content, str | None):
+                raise TypeError("content is no text")
             usage = found.get("usage") or {}
             count = usage.get("completion_tokens")
         except openai.APIConnectionError as error:  # a time-out is one
@@ -83,13 +88,22 @@ class ChatClient:
                 f"{self._who}: {self._url} answers HTTP {error.status_code} ({said}); "
                 "check address and model, the same command goes on from here"
             ) from None
-        except (openai.OpenAIError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (
+            openai.OpenAIError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             raise UserError(
                 f"{self._who}: {self._url} answers something else than a chat completion; "
                 "give an OpenAI-compatible address, which usually ends in /v1"
             ) from None
-        counted = count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
-        return Reply(content if isinstance(content, str) else "", reason != "length", counted)
+        counted = count if type(count) is int and 0 <= count < MOST_TOKENS else None
+        text = (content or "").encode("utf-8", "replace").decode()  # JSON can hold halves of surrogate pairs
+        return Reply(text, reason != "length", counted)
 
 
 def _key(who: str, address: str, variable: str) -> str:

@@ -13,6 +13,8 @@ from flax import nnx
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.models.load import load_params, read_hf_config
+from rlhf.policy.logprobs import PolicyParams
+from rlhf.policy.sampling import SamplingSettings, generate, row_keys
 
 VOCAB, WINDOW, NUM_TOKENS = 97, 6, 21  # rows are longer than three windows
 
@@ -212,6 +214,43 @@ def torch_logits(model, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         out = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(real.astype(np.int64)))
     return out.logits.float().numpy()
+
+
+def greedy_prompts() -> np.ndarray:
+    """Random prompts [2, 9], longer than a window."""
+    return np.random.default_rng(1).integers(3, VOCAB, (2, 9))
+
+
+def decoder_greedy(model: Decoder, prompts: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The likeliest tokens after each prompt, one by one through our cache: int[B, num_tokens]."""
+    graphdef, params = nnx.split(model)
+    rows = len(prompts)
+    return np.asarray(
+        generate(
+            PolicyParams(params, nnx.State({}), nnx.State({})),
+            prompts.astype(np.int32),
+            np.zeros(rows, np.int32),
+            None,
+            row_keys(0, np.arange(rows)),
+            SamplingSettings.of(rows, temperature=0.0),
+            np.array([-1], np.int32),
+            graphdef=graphdef,
+            max_new_tokens=num_tokens,
+            filtered=False,
+        ).tokens
+    )
+
+
+def torch_greedy(model, prompts: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The same by transformers' `generate`."""
+    with torch.no_grad():
+        return model.generate(
+            torch.tensor(prompts),
+            attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+        )[:, prompts.shape[1] :].numpy()
 
 
 def rewrite_config(directory: Path, **changes) -> None:

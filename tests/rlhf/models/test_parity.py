@@ -8,8 +8,6 @@ import torch
 from flax import nnx
 
 from rlhf.mesh import rules
-from rlhf.policy.logprobs import PolicyParams
-from rlhf.policy.sampling import SamplingSettings, generate, row_keys
 from tests.rlhf.models import families
 from tests.rlhf.models.families import FAMILIES
 
@@ -78,30 +76,10 @@ def test_greedy_text_equals_transformers(family, tmp_path):
     """Token by token through our cache, longer than a window, against `generate`."""
     reference = families.make_model(family)
     reference.save_pretrained(tmp_path)
-    prompts = np.random.default_rng(1).integers(3, families.VOCAB, (2, 9))
-    with torch.no_grad():
-        expected = reference.generate(
-            torch.tensor(prompts),
-            attention_mask=torch.ones(prompts.shape, dtype=torch.long),
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=None,
-        )[:, 9:].numpy()
-    graphdef, params = nnx.split(families.load_decoder(tmp_path))
-    starts, keys = np.zeros(2, np.int32), row_keys(0, np.arange(2))
-    found = generate(
-        PolicyParams(params, nnx.State({}), nnx.State({})),
-        prompts.astype(np.int32),
-        starts,
-        None,
-        keys,
-        SamplingSettings.of(2, temperature=0.0),
-        np.array([-1], np.int32),
-        graphdef=graphdef,
-        max_new_tokens=12,
-        filtered=False,
-    )
-    np.testing.assert_array_equal(found.tokens, expected)
+    prompts = families.greedy_prompts()
+    expected = families.torch_greedy(reference, prompts, 12)
+    found = families.decoder_greedy(families.load_decoder(tmp_path), prompts, 12)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])

@@ -133,7 +133,7 @@ def test_a_judge_that_prefers_its_own_models_texts_is_named_and_does_not_compare
         "prefers its own model's texts in 100.0% of comparisons, the other judges in",
         check["self"]["partial"],
     )
-    result = figures.figures(policies, found, EVERYBODY, 1.0)
+    result = figures.figures(policies, found, EVERYBODY, True)
     compared = {(one["judge"], *one["policies"]) for one in result["comparisons"]}
     assert compared == {
         ("m", "one", "two"), ("letters", "own", "one"), ("letters", "own", "two"), ("letters", "one", "two"),
@@ -146,7 +146,7 @@ def test_a_judge_that_is_fair_to_its_own_model_counts(tmp_path, monkeypatch, let
         found.checks["m"]["self"]["partial"] is None
         and abs(found.checks["m"]["self"]["excess"]["mean"]) < 0.1
     )
-    assert len(figures.figures(policies, found, EVERYBODY, 1.0)["comparisons"]) == 6
+    assert len(figures.figures(policies, found, EVERYBODY, True)["comparisons"]) == 6
 
 
 def test_no_judge_is_a_witness_in_its_own_cause(tmp_path, monkeypatch):
@@ -154,3 +154,14 @@ def test_no_judge_is_a_witness_in_its_own_cause(tmp_path, monkeypatch):
     assert "no other judge says that they are better" in found.checks["m"]["self"]["partial"]
     other, _ = beside(tmp_path, monkeypatch, vain, own="http://far/v1#other")
     assert "self" not in other.checks["m"] and not other.partial
+
+
+def test_a_judge_that_is_silent_shows_nothing():
+    one, two = written("one"), written("two")
+    silent = np.full((1, 12, 2), np.nan)
+    found = figures.comparison("j", ("one", "two"), (silent, silent), (one, two))
+    assert found["judged"] == 0 and found["outcome"] == figures.TOO_FEW
+    spoken = np.zeros((1, 12, 2))
+    assert (
+        figures.comparison("j", ("one", "two"), (spoken, spoken), (one, two))["outcome"] == figures.NOT_SHOWN
+    )

@@ -89,6 +89,8 @@ REFUSED = {
     "http://h/v1": "says no model; write ADDRESS#MODEL",
     "http://u:p@h/v1#m": "holds a user name or password",
     "http://h/v1#m@7": "@7 is for runs",
+    "ftp://h/v1#m": "address 'ftp://h/v1' is none; write http://host:port/v1",
+    "http://h/v1?key=x#m": "named by api_key_variable; after the address stands #MODEL",
     "http://h/v1#m@aggregate": "@aggregate is for runs",
 }
 
@@ -98,6 +100,15 @@ def test_a_policy_that_is_none_is_named(text, world):
     with pytest.raises(UserError, match=REFUSED[text]) as error:
         policies.sources([text.replace("MODEL", str(world / "model"))], None, None)
     assert "u:p" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_addresses_do_not_share_what_a_model_of_one_name_wrote():
+    twice = ["a=http://h/v1#m", "b=http://h/v1#m@best-of-1", "c=HTTP://other/v1#m"]
+    assert len(policies.sources(twice[:2], None, None)) == 2
+    with pytest.raises(
+        UserError, match="http://h/v1 and HTTP://other/v1 both name the model m.*different names"
+    ):
+        policies.sources(twice, None, None)
 
 
 def test_answers_stand_before_the_prompt():
@@ -249,6 +260,8 @@ FAULTS = {
     "key": (lambda body: 401, "refuses the key .HTTP 401.; put a valid one into .* CHORUS_MODEL_KEY"),
     "busy": (lambda body: 503, "answers HTTP 503"),
     "no chat": (lambda body: b"<html>", "something else than a chat completion"),
+    "parts": (lambda body: [{"type": "text", "text": "x"}], "something else than a chat completion"),
+    "deep": (lambda body: b"[" * 200_000, "something else than a chat completion"),
 }
 
 
@@ -269,6 +282,17 @@ def test_an_address_that_fails_is_one_line_and_keeps_what_came(fault, world, ser
     assert len(file.read_text().splitlines()) == 4
 
 
+def test_half_a_letter_and_a_count_beyond_belief_are_read(world, serve, tmp_path):
+    choice = {"message": {"content": "half \ud800 <b>"}, "finish_reason": "stop"}
+    whole = {"choices": [choice], "usage": {"completion_tokens": 10**30}}
+    server = serve(lambda body: json.dumps(whole).encode())
+    result = asked(world, server, tmp_path / "out", **{"sampling.top_p": 0.5})
+    assert result["policies"]["far"]["quality"]["tokens"] == 3  # words, for the server does not count
+    # What is drawn from a part of the distribution has no KL.
+    assert result["policies"]["here"]["quality"]["kl_to_reference"] is None
+    assert next(row for row in rows_of(tmp_path / "out") if row["policy"] == "far")["text"] == "half ? <b>"
+
+
 def test_a_key_is_not_sent_to_a_strange_host(world, serve, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
     server = serve(lambda body: "x")
@@ -284,3 +308,6 @@ def test_people_without_answers_are_named(world, prefs, tmp_path):
     given["policies"] = [f"x={world / 'model'}@in-context"]
     with pytest.raises(UserError, match="no answers of .* are in the data"):
         evaluate(None, given, [])
+    for change, why in (({"answers": 0}, "answers is 0"), ({"people": ["population"]}, "the average person")):
+        with pytest.raises(UserError, match=f"nobody's answers stand in a prompt .{why}"):
+            evaluate(None, given | change, [])

@@ -99,3 +99,10 @@ def test_a_win_by_length_alone_is_none_at_equal_length():
 def test_the_worst_tenth():
     assert statistics.worst(np.arange(20.0)) == 0.5
     assert statistics.worst(np.array([3.0, 1.0])) == 1.0
+
+
+def test_nothing_is_said_of_equal_length_where_one_is_always_longer():
+    won = np.array([1, 1, 0.75, 1, 0.5, 0.75])
+    for longer in ([3, 4, 2, 5, 1, 2], [-3, -4, -2, -5, -1, -2], [3] * 6):
+        assert np.isnan(statistics.length_controlled(won, np.array(longer)))
+    assert np.isfinite(statistics.length_controlled(won, np.array([3, 4, 2, 5, 0, 2])))

@@ -158,11 +158,13 @@ LEAVES = {
         "returned '1000.* for .*row 1",
     ),
     "endless": (
-        "def f(completions, **c):\n    while True: pass\n",
+        # Busy, but not for ever: a thread cannot be ended, and every later test of the worker would wait for its turn.
+        "import time\nend = time.monotonic() + 8\ndef f(completions, **c):\n    while time.monotonic() < end: pass\n",
         "row 1, no result after 2 s .limit_seconds",
     ),
     "endless for one": (
-        "import time\ndef f(completions, **c):\n    while 'now three words' in completions: time.sleep(0.01)\n"
+        "import time\nend = time.monotonic() + 8\ndef f(completions, **c):\n"
+        "    while 'now three words' in completions and time.monotonic() < end: time.sleep(0.01)\n"
         "    return [1.0] * len(completions)\n",
         "row 2, no result after 2 s",
     ),
