@@ -73,7 +73,6 @@ def training(folder):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "seed": 0,
-        "seed": 0,
         "output_dir": "run",
         "data": {"path": "pairs.jsonl"},
         "optimizer": {"learning_rate": 1e-3},
