@@ -520,6 +520,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     ),
     "output is not a run": (lambda w: w.config("rewards", output_dir=str(w.root)), "not a run"),
     "disk full": (disk_full, "No space left on device"),
+    "folds too many": (lambda w: [*w.config("rewards"), "evaluation.folds=99"], "99 folds of"),
     "no K": (lambda w: [*w.config("rewards"), "fit.num_basis=[]"], "fit.num_basis [command line]: "),
     "evaluated before the fit": (
         lambda w: ["rewards", "evaluate", w.config("rewards")[-1]],

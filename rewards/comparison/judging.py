@@ -128,6 +128,12 @@ def said_planted(board: JSONObject) -> str:
     found = [size["points"] for size in planted if size["found"]]
     missed = [size["points"] for size in planted if not size["found"]]
     said = ""
+    if found and missed and min(found) < max(missed):
+        less, more = (
+            [size for size in found if size < max(missed)],
+            [size for size in missed if size > min(found)],
+        )
+        return f"; planted tastes worth {_list(more)} points are not found, so that those worth {_list(less)} are is chance"
     if found:
         said += f"; planted tastes worth {_list(found)} points are found"
     if missed:

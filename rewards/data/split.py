@@ -40,16 +40,33 @@ def people_folds(prefs: Preferences, folds: int, seed: int) -> np.ndarray:
     Raises:
       UserError: fewer than two people a fold, whose answers could not be swapped.
     """
+    check_folds(prefs, folds)
     present = np.unique(prefs.user_index)
-    if not 2 <= folds <= len(present) // 2:
-        raise UserError(
-            f"{prefs.source}: {folds} folds of {len(present)} people; give from 2 to {len(present) // 2} folds, "
-            "two people each at least (evaluation.folds)"
-        )
     order = _smallest([f"{seed}:{prefs.user_ids[user]}" for user in present], len(present))
     fold = np.zeros(prefs.num_users, np.int64)
     fold[present[order]] = np.arange(len(present)) % folds
     return fold
+
+
+def check_folds(prefs: Preferences, folds: int) -> None:
+    """Refuse fewer than two people a fold.
+
+    Raises:
+      UserError: names the people there are.
+    """
+    people = len(np.unique(prefs.user_index))
+    if not 2 <= folds <= people // 2:
+        most = people // 2
+        fix = (
+            f"give from 2 to {most} folds"
+            if most > 2
+            else "give 2"
+            if most == 2
+            else "give 1, or bring more people"
+        )
+        raise UserError(
+            f"{prefs.source}: {folds} folds of {people} people; {fix}, two people each at least (evaluation.folds)"
+        )
 
 
 def keep_people(prefs: Preferences, min_comparisons: int, max_people: int | None) -> Preferences:

@@ -4,6 +4,7 @@ Of a JSONL file (or several: `rows-*.jsonl`) is kept where each line begins, 8 b
 JSONL into the cache folder, group of rows by group of rows, since its rows cannot be had one by one.
 """
 
+import codecs
 import glob
 import hashlib
 import json
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rewards import files
+from rewards import files, jsonl
 from rewards.data import schema
 from rewards.data.schema import RowError
 from rewards.errors import UserError
@@ -24,6 +25,7 @@ from rewards.types import Prompt
 Parsed = TypeVar("Parsed")
 PIECE = 1 << 24  # bytes read at a time
 SHORT = 32  # bytes; a line below it is looked at to tell whether it is blank
+LOOKED_AT = 100  # rows, of which one has to have a column that the configuration names
 
 
 class Stream:
@@ -33,7 +35,11 @@ class Stream:
       source: how messages call it. identity: sha256 over the content.
     """
 
-    def __init__(self, path: str, columns: Mapping[str, str] | None = None):
+    def __init__(self, path: str, columns: Mapping[str, str] | None = None, split: str = "train"):
+        if split not in ("train", "all"):
+            raise UserError(
+                f"data.split {split!r}: a file is one split; use 'train' (the whole file), not a part of {path}"
+            )
         self.source = path
         self._names = {theirs: ours for ours, theirs in (columns or {}).items()}
         self._files = [_lines_of(file) for file in _shards(path)]
@@ -46,25 +52,43 @@ class Stream:
         self._handles = [os.open(file, os.O_RDONLY) for file in self._files]
         if not len(self):
             raise UserError(f"{path}: holds no rows; give at least one")
+        if self._names:
+            self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Every column that is named stands in one of the first rows."""
+        rows = [
+            row for index in range(min(len(self), LOOKED_AT)) if isinstance(row := self._row(index), Mapping)
+        ]
+        for theirs, ours in self._names.items():
+            if rows and not any(theirs in row for row in rows):
+                raise UserError(
+                    f"{self.source}: no column {theirs!r} in its first {len(rows)} rows (columns: "
+                    f"{', '.join(map(str, rows[0]))}); name the one that holds the {ours}"
+                )
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
     def record(self, index: int) -> object:
-        """The parsed row; a `RowError` where it is no JSON."""
+        """The parsed row under our names of its columns; a `RowError` where it is no JSON."""
+        row = self._row(index)
+        if not isinstance(row, Mapping) or not self._names:
+            return row
+        taken = {self._names[name] for name in row if name in self._names}
+        return {self._names.get(k, k): v for k, v in row.items() if k in self._names or k not in taken}
+
+    def _row(self, index: int) -> object:
+        """The same as it stands in the file."""
         shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
         starts, own = self._starts[shard], index - int(self._bounds[shard])
         begin = int(starts[own])
         end = int(starts[own + 1]) if own + 1 < len(starts) else os.fstat(self._handles[shard]).st_size
         text = os.pread(self._handles[shard], end - begin, begin)
         try:
-            row = json.loads(text)
-        except ValueError as error:
-            return RowError("row", f"is not JSON ({error}); write one object a line")
-        if not isinstance(row, Mapping) or not self._names:
-            return row
-        taken = {self._names[name] for name in row if name in self._names}
-        return {self._names.get(k, k): v for k, v in row.items() if k in self._names or k not in taken}
+            return jsonl.parse(text.removeprefix(codecs.BOM_UTF8) if own == 0 else text)
+        except jsonl.LineError as error:
+            return RowError(error.field, str(error))
 
     def pair(self, index: int) -> tuple[Prompt, str, str, float]:
         """Prompt, both completions, and 1 where the first was chosen (0.5 for a tie).
@@ -109,6 +133,8 @@ def _shards(path: str) -> Sequence[Path]:
     if not places:
         raise UserError(f"{path}: no file has such a name; check data.path")
     for place in places:
+        if place.is_dir():
+            raise UserError(f"{place}: is a folder; name the files in it, such as {place}/*.jsonl")
         if not place.is_file():
             raise UserError(f"{place}: no such file; check data.path")
         if place.suffix not in (".jsonl", ".parquet"):

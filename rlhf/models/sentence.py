@@ -47,6 +47,8 @@ _POOLS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
 
+_WIDTHS = ("word_embedding_dimension", "embedding_dimension")  # the older spelling, the newer one
+
 
 def is_one(directory: Path) -> bool:
     """Whether a model directory has the layout of sentence-transformers."""
@@ -83,7 +85,11 @@ class SentenceEncoder:
         self.pooling = read_pooling(self.directory)
         self.config = bert.BertConfig.from_hf(raw, str(self.directory / "config.json"))
         settings = _object(self.directory / "sentence_bert_config.json")
-        self._lower = settings.get("do_lower_case") is True
+        self._lower = settings.get("do_lower_case") or False
+        if not isinstance(self._lower, bool):
+            raise UserError(
+                f"{self.directory}/sentence_bert_config.json: do_lower_case: must be true or false, not {cut(self._lower)}"
+            )
         self.max_tokens = self._limit(settings)
         self._before = _default_prompt(self.directory)
         self._tokenizer = _tokenizer(self.directory, self.max_tokens)
@@ -94,6 +100,12 @@ class SentenceEncoder:
             )
         self.params = bert.load(self.directory, self.config)
         self.width = self.config.width * len(self.pooling.pools)
+        for key in _WIDTHS:
+            if (given := _object(self.directory / POOLING).get(key, self.config.width)) != self.config.width:
+                raise UserError(
+                    f"{self.directory / POOLING}: {key}: {cut(given)}, but config.json has hidden_size "
+                    f"{self.config.width}; the two must be of one model"
+                )
 
     def _limit(self, settings: JSONObject) -> int:
         given = settings.get("max_seq_length")
@@ -197,7 +209,8 @@ def read_pooling(directory: Path) -> Pooling:
             )
     if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UserError(
-            f"{path}: modules {', '.join(names)}: must be Transformer, Pooling and at most one Normalize, in this order"
+            f"{path}: modules {', '.join(names) or '(none)'}: must be Transformer, Pooling and at most one Normalize, "
+            "in this order"
         )
     for one, wanted in zip(modules, ("", "1_Pooling"), strict=False):
         if one.get("path") != wanted:
@@ -211,6 +224,13 @@ def _pools(path: Path) -> tuple[str, ...]:
     raw = _object(path)
     if raw.get("include_prompt", True) is not True:
         raise UserError(f"{path}: include_prompt: {cut(raw['include_prompt'])} is not supported, only true")
+    for key, value in raw.items():
+        if key.startswith("pooling_mode_") and not isinstance(value, bool):
+            raise UserError(f"{path}: {key}: must be true or false, not {cut(value)}")
+        if not key.startswith("pooling_mode") and key not in ("include_prompt", *_WIDTHS):
+            raise UserError(
+                f"{path}: {key}: is not known, so what it changes is not computed; use another model"
+            )
     pools = [name for key, name in _POOLS.items() if raw.get(key) is True]
     given = raw.get("pooling_mode")  # the newer spelling: one name, or several in their order
     if given is not None:
@@ -232,7 +252,7 @@ def _default_prompt(directory: Path) -> str:
     name, prompts = raw.get("default_prompt_name"), raw.get("prompts") or {}
     if name is None:
         return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+    if not isinstance(prompts, dict) or not isinstance(name, str) or not isinstance(prompts.get(name), str):
         raise UserError(f"{path}: default_prompt_name: {cut(name)} is none of prompts; download it again")
     return prompts[name]
 

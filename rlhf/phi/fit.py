@@ -21,7 +21,7 @@ from rlhf.phi import encoder, sentence
 from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
-from rlhf.phi.folds import judged_on
+from rlhf.phi.folds import folds_of, judged_on
 from rlhf.phi.methods import (
     check_names,
     item_table,
@@ -47,6 +47,7 @@ def fit(config: RewardsConfig) -> JSONObject:
     check_names(config)  # what is wrong is named before anything is embedded
     estimator = make_model(config, config.fit.model)
     prefs, training, held_out = divided(config)
+    folds_of(config, prefs)  # what cannot be judged afterwards is refused now
     with Run.open(config.output_dir, config, "rewards") as run:
         done = run.resumed and (run.directory / RESULT).is_file()
         inputs.check(run, read_by(config, prefs), begun=done)

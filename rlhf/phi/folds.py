@@ -3,6 +3,7 @@
 import numpy as np
 
 from rewards.data.division import Division, divide, divide_in_folds
+from rewards.data.split import check_folds
 from rewards.files import JSONObject
 from rewards.types import Preferences
 from rlhf.phi.config import RewardsConfig
@@ -27,9 +28,15 @@ def divisions_of(config: RewardsConfig, prefs: Preferences) -> tuple[Division, .
 
 
 def folds_of(config: RewardsConfig, prefs: Preferences) -> int:
-    """`evaluation.folds`, or where it is null FOLDS for fewer than SMALL people, two people each at least, else 1."""
+    """`evaluation.folds`, or where it is null FOLDS for fewer than SMALL people, two people each at least, else 1.
+
+    Raises:
+      UserError: more folds given than pairs of people.
+    """
     people = len(np.unique(prefs.user_index))
     if config.evaluation.folds is not None:
+        if config.evaluation.folds > 1:
+            check_folds(prefs, config.evaluation.folds)
         return config.evaluation.folds
     return min(FOLDS, people // 2) if 4 <= people < SMALL else 1
 

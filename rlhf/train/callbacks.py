@@ -189,6 +189,11 @@ class Checkpoints(Callback):
         self._checkpointer.save(number, state, {"next_step": number, "mesh": described()})
 
 
+def key_of(state: TrainState) -> list[int]:
+    """The key of a run, as its records hold it."""
+    return np.asarray(place.host(jax.random.key_data(state.key))).tolist()
+
+
 class NotFinite(Callback):
     """What a run directory keeps of a step that was not finite, for `chorus replay`."""
 
@@ -197,9 +202,7 @@ class NotFinite(Callback):
         self._key: list[int] | None = None
 
     def restore(self, state: TrainState) -> tuple[int, PyTree] | None:
-        self._key = np.asarray(
-            place.host(jax.random.key_data(state.key))
-        ).tolist()  # the same for the whole run
+        self._key = key_of(state)  # the same for the whole run
         return None
 
     def broken(self, number: int, names: Sequence[str], rows: Sequence[int]) -> str | None:

@@ -61,7 +61,7 @@ def run(
         else:
             basis, people = rewards_of(config)
         if prefs is None and config.data.stream:
-            stream = Stream(config.data.path, config.data.columns)
+            stream = Stream(config.data.path, config.data.columns, config.data.split)
         elif prefs is None:
             prefs = read_preferences(
                 config.data.path, config.data.split, columns=config.data.columns, people=False

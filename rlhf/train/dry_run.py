@@ -182,7 +182,7 @@ def _dpo(config: DPOConfig, base: policy_store.Base) -> tuple[list[Program], flo
 
 
 def _stream(config: SFTConfig | DPOConfig) -> Stream:
-    return Stream(config.data.path, config.data.columns)
+    return Stream(config.data.path, config.data.columns, config.data.split)
 
 
 def _rl(config: Any, base: policy_store.Base) -> tuple[list[Program], float]:

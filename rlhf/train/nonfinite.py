@@ -34,7 +34,7 @@ from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import load
 from rlhf.run.directory import CONFIG, INPUTS
 from rlhf.train import locate
-from rlhf.train.callbacks import CHECKPOINTS, NOT_FINITE, Callback
+from rlhf.train.callbacks import CHECKPOINTS, NOT_FINITE, Callback, key_of
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.sft import open_base
 
@@ -61,6 +61,12 @@ class _Replay(Callback):
         self.rows: list[locate.Row] = []
 
     def restore(self, state: PyTree) -> tuple[int, PyTree] | None:
+        key = self._record.get("key")
+        if key is not None and key != key_of(state):
+            raise UserError(
+                f"{self._run / CONFIG}: seed: is another than that of step {self._record['step']}; restore the file, or run the "
+                "training's command again"
+            )
         stored = Checkpointer(self._run / CHECKPOINTS).restore(state, before=self._record["step"])
         return None if stored is None else stored[:2]
 

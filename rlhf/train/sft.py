@@ -56,7 +56,7 @@ def run(
     with Run.open(config.output_dir, config, "sft") as job:
         done, stream = finished(job), None
         if prefs is None and config.data.stream:
-            stream = Stream(config.data.path, config.data.columns)
+            stream = Stream(config.data.path, config.data.columns, config.data.split)
         elif prefs is None:
             prefs = read_examples(config.data.path, config.data.split, config.data.columns)
         inputs.check(job, read_by(config, stream or prefs, base), begun=done or None)

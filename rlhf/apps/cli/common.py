@@ -60,17 +60,17 @@ def add_job(
       meshed: whether several processes may share the work.
     """
 
-    def run(args: argparse.Namespace) -> JSONObject:
-        from rlhf.run import cluster
+    def read(args: argparse.Namespace) -> Any:
         from rlhf.run.config.describe import schema_of
         from rlhf.run.config.load import load
 
-        config: Any
         args.overrides = [*job_values(args), *args.overrides]
-        if options:
-            config = configuration(args, kind)
-        else:
-            config = load(args.config, args.overrides, schema_of(kind))
+        return configuration(args, kind) if options else load(args.config, args.overrides, schema_of(kind))
+
+    def run(args: argparse.Namespace) -> JSONObject:
+        from rlhf.run import cluster
+
+        config = read(args)
         if meshed:
             cluster.enter(config.mesh)
         if dry_run is not None and args.dry_run:
@@ -79,6 +79,7 @@ def add_job(
         return _found(job)(config)
 
     parser = add_command(subparsers, name, help, example, run, show or show_values)
+    parser.set_defaults(read=read)
     if options:
         add_short(parser, kind)
     if dry_run is not None:

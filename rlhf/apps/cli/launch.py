@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
@@ -58,6 +59,8 @@ _OPTIONS = {
     ),
     "python": ("PATH", "Python that has chorus there", "ray skypilot kubernetes"),
 }
+_HERE = ("local", "slurm")
+"""Engines that run the command in this folder, on this machine's files."""
 _MANY = ("option", "mount", "node", "volume", "secret")
 
 
@@ -110,7 +113,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10) or not 0 < int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 100000")
     return int(text)
 
 
@@ -132,10 +135,26 @@ def _launch(args: argparse.Namespace) -> JSONObject:
             f"--tasks {args.tasks}: `{parsed.parser.prog}` runs in one process; leave --tasks out, or launch a training "
             "or a sweep"
         )
+    if args.engine in _HERE:
+        _check_configuration(parsed, getattr(args, "tasks", None))
     given: dict[str, Any] = vars(args) | {"options": getattr(args, "option", [])}
     named = {field.name: given.get(field.name) for field in dataclasses.fields(Resources)}
     resources = Resources(**{name: value for name, value in named.items() if value is not None})
     return launch(args.engine, words, resources, name=args.name, dry_run=args.dry_run)
+
+
+def _check_configuration(command: argparse.Namespace, tasks: int | None) -> None:
+    """Read what the command will read, where that is here already."""
+    read, path = getattr(command, "read", None), getattr(command, "config", None)
+    if read is None or path is None or not Path(path).is_file():
+        return
+    config = read(command)
+    mesh = getattr(config, "mesh", None)
+    processes = None if mesh is None else mesh.processes
+    if processes not in (None, tasks or 1):
+        raise UserError(
+            f"mesh.processes {processes}: the job has {tasks or 1} (--tasks); remove the key, or give --tasks {processes}"
+        )
 
 
 def _show(result: JSONObject) -> None:

@@ -17,6 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         _run,
         _show,
     )
+    parser.set_defaults(read=_read)
     parser.add_argument(
         "config",
         metavar="CONFIG",
@@ -32,6 +33,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--worker", action="store_true", help="only run trials, beside the other workers of this sweep"
     )
+
+
+def _read(args: argparse.Namespace) -> object:
+    from rlhf.sweep.config import read_sweep
+
+    return read_sweep(args.config, args.overrides)
 
 
 def _run(args: argparse.Namespace) -> JSONObject:

@@ -8,6 +8,7 @@ import pytest
 from rewards.comparison import compare, controls, judging, scoreboard
 from rewards.comparison.references import ITEMS, ITEMS_TEXT
 from rewards.data import division
+from rewards.data.split import check_folds
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons, ItemTable
 from tests.rewards.planted import planted
@@ -106,6 +107,23 @@ def test_every_person_is_held_out_once():
     assert "16 people, each held out once" in board["sentence"]
     with pytest.raises(UserError, match="9 folds of 16 people; give from 2 to 8 folds"):
         division.divide_in_folds(prefs, 9, held_out_prompts=0, split_seed=0, last=10)
+
+
+@pytest.mark.parametrize(
+    ("people", "fix"), [(3, "give 1, or bring more people"), (4, "give 2"), (9, "give from 2 to 4")]
+)
+def test_folds_that_cannot_be_name_what_can(people, fix):
+    prefs = answered(worth=0.0, taste=1.0, num_users=people)
+    with pytest.raises(UserError, match=f"7 folds of {people} people; {fix}"):
+        check_folds(prefs, 7)
+
+
+def test_a_small_taste_that_is_found_where_a_larger_is_not_is_chance():
+    sizes = [{"points": 10, "found": True}, {"points": 20, "found": False}]
+    said = judging.said_planted({"planted": sizes})
+    assert said == "; planted tastes worth 20 points are not found, so that those worth 10 are is chance"
+    sizes = [{"points": 10, "found": False}, {"points": 20, "found": True}]
+    assert "worth 20 points are found, 10 are not" in judging.said_planted({"planted": sizes})
 
 
 def test_planted_tastes_are_worth_what_they_are_said_to_be():

@@ -165,7 +165,9 @@ def test_the_command_line_takes_lm_evals_options_and_writes_its_results(
     words += ["--tasks", "choice", "--limit", "3", "--include_path", str(small)]
     words += ["--output_path", str(tmp_path / "out"), "--log_samples"]
     alone = functools.partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", alone)  # its own thousands of files take a minute to read
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", alone
+    )  # its own thousands of files take a minute to read
     monkeypatch.setattr(sys, "argv", list(words))  # lm-eval changes it
     assert command.main() == 0
     [file] = (tmp_path / "out").rglob("results_*.json")

@@ -115,6 +115,7 @@ def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
         (["local", "--name", "a/b", "--", *PLAN], "'a/b': no name of a launch"),
         (["slurm", "--devices", "0", "--", *PLAN], "whole number from 1"),
         (["slurm", "--tasks", "0", "--", *PLAN], "whole number from 1"),
+        (["slurm", "--tasks", "999999", "--", *PLAN], "'999999' is no whole number from 1 to 100000"),
         (["slurm", "--tasks", "2", "--", *PLAN], "--tasks 2: `chorus data plan` runs in one process"),
         (["status", "nobody"], "nobody: no such launch"),
         (["local", "--", "chorus"], "no command"),
@@ -127,6 +128,31 @@ def test_mistakes_are_said_before_anything_is_submitted(capsys, folder):
         assert cli.main(["launch", *words]) == 2
         assert part in capsys.readouterr().err
     assert not (folder / "launches").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["local", "--", "train", "sft", "run.yaml", "train.steeps=3"], "train.steeps"),
+        (["slurm", "--tasks", "2", "--dry-run", "--", "sweep", "run.yaml"], "no section `sweep`"),
+        (
+            ["slurm", "--tasks", "2", "--dry-run", "--", "train", "sft", "run.yaml", "mesh.processes=3"],
+            "mesh.processes 3: the job has 2 (--tasks); remove the key, or give --tasks 3",
+        ),
+    ],
+)
+def test_the_configuration_is_read_before_anything_is_submitted(capsys, folder, words, said):
+    values = {
+        "seed": 0,
+        "output_dir": "run",
+        "data": {"path": "rows.jsonl"},
+        "model": {"name": "model"},
+        "optimizer": {"learning_rate": 0.1},
+        "train": {"steps": 1},
+    }
+    (folder / "run.yaml").write_text(json.dumps(values))
+    assert cli.main(["launch", *words]) == 2
+    assert said in capsys.readouterr().err and not (folder / "launches").exists()
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ DENSE = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
         ("1_Pooling/config.json", lambda old: {"pooling_mode": "lasttoken"}, "'lasttoken'.*not implemented"),
         ("1_Pooling/config.json", lambda old: {}, "no pooling mode is on"),
         ("1_Pooling/config.json", lambda old: old | {"include_prompt": False}, "include_prompt: False"),
+        (
+            "1_Pooling/config.json",
+            lambda old: {"pooling_mode_mean_tokens": "true"},
+            "mean_tokens: must be true or false, not 'true'",
+        ),
+        ("1_Pooling/config.json", lambda old: old | {"pooling_mode_cls_token": 1}, "true or false, not 1"),
+        ("1_Pooling/config.json", lambda old: old | {"poling": True}, "poling: is not known"),
+        (
+            "1_Pooling/config.json",
+            lambda old: old | {"word_embedding_dimension": 99},
+            "dimension: 99, but .* hidden_size 32",
+        ),
         ("config.json", lambda old: old | {"model_type": "xlm-roberta"}, "model_type: 'xlm-roberta'"),
         (
             "config.json",
@@ -137,6 +149,16 @@ DENSE = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
             "sentence_bert_config.json",
             lambda old: {"max_seq_length": 99},
             "max_seq_length: .* 3 to 40, not 99",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda old: {"do_lower_case": "no"},
+            "do_lower_case: must be true or false, not 'no'",
+        ),
+        (
+            "config_sentence_transformers.json",
+            lambda old: {"default_prompt_name": ["query"]},
+            "default_prompt_name: .*'query'.* is none of prompts",
         ),
         (
             "config_sentence_transformers.json",

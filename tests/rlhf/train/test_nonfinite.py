@@ -149,6 +149,17 @@ def test_the_row_that_spoils_a_step_is_found(world, tmp_path, capsys, monkeypatc
     assert "item" in row["text"]
 
 
+def test_a_replay_with_another_seed_is_refused(world, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    poisoned(monkeypatch, MODULES["sft"], 3)
+    assert command(world, "sft", run) == 2
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 3\n", "seed: 4\n"))
+    capsys.readouterr()
+    assert cli.main(["replay", str(run)]) == 2
+    assert "config.yaml: seed: is another than that of step 3; restore the file" in capsys.readouterr().err
+
+
 def test_a_step_that_is_skipped_is_counted_and_the_run_goes_on(world, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     poisoned(monkeypatch, MODULES["sft"], 3)
