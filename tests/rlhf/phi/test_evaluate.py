@@ -1,5 +1,6 @@
 """`chorus rewards evaluate`: models compared through the command line, alarms in the report's first line."""
 
+import html
 import json
 import re
 
@@ -71,7 +72,7 @@ def test_the_sentence_is_the_first_line_and_the_old_figures_stay(house):
     )
     # Two programs, two divisions of the training people, one answer about the same people.
     assert board["people"] == evaluation["people"] == 12 and "fitted again without" in evaluation["differs"]
-    assert evaluation["differs"] in (house / "run" / "report.html").read_text()
+    assert evaluation["differs"] in html.unescape((house / "run" / "report.html").read_text())
     assert board["models"]["house"]["accuracy"]["10"]["mean"] == pytest.approx(
         evaluation["accuracy_random"]["10"]["mean"], abs=0.1
     )

@@ -118,7 +118,10 @@ def test_what_goes_wrong_is_one_line_with_function_and_row(tmp_path, body, messa
 
 
 LEAVES = {
-    "sys.exit": ("import sys\ndef f(completions, **c):\n    sys.exit()\n", "row 1, SystemExit in line 5"),
+    "sys.exit": (
+        "import sys\ndef f(completions, **c):\n    sys.exit()\n",
+        "row 1, SystemExit(: 0)? in line 5",
+    ),  # wandb in the same process: 0
     "sys.exit(0) for one": (
         "import sys\ndef f(completions, **c):\n    return [sys.exit(0) if len(x) == 9 else 1.0 for x in completions]\n",
         "row 1, SystemExit: 0 in line 5",
