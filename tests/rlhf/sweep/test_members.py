@@ -23,13 +23,7 @@ from tests.rlhf.tiny import write_model
 
 pytest.importorskip("optuna")
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Reports of six runs would take longer than their training."""
-    monkeypatch.setattr(
-        "rlhf.report.write_training_report", lambda folder, *rows: (folder / "report.html").touch()
-    )
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
