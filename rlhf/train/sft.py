@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,17 @@ def run(
         return close(job, trained)
 
 
+class _Begun(NamedTuple):
+    """Attributes:
+    step: compiled, of state and batch. frozen, program: as it takes them.
+    """
+
+    state: optim.TrainState
+    step: functools.partial[tuple[optim.TrainState, dict[str, jax.Array]]]
+    frozen: PolicyParams
+    program: sft.SFTProgram
+
+
 @under_mesh
 def train(
     config: SFTConfig,
@@ -98,12 +110,7 @@ def train(
     hidden = None if full else cached_hidden(graphdef, params, rows.packed)
     data = sft.SFTBatch(rows, hidden)
     memory.check_rows(config, base, data, rows.packed)
-    settings = place.everywhere(
-        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
-    )
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
-    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    state, step, frozen, program = _begin(config, graphdef, params, run_key, own)
     evaluation = None
     if unseen is not None:
         assert config.train.batch_rows is not None, "settled with the length"
@@ -146,12 +153,7 @@ def train_stream(
     full = config.tune.mode == "full"
     spec = None if full else AdapterSpec(config.tune.lora_rank, config.tune.lora_alpha)
     graphdef, params, run_key = fresh_policy(config, base, spec)
-    settings = place.everywhere(
-        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
-    )
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
-    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    state, step, *_ = _begin(config, graphdef, params, run_key, own)
     state = run_steps(
         state,
         step,
@@ -162,6 +164,20 @@ def train_stream(
     )
     params = params._replace(**state.params)
     return Trained(base, params, spec, base_record(config, base, "sft"), full, len(stream))
+
+
+def _begin(
+    config: SFTConfig, graphdef: nnx.GraphDef, params: PolicyParams, run_key: jax.Array, own: optim.Own
+) -> _Begun:
+    """A run before its first step."""
+    full = config.tune.mode == "full"
+    settings = place.everywhere(
+        traced(sft.SFTSettings(optimizer=config.optimizer, num_steps=num_steps(config)))
+    )
+    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, own)
+    step = functools.partial(sft.step, frozen=frozen, settings=settings, program=program)
+    return _Begun(state, step, frozen, program)
 
 
 def program_of(config: SFTConfig, graphdef: nnx.GraphDef, own: optim.Own = None) -> sft.SFTProgram:

@@ -10,7 +10,6 @@ Shapes: A micro-batches, B rows, T nodes.
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -18,7 +17,7 @@ from rewards.data.stream import Stream
 from rewards.errors import UserError
 from rlhf.mesh import place
 from rlhf.policy import store as policy_store
-from rlhf.policy.batches import PairRows, SFTRows, batch_rows
+from rlhf.policy.batches import PairRows, SFTRows, batch_rows, microbatches
 from rlhf.policy.logprobs import PolicyParams, sequence_logprobs
 from rlhf.policy.packing import PackedRows, Sequences, check_row_length, pack
 from rlhf.train import dpo_step as dpo
@@ -74,7 +73,7 @@ def batches(
 
     def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
         rows = pair_rows(config, stream, index, base)
-        parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
+        parts = microbatches(rows, np.arange(len(index)), accumulation)
         scores = [
             place.host(sequence_logprobs(graphdef, reference, place.batch(_part(parts.packed, part)), None))
             for part in range(accumulation)
@@ -82,7 +81,7 @@ def batches(
         phi = np.zeros((*parts.item.shape, 0), np.float32)
         return place.batch(dpo.DPOBatch(parts, np.stack(scores), phi, None), 1)
 
-    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
+    return Batches(_order(config, stream), made)
 
 
 def _part(packed: PackedRows, part: int) -> PackedRows:
@@ -121,8 +120,12 @@ def first_rows(
     """
     check(config)
     config = in_steps(config, len(stream), rows_a_step(config))
-    index = batch_rows(config.seed, 0, len(stream), rows_a_step(config))
-    return config, packed_by(config, stream, index, base)
+    return config, packed_by(config, stream, _order(config, stream)(0), base)
+
+
+def _order(config: DPOConfig | SFTConfig, stream: Stream) -> Callable[[int], np.ndarray]:
+    """Step number → the rows of the stream that it visits."""
+    return lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config))
 
 
 def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Batches:
@@ -131,10 +134,10 @@ def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) 
 
     def made(_: int, index: np.ndarray) -> sft.SFTBatch:
         rows = example_rows(config, stream, index, base)
-        parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
+        parts = microbatches(rows, np.arange(len(index)), accumulation)
         return place.batch(sft.SFTBatch(parts, None), 1)
 
-    return Batches(lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config)), made)
+    return Batches(_order(config, stream), made)
 
 
 def example_rows(config: SFTConfig, stream: Stream, index: np.ndarray, base: policy_store.Base) -> SFTRows:
