@@ -1,6 +1,6 @@
 """One line each on ordinary data, with what it ends with, beside TRL for the same job: docs/results/first_lines.md
 
-    python scripts/results_first_lines.py [--only NAME] [--trl FOLDER]
+    python scripts/results_first_lines.py [--only NAME …] [--trl FOLDER]
 
 Makes four small sets in the shapes that people have, and runs `chorus` on each as a stranger would, in an empty folder, three steps
 on SmolLM2-135M. --trl: a folder where TRL is installed, to check the names in its scripts against its signatures.
@@ -8,7 +8,6 @@ on SmolLM2-135M. --trl: a folder where TRL is installed, to check the names in i
 
 import argparse
 import ast
-import contextlib
 import json
 import os
 import shlex
@@ -28,16 +27,14 @@ from rewards.files import read_json, write_json, write_text  # noqa: E402
 PAGE = REPO / "docs" / "results" / "first_lines.md"
 RECORD = PAGE.with_suffix(".json")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TOPICS = (
-    "tea rain bicycles bread chess tides owls maps salt trains ink bees clocks snow paper rivers".split()
-)
-REWARDS = '''def short(completions, **kwargs):
+TOPICS = "tea rain bicycles bread chess tides owls maps salt trains ink bees clocks snow paper rivers".split()
+REWARDS = """def short(completions, **kwargs):
     return [-len(text) / 100 for text in completions]
 
 
 def example(completions, **kwargs):
     return [float("example" in text) for text in completions]
-'''
+"""
 
 
 class Job(NamedTuple):
@@ -82,7 +79,8 @@ trainer.train()
     ),
     "grpo": Job(
         "Prompts, and two reward functions of TRL's signature in own.py",
-        "chorus train grpo --model smollm2-135m --data prompts.jsonl --reward own.py:short --reward own.py:example train.steps=3",
+        "chorus train grpo --model smollm2-135m --data prompts.jsonl --reward own.py:short --reward own.py:example train.steps=3 "
+        "rollout.max_new_tokens=16",
         f"""from datasets import load_dataset
 from own import example, short
 from trl import GRPOConfig, GRPOTrainer
@@ -90,13 +88,13 @@ from trl import GRPOConfig, GRPOTrainer
 trainer = GRPOTrainer(
     model="{MODEL}",
     reward_funcs=[short, example],
-    args=GRPOConfig(output_dir="out", max_steps=3),
+    args=GRPOConfig(output_dir="out", max_steps=3, max_completion_length=16),
     train_dataset=load_dataset("json", data_files="prompts.jsonl", split="train"),
 )
 trainer.train()
 """,
         f"trl grpo --model_name_or_path {MODEL} --dataset_name prompts --reward_funcs own.short own.example "
-        "--output_dir out --max_steps 3",
+        "--output_dir out --max_steps 3 --max_completion_length 16",
     ),
     "chats": Job(
         "Chats with `messages`, a folder of `Dataset.save_to_disk`",
@@ -192,7 +190,7 @@ def page(said: dict[str, list[str]], version: str) -> str:
         "",
         "`python scripts/results_first_lines.py`. Four ordinary sets of 16 rows each, SmolLM2-135M-Instruct, three steps, in an empty "
         "folder; no file of settings. Everything else is chosen: adapters on all linear maps, rate, warm-up, the rows of a step from the "
-        "memory that there is, the output folder; the first line on the console says what, and `chorus config new` writes it as a file.",
+        "memory that there is, the output folder (of GRPO the length of completions is given: 128 tokens are long on two cores); the first line on the console says what, and `chorus config new` writes it as a file.",
         "",
         f"Beside it TRL {version} for the same job: its shortest script, and its own command line where it takes such data "
         "(as a folder or a name of the hub; it is one line as well). Lines without empty ones; keys are values that have to be given: "
@@ -215,8 +213,12 @@ def page(said: dict[str, list[str]], version: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=JOBS, help="run this job again and keep the others' figures")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", choices=JOBS, nargs="*", help="run these jobs again and keep what the others said"
+    )
     parser.add_argument("--trl", type=Path, help="folder where TRL is installed")
     args = parser.parse_args()
     record = read_json(RECORD) if RECORD.is_file() else {"trl": "", "said": {}}
@@ -229,11 +231,10 @@ def main() -> None:
             check_names(job.script)
     with tempfile.TemporaryDirectory() as temporary:
         make_data(Path(temporary))
-        for name in [args.only] if args.only else JOBS:
+        for name in args.only or JOBS:
             record["said"][name] = run(JOBS[name], Path(temporary))
             write_json(RECORD, record)
-    with contextlib.suppress(KeyError):
-        write_text(PAGE, page(record["said"], record["trl"]))
+    write_text(PAGE, page(record["said"], record["trl"]))
 
 
 if __name__ == "__main__":

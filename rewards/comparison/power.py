@@ -79,7 +79,9 @@ def _wins(delta: float, spread: float, people: int, choices: int | None) -> floa
     """Share of planted worlds in which the test is won; the same random numbers at every δ."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0.0, 1.0, (DRAWS, people)) * spread
-    weights = rng.multinomial(people, np.full(people, 1 / people), RESAMPLES) / people  # drawn first, whoever they serve
+    weights = (
+        rng.multinomial(people, np.full(people, 1 / people), RESAMPLES) / people
+    )  # drawn first, whoever they serve
     if choices is None:
         gains = noise + delta
     else:

@@ -169,7 +169,9 @@ def evaluate_people(
         "accuracy": {n: _interval(value) for n, value in chosen.accuracy.items()},
         "accuracy_random": {
             n: _interval(
-                bootstrap(np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key, within=SHARES)
+                bootstrap(
+                    np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key, within=SHARES
+                )
             )
             for n in settings.counts
         },

@@ -121,7 +121,12 @@ def _samples_section(samples: Sequence[JSONObject]) -> str:
     articles = [
         page.sides(
             [
-                (f"step {entry['step']}", f"reward {page.number(entry['reward'])}", asked(entry), entry["completion"])
+                (
+                    f"step {entry['step']}",
+                    f"reward {page.number(entry['reward'])}",
+                    asked(entry),
+                    entry["completion"],
+                )
                 for entry in pair
             ]
         )

@@ -21,7 +21,9 @@ from rlhf.run.progress import waiting
 from rlhf.train.callbacks import Callback
 
 _LOG = logging.getLogger("chorus")
-COMPILING = "compiling and running the first step; with the same shapes later steps and runs do not compile again"
+COMPILING = (
+    "compiling and running the first step; with the same shapes later steps and runs do not compile again"
+)
 _NAMED = 4  # metrics in a message
 
 State = TypeVar("State")

@@ -20,7 +20,8 @@ def gains(people, difference, seed, noise, choices=CHOICES):
 def won(people, difference, noise, worlds=120, choices=CHOICES):
     return np.mean(
         [
-            bootstrap(gains(people, difference, seed, noise, choices), jax.random.key(seed), draws=400).low > 0
+            bootstrap(gains(people, difference, seed, noise, choices), jax.random.key(seed), draws=400).low
+            > 0
             for seed in range(worlds)
         ]
     )
