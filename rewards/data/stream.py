@@ -9,22 +9,23 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from rewards import files, jsonl
-from rewards.data import schema
+from rewards.data import read, schema
 from rewards.data.schema import RowError
 from rewards.errors import UserError
 from rewards.files import cache_dir
-from rewards.types import Prompt
+from rewards.types import Preferences, Prompt
 
 Parsed = TypeVar("Parsed")
 PIECE = 1 << 24  # bytes read at a time
 SHORT = 32  # bytes; a line below it is looked at to tell whether it is blank
+USER = "user_id"
 LOOKED_AT = 100  # rows, of which one has to have a column that the configuration names
 
 
@@ -106,6 +107,19 @@ class Stream:
         """
         return self._parsed(index, _example)
 
+    def preferences(self, index: Sequence[int] | np.ndarray) -> Preferences:
+        """Rows `index` as one table, without who chose. Raises as `pair`, and where their features differ in width."""
+        rows = [self._parsed(int(row), lambda record: schema.parse_row(record, None)) for row in index]
+        numbers = [int(row) + 1 for row in index]
+        schema.raise_first(self.source, read.width_problems(numbers, rows))
+        names = dict.fromkeys(name for row in rows for name in row.optional)
+        return read.assembled(self.source, np.array(numbers, np.int32), rows, list(names), USER)
+
+    def people(self) -> Iterator[str]:
+        """Who chose, of every row in turn. Raises as `pair`."""
+        for index in range(len(self)):
+            yield self._parsed(index, _person)
+
     def _parsed(self, index: int, parse: Callable[[object], Parsed]) -> Parsed:
         try:
             record = self.record(index)
@@ -114,6 +128,10 @@ class Stream:
             return parse(record)
         except RowError as error:
             raise UserError(f"{self.source}: row {index + 1}: {error}") from None
+
+
+def _person(record: object) -> str:
+    return schema.identifier(USER, schema.row_object(record).get(USER))
 
 
 def _example(record: object) -> tuple[Prompt, dict[str, float]]:

@@ -138,9 +138,10 @@ class EncoderFeatures:
         ]
         longest = max(range(len(whole)), key=lambda item: len(whole[item]))
         if len(whole[longest]) > self._room:
+            row = items.row[np.flatnonzero((items.chosen == longest) | (items.rejected == longest))[0]]
             raise UserError(
-                f"{items.source} row {items.row[longest]}: prompt and completion have {len(whole[longest])} tokens for "
-                f"the encoder, whose context holds {self._room}; lower rollout.max_new_tokens or max_prompt_tokens"
+                f"{items.source} row {row}: prompt and completion have {len(whole[longest])} tokens for the encoder, whose "
+                f"context holds {self._room}; shorten them (drawn ones: rollout.max_new_tokens or max_prompt_tokens)"
             )
         tokens, starts = left_pad(whole, multiple=WIDTH)
         first = tokens.shape[1] - np.array([len(completion) for completion in completions])
