@@ -142,7 +142,7 @@ class StreamedDataConfig(DataConfig):
     stream: bool = Field(
         default=False,
         description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
-        "(`rows-*.jsonl`). Losses without people only; every row is a pair of its own.",
+        "(`rows-*.jsonl`). Every row is a pair of its own.",
     )
 
 

@@ -22,6 +22,7 @@ class Job:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
         self.model = tiny.write_model(folder / "model", vocab_size=48)
         (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table()))
         prompts = [{"prompt": f"item {number % 12} ?"} for number in range(16)]
@@ -57,13 +58,21 @@ class Job:
         self, words: list[str], devices: int, module: str = "rlhf", **more: str
     ) -> subprocess.Popen[str]:
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(
+        running = subprocess.Popen(
             [sys.executable, "-m", module, *words],
             env=os.environ | flags | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(running)
+        return running
+
+    def stop(self) -> None:
+        """End what is still running."""
+        for running in self.started:
+            running.kill()
+            running.communicate()
 
     def pair(self, words: list[str], devices: int = 2) -> list[subprocess.Popen[str]]:
         given = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
@@ -93,7 +102,8 @@ class Job:
         rows = {"data": {"path": pairs}, "train": {**steps, "batch_rows": 8, "log_every": 1}}
         rollout = {"prompts_per_step": 4, "completions": 4, "max_new_tokens": 4}
         column = {"name": "spread", "kind": "function", "function": f"{self.folder / 'own.py'}:spread"}
-        grpo = {"data": {"path": str(self.folder / "prompts.jsonl")}, "columns": [column], "rollout": rollout}
+        prompts = {"path": str(self.folder / "prompts.jsonl")}
+        grpo = {"data": prompts, "columns": [column], "rollout": rollout, "kl": {"coef": 0.05}}
         evaluated = {
             "seed": 0,
             "output_dir": output("evaluate"),

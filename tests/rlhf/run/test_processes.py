@@ -29,6 +29,13 @@ def launched(monkeypatch):
     return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
+@pytest.fixture
+def job(tmp_path):
+    found = Job(tmp_path)
+    yield found
+    found.stop()
+
+
 def test_alone_without_flags_and_launcher(launched):
     assert cluster.found(MeshConfig()) is None
 
@@ -36,7 +43,7 @@ def test_alone_without_flags_and_launcher(launched):
 def test_slurm_says_who_the_processes_are(launched):
     launched(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
     place = cluster.found(MeshConfig())
-    assert place == ("node07:" + place.coordinator.rpartition(":")[2], 4, 2, [0, 1])
+    assert place is not None and place == ("node07:" + place.coordinator.rpartition(":")[2], 4, 2, [0, 1])
 
 
 def test_one_task_a_node_has_all_its_devices(launched):
@@ -105,9 +112,8 @@ def _refuse() -> None:
     raise UserError("no")
 
 
-def test_two_processes_train_and_measure_what_one_does(tmp_path):
+def test_two_processes_train_and_measure_what_one_does(job):
     """One of them comes later than Gloo waits when two devices first meet, as one does that compiles for a minute longer."""
-    job = Job(tmp_path)
     job.fit()
     pair = job.in_turn("2", 2, CHORUS_LATE="35")
     for one in [*job.in_turn("1", 1), *pair]:
@@ -117,9 +123,8 @@ def test_two_processes_train_and_measure_what_one_does(tmp_path):
     assert job.figures_apart("evaluate1", "evaluate2") < 1e-5
 
 
-def test_a_killed_process_ends_the_other_and_both_go_on(tmp_path):
+def test_a_killed_process_ends_the_other_and_both_go_on(job):
     """Process 1 is killed, both go on, process 0 is killed, both go on: the numbers of a run of one that nothing disturbed."""
-    job = Job(tmp_path)
     words = job.words("sft", "run", "train.steps=60", "train.checkpoint_every=5")
     for victim in (1, 0):
         pair = job.pair(words)

@@ -1,6 +1,9 @@
 """Preferences that are read when they are visited: the numbers of those that are read at once."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from rlhf.run.config.load import made
 from rlhf.train import dpo, sft, streamed
 from rlhf.train.callbacks import Function
 from tests.rlhf import tiny
-from tests.rlhf.api.world import FIT, table
+from tests.rlhf.api.world import table
+from tests.rlhf.run.jobs import Job
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -62,21 +66,15 @@ def test_a_stream_trains_what_the_whole_set_does(world):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """Rewards of people of two tastes, by an encoder with its own model, and the rows that they said."""
-    import rewards
-
-    folder = tmp_path_factory.mktemp("people")
-    model = tiny.write_model(folder / "model", vocab_size=48)
-    said = table()
-    run = rewards.fit(rewards.read(said), encoder=rlhf.encoder(str(model)), **FIT)
-    run.save(str(folder / "rewards"))
-    return folder, said
+    """Rewards of people of two tastes, by an encoder with a model of its own."""
+    job = Job(tmp_path_factory.mktemp("people"))
+    job.fit()
+    return job.folder
 
 
-def personal(fitted, tmp_path, **loss):
+def personal(fitted: Path, tmp_path: Path, **loss: Any) -> Callable[[str, bool], Any]:
     """Configurations on rows each of which has a prompt of its own, in whole files and in streams."""
-    folder, said = fitted
-    rows = [row | {"prompt": f"Which {n} ?"} for n, row in enumerate(said[:24])]
+    rows = [row | {"prompt": f"Which {n} ?"} for n, row in enumerate(table()[:24])]
     rows[5]["user_id"] = "somebody else"  # whose own labels are left out
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,8 +84,8 @@ def personal(fitted, tmp_path, **loss):
             "seed": 3,
             "output_dir": str(tmp_path / output),
             "data": {"path": str(path), "stream": stream},
-            "model": {"name": str(folder / "model")},
-            "rewards": str(folder / "rewards"),
+            "model": {"name": str(fitted / "model")},
+            "rewards": str(fitted / "rewards"),
             "loss": loss,
             "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},
             "train": {"steps": 3, "batch_rows": 4, "log_every": 1},
