@@ -149,6 +149,22 @@ def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
     assert [stream.pair(n)[0] for n in range(5)] == [row["prompt"] for row in rows(5)]
 
 
+def test_array_record_gives_the_same_rows(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for text in [*(json.dumps(row) for row in rows(5)), '{"prompt": "x"']:
+        writer.write(text.encode())
+    writer.close()
+    stream = Stream(str(tmp_path / "*.array_record"))
+    assert len(stream) == 6 and [stream.pair(n)[1] for n in range(5)] == [row["chosen"] for row in rows(5)]
+    with pytest.raises(UserError, match="row 6: .*is not JSON"):
+        stream.pair(5)
+    (tmp_path / "b.array_record").write_text("{}\n" * 100)
+    with pytest.raises(UserError, match=r"b\.array_record: not a readable array_record file"):
+        Stream(str(tmp_path / "b.array_record"))
+
+
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "  \n", "\t\r\n"])
 def test_blank_lines_are_no_rows_and_a_torn_last_line_is_one(tmp_path, blank):
     row = '{"prompt": "Which ?", "chosen": "item 1", "rejected": "item 2"}\n'
