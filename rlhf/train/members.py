@@ -300,9 +300,7 @@ def rows(tree: PyTree, index: np.ndarray) -> PyTree:
 @functools.partial(jax.jit, donate_argnums=0)
 def placed(tree: PyTree, part: PyTree, place: int | np.ndarray) -> PyTree:
     """The arrays with another member in this place, or several in these; what is beyond the last is dropped."""
-    return jax.tree.map(
-        lambda leaf, own: _copied(leaf).at[place].set(_copied(own), mode="drop"), tree, part
-    )
+    return jax.tree.map(lambda leaf, own: _copied(leaf).at[place].set(_copied(own), mode="drop"), tree, part)
 
 
 def _copied(leaf: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ the commands do: of the runs alone only the first compiles. Memory is the peak o
 """
 
 import argparse
-import itertools
 import json
 import os
 import shutil
@@ -25,14 +24,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rewards.data.sources import open_source
+from rewards.data.read import read_preferences
 
 
 def write_pairs(folder: Path, count: int) -> Path:
     """The first pairs of the electricity contracts, as the pair of one person each."""
     path = folder / "pairs.jsonl"
-    rows = [dict(row) for _, row in itertools.islice(open_source("electricity", "train"), count)]
-    kept = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    prefs = read_preferences("electricity")
+    kept = []
+    for pair in zip(prefs.chosen[:count], prefs.rejected[:count], strict=True):
+        chosen, rejected = (prefs.item_text[item] for item in pair)
+        prompt = prefs.prompts[prefs.item_prompt[pair[0]]]
+        kept.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return path
 
