@@ -2,27 +2,23 @@
 
 samples.jsonl, samples.parquet, samples.csv   every completion: policy, person, prompt, text, worth by judge
 matrix.json                                   people by people, by policy
-metrics.json, report.html                     the figures, and what they say
+metrics.json, report.html, report.md          the figures, and what they say
 """
 
-import csv
 import dataclasses
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rewards import jsonl
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.data.prompts import is_text
 from rewards.data.prompts import read_prompts as read_lines
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import JSONObject, atomic_path, sha256_json, write_json
+from rewards.files import JSONObject, sha256_json, write_json
 from rewards.types import Preferences, Prompt
-from rlhf.evaluation.outputs import figures, judging, people, policies, samples
+from rlhf.evaluation.outputs import figures, judging, people, policies, samples, scoring, tables
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged
 from rlhf.evaluation.outputs.people import Person
@@ -33,6 +29,7 @@ from rlhf.phi.columns.arguments import check_reads_completions
 from rlhf.phi.columns.functions import load_function
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.reward import PromptRows
+from rlhf.policy.store import Policy
 from rlhf.report.outputs import write_outputs_report
 from rlhf.run import inputs
 from rlhf.run.config.common import PeopleDataConfig
@@ -41,7 +38,7 @@ from rlhf.run.directory import CONFIG, REPORT, RESULT, Run, plain, read_result
 from rlhf.train.rl.prompts import read_prompts
 
 _LOG = logging.getLogger("chorus")
-SAMPLES, MATRIX = "samples", "matrix.json"
+MATRIX = "matrix.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +62,17 @@ def run(config: OutputsConfig) -> JSONObject:
     with Run.open(config.output_dir, config, "outputs") as job:
         world = read(config)
         found = read_by(config, world)
-        done = all((job.directory / name).is_file() for name in (REPORT, RESULT, f"{SAMPLES}.jsonl"))
+        done = all((job.directory / name).is_file() for name in (REPORT, RESULT, f"{tables.SAMPLES}.jsonl"))
         if job.resumed and done and inputs.unchanged(job, found):
             return job.stored_result()
-        written = samples.write_all(config, world.sources, world.prompts, world.people)
-        written = judging.best(written, world.run, world.asked, world.people)
+
+        def finish(one: Written, load: Callable[[], Policy]) -> Written:
+            [one] = judging.best([one], world.run, world.asked, world.people)
+            return scoring.with_aggregate(one, load, world.prompts) if config.sampling.untouched else one
+
+        written = samples.write_all(config, world.sources, world.prompts, world.people, finish)
         if world.reference is not None:
-            written = samples.with_reference(written, world.reference, world.prompts)
-        if config.sampling.untouched:
-            written = samples.with_aggregate(written, world.prompts)
+            written = scoring.with_reference(written, world.reference, world.prompts)
         judged = judging.judge(config, written, world.run, world.asked, world.people)
         for name, found_of in judged.checks.items():
             if found_of["off"]:
@@ -81,8 +80,8 @@ def run(config: OutputsConfig) -> JSONObject:
             elif partial := found_of.get("self", {}).get("partial"):
                 _LOG.warning(f"judge {name!r} does not compare them: {partial}")
         result = summary(config, world, written, judged)
-        rows = list(sample_rows(world, written, judged))
-        write_samples(job.directory, rows)
+        rows = list(tables.sample_rows(world.people, world.prompts, written, judged))
+        tables.write(job.directory, rows)
         matrices = {
             one.source.name: matrix.tolist()
             for one, matrix in zip(written, judged.matrices, strict=True)
@@ -187,6 +186,11 @@ def read_by(config: OutputsConfig, world: World) -> inputs.Inputs:
     return found
 
 
+def _described(person: Person) -> JSONObject:
+    found: JSONObject = {"name": person.name, "group": person.group}
+    return found if person.coef is None else found | {"coefficients": person.coef.tolist()}
+
+
 def summary(config: OutputsConfig, world: World, written: Sequence[Written], judged: Judged) -> JSONObject:
     """The contents of metrics.json."""
     result: JSONObject = {
@@ -199,76 +203,9 @@ def summary(config: OutputsConfig, world: World, written: Sequence[Written], jud
         "reference": None if world.reference is None else world.reference.place,
         "judges": list(judged.values),
         "judge_checks": judged.checks,
-        "persons": [{"name": one.name, "group": one.group} for one in world.people],
-        **figures.figures(written, judged, world.people, config.sampling.untouched),
+        "axes": list(judged.axes),
+        "persons": [_described(one) for one in world.people],
+        **figures.figures(written, judged, world.people, world.prompts, config.sampling.untouched),
     }
     status, text = figures.headline(result)
     return result | {"verdict": {"status": status, "text": text}}
-
-
-def sample_rows(world: World, written: Sequence[Written], judged: Judged) -> Iterator[JSONObject]:
-    """Every completion, once for each person whom it was written for; the policies that answer all alike have "everybody"."""
-    for number, one in enumerate(written):
-        shared = not one.source.personal
-        shape = one.shape
-        for person, prompt, sample in itertools.product(*map(range, shape)):
-            completion = one.completions[person][prompt][sample]
-            worth = {
-                judge: values[number][:, prompt, sample].mean()
-                if shared
-                else values[number][person, prompt, sample]
-                for judge, values in judged.values.items()
-            }
-            yield {
-                "policy": one.source.name,
-                "person": people.EVERYBODY if shared else world.people[person].name,
-                "prompt_number": prompt,
-                "prompt": jsonl.prompt_value(world.prompts[prompt]),
-                "sample": sample,
-                "text": completion.text,
-                "tokens": completion.num_tokens,
-                "finished": completion.finished,
-                "logprob": completion.logprob,
-                "reference_logprob": _at(one.reference, person, prompt, sample),
-                "aggregate_logprob": _at(one.aggregate, person, prompt, sample),
-                "worth": {judge: float(value) for judge, value in worth.items()},
-            }
-
-
-def _at(scores: np.ndarray | None, *place: int) -> float | None:
-    return None if scores is None else float(scores[place])
-
-
-def write_samples(directory: Path, rows: Sequence[JSONObject]) -> None:
-    """The same table three times: for people, for pandas, for spreadsheets."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [plain(row) for row in rows]
-    jsonl.write(directory / f"{SAMPLES}.jsonl", rows)
-    flat = [
-        {key: value for key, value in row.items() if key not in ("worth", "prompt")}
-        | {"prompt": row["prompt"] if isinstance(row["prompt"], str) else jsonl.line(row["prompt"]).strip()}
-        | {f"worth: {judge}": value for judge, value in row["worth"].items()}
-        for row in rows
-    ]
-    flat = [{key: _unicode(value) for key, value in row.items()} for row in flat]
-    with atomic_path(directory / f"{SAMPLES}.parquet") as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), temporary)
-    with (
-        atomic_path(directory / f"{SAMPLES}.csv") as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        table_writer = csv.DictWriter(file, list(flat[0]))
-        table_writer.writeheader()
-        table_writer.writerows({key: _inert(value) for key, value in row.items()} for row in flat)
-
-
-def _unicode(value: object) -> object:
-    """Halves of surrogate pairs have no UTF-8."""
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-
-
-def _inert(value: object) -> object:
-    """A spreadsheet takes a cell that begins like this for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

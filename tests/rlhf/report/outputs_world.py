@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from rlhf.evaluation.outputs import run
+from rlhf.evaluation.outputs import run, tables
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged, _swapped
 from rlhf.evaluation.outputs.people import Person
@@ -72,5 +72,5 @@ def made(people=4, prompts=5, number=1, words=30, text=lambda plain: plain, name
         result,
         shown,
         [one.name for one in whom],
-        [plain(row) for row in run.sample_rows(world, written, judged)],
+        [plain(row) for row in tables.sample_rows(whom, asked, written, judged)],
     )

@@ -301,6 +301,38 @@ def test_a_key_is_not_sent_to_a_strange_host(world, serve, tmp_path, monkeypatch
     assert not server.bodies
 
 
+def test_every_address_has_a_key_of_its_own(world, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_OTHER_KEY", "sk-other")
+    first, second = serve(lambda body: "item 3"), serve(lambda body: "item 5")
+    several = [f"one={first.address}#m", f"two={second.address}#n"]
+    variables = {second.address: "CHORUS_OTHER_KEY"}
+    asked(world, first, tmp_path / "out", policies=several, **{"server.api_key_variables": variables})
+    assert set(first.keys) == {"Bearer sk-secret"} and set(second.keys) == {"Bearer sk-other"}
+    for wrong, why in (
+        ({"http://elsewhere/v1": "CHORUS_OTHER_KEY"}, "no policy is at 'http://elsewhere/v1'"),
+        ({second.address: "HOME"}, "'HOME' may not be sent"),
+    ):
+        with pytest.raises(UserError, match=why):
+            asked(world, first, tmp_path / "x", policies=several, **{"server.api_key_variables": wrong})
+
+
+def test_a_policy_is_loaded_once_to_write_and_to_be_scored(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
+    load, loaded = policy_store.load_policy, []
+    monkeypatch.setattr(policy_store, "load_policy", lambda place: (loaded.append(place), load(place))[1])
+    given = options(world, "a", output_dir=str(tmp_path / "out"))
+    result = evaluate(None, given, [])
+    [own] = result["policies"].values()
+    assert own["quality"]["kl_to_aggregate"] is not None and loaded == [str(world / "a")]
+
+
+def test_answers_to_the_prompt_that_is_asked_are_left_out_where_there_are_others():
+    answers = (Answer("one", "a", "b"), Answer("two", "c", "d"))
+    assert in_context.elsewhere(answers, "one") == [answers[1]]
+    assert in_context.elsewhere(answers, "three") == list(answers)
+    assert in_context.elsewhere(answers[:1], "one") == answers[:1]
+
+
 def test_people_without_answers_are_named(world, prefs, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in table() if row["user_id"] > "p14"))
