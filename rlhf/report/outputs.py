@@ -9,6 +9,7 @@ import numpy as np
 from rewards.files import JSONObject
 from rlhf.report import outputs_browser, outputs_runs, page, plots
 from rlhf.report.verdict import Verdict
+from rlhf.run.metric_docs import EVALUATION
 
 MOST_PAIRS = 400
 """Of policies and judges in a table."""
@@ -48,6 +49,7 @@ def write_outputs_report(
             page.Markup('<div id="outputs"></div>'),
         ),
         page.section("Policies", _policies(result), _quality(result)),
+        page.section("Exact figures", *_exact(result)),
         page.section("Rails", *outputs_runs.rails(result)),
         page.section("Judges", _judges(result)),
         page.section("How they were trained", *outputs_runs.curves(result)),
@@ -135,6 +137,25 @@ def _figures_table(result: JSONObject, names: Sequence[str]) -> str:
         values = one["quality"] | likeness
         rows.append((policy, *(_figure(values[name]) for name in names)))
     return page.table(["policy", *names], rows)
+
+
+def _exact(result: JSONObject) -> list[str]:
+    """Figures over listed answers, a column a policy."""
+    found = {name: one["exact"] for name, one in result["policies"].items() if "exact" in one}
+    if not found:
+        return []
+    names = [name for name, value in next(iter(found.values())).items() if not isinstance(value, dict)]
+    rows = [
+        (
+            name,
+            *(page.number(one[name]) for one in found.values()),
+            EVALUATION[name].unit,
+            EVALUATION[name].meaning,
+        )
+        for name in names
+    ]
+    told = "Expectations over all answers that the data lists, not samples; mean over prompts."
+    return [page.paragraph(told, "note"), page.table(["figure", *found, "unit", "meaning"], rows)]
 
 
 EXPLAINED = (

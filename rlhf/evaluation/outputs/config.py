@@ -139,6 +139,10 @@ class OutputsConfig(RunConfig):
         min_length=1,
         description="π_ref; null: the model from which the first of the policies that is a run was trained.",
     )
+    enumerate: bool = Field(
+        default=False,
+        description="Exact figures as well, over all answers that the data lists for a prompt; of policies with people.",
+    )
     sampling: WritingConfig = Field(default=WritingConfig(), description="How completions are drawn.")
     server: ServerConfig = Field(
         default=ServerConfig(), description="How policies behind an address are asked."
@@ -159,6 +163,8 @@ class OutputsConfig(RunConfig):
             raise ValueError(
                 "prompts: none given; give a file of prompts, or data, or rewards fitted on some"
             )
+        if self.enumerate and self.rewards is None:
+            raise ValueError("enumerate: answers are listed by the data of a reward run; give rewards")
         for address in self.server.api_key_variables:
             if not any(f"{address}#" in policy for policy in self.policies):
                 raise ValueError(f"server.api_key_variables: no policy is at {address!r}")

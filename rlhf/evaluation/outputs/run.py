@@ -18,7 +18,7 @@ from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json, write_json
 from rewards.types import Preferences, Prompt
-from rlhf.evaluation.outputs import figures, judging, people, policies, samples, scoring, tables
+from rlhf.evaluation.outputs import figures, judging, listed, people, policies, samples, scoring, tables
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged
 from rlhf.evaluation.outputs.people import Person
@@ -50,6 +50,7 @@ class World:
     run: RewardRun | None
     people: list[Person]
     asked: PromptRows
+    prefs: Preferences | None
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -66,7 +67,13 @@ def run(config: OutputsConfig) -> JSONObject:
         if job.resumed and done and inputs.unchanged(job, found):
             return job.stored_result()
 
+        exact: dict[str, JSONObject] = {}
+
         def finish(one: Written, load: Callable[[], Policy]) -> Written:
+            if config.enumerate and one.source.conditioned:
+                exact[one.source.name] = _exact(
+                    world, one.source.load()
+                )  # not the copy that writes, whose layers lie apart
             [one] = judging.best([one], world.run, world.asked, world.people)
             return scoring.with_aggregate(one, load, world.prompts) if config.sampling.untouched else one
 
@@ -80,6 +87,8 @@ def run(config: OutputsConfig) -> JSONObject:
             elif partial := found_of.get("self", {}).get("partial"):
                 _LOG.warning(f"judge {name!r} does not compare them: {partial}")
         result = summary(config, world, written, judged)
+        for name, found_exactly in exact.items():
+            result["policies"][name]["exact"] = found_exactly
         rows = list(tables.sample_rows(world.people, world.prompts, written, judged))
         tables.write(job.directory, rows)
         matrices = {
@@ -111,13 +120,29 @@ def read(config: OutputsConfig) -> World:
     in_context = [one for one in sources if one.in_context]
     held_out = run is not None and people.HELD_OUT in config.people
     prefs = (
-        None if data is None or not (config.prompts is None or held_out or in_context) else _preferences(data)
+        None
+        if data is None or not (config.prompts is None or held_out or in_context or config.enumerate)
+        else _preferences(data)
     )
     whom = people.chosen(config, run, data, prefs)
     if in_context:
         _check_answers(in_context[0], config, whom)
     reference = None if place is None else policies.model(policies.REFERENCE, place)
-    return World(sources, reference, run, whom, _asked(config, prefs))
+    if config.enumerate and (
+        prefs is None or reference is None or not any(one.conditioned for one in sources)
+    ):
+        raise UserError(
+            "enumerate: needs a policy with people and the data that lists their answers; give them, or leave it out"
+        )
+    return World(sources, reference, run, whom, _asked(config, prefs), prefs)
+
+
+def _exact(world: World, policy: Policy) -> JSONObject:
+    assert world.run is not None and world.prefs is not None and world.reference is not None, (
+        "checked in read"
+    )
+    place, prefs = world.reference.place, world.prefs
+    return listed.exact(policy, place, world.run, prefs, world.people, world.prompts)
 
 
 def _check_answers(source: policies.Source, config: OutputsConfig, whom: Sequence[Person]) -> None:
