@@ -16,7 +16,7 @@ from rlhf.run.config.address import (
     may_send,
     refusal,
 )
-from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
+from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
@@ -144,6 +144,10 @@ class OutputsConfig(RunConfig):
         description="Exact figures as well, over all answers that the data lists for a prompt; of policies with people.",
     )
     sampling: WritingConfig = Field(default=WritingConfig(), description="How completions are drawn.")
+    inspect_logs: bool = Field(
+        default=False, description="Write a log of Inspect for each policy, in inspect/ of the run directory."
+    )
+    track: Track = ()
     server: ServerConfig = Field(
         default=ServerConfig(), description="How policies behind an address are asked."
     )

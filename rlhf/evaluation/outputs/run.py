@@ -18,7 +18,17 @@ from rewards.data.read import read_preferences
 from rewards.errors import UserError
 from rewards.files import JSONObject, sha256_json, write_json
 from rewards.types import Preferences, Prompt
-from rlhf.evaluation.outputs import figures, judging, listed, people, policies, samples, scoring, tables
+from rlhf.evaluation.outputs import (
+    figures,
+    formats,
+    judging,
+    listed,
+    people,
+    policies,
+    samples,
+    scoring,
+    tables,
+)
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged
 from rlhf.evaluation.outputs.people import Person
@@ -99,6 +109,11 @@ def run(config: OutputsConfig) -> JSONObject:
         names = [person.name for person in world.people]
         write_json(job.directory / MATRIX, {"people": names, "policies": matrices})
         write_outputs_report(job.directory, plain(result), matrices, names, rows)
+        formats.write_markdown(job.directory, plain(result))
+        if config.inspect_logs:
+            formats.write_inspect(job.directory, plain(result), [plain(row) for row in rows])
+        if config.track:
+            formats.track(job.directory, config.track, plain(result), [plain(row) for row in rows])
         inputs.write(job, found)
         job.write_result(result)
         return read_result(job.directory)

@@ -46,7 +46,7 @@ def run(world, tmp_path_factory):
     )
     judges = [{"name": "shortness", "kind": "function", "function": f"{judge}:shortness"}]
     given = options(world, "a", "a@aggregate", "b", "reference", output_dir=str(folder), judges=judges)
-    return evaluate(None, given, []), folder
+    return evaluate(None, given | {"inspect_logs": True}, []), folder
 
 
 def rows_of(folder):
@@ -160,7 +160,8 @@ def test_the_same_again_samples_nothing_and_neither_does_another_evaluation(
     judge = f"{world / 'judge.py'}:shortness"
     judges = [{"name": "shortness", "kind": "function", "function": judge}]
     given = options(world, "a", "a@aggregate", "b", "reference", output_dir=str(folder), judges=judges)
-    assert evaluate(None, given, []) == result
+    assert evaluate(None, given | {"inspect_logs": True}, []) == result
+    assert len(list((folder / "inspect").iterdir())) == 4 and (folder / "report.md").is_file()
     other = evaluate(None, options(world, "b", "a", output_dir=str(tmp_path / "other")), [])
     a, b = list(result["policies"])[0], list(result["policies"])[2]
     was = next(
