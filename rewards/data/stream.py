@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -184,7 +184,7 @@ class _Records:
             while piece := opened.read(PIECE):
                 digest.update(piece)
         try:
-            self._source = grain.sources.ArrayRecordDataSource([str(file)])
+            self._source: Any = grain.sources.ArrayRecordDataSource([str(file)])
             self._count = len(self._source)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]

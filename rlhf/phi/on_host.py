@@ -26,6 +26,7 @@ from rewards.types import Preferences, RewardBasis
 from rlhf.mesh import place
 from rlhf.mesh.devices import apart
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.phi import sentence
 from rlhf.phi.columns import arguments, table
 from rlhf.phi.columns.arguments import IDS
 from rlhf.phi.columns.functions import load_function
@@ -151,6 +152,15 @@ class EncoderFeatures:
             index = np.minimum(np.arange(start, start + self._chunk), len(whole) - 1)
             parts.append(self._features(self._arrays, tokens[index], starts[index], member[index]))
         return Rewards(np.concatenate([np.asarray(part) for part in parts])[: len(whole)], {})
+
+
+def loaded(basis: RewardBasis) -> Features:
+    """φ of any items by the encoder of a basis that reads new texts, which stays loaded."""
+    if basis.encoder["kind"] == "columns":
+        return ColumnFeatures(basis.encoder, basis, HostConfig())
+    return (
+        sentence.SentenceFeatures(basis) if basis.encoder["kind"] == sentence.KIND else EncoderFeatures(basis)
+    )
 
 
 def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: HostConfig) -> list[Measured]:

@@ -14,8 +14,7 @@ from rewards.errors import UserError
 from rewards.people.population import People
 from rewards.types import Preferences
 from rlhf.mesh.devices import apart
-from rlhf.phi import encoder, on_host, sentence
-from rlhf.phi.reward import HostConfig
+from rlhf.phi import encoder, on_host
 from rlhf.run import processes
 
 ItemFeatures = Callable[[Preferences], np.ndarray]
@@ -48,16 +47,11 @@ def own_rows(stream: Stream, people: People) -> Own:
 
 def features_of(rewards: FittedBasis) -> ItemFeatures:
     """φ as `encoder.items_phi` has it, up to a shift per prompt, by a model that stays loaded; nothing is kept on disk."""
-    basis, kind = rewards.basis, rewards.basis.encoder["kind"]
-    if kind not in encoder.READ_NEW_TEXTS:
+    basis = rewards.basis
+    if basis.encoder["kind"] not in encoder.READ_NEW_TEXTS:
         return lambda items: encoder.items_phi(basis, items)
     with apart():
-        if kind == "columns":
-            features = on_host.ColumnFeatures(basis.encoder, basis, HostConfig())
-        elif kind == sentence.KIND:
-            features = sentence.SentenceFeatures(basis)
-        else:
-            features = on_host.EncoderFeatures(basis)
+        features = on_host.loaded(basis)
 
     def phi(items: Preferences) -> list[list[float]]:
         with apart():
