@@ -2,7 +2,8 @@
 
     python scripts/results_first_lines.py [--only NAME …] [--trl FOLDER]
 
-Makes four small sets in the shapes that people have, and runs `chorus` on each as a stranger would, in an empty folder, three steps
+Makes four small sets in the shapes that people have, and runs `chorus` on each as a stranger would, in an empty folder, three
+steps
 on SmolLM2-135M. --trl: a folder where TRL is installed, to check the names in its scripts against its signatures.
 """
 
@@ -188,12 +189,16 @@ def page(said: dict[str, list[str]], version: str) -> str:
     lines = [
         "# One line on data of one's own",
         "",
-        "`python scripts/results_first_lines.py`. Four ordinary sets of 16 rows each, SmolLM2-135M-Instruct, three steps, in an empty "
-        "folder; no file of settings. Everything else is chosen: adapters on all linear maps, rate, warm-up, the rows of a step from the "
-        "memory that there is, the output folder (of GRPO the length of completions is given: 128 tokens are long on two cores); the first line on the console says what, and `chorus config new` writes it as a file.",
+        "`python scripts/results_first_lines.py`. Four ordinary sets of 16 rows each, SmolLM2-135M-Instruct, three "
+        "steps, in an empty "
+        "folder; no file of settings. Everything else is chosen: adapters on all linear maps, rate, warm-up, the rows "
+        "of a step from the "
+        "memory that there is, the output folder (of GRPO the length of completions is given: 128 tokens are long on "
+        "two cores); the first line on the console says what, and `chorus config new` writes it as a file.",
         "",
         f"Beside it TRL {version} for the same job: its shortest script, and its own command line where it takes such data "
-        "(as a folder or a name of the hub; it is one line as well). Lines without empty ones; keys are values that have to be given: "
+        "(as a folder or a name of the hub; it is one line as well). Lines without empty ones; keys are values that "
+        "have to be given: "
         "options, arguments. TRL's defaults train all weights; adapters are three keys more.",
         "",
         "| job | Chorus: lines | keys | TRL script: lines | keys | TRL command: lines | keys |",

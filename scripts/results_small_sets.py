@@ -2,7 +2,8 @@
 
     python scripts/results_small_sets.py DATA [--encoder lm|sentence] [--only NAME]
 
-DATA holds tulu_human_eval/pairs.jsonl.gz and writing_pref/pairs.jsonl.gz (rows of prompt, chosen, rejected, user_id). Fits and judges
+DATA holds tulu_human_eval/pairs.jsonl.gz and writing_pref/pairs.jsonl.gz (rows of prompt, chosen, rejected, user_id). Fits
+and judges
 each as a stranger would, `chorus rewards fit --model NAME --data FILE` and then `evaluate`. Figures are kept from run to run.
 """
 
@@ -77,11 +78,14 @@ def page(record: JSONObject) -> str:
     lines = [
         "# What small sets can show",
         "",
-        "`python scripts/results_small_sets.py DATA`. Two sets of choices by few people, fitted and judged with nothing set but the "
-        "model and the file. Below 50 people each is held out once, in folds, and predicted on half of what they chose. `lm`: hidden "
+        "`python scripts/results_small_sets.py DATA`. Two sets of choices by few people, fitted and judged with nothing"
+        " set but the "
+        "model and the file. Below 50 people each is held out once, in folds, and predicted on half of what they chose."
+        " `lm`: hidden "
         f"states of {MODELS['lm']}; `sentence`: {MODELS['sentence']}.",
         "",
-        "| set | encoder | people | tested choices | one model for all | after the answers | gain | least that would show | planted and found |",
+        "| set | encoder | people | tested choices | one model for all | after the answers | gain | least that would "
+        "show | planted and found |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for key, one in sorted(record["sets"].items()):
@@ -108,10 +112,13 @@ def page(record: JSONObject) -> str:
         "",
         "## Intervals",
         "",
-        "Percentiles over resampled people are too narrow where people are few: resampling sees √((U−1)/U) of the spread, and uses the "
+        "Percentiles over resampled people are too narrow where people are few: resampling sees √((U−1)/U) of the "
+        "spread, and uses the "
         "normal quantile where Student's is due (Hesterberg 2015, The American Statistician 69, §3.2). Below "
-        f"{FEW} people intervals are therefore Student's, t(0.975, U−1) · s/√U, cut to 0 … 1 for shares; powers are of the same test. How "
-        f"often a 95 % interval holds the truth, of {WORLDS:,} worlds in which people differ (accuracies by Beta(4, 3)) and are tested on "
+        f"{FEW} people intervals are therefore Student's, t(0.975, U−1) · s/√U, cut to 0 … 1 for shares; powers are of"
+        f" the same test. How "
+        f"often a 95 % interval holds the truth, of {WORLDS:,} worlds in which people differ (accuracies by Beta(4, "
+        f"3)) and are tested on "
         "six choices each:",
         "",
         "| people | percentiles | in use |",

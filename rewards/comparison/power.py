@@ -1,8 +1,10 @@
 """What a number of people could have shown: the smallest difference that the test in use finds in four cases of five.
 
-By planted differences. People are drawn whose gains scatter as those that were measured, s = half-width/q · √U · √(U/(U−1)), q the quantile that made the interval;
+By planted differences. People are drawn whose gains scatter as those that were measured, s = half-width/q · √U · √(U/(U−1)),
+q the quantile that made the interval;
 each is given a gain of δ, which of T tested choices turns Binomial(T, δ) right; then the test is made as in a report (`measures.
-bootstrap`): Student's interval of few people, percentiles over resampled ones of many, won where its lower end lies above 0. The least δ that wins in POWER of
+bootstrap`): Student's interval of few people, percentiles over resampled ones of many, won where its lower end lies above 0.
+The least δ that wins in POWER of
 DRAWS is the answer. No difference below it was excluded by a test that was not won.
 """
 

@@ -2,7 +2,8 @@
 
     h = LN(word + position + type);   per layer:  h = LN(h + attention(h)),   h = LN(h + W₂ gelu(W₁ h))
 
-MPNet (Song et al. 2020, arXiv 2004.09297) has no types, counts positions from 2 (padding is token and position 1), and adds to every
+MPNet (Song et al. 2020, arXiv 2004.09297) has no types, counts positions from 2 (padding is token and position 1), and adds
+to every
 attention score a number by how far the two tokens are apart (`positions`), the same in all layers.
 
 Shapes: B rows, T tokens, D width, H heads, n layers.

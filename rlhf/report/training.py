@@ -55,7 +55,8 @@ GROUPS = {
     "Speed": ("perf/",),
     "Others": ("",),
 }
-"""Title → names of its metrics, in order, or how they begin (those with a slash or underscore at the end); the first that fits counts."""
+"""Title → names of its metrics, in order, or how they begin (those with a slash or underscore at the end); the"
+" first that fits counts."""
 
 
 def write_training_report(

@@ -2,8 +2,10 @@
 
     python scripts/bench/first_words.py [--only WORDS]
 
-A tiny random model, pairs of five people, and what the commands make of them (a reward run, a policy, a person, an evaluation). Then each
-command is started as a process of its own, until the first byte on either stream comes or it ends; wall time, and processor time of
+A tiny random model, pairs of five people, and what the commands make of them (a reward run, a policy, a person, an
+evaluation). Then each
+command is started as a process of its own, until the first byte on either stream comes or it ends; wall time, and processor
+time of
 the process until then (of a machine that has other work, the second is what counts). Stops what it started.
 """
 
@@ -143,8 +145,10 @@ def page(rows: list[tuple[str, float, float, str]]) -> str:
     lines = [
         "# How long a command is silent",
         "",
-        "`python scripts/bench/first_words.py`: from the start of the process to the first byte on either stream, of a tiny model and small "
-        f"files; {os.cpu_count()} CPU cores that other work shared, so wall time is from above and processor time is what a quiet machine takes. "
+        "`python scripts/bench/first_words.py`: from the start of the process to the first byte on either stream, of a "
+        "tiny model and small "
+        f"files; {os.cpu_count()} CPU cores that other work shared, so wall time is from above and processor time is "
+        f"what a quiet machine takes. "
         f"Wanted: {LIMIT:g} s.",
         "",
         "| command | seconds | processor seconds | the first line |",

@@ -72,7 +72,8 @@ def test_in_words():
 
 @pytest.mark.parametrize("people", [4, 13, 16, 29, 60])
 def test_intervals_hold_the_truth_as_often_as_they_say(people):
-    """Accuracies on six choices each, of people who differ; a percentile interval of 13 people would hold it in 91 of a hundred."""
+    """Accuracies on six choices each, of people who differ; a percentile interval of 13 people would hold it in 91"
+    " of a hundred."""
     rng = np.random.default_rng(people)
     tastes = rng.beta(4, 3, (1500, people))
     shares = rng.binomial(6, tastes) / 6
