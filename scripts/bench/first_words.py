@@ -38,7 +38,7 @@ MAKE = (
     "launch local --name first -- data check pairs.jsonl",
 )
 COMMANDS = {
-    "quickstart": "quickstart --output quick",
+    "quickstart": "quickstart --output-dir quick",
     "replay": "replay grpo",
     "probe": "probe dpo --data probes --output probed",
     "data check": "data check pairs.jsonl",
@@ -52,18 +52,18 @@ COMMANDS = {
     "rewards score": "rewards score --rewards rewards --input pairs.jsonl --output scored.jsonl",
     "rewards rails": "rewards rails --rewards rewards",
     "users ask": "users ask eve --rewards rewards",
-    "users card": "users card ada --rewards rewards",
+    "users card": "users card p0 --rewards rewards",
     "users update": "users update bob --rewards rewards --answers answers.jsonl",
-    "users show": "users show ada --rewards rewards",
-    "users edit": "users edit ada --rewards rewards --set 0=1",
+    "users show": "users show p0 --rewards rewards",
+    "users edit": "users edit p0 --rewards rewards --axis 'taste 1=1'",
     "users list": "users list --rewards rewards",
-    "users forget": "users forget ada --rewards rewards",
+    "users forget": "users forget p1 --rewards rewards",
     "train sft": f"train sft --model model --data pairs.jsonl --output-dir sft {SHORT}",
     "train dpo": f"train dpo --model model --data pairs.jsonl --output-dir dpo2 {SHORT}",
     "train ppo": f"train ppo --model model --data pairs.jsonl --reward own.py:short --output-dir ppo {SHORT}",
     "train grpo": f"train grpo --model model --data pairs.jsonl --reward own.py:short --output-dir grpo2 {SHORT}",
     "generate": 'generate --policy dpo --prompt "Which ?" --max-new-tokens 4',
-    "evaluate": "evaluate --policies dpo --data pairs.jsonl --output judged",
+    "evaluate": "evaluate --policies dpo --prompts pairs.jsonl --output-dir judged",
     "compare": "compare dpo grpo",
     "export": "export --policy dpo --output exported",
     "sweep": "sweep dpo/config.yaml sweep.trials=1",
@@ -94,7 +94,7 @@ def make(folder: Path) -> None:
         for n in range(60)
     ]
     write_text(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    answers = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows[:3]]
+    answers = [row | {"user_id": "ada"} for row in rows[:3]]
     write_text(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     write_text(
         folder / "own.py",
