@@ -184,7 +184,7 @@ def named_directions(run: RewardRun) -> dict[str, np.ndarray]:
 
 
 def locked(run: FittedBasis) -> list[str]:
-    """Names nobody may edit or is asked about: those that the rails lock, and `locked` in what the run stores beside its basis."""
+    """Names nobody may edit or is asked about: what the rails lock, and `locked` in what the run stores beside its basis."""
     own = () if run.rails is None else run.rails.locked
     return [*own, *(name for name in run.extra.get("locked", ()) if name not in own)]
 

@@ -128,7 +128,7 @@ def deltas(pool: Sequence[Question]) -> np.ndarray:
 
 
 MOST_LOCKED = 0.5
-"""Of what people's answers to a pair would differ by, the share that may come from locked axes; above it the pair is about those."""
+"""Share of what people differ by on a pair that may come from locked axes; above it the pair is about those."""
 
 
 def worth_asking(

@@ -2,8 +2,8 @@
 
     C_KL(p, q) = Σ_g p_g log(p_g / q̃_g),   q̃ = (1 − α) q + α p,   α = 0.01;   0 where calibrated
 
-p is the wanted mix over kinds of answers g (formats, viewpoints, …), q the shown one. As a reward it keeps several samples for one
-person from all being of the kind that pays most; as a slate it chooses among answers that are there already.
+p is the wanted mix over kinds of answers g (formats, viewpoints, …), q the shown one. As a reward it keeps several samples for
+one person from all being of the kind that pays most; as a slate it chooses among answers that are there already.
 
 Shapes: … groups, G completions of each, V kinds, N answers to choose from.
 """
@@ -28,14 +28,17 @@ def distance(wanted: Float[ArrayLike, "*#b V"], shown: Float[ArrayLike, "*#b V"]
 
 
 def wanted_mix(
-    reward: Float[Array, "... G"], log_weight: Float[Array, "... G"], kinds: Float[Array, "... G V"], general: float
+    reward: Float[Array, "... G"],
+    log_weight: Float[Array, "... G"],
+    kinds: Float[Array, "... G V"],
+    general: float,
 ) -> Float[Array, "... V"]:
     """p̄ = (1 − b) p_u + b p_0: what a person would choose, mixed with what π_ref shows anybody.
 
         p_u(g) = Σ_i ρ_i e^{r_i} k_ig / Σ_i ρ_i e^{r_i}
 
-    with ρ π_ref's weights (`log_weight`) and k_i the kind of completion i. Rewards are nats of choice, so p_u is how often the person
-    would choose each kind of what π_ref offers (Luce); a policy with β < 1 shows the favourite kind more often than that.
+    with ρ π_ref's weights (`log_weight`) and k_i the kind of completion i. Rewards are nats of choice, so p_u is how often the
+    person would choose each kind of what π_ref offers (Luce); a policy with β < 1 shows the favourite kind more often.
     """
     offered = jax.nn.softmax(log_weight, axis=-1)
     chosen = jax.nn.softmax(log_weight + reward, axis=-1)
@@ -48,9 +51,9 @@ def credit(
 ) -> Float[Array, "... G"]:
     """What each completion does for calibration: [C_KL(p̄, q_{−i}) − C_KL(p̄, q)] (1 − s_i)/s_i.
 
-    q is the mix that the policy shows, q_{−i} = (q − s_i k_i)/(1 − s_i) the one without completion i, s_i its share: 1/G of samples,
-    its probability in a list. For a small share this is −∂C_KL/∂s_i. A wanted kind that is rare earns, one that is too frequent pays;
-    all is about 0 where q = p̄.
+    q is the mix that the policy shows, q_{−i} = (q − s_i k_i)/(1 − s_i) the one without completion i, s_i its share: 1/G of
+    samples, its probability in a list. For a small share this is −∂C_KL/∂s_i. A wanted kind that is rare earns, one that is
+    too frequent pays; all is about 0 where q = p̄.
     """
     share = jnp.clip(share, 1e-6, LARGEST_SHARE)[..., None]
     shown = jnp.einsum("...g,...gv->...v", share[..., 0], kinds)[..., None, :]
@@ -78,8 +81,8 @@ def greedy_slate(
 ) -> list[int]:
     """Indices of `size` answers that maximise (1 − λ) mean score − λ C_KL(wanted, their mix), one after another.
 
-    The greedy choice (Steck 2018, eq. 7 and section 5; within 1 − 1/e of the best set, as is cited there). λ = `trade`: 0 takes the
-    best answers, 1 the best mix.
+    The greedy choice (Steck 2018; within 1 − 1/e of the best set, as is cited there). λ = `trade`: 0 takes the best
+    answers, 1 the best mix.
 
     Raises:
       UserError: fewer answers than wanted, or λ outside of [0, 1].

@@ -2,8 +2,8 @@
 
     python -m scripts.experiments.guardrails_people --data DIR --set polis --seed 0 [--output docs/results/guardrails_people.json]
 
-A topic is a conversation of Polis with its two largest opinion groups, or a question of Remesh with two parties. Its 12 completions
-are statements that people voted on: four that the first group supports most against the second, four the other way round, four
+A topic is a conversation of Polis with its two largest opinion groups, or a question of Remesh with two parties. Its 12
+completions are statements that people voted on: four that the first group supports most against the second, four the other way round, four
 on which they differ least. φ of a statement is where the votes place it (the four strongest components of the table people ×
 statements, the first one turned to the first group); everybody's coefficients come from what they agree with and what they do
 not. Two more prompts a topic carry a stance: the statement most typical of either group.
@@ -22,7 +22,7 @@ import collections
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,10 @@ BOUND = 0.25  # of the deviation of δ·w between people: how far the projection
 
 
 class Topic(NamedTuple):
-    """prompt: plain; features: of each text, [SIZE]; stances: the statements of both sides; texts: 12; side: +1, −1 or 0 of each; votes: by person, text → ±1.
+    """prompt: plain; stances: the statements of both sides; texts: 12; side: +1, −1 or 0 of each; features: of every text, [SIZE].
 
-    group: ±1 of each person."""
+    votes: by person, text → ±1; group: ±1 of each person.
+    """
 
     prompt: str
     stances: tuple[str, str]
@@ -82,10 +83,14 @@ def topic(name: str, votes: list[tuple[str, str, int]], group: dict[str, int], l
     )[:SIDE]
     texts = (*first[1:], *second[1:], *middle)
     side = np.repeat([1, -1, 0], SIDE)
-    return Topic(name, (first[0], second[0]), texts, side, placed(dict(own), group, list(known)), dict(own), group)
+    return Topic(
+        name, (first[0], second[0]), texts, side, placed(dict(own), group, list(known)), dict(own), group
+    )
 
 
-def placed(votes: dict[str, dict[str, int]], group: dict[str, int], texts: list[str]) -> dict[str, list[float]]:
+def placed(
+    votes: dict[str, dict[str, int]], group: dict[str, int], texts: list[str]
+) -> dict[str, list[float]]:
     """Where votes place each text: the strongest components of people × texts, the first turned to the first group."""
     names = sorted(votes)
     table = np.array([[votes[name].get(text, 0) for text in texts] for name in names], float)
@@ -111,7 +116,11 @@ def polis(folder: Path) -> list[Topic]:
     for name, own in by_name.items():
         sizes = collections.Counter({row["user_id"]: row["opinion_group"] for row in own}.values())
         (one, _), (other, least) = (*sizes.most_common(2), (None, 0))[:2]
-        group = {row["user_id"]: 1 if row["opinion_group"] == one else -1 for row in own if row["opinion_group"] in (one, other)}
+        group = {
+            row["user_id"]: 1 if row["opinion_group"] == one else -1
+            for row in own
+            if row["opinion_group"] in (one, other)
+        }
         votes = [(row["user_id"], texts.get(row["item_id"], ""), row["vote"]) for row in own]
         place = max(name.split("."), key=len).replace("-", " ")
         made = topic(f"What do you say about {place}?", votes, group, 10)
@@ -130,7 +139,10 @@ def remesh(folder: Path) -> list[Topic]:
     for row in sets.rows(folder / "remesh_opinions", "agree_votes"):
         by_question[row["question"]].append((row["user_id"], row["text"], 1 if row["vote"] > 0 else -1))
     for row in sets.rows(folder / "remesh_opinions", "pairs"):  # the text that was chosen, and the other
-        by_question[row["prompt"]] += [(row["user_id"], row["chosen"], 1), (row["user_id"], row["rejected"], -1)]
+        by_question[row["prompt"]] += [
+            (row["user_id"], row["chosen"], 1),
+            (row["user_id"], row["rejected"], -1),
+        ]
     found = [topic(name, votes, party, 4) for name, votes in by_question.items()]
     return sorted((one for one in found if one), key=lambda one: -len(one.votes))[:TOPICS]
 
@@ -140,12 +152,18 @@ def answers(topics: list[Topic], seed: int) -> list[JSONObject]:
     rng, rows = np.random.default_rng(seed), []
     for one in topics:
         known = set(one.texts)
-        fits = [name for name, own in sorted(one.votes.items()) if {1, -1} <= {v for t, v in own.items() if t in known}]
+        fits = [
+            name
+            for name, own in sorted(one.votes.items())
+            if {1, -1} <= {v for t, v in own.items() if t in known}
+        ]
         sides = [[name for name in fits if one.group[name] == sign] for sign in (1, -1)]
         drawn = [str(name) for part in sides for name in rng.permutation(part)[: PEOPLE // 2]]
         for name in drawn:
             own = one.votes[name]
-            pairs = [(a, b) for a in own for b in own if own[a] > 0 > own[b] and {a, b} <= one.features.keys()]
+            pairs = [
+                (a, b) for a in own for b in own if own[a] > 0 > own[b] and {a, b} <= one.features.keys()
+            ]
             for index in rng.permutation(len(pairs))[:PAIRS]:
                 chosen, rejected = pairs[index]
                 rows.append(row(one, one.prompt, chosen, rejected) | {"user_id": name})
@@ -197,17 +215,25 @@ def railed(fitted: FittedRewards, deltas: list[np.ndarray], people: np.ndarray) 
     for number, delta in enumerate(deltas):
         limit = BOUND * float(np.std(people @ delta))
         halves += [
-            {"name": f"{number}{sign:+d}", "direction": (sign * delta).tolist(), "limit": limit} for sign in (1, -1)
+            {"name": f"{number}{sign:+d}", "direction": (sign * delta).tolist(), "limit": limit}
+            for sign in (1, -1)
         ]
     stated = rails.stated({"half_spaces": halves}, fitted.axes, fitted.basis.hash, "the experiment")
-    return np.asarray(projection.project(projection.limits(stated, fitted.prior, 1.0), people.astype(np.float32)))
+    return np.asarray(
+        projection.project(projection.limits(stated, fitted.prior, 1.0), people.astype(np.float32))
+    )
 
 
-def shares(policy: Policy, prompts: tuple[str, ...], texts: tuple[str, ...], people: np.ndarray) -> np.ndarray:
+def shares(
+    policy: Policy, prompts: tuple[str, ...], texts: tuple[str, ...], people: np.ndarray
+) -> np.ndarray:
     """π over the texts, normalised among them: [prompts, people, texts]."""
     z, tokenizer, found = policy._signals(list(people)), policy.loaded.base.tokenizer, []
     for prompt in prompts:
-        own = Sequences(tuple(tokenizer.encode_prompt(prompt)), tuple(tuple(tokenizer.encode_completion(t)) for t in texts))
+        own = Sequences(
+            tuple(tokenizer.encode_prompt(prompt)),
+            tuple(tuple(tokenizer.encode_completion(t)) for t in texts),
+        )
         logits = []
         for first in range(0, len(people), 8):
             part = z[first : first + 8]
@@ -220,7 +246,9 @@ def shares(policy: Policy, prompts: tuple[str, ...], texts: tuple[str, ...], peo
     return np.array(found)
 
 
-def measured(policy: Policy, topics: list[Topic], found: list, own: list[np.ndarray], used: list[np.ndarray]) -> JSONObject:
+def measured(
+    policy: Policy, topics: list[Topic], found: list, own: list[np.ndarray], used: list[np.ndarray]
+) -> JSONObject:
     """κ, flip rate and taste; `own` are people's coefficients by topic, `used` what the policy is given of them."""
     slopes, flips, tastes = [], [], []
     for one, (phi, _), mine, given, names in zip(topics, found, own, used, map(present, topics), strict=True):
@@ -231,7 +259,12 @@ def measured(policy: Policy, topics: list[Topic], found: list, own: list[np.ndar
         flips.append(figures.flip_rate(stance[1] > 0, stance[2] < 0))
         within = phi - np.stack([phi[one.side == sign].mean(axis=0) for sign in one.side])
         tastes.append(float(np.mean(np.sum(shown[0] * (mine @ within.T), axis=1))))
-    return {"slope": float(np.mean(slopes)), "flip": float(np.mean(flips)), "taste": float(np.mean(tastes)), "slopes": slopes}
+    return {
+        "slope": float(np.mean(slopes)),
+        "flip": float(np.mean(flips)),
+        "taste": float(np.mean(tastes)),
+        "slopes": slopes,
+    }
 
 
 _PRESENT: dict[str, list[str]] = {}

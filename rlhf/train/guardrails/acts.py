@@ -1,7 +1,8 @@
 """What the guardrails do to the rewards of one batch; the same for sampled groups (PPO, GRPO) and packed rows (DPO).
 
-    r′ = r − (λ* + λ) A + ν right + h honest + c calibrated + λ_μ r_μ,   then the gates: a completion that fails gets at most the least r′ of its group
+    r′ = r − (λ* + λ) A + ν right + h honest + c calibrated + λ_μ r_μ
 
+then the gates: a completion that fails gets at most the least r′ of its group.
 Everything a batch is asked stands in `Seen`; what comes back is an addition to each reward, which groups are learned from,
 and what each group counts for. The formulas are those of `rlhf.objectives.rails`.
 
@@ -162,7 +163,10 @@ def act(
     if config.calibration is not None:
         paid, away = _calibrated(config, seen)
         total = total + paid
-        metrics |= {"calibration_nats": jnp.mean(away), "calibration_paid_nats": under(seen.share, jnp.abs(paid))}
+        metrics |= {
+            "calibration_nats": jnp.mean(away),
+            "calibration_paid_nats": under(seen.share, jnp.abs(paid)),
+        }
     if config.floor is not None:
         assert seen.average is not None, "the average person's reward needs people"
         total = total + state.floor * seen.average

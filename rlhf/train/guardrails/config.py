@@ -60,7 +60,9 @@ class TruthConfig:
 class HonestyConfig:
     """Whoever holds a wrong stance is told so, and how sure that is; the same pay for everybody."""
 
-    check: str = Field(min_length=1, description="Check that is above 0.5 where a completion corrects the asker.")
+    check: str = Field(
+        min_length=1, description="Check that is above 0.5 where a completion corrects the asker."
+    )
     where: str | None = Field(
         default=None,
         min_length=1,
@@ -71,7 +73,9 @@ class HonestyConfig:
         min_length=1,
         description="Check that reads the confidence which a completion states, 0 to 1; null: it is not scored.",
     )
-    weight: float = Field(default=1.0, gt=0, le=1e6, description="Nats for a correction; nobody's coefficients move it.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="Nats for a correction; nobody's coefficients move it."
+    )
 
 
 @record
@@ -79,10 +83,14 @@ class CalibrationConfig:
     """What somebody is shown is mixed as what they like is, instead of all being of their favourite kind."""
 
     kinds: tuple[str, ...] = Field(
-        min_length=2, description="Checks that say of which kind a completion is: one each, shares of a completion."
+        min_length=2,
+        description="Checks that say of which kind a completion is: one each, shares of a completion.",
     )
     general: float = Field(
-        default=0.2, ge=0, le=1, description="Share of what π_ref shows anybody in the mix that is wanted for a person."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of what π_ref shows anybody in the mix that is wanted for a person.",
     )
     weight: float = Field(
         default=1.0, gt=0, le=1e6, description="Nats of reward for a nat of distance to the wanted mix."
@@ -161,7 +169,11 @@ class GuardrailsConfig:
     @property
     def of_coefficients(self) -> tuple[str, ...]:
         """Keys that change what coefficients pay for; labels of people's own hold no coefficients."""
-        return tuple(key for key in ("behaviour", "truth", "honesty", "calibration", "floor") if getattr(self, key) is not None)
+        return tuple(
+            key
+            for key in ("behaviour", "truth", "honesty", "calibration", "floor")
+            if getattr(self, key) is not None
+        )
 
     @property
     def of_people(self) -> tuple[str, ...]:
@@ -193,7 +205,9 @@ class GuardrailsConfig:
         owner: dict[str, str] = {}
         for key, name in self._named():
             if name not in names:
-                raise ValueError(f"{key} {name!r} is none of the checks ({', '.join(names) or 'none'}); add it to checks")
+                raise ValueError(
+                    f"{key} {name!r} is none of the checks ({', '.join(names) or 'none'}); add it to checks"
+                )
             if self.checks[names.index(name)].gate is not None:
                 raise ValueError(f"{key} {name!r} has a gate, which makes it a hard check; remove gate")
             if name in owner:

@@ -13,7 +13,9 @@ from rlhf.objectives import calibration, rails
 
 def test_the_distance_is_that_of_the_probe():
     wanted, shown = np.array([0.7, 0.3, 0.0]), np.array([0.2, 0.0, 0.8])
-    np.testing.assert_allclose(calibration.distance(wanted, shown), figures.calibration(wanted, shown), rtol=1e-5)
+    np.testing.assert_allclose(
+        calibration.distance(wanted, shown), figures.calibration(wanted, shown), rtol=1e-5
+    )
     np.testing.assert_allclose(calibration.distance(wanted, wanted), 0.0, atol=1e-6)
 
 

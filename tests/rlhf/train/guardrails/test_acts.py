@@ -232,7 +232,9 @@ def test_corrections_are_paid_alike_whatever_people_like_and_only_where_somebody
         np.testing.assert_allclose(done.added[0], [2 * (1 - 0.2**2), -2 * 0.9**2, 0.0], atol=1e-6)
         np.testing.assert_array_equal(done.added[1], 0.0)
     np.testing.assert_allclose(metrics["train/guard/honesty_share"], 1 / 6, rtol=1e-6)
-    np.testing.assert_allclose(metrics["train/guard/honesty_nats"], -metrics["train/guard/cost_nats"], rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["train/guard/honesty_nats"], -metrics["train/guard/cost_nats"], rtol=1e-5
+    )
 
 
 def test_calibration_pays_for_the_kind_that_is_missing_and_the_fixed_point_is_the_wanted_mix():
@@ -240,7 +242,8 @@ def test_calibration_pays_for_the_kind_that_is_missing_and_the_fixed_point_is_th
     kinds = np.repeat(np.eye(2), 5, axis=0)[None]
     reward = np.where(kinds[0, :, 0] > 0, 0.85, 0.0)[None]  # 70 : 30 by Luce's rule
     config = GuardrailsConfig(
-        checks=(column("a"), column("b")), calibration=CalibrationConfig(kinds=("a", "b"), general=0.0, weight=1.0)
+        checks=(column("a"), column("b")),
+        calibration=CalibrationConfig(kinds=("a", "b"), general=0.0, weight=1.0),
     )
     sharp = np.asarray(jax.nn.softmax(jnp.asarray(reward) / 0.3, axis=-1))
     done, _, metrics = run(config, seen(reward, kinds, share=sharp))
@@ -263,7 +266,9 @@ def test_calibration_leaves_alone_what_is_of_no_kind_and_padding():
     kinds = np.zeros((1, 4, 2), np.float32)
     kinds[0, 0], kinds[0, 1] = [1, 0], [0, 1]
     weight = np.array([[0.0, 0.0, 0.0, -np.inf]])
-    config = GuardrailsConfig(checks=(column("a"), column("b")), calibration=CalibrationConfig(kinds=("a", "b")))
+    config = GuardrailsConfig(
+        checks=(column("a"), column("b")), calibration=CalibrationConfig(kinds=("a", "b"))
+    )
     share = np.array([[0.6, 0.2, 0.2, 0.0]])
     done, _, metrics = run(config, seen(np.zeros((1, 4)), kinds, share=share, log_weight=weight))
     assert (np.asarray(done.added)[0, 2:] == 0).all() and done.added[0, 0] < 0 < done.added[0, 1]
