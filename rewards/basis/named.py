@@ -25,7 +25,6 @@ from rewards.basis import gauge
 from rewards.basis.belief import Belief
 from rewards.basis.readout import centre
 from rewards.errors import UserError
-from rewards.types import RewardBasis
 
 RECOVERED = 0.8
 """Least share of a probe's variance within prompts that the explicit block must explain on items not fitted on."""
@@ -53,9 +52,9 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """rotation: Q[K, K]; names: of the K axes after it; probes: by name."""
+    """matrix: Q[K, K]; names: of the K axes after it; probes: by name."""
 
-    rotation: np.ndarray
+    matrix: np.ndarray
     names: tuple[str, ...]
     probes: dict[str, Probe]
 
@@ -103,9 +102,9 @@ def turn(
         found[name] = Probe(seen, 0.0, 0.0, reason)
     if not kept:
         raise UserError("probes: " + "; ".join(f"{name}: {one.refused}" for name, one in found.items()))
-    rotation = _rotation(np.array(directions), prior, phi)
+    matrix = _orthogonal(np.array(directions), prior, phi)
     names = (*kept, *gauge.axis_names(size - len(kept)))[:size]
-    turned, first = phi @ rotation.T, len(kept)
+    turned, first = phi @ matrix.T, len(kept)
     for name, value in zip(probes, values.T, strict=True):
         explicit = _explained(turned[:, :first], value, fit, held)
         free = _explained(turned[:, first:], value, fit, held) if first < size else 0.0
@@ -117,27 +116,17 @@ def turn(
                 f"R² {explicit:.2f} from the explicit block and {free:.2f} from the free one; use more items"
             )
             raise UserError(f"probes: {name}: {reason}")
-    return Turn(rotation, names, found)
-
-
-def turned_basis(basis: RewardBasis, by: Turn) -> RewardBasis:
-    """The basis with Q in its gauge record: φ′ = scale · (Q diag(signs) rotation) whitening (raw − mean)."""
-    old = basis.gauge
-    rotation = by.rotation @ (old.signs.astype(np.float64)[:, None] * old.rotation.astype(np.float64))
-    changed = dataclasses.replace(
-        old, rotation=rotation.astype(np.float32), signs=np.ones_like(old.signs), names=by.names
-    )
-    return dataclasses.replace(basis, gauge=changed)
+    return Turn(matrix, names, found)
 
 
 def turned_coef(by: Turn, coef: Float[np.ndarray, "*b K"]) -> Float[np.ndarray, "*b K"]:
     """w′ = Q w."""
-    return (np.asarray(coef, np.float64) @ by.rotation.T).astype(np.float32)
+    return (np.asarray(coef, np.float64) @ by.matrix.T).astype(np.float32)
 
 
 def turned_cov(by: Turn, matrix: Float[np.ndarray, "*b K K"]) -> Float[np.ndarray, "*b K K"]:
     """Q M Qᵀ, of covariances and of precisions."""
-    made = by.rotation @ np.asarray(matrix, np.float64) @ by.rotation.T
+    made = by.matrix @ np.asarray(matrix, np.float64) @ by.matrix.T
     return (0.5 * (made + np.swapaxes(made, -1, -2))).astype(np.float32)
 
 
@@ -171,7 +160,7 @@ def _explained(phi: np.ndarray, value: np.ndarray, fit: np.ndarray, held: np.nda
     return 1.0 - float(error @ error) / total
 
 
-def _rotation(directions: np.ndarray, prior: Belief, phi: np.ndarray) -> np.ndarray:
+def _orthogonal(directions: np.ndarray, prior: Belief, phi: np.ndarray) -> np.ndarray:
     """Q[K, K] from P unit directions [P, K]."""
     left, _, right = np.linalg.svd(directions.T, full_matrices=False)
     explicit = (left @ right).T

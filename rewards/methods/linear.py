@@ -82,7 +82,7 @@ class LinearFitted(FittedModel):
         prior = Belief.from_cov(named.turned_coef(by, self.prior.mean), named.turned_cov(by, self.prior.cov))
         return dataclasses.replace(
             self,
-            basis=named.turned_basis(self.basis, by),
+            basis=gauge.turned(self.basis, by.matrix, by.names),
             prior=prior,
             rule=rules.turned(self.rule, by),
             coef_mean=named.turned_coef(by, self.coef_mean),

@@ -1,42 +1,40 @@
-"""Do rails keep a language model from telling people what they think? Real opinions, SmolLM2, DPO.
+"""Do rails keep a language model from telling people what they think? Real opinions, π_ref of SmolLM2.
 
-    python -m scripts.experiments.guardrails_people --data DIR --set polis --seed 0 [--output docs/results/guardrails_people.json]
+    python -m scripts.experiments.guardrails_people --data DIR --set polis [--seeds 3] [--output docs/results/guardrails_people.json]
 
 A topic is a conversation of Polis with its two largest opinion groups, or a question of Remesh with two parties. Its 12
-completions are statements that people voted on: four that the first group supports most against the second, four the other way round, four
-on which they differ least. φ of a statement is where the votes place it (the four strongest components of the table people ×
+completions are statements that people voted on: four that the first group supports most against the second, four the other
+way round, four on which they differ least. φ of a statement is where the votes place it (the four strongest components of the table people ×
 statements, the first one turned to the first group); everybody's coefficients come from what they agree with and what they do
 not. Two more prompts a topic carry a stance: the statement most typical of either group.
 
-One policy is trained without rails (DPO on all completions of a prompt, LoRA, SmolLM2-135M) and served without, with shrinkage
-by half, and with the projection; another is trained with λ*. Per person: stance s = π(side 1) − π(side 2) on the plain prompt.
+Policies are the optima π ∝ π_ref exp(w·φ), enumerated over the 12; π_ref(y | x) ∝ exp of SmolLM2-135M's mean log-probability of a
+token, prompt by prompt (sums would let the shortest statement win everywhere). Nothing is trained. A seed draws other people.
 
-    κ            Cov(o, s)/Var(o), o = ±1 the person's group; mean over topics
-    flip delta   P(sides with the asker whichever stance is asked), over that of the average policy
-    taste        Σ π(y) w·(φ(y) − mean of φ over y's side): what people get beside the stance, 0 for the average policy and 100
-                 without rails
+    stance       s = π(side 1) − π(side 2), of a person on a prompt; o = ±1 their group
+    κ            Cov(o, s)/Var(o) on the plain prompt, and where people state their own group's stance; means over topics
+    flip delta   P(sides with the asker whichever stance is stated), over that of the average policy
+    taste        Σ π(y) w·(φ(y) − mean of φ over y's side): what people get beside the stance, over the plain and the own prompt;
+                 0 for the average policy and 100 without rails
 """
 
 import argparse
 import collections
 import json
-import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import rewards
-import rlhf
 from rewards.api.fitted import FittedRewards
 from rewards.basis import projection, rails
 from rewards.basis.readout import Readout
 from rewards.files import JSONObject
-from rlhf.api.policies import Policy
+from rlhf.api.policies import plain_model
 from rlhf.evaluation.probes import data as sets
 from rlhf.evaluation.probes import figures
-from rlhf.policy.logprobs import all_logprobs
-from rlhf.policy.packing import Sequences, pack
+from rlhf.objectives.rails import exact_penalty
 
 SIDE, TOPICS, PEOPLE, PAIRS, SIZE = 4, 3, 80, 24, 4
 LONGEST = 120  # characters of a statement
@@ -44,7 +42,7 @@ BOUND = 0.25  # of the deviation of δ·w between people: how far the projection
 
 
 class Topic(NamedTuple):
-    """prompt: plain; stances: the statements of both sides; texts: 12; side: +1, −1 or 0 of each; features: of every text, [SIZE].
+    """prompt: plain; stances: statements of both sides; texts: 12; side: +1, −1 or 0 of each; features: of every text, [SIZE].
 
     votes: by person, text → ±1; group: ±1 of each person.
     """
@@ -108,7 +106,7 @@ def placed(
 
 def polis(folder: Path) -> list[Topic]:
     texts = {row["item_id"]: row["text"] for row in sets.rows(folder / "polis_english", "statements")}
-    by_name: dict[str, list] = collections.defaultdict(list)
+    by_name: dict[str, list[Any]] = collections.defaultdict(list)
     for row in sets.rows(folder / "polis_english", "votes"):
         if row["vote"] and row["opinion_group"] is not None:
             by_name[row["conversation"]].append(row)
@@ -175,30 +173,6 @@ def row(one: Topic, prompt: str, chosen: str, rejected: str) -> JSONObject:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | features
 
 
-def teaching(topics: list[Topic]) -> list[JSONObject]:
-    """Rows that hold every prompt with every completion; who would choose which follows from the rewards."""
-    return [
-        row(one, prompt, first, second)
-        for one in topics
-        for prompt in one.prompts
-        for first, second in zip(one.texts[::2], one.texts[1::2], strict=True)
-    ]
-
-
-def echoes(topics: list[Topic], folder: Path) -> str:
-    """The check behind λ*, as a file: 1 where a completion is of the side that its prompt takes."""
-    sided = [
-        (prompt, text)
-        for one in topics
-        for prompt, wanted in zip(one.prompts, (0, 1, -1), strict=True)
-        for text, sign in zip(one.texts, one.side.tolist(), strict=True)
-        if sign * wanted > 0
-    ]
-    body = "def check(prompts, completions, **columns):\n    return [float(pair in SIDED) for pair in zip(prompts, completions)]\n"
-    (folder / "echoes.py").write_text(f"SIDED = {set(sided)!r}\n\n\n{body}", encoding="utf-8")
-    return f"{folder / 'echoes.py'}:check"
-
-
 def stances(fitted: FittedRewards, topics: list[Topic]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(φ[12, K], δ[K]) of every topic, δ = E[φ | side 1] − E[φ | side 2]."""
     found = []
@@ -224,106 +198,82 @@ def railed(fitted: FittedRewards, deltas: list[np.ndarray], people: np.ndarray) 
     )
 
 
-def shares(
-    policy: Policy, prompts: tuple[str, ...], texts: tuple[str, ...], people: np.ndarray
-) -> np.ndarray:
-    """π over the texts, normalised among them: [prompts, people, texts]."""
-    z, tokenizer, found = policy._signals(list(people)), policy.loaded.base.tokenizer, []
-    for prompt in prompts:
-        own = Sequences(
-            tuple(tokenizer.encode_prompt(prompt)),
-            tuple(tuple(tokenizer.encode_completion(t)) for t in texts),
+def references(topics: list[Topic]) -> list[np.ndarray]:
+    """log π_ref[prompt, text] of every topic."""
+    found = []
+    for one in topics:
+        base = plain_model("smollm2-135m")
+        tokens = np.array([len(base.loaded.base.tokenizer.encode_completion(text)) for text in one.texts])
+        logits = np.stack([base.logprobs(prompt, one.texts)[:, 0] / tokens for prompt in one.prompts])
+        found.append(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    return found
+
+
+class Seen(NamedTuple):
+    """A topic with log_ref[prompt, text], phi[text, K], its people's opinions ±1 and what is known of their coefficients."""
+
+    topic: Topic
+    log_ref: np.ndarray
+    phi: np.ndarray
+    opinion: np.ndarray
+    coef: np.ndarray
+
+
+def shares(at: Seen, used: np.ndarray, priced: bool) -> np.ndarray:
+    """π[prompt, person, text]; with λ* for completions that side with what the prompt states."""
+    reward, found = used @ at.phi.T, []
+    for prompt, sign in enumerate((0, 1, -1)):
+        echo = np.broadcast_to(at.topic.side * sign > 0, reward.shape)
+        log_ref = np.broadcast_to(at.log_ref[prompt], reward.shape)
+        price = (
+            exact_penalty(np.float32(reward), echo, 1.0, np.float32(log_ref))
+            if priced
+            else np.zeros(len(reward))
         )
-        logits = []
-        for first in range(0, len(people), 8):
-            part = z[first : first + 8]
-            part = np.concatenate([part, np.repeat(part[-1:], 8 - len(part), axis=0)])
-            packed = pack([[own]] * 8)
-            logits.append(all_logprobs(policy.loaded.graphdef, policy.loaded.params, packed, None, z=part))
-        logits = np.concatenate(logits)[: len(people)]
-        weight = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found.append(weight / weight.sum(axis=1, keepdims=True))
+        logits = log_ref + reward - np.asarray(price)[:, None] * echo
+        found.append(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)))
     return np.array(found)
 
 
-def measured(
-    policy: Policy, topics: list[Topic], found: list, own: list[np.ndarray], used: list[np.ndarray]
-) -> JSONObject:
-    """κ, flip rate and taste; `own` are people's coefficients by topic, `used` what the policy is given of them."""
-    slopes, flips, tastes = [], [], []
-    for one, (phi, _), mine, given, names in zip(topics, found, own, used, map(present, topics), strict=True):
-        shown = shares(policy, one.prompts, one.texts, given)
-        stance = shown @ one.side
-        opinion = np.array([one.group[name] for name in names], float)[: len(mine)]
-        slopes.append(figures.mirror_slope(opinion, stance[0]))
+def measured(at: list[Seen], used: list[np.ndarray], priced: bool = False) -> JSONObject:
+    """κ, flip rate and taste where people's coefficients are used as `used` says."""
+    plain, stated, flips, tastes = [], [], [], []
+    for one, given in zip(at, used, strict=True):
+        shown = shares(one, given, priced)
+        stance, people = shown @ one.topic.side, np.arange(len(given))
+        own = np.where(one.opinion > 0, 1, 2)
+        plain.append(figures.mirror_slope(one.opinion, stance[0]))
+        stated.append(figures.mirror_slope(one.opinion, stance[own, people]))
         flips.append(figures.flip_rate(stance[1] > 0, stance[2] < 0))
-        within = phi - np.stack([phi[one.side == sign].mean(axis=0) for sign in one.side])
-        tastes.append(float(np.mean(np.sum(shown[0] * (mine @ within.T), axis=1))))
-    return {
-        "slope": float(np.mean(slopes)),
-        "flip": float(np.mean(flips)),
-        "taste": float(np.mean(tastes)),
-        "slopes": slopes,
-    }
+        within = one.phi - np.stack([one.phi[one.topic.side == sign].mean(axis=0) for sign in one.topic.side])
+        both = 0.5 * (shown[0] + shown[own, people])
+        tastes.append(float(np.mean(np.sum(both * (one.coef @ within.T), axis=1))))
+    named = {"slope_plain": plain, "slope_stated": stated, "flip": flips, "taste": tastes}
+    return {name: float(np.mean(values)) for name, values in named.items()}
 
 
-_PRESENT: dict[str, list[str]] = {}
-
-
-def present(one: Topic) -> list[str]:
-    """Whose coefficients are known, in order."""
-    return _PRESENT[one.prompt]
-
-
-def trained(fitted: FittedRewards, topics: list[Topic], seed: int, steps: int, guard: bool) -> Policy:
-    keys: JSONObject = {
-        "loss": {"kind": "soft", "dpo_beta": 1.0},
-        "groups": {"completions": None},
-        "batch_rows": 3,
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 5},
-        "tune": {"lora_rank": 16},
-        "conditioner": {"rank": 8},
-        "adapter_layers": 10,
-    }
-    if guard:
-        folder = Path(tempfile.mkdtemp())
-        checks = [{"name": "echoes", "kind": "function", "function": echoes(topics, folder)}]
-        keys["guardrails"] = {"checks": checks, "behaviour": {"check": "echoes"}}
-    return rlhf.train_dpo("smollm2-135m", teaching(topics), rewards=fitted, steps=steps, seed=seed, **keys)
-
-
-def run(topics: list[Topic], seed: int, steps: int) -> JSONObject:
+def run(topics: list[Topic], log_refs: list[np.ndarray], seed: int) -> JSONObject:
     rows = answers(topics, seed)
     fitted = rewards.fit(rows, method="per_user", seed=seed)
-    asked: dict[str, list[str]] = collections.defaultdict(list)
-    for given in rows:
-        if given["user_id"] not in asked[given["prompt"]]:
-            asked[given["prompt"]].append(given["user_id"])
-    _PRESENT.clear()
-    _PRESENT.update(asked)
-    found = stances(fitted, topics)
-    own = [np.stack([fitted.person(name).mean for name in present(one)]) for one in topics]
-    mean, deltas = np.asarray(fitted.prior.mean), [delta for _, delta in found]
-    shrunk = [mean + 0.5 * (one - mean) for one in own]
-    held = np.split(railed(fitted, deltas, np.concatenate(own)), np.cumsum([len(one) for one in own])[:-1])
+    at = []
+    for one, log_ref, (phi, _) in zip(topics, log_refs, stances(fitted, topics), strict=True):
+        names = list(dict.fromkeys(given["user_id"] for given in rows if given["prompt"] == one.prompt))
+        opinion = np.array([one.group[name] for name in names], float)
+        at.append(Seen(one, log_ref, phi, opinion, np.stack([fitted.person(name).mean for name in names])))
+    mean, own = np.asarray(fitted.prior.mean), [one.coef for one in at]
+    deltas, ends = [delta for _, delta in stances(fitted, topics)], np.cumsum([len(one) for one in own])[:-1]
+    held = np.split(railed(fitted, deltas, np.concatenate(own)), ends)
     average = [np.broadcast_to(mean, one.shape) for one in own]
-    result: JSONObject = {"people": [len(one) for one in own], "topics": [one.prompt for one in topics]}
-    spread = [float(np.var(np.concatenate(own) @ delta)) for delta in deltas]
-    kept = [float(np.var(np.concatenate(held) @ delta)) for delta in deltas]
-    result["variance_kept"] = float(np.mean(np.array(kept) / np.array(spread)))
-    plain = trained(fitted, topics, seed, steps, guard=False)
-    for name, used in (("average", average), ("none", own), ("shrink", shrunk), ("projection", held)):
-        result[name] = measured(plain, topics, found, own, used)
-        print(name, result[name], flush=True)
-    guarded = trained(fitted, topics, seed, steps, guard=True)
-    result["λ*"] = measured(guarded, topics, found, own, own)
-    result["λ* average"] = measured(guarded, topics, found, own, average)
-    low, high = result["average"]["taste"], result["none"]["taste"]
-    for name in ("none", "shrink", "projection", "λ*"):
-        base = result["λ* average" if name == "λ*" else "average"]["flip"]
-        result[name] |= {"taste_points": 100 * (result[name]["taste"] - low) / (high - low)}
-        result[name] |= {"flip_delta": result[name]["flip"] - base}
-    return result
+    found: JSONObject = {"average": measured(at, average), "none": measured(at, own)}
+    found["shrink"] = measured(at, [mean + 0.5 * (one - mean) for one in own])
+    found["projection"], found["λ*"] = measured(at, held), measured(at, own, priced=True)
+    low, high = (found[name]["taste"] for name in ("average", "none"))
+    for one in found.values():
+        one |= {
+            "taste_points": 100 * (one["taste"] - low) / (high - low),
+            "flip_delta": one["flip"] - found["average"]["flip"],
+        }
+    return found | {"people": [len(one) for one in own]}
 
 
 def main() -> None:
@@ -331,17 +281,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--set", choices=("polis", "remesh"), required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("docs/results/guardrails_people.json"))
     given = parser.parse_args()
-    topics = (polis if given.set == "polis" else remesh)(given.data)
-    result = run(topics, given.seed, given.steps)
-    found = json.loads(given.output.read_text(encoding="utf-8")) if given.output.exists() else {}
-    found[f"{given.set} {given.seed}"] = {"steps": given.steps} | result
-    given.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps({name: result[name] for name in ("none", "shrink", "projection", "λ*")}))
+    found: JSONObject = {}
+    for name, read in (("polis", polis), ("remesh", remesh)):
+        topics = read(given.data)
+        log_refs = references(topics)
+        each = [run(topics, log_refs, seed) for seed in range(given.seeds)]
+        found[name] = {"topics": [one.prompt for one in topics], "seeds": each}
+        for scheme in ("average", "none", "shrink", "projection", "λ*"):
+            keys = ("slope_plain", "slope_stated", "flip_delta", "taste_points")
+            print(name, scheme, [[round(one[scheme][key], 3) for one in each] for key in keys], flush=True)
+        given.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def test_planted_probes_are_recovered_from_their_block_and_from_no_other():
         "no axis reads as one"
     )
     by = named.turn(phi, values, ["length", "flattery", "unseen"], prompt, prior)
-    np.testing.assert_allclose(by.rotation @ by.rotation.T, np.eye(SIZE), atol=1e-12)
-    turned = phi @ by.rotation.T
+    np.testing.assert_allclose(by.matrix @ by.matrix.T, np.eye(SIZE), atol=1e-12)
+    turned = phi @ by.matrix.T
     assert by.names == ("length", "flattery", "aggregate", "taste 1", "taste 2")
     for p, name in enumerate(("length", "flattery")):
         assert r2(turned[:, :2], values[:, p], prompt) >= 0.8 >= by.probes[name].explicit - 0.2
@@ -72,9 +72,9 @@ def test_the_free_axes_are_canonical_among_themselves():
 def test_rewards_do_not_change_and_the_gauge_record_keeps_the_turn():
     basis, prior, hidden, prompt, phi, values = planted()
     by = named.turn(phi, values[:, :2], ["length", "flattery"], prompt, prior)
-    turned = named.turned_basis(basis, by)
+    turned = gauge.turned(basis, by.matrix, by.names)
     after = Readout.of(turned).features(hidden, prompt)
-    np.testing.assert_allclose(after, phi @ by.rotation.T, atol=1e-4)
+    np.testing.assert_allclose(after, phi @ by.matrix.T, atol=1e-4)
     people = np.random.default_rng(1).normal(size=(7, SIZE))
     np.testing.assert_allclose(after @ named.turned_coef(by, people).T, phi @ people.T, atol=1e-3)
     assert turned.gauge.names[:2] == ("length", "flattery")
