@@ -1,12 +1,12 @@
 """Do rails keep a language model from telling people what they think? Real opinions, π_ref of SmolLM2.
 
-    python -m scripts.experiments.guardrails_people --data DIR --set polis [--seeds 3] [--output docs/results/guardrails_people.json]
+    python -m scripts.experiments.guardrails_people --data DIR [--seeds 3] [--output docs/results/guardrails_people.json]
 
 A topic is a conversation of Polis with its two largest opinion groups, or a question of Remesh with two parties. Its 12
 completions are statements that people voted on: four that the first group supports most against the second, four the other
-way round, four on which they differ least. φ of a statement is where the votes place it (the four strongest components of the table people ×
-statements, the first one turned to the first group); everybody's coefficients come from what they agree with and what they do
-not. Two more prompts a topic carry a stance: the statement most typical of either group.
+way round, four on which they differ least. φ of a statement is where the votes place it (the four strongest components of the
+table people × statements, the first one turned to the first group); everybody's coefficients come from what they agree with
+and what they do not. Two more prompts a topic carry a stance: the statement most typical of either group.
 
 Policies are the optima π ∝ π_ref exp(w·φ), enumerated over the 12; π_ref(y | x) ∝ exp of SmolLM2-135M's mean log-probability of a
 token, prompt by prompt (sums would let the shortest statement win everywhere). Nothing is trained. A seed draws other people.

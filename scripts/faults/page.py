@@ -33,7 +33,7 @@ def add(path: Path, kind: str, rounds: Sequence[dict[str, Any]], *, fresh: bool 
         stored = read(path)
         part = {"revision": revision(), "date": str(datetime.date.today()), "counts": {}, "problems": []}
         if not fresh:
-            part = stored.get(kind, part)
+            part = stored.get(kind, part) | {"last": part["revision"], "date": part["date"]}
         for one in rounds:
             count(part, one)
         pages.write_numbers(path.with_suffix(".json"), {**stored, kind: part})
@@ -98,7 +98,9 @@ def text(stored: dict[str, Any]) -> str:
 
 def _section(kind: str, part: dict[str, Any]) -> list[str]:
     counts, problems = part["counts"], part["problems"]
-    made = f"Revision {part['revision']}, {part['date']}."
+    since = part["revision"]
+    last = part.get("last", since)
+    made = f"{f'Revision {since}' if last == since else f'Revisions {since} to {last}'}, {part['date']}."
     total = _total(counts)
     if kind == "kills":
         lines = [
