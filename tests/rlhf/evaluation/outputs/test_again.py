@@ -96,3 +96,14 @@ def test_quality_of_every_persons_completions_is_that_of_the_page(style):
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
         shown = [f"{one['kl_to_reference']:.1f}", f"{one['perplexity']:.1f}"]
         assert cells[:2] == shown and cells[5:] == [f"{1 - one['truncated']:.0%}", f"{one['tokens']:.0f}"]
+
+
+def test_variety_does_not_fall_with_the_number_of_people(style):
+    """One person's words twice are as varied for two people as for one."""
+    stored, *_ = style
+    label = stored["people"][0]
+    one, two = written(stored["arms"], [label], "one"), written(stored["arms"], [label, label], "two")
+    found = [texts.quality(these, [None] * 40, True) for these in (one, two)]
+    assert (
+        found[0]["distinct_1"] == found[1]["distinct_1"] and found[0]["distinct_2"] == found[1]["distinct_2"]
+    )
