@@ -78,7 +78,7 @@ WRONG = {
         {},
         ["not in optimizer;"],
     ),
-    "another command": ({"command": "train sft"}, {"loss": None}, ["is for train dpo, not train sft"]),
+    "another command": ({"command": "train sft"}, {"loss": None}, ["is for train dpo, train grpo, train ppo, not train sft"]),
     "all weights": ({}, {"tune": {"mode": "full"}}, ["tune.mode is full", "choose lora"]),
     "a stream": ({}, {"data": {"path": "x.jsonl", "stream": True}}, ["data.stream is true"]),
     "trackers": ({}, {"track": ["tensorboard", "wandb"]}, ["wandb follows one run a process"]),
