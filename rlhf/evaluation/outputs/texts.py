@@ -115,7 +115,7 @@ def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
 
 
 def _distinct(texts: list[list[str]], n: int, each: int) -> float | None:
-    """Person by person, `each` texts a person: the share falls with the number of texts, and policies for everybody have fewer."""
+    """Mean over people, `each` texts a person: the share falls with the number of texts, and one for everybody has fewer."""
     found = []
     for start in range(0, len(texts), each):
         grams = [gram for words in texts[start : start + each] for gram in _grams(words, n)]
