@@ -71,8 +71,9 @@ class Job:
     def stop(self) -> None:
         """End what is still running."""
         for running in self.started:
-            running.kill()
-            running.communicate()
+            if running.poll() is None:
+                running.kill()
+                running.communicate()
 
     def pair(self, words: list[str], devices: int = 2) -> list[subprocess.Popen[str]]:
         given = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
@@ -83,6 +84,7 @@ class Job:
         path = self.folder / f"jobs{suffix}.json"
         path.write_text(json.dumps(self._jobs(suffix)))
         words, module = [str(path)], "tests.rlhf.run.in_turn"
+        more = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more  # much is compiled, and little runs
         if processes == 1:
             return [self.start(words, 1, module, **more)]
         words.append(f"127.0.0.1:{free_port()}")
