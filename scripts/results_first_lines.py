@@ -209,7 +209,19 @@ def page(said: dict[str, list[str]], version: str) -> str:
         cells = (*of_line(job.line), *of_script(job.script), *command)
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     for name, job in JOBS.items():
-        lines += ["", f"## {job.title}", "", "```", job.line, "```", "", "ends with", "", "```", *said[name]]
+        lines += [
+            "",
+            f"## {job.title}",
+            "",
+            "```",
+            job.line,
+            "```",
+            "",
+            "ends with",
+            "",
+            "```",
+            *said.get(name, ["(not run to its end yet)"]),
+        ]
         lines += ["```", "", "TRL:", "", "```python", job.script.rstrip(), "```"]
         if job.command:
             lines += ["", "```", job.command, "```"]

@@ -73,10 +73,9 @@ def coverage(people: int) -> tuple[float, float]:
     return float(held[0]), float(held[1])
 
 
-def page(record: JSONObject) -> str:
-    """The page."""
+def _sets(record: JSONObject) -> list[str]:
+    """What was found on each set."""
     lines = [
-        "# What small sets can show",
         "",
         "`python scripts/results_small_sets.py DATA`. Two sets of choices by few people, fitted and judged with nothing"
         " set but the "
@@ -108,6 +107,12 @@ def page(record: JSONObject) -> str:
         for key, one in sorted(record["sets"].items())
     ]
     lines += ["", *(f"{name}: {what}." for name, what in SETS.items())]
+    return lines
+
+
+def page(record: JSONObject) -> str:
+    """The page."""
+    lines = ["# What small sets can show", *(_sets(record) if record["sets"] else [])]
     lines += [
         "",
         "## Intervals",

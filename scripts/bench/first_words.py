@@ -155,7 +155,7 @@ def page(rows: list[tuple[str, float, float, str]]) -> str:
         "|---|---|---|---|",
     ]
     for name, wall, busy, said in rows:
-        text = said.replace("|", "\\|")
+        text = said.replace(str(Path.home()), "~").replace("|", "\\|")
         text = f"{text[:80]}…" if len(text) > 80 else text
         lines.append(f"| {name} | {wall:.1f} | {busy:.1f} | `{text}` |")
     return "\n".join(lines) + "\n"
