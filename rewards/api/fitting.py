@@ -10,6 +10,7 @@ from rewards.basis import users
 from rewards.basis.store import FittedBasis
 from rewards.data.read import read_preferences, require_people
 from rewards.data.sources import Source
+from rewards.methods import AUTO
 from rewards.methods.base import FittedModel, ItemTable, OnRound
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import extra_of, model_hash
@@ -21,7 +22,7 @@ def fit(
     prefs: Preferences | PreferenceSet | Source,
     *,
     encoder: Encoder | None = None,
-    method: str = "house",
+    method: str = AUTO,
     seed: int = 0,
     on_round: OnRound | None = None,
     **settings: object,
@@ -33,11 +34,13 @@ def fit(
         whose pairs may be asked about; or anything that `read_preferences` takes.
       encoder: how a text becomes numbers, `rlhf.encoder("smollm2-135m")`. None: the features or attributes that the
         data bring.
-      method: "house", or the name of a published model: aggregate, per_user, pref, rfm, lore, pal_a, pal_b, offset,
-        mixture, columns, vpl, spl, card, crossed. Only those that are linear in coefficients have people and train policies.
+      method: "auto" fits house or crossed, whichever predicts people left out better (`rewards.methods.auto`), and
+        `FittedRewards.method` says which; or a name: house, crossed, or a published model: aggregate, per_user, pref, rfm,
+        lore, pal_a, pal_b, offset, mixture, columns, vpl, spl, card. Only those that are linear in coefficients have people
+        and train policies.
       seed: of everything random in the fit.
       on_round: called as on_round(number, metrics) while it goes on.
-      settings: of the method; for the house model num_basis, dims, whitening, ridge, lapse, shrinkage, rounds, steps,
+      settings: of the method; for auto and house num_basis, dims, whitening, ridge, lapse, shrinkage, rounds, steps,
         held_out, adapt_answers, marginalised (`rewards.basis.fit.FitConfig`).
     Returns:
       the rewards, in memory.

@@ -78,13 +78,14 @@ class RewardFitConfig(FitConfig):
     """The house model's settings, and which model is fitted at all.
 
     Attributes:
-      settings: settings of a model other than house, by name; they override what is shared.
+      settings: settings of a model that is named, other than house; they override what is shared.
     """
 
     model: str = Field(
-        default="house",
-        description="Reward model that is fitted. Another one than house shares num_basis, dims, whitening, lapse "
-        "and seed (of a list the largest); what else it has stands in fit.settings.",
+        default="auto",
+        description="Reward model that is fitted. auto: house, or crossed where texts were judged by several people and it "
+        "predicts people left out better; a model that is named is fitted. Another one than house shares num_basis, dims, "
+        "whitening, lapse and seed (of a list the largest); what else it has stands in fit.settings.",
     )
     annotation: Literal["none", "mixture"] = Field(
         default="none",
@@ -95,10 +96,10 @@ class RewardFitConfig(FitConfig):
 
     @model_validator(mode="after")
     def _settings_of_the_right_model(self):
-        if self.model == "house" and self.settings:
+        if self.model in ("auto", "house") and self.settings:
             raise ValueError(
-                f"fit.settings holds {', '.join(self.settings)}, but fit.model is house, whose keys stand in "
-                "fit itself; move them there"
+                f"fit.settings holds {', '.join(self.settings)}, but fit.model is {self.model}, whose keys stand in "
+                "fit itself; move them there, or name the model that they are for"
             )
         return self
 

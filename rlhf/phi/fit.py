@@ -1,5 +1,6 @@
 """`chorus rewards fit`: read, divide, embed, fit, store."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.folds import folds_of, judged_on
 from rlhf.phi.methods import (
+    AUTO,
+    HOUSE,
     check_names,
     item_table,
     make_model,
@@ -32,7 +35,8 @@ from rlhf.phi.methods import (
 )
 from rlhf.policy import store as policy_store
 from rlhf.run import inputs
-from rlhf.run.directory import REPORT, RESULT, Run, read_result
+from rlhf.run.config.load import load
+from rlhf.run.directory import CONFIG, REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
@@ -45,6 +49,7 @@ def fit(config: RewardsConfig) -> JSONObject:
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
     """
     check_names(config)  # what is wrong is named before anything is embedded
+    config = settled(config)
     estimator = make_model(config, config.fit.model)
     prefs, training, held_out = divided(config)
     folds_of(config, prefs)  # what cannot be judged afterwards is refused now
@@ -93,6 +98,22 @@ def fit(config: RewardsConfig) -> JSONObject:
                 for name, found in made.meanings.items()
             }
         return close(run, result)
+
+
+def settled(config: RewardsConfig) -> RewardsConfig:
+    """A folder fitted when house was the default holds that run still: auto there is house."""
+    path = Path(config.output_dir) / CONFIG
+    if config.fit.model != AUTO or not path.is_file():
+        return config
+    try:
+        stored = load(path, [], RewardsConfig).fit.model
+    except UserError:
+        return config  # what is wrong with it is said when the run is opened
+    return (
+        dataclasses.replace(config, fit=dataclasses.replace(config.fit, model=HOUSE))
+        if stored == HOUSE
+        else config
+    )
 
 
 def set_rails(directory: Path, given: JSONObject) -> None:
@@ -171,6 +192,7 @@ def _fit_result(
         "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
         "policy_refusal": fitted.policy_refusal,
         "candidates": report.pop("candidates", []),
+        "choice": report.pop("choice", None),
         "fit": {name: value for name, value in report.items() if isinstance(value, int | float)},
     }
 

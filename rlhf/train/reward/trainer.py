@@ -30,7 +30,7 @@ from rlhf.models.load import read_hf_config
 from rlhf.phi import fit
 from rlhf.phi.columns.classifier import conversations, pad_of
 from rlhf.phi.config import EncoderConfig, EncoderModelConfig, RewardsConfig
-from rlhf.phi.methods import HOUSE, check_names, make_model
+from rlhf.phi.methods import AUTO, HOUSE, check_names, make_model
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences, pack
@@ -226,7 +226,7 @@ def _check_sizes(config: RewardTrainConfig, prefs: Preferences, width: int) -> N
             f"head.num_basis {num_basis}: {num_users} training people and hidden states of {width} numbers differ in at most "
             f"{min(num_users, width)} directions; lower it"
         )
-    if num_basis and config.fit.model == HOUSE:
+    if num_basis and config.fit.model in (AUTO, HOUSE):
         check_ahead(prefs, width, config.fit)
 
 

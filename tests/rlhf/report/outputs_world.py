@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from rlhf.evaluation.outputs import run
+from rlhf.evaluation.outputs import run, tables
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged, _swapped
 from rlhf.evaluation.outputs.people import Person
@@ -58,7 +58,7 @@ def made(people=4, prompts=5, number=1, words=30, text=lambda plain: plain, name
     judged = Judged({"own reward": worth}, list(matrices), list(gains), {})
     whom = [Person(name(f"person {place}"), "held-out", np.zeros(2)) for place in range(people)]
     rows = PromptRows(asked, np.arange(1, prompts + 1, dtype=np.int32), {}, "here")
-    world = run.World([one.source for one in written], written[2].source, None, whom, rows)
+    world = run.World([one.source for one in written], written[2].source, None, whom, rows, None)
     values = {"seed": 0, "output_dir": "out", "policies": list(POLICIES), "prompts": "p"}
     config = build(values, OutputsConfig, "test")
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_samples=number))
@@ -72,5 +72,5 @@ def made(people=4, prompts=5, number=1, words=30, text=lambda plain: plain, name
         result,
         shown,
         [one.name for one in whom],
-        [plain(row) for row in run.sample_rows(world, written, judged)],
+        [plain(row) for row in tables.sample_rows(whom, asked, written, judged)],
     )
