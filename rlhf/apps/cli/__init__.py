@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None, *, first_words: bool = False) -> int
     try:
         with signals.handled():
             args = parse(sys.argv[1:] if argv is None else argv)
-            if first_words and (first := _FIRST.get(getattr(getattr(args, "parser", None), "prog", None))):
+            if first_words and (first := _FIRST.get(getattr(getattr(args, "parser", None), "prog", ""))):
                 print(first, file=sys.stderr, flush=True)
             execute(args)
         sys.stdout.flush()

@@ -498,7 +498,7 @@ def test_every_figure_of_the_results_is_explained():
     rounds = keys_of("rewards/basis/joint.py", "optimise") | keys_of("rewards/basis/fit.py", "run_rounds")
     assert "objective" in rounds and {f"fit/{name}" for name in rounds} - set(metric_docs.FIT) == set()
     nested = {"run_dir", "axes", "candidates", "fit", "swap", "answers", "counts", "lapse", "axis_items"}
-    nested |= {"model", "policy_refusal"}  # words
+    nested |= {"model", "policy_refusal", "choice"}  # words
     by_person = {"person_accuracy", "pooled_person_accuracy"}
     fitted = keys_of("rlhf/phi/fit.py", "_fit_result") | keys_of("rlhf/phi/evaluate.py", "evaluate_people")
     assert "pooled_accuracy" in fitted
