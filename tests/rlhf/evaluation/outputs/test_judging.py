@@ -165,3 +165,20 @@ def test_a_judge_that_is_silent_shows_nothing():
     assert (
         figures.comparison("j", ("one", "two"), (spoken, spoken), (one, two))["outcome"] == figures.NOT_SHOWN
     )
+
+
+def test_one_text_for_all_is_one_accident_however_many_people_judge_it():
+    rng = np.random.default_rng(0)
+    people, prompts = 40, 1
+    personal = Written(
+        Source("own", "own", "own", True, False),
+        [[[Completion(f"text {u}", 1, 0.0, True, ())]] for u in range(people)],
+    )
+    shared = Written(Source("all", "all", "all", False, False), [[[Completion("same", 1, 0.0, True, ())]]])
+    values = rng.normal(0.0, 1.0, (people, prompts, 1)), rng.normal(2.0, 0.1, (people, prompts, 1))
+    found = figures.comparison("own reward", ("own", "all"), values, (personal, shared))
+    assert found["outcome"] == figures.TOO_FEW
+    assert "at least 6 prompts" in figures.sentence(found, people, prompts)
+    # Texts of their own are as many accidents as there are people.
+    other = Written(Source("other", "other", "other", True, False), personal.completions)
+    assert figures.comparison("own reward", ("own", "other"), values, (personal, other))["outcome"] == "worse"
