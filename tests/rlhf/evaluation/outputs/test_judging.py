@@ -133,7 +133,7 @@ def test_a_judge_that_prefers_its_own_models_texts_is_named_and_does_not_compare
         "prefers its own model's texts in 100.0% of comparisons, the other judges in",
         check["self"]["partial"],
     )
-    result = figures.figures(policies, found, EVERYBODY, True)
+    result = figures.figures(policies, found, EVERYBODY, PROMPTS, True)
     compared = {(one["judge"], *one["policies"]) for one in result["comparisons"]}
     assert compared == {
         ("m", "one", "two"), ("letters", "own", "one"), ("letters", "own", "two"), ("letters", "one", "two"),
@@ -146,7 +146,7 @@ def test_a_judge_that_is_fair_to_its_own_model_counts(tmp_path, monkeypatch, let
         found.checks["m"]["self"]["partial"] is None
         and abs(found.checks["m"]["self"]["excess"]["mean"]) < 0.1
     )
-    assert len(figures.figures(policies, found, EVERYBODY, True)["comparisons"]) == 6
+    assert len(figures.figures(policies, found, EVERYBODY, PROMPTS, True)["comparisons"]) == 6
 
 
 def test_no_judge_is_a_witness_in_its_own_cause(tmp_path, monkeypatch):
