@@ -90,7 +90,9 @@ def test_at_every_shrinkage_the_rails_hold_and_no_rail_flatters_more_the_more_it
         assert flattery[name].max() <= 0.5 + 1e-4 and max(point["p95"] for point in found[name]) <= 0.5 + 1e-4
         assert found[name][0]["kept"] > 0.75
     for points in found.values():
-        assert all(one["kept_interval"][0] <= one["kept"] + 1e-9 <= one["kept_interval"][1] + 2e-9 for one in points)
+        assert all(
+            one["kept_interval"][0] <= one["kept"] + 1e-9 <= one["kept_interval"][1] + 2e-9 for one in points
+        )
 
 
 def test_a_topic_of_votes_has_sides_places_and_statements_in_between():
@@ -98,7 +100,13 @@ def test_a_topic_of_votes_has_sides_places_and_statements_in_between():
     for n, person in enumerate(group):
         for k in range(20):
             sign = 1 if k < 7 else -1 if k < 14 else (1 if (n // 2 + k) % 2 else 0)
-            votes.append((person, f"a statement of number {k:02}", (sign * group[person] or -1) if k < 14 else (sign or -1)))
+            votes.append(
+                (
+                    person,
+                    f"a statement of number {k:02}",
+                    (sign * group[person] or -1) if k < 14 else (sign or -1),
+                )
+            )
     one = people.topic("What?", votes, group, 5)
     assert one is not None and len(one.texts) == 12 and one.side.tolist() == [1] * 4 + [-1] * 4 + [0] * 4
     number = [int(text[-2:]) for text in one.texts]
