@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from rewards import files, jsonl
+from rewards import files, hashed, jsonl
+from rewards.data import columns as known_columns
 from rewards.data import schema
 from rewards.data.schema import RowError
 from rewards.errors import UserError
@@ -50,13 +51,13 @@ class Stream:
         self._starts = starts
         self._bounds = np.cumsum([0, *(len(one) for one in starts)])
         self._handles = [os.open(file, os.O_RDONLY) for file in self._files]
+        self._states = [_state(handle) for handle in self._handles]
         if not len(self):
             raise UserError(f"{path}: holds no rows; give at least one")
-        if self._names:
-            self._check_columns()
+        self._check_columns()
 
     def _check_columns(self) -> None:
-        """Every column that is named stands in one of the first rows."""
+        """Every column that is named stands in one of the first rows, and no column of theirs misspells one of a comparison."""
         rows = [
             row for index in range(min(len(self), LOOKED_AT)) if isinstance(row := self._row(index), Mapping)
         ]
@@ -66,6 +67,9 @@ class Stream:
                     f"{self.source}: no column {theirs!r} in its first {len(rows)} rows (columns: "
                     f"{', '.join(map(str, rows[0]))}); name the one that holds the {ours}"
                 )
+        names = dict.fromkeys(str(self._names.get(name, name)) for row in rows for name in row)
+        if names.keys() & {"chosen", "rejected"}:
+            known_columns.check_columns(names, "user_id", self.source, people=False)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -81,6 +85,8 @@ class Stream:
     def _row(self, index: int) -> object:
         """The same as it stands in the file."""
         shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        if _state(self._handles[shard]) != self._states[shard]:
+            raise UserError(f"{self._files[shard]}: changed while it was read; restore it and run the command again")
         starts, own = self._starts[shard], index - int(self._bounds[shard])
         begin = int(starts[own])
         end = int(starts[own + 1]) if own + 1 < len(starts) else os.fstat(self._handles[shard]).st_size
@@ -114,6 +120,12 @@ class Stream:
             return parse(record)
         except RowError as error:
             raise UserError(f"{self.source}: row {index + 1}: {error}") from None
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of the last change of an open file."""
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns
 
 
 def _example(record: object) -> tuple[Prompt, dict[str, float]]:
@@ -179,7 +191,7 @@ def _lines_of(file: Path) -> Path:
     status = file.stat()
     identity = files.sha256_json([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
     place = cache_dir() / "streams" / f"{file.stem}-{identity[:16]}.jsonl"
-    if place.is_file():
+    if _whole(place):
         return place
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -187,11 +199,26 @@ def _lines_of(file: Path) -> Path:
         with files.atomic_path(place) as temporary, open(temporary, "w", encoding="utf-8") as out:
             for rows in table.iter_batches(batch_size=4096):
                 out.writelines(
-                    json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows.to_pylist()
+                    json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows.to_pylist()
                 )
+        hashed.write_record(place.with_suffix(".json"), {"content": files.sha256_file(place)})
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{file}: not a readable parquet file, or no room for its rows ({reason}); write it again"
         ) from None
     return place
+
+
+def _whole(place: Path) -> bool:
+    """Whether rows written before are there to the byte; else they are written again."""
+    try:
+        said = hashed.read_record(place.with_suffix(".json"))
+        return place.is_file() and said.get("content") == files.sha256_file(place)
+    except UserError:
+        return False
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for: times and the like as text; bytes as what is no text anywhere."""
+    return {"bytes": len(value)} if isinstance(value, bytes) else str(value)
