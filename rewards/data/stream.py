@@ -86,7 +86,9 @@ class Stream:
         """The same as it stands in the file."""
         shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
         if _state(self._handles[shard]) != self._states[shard]:
-            raise UserError(f"{self._files[shard]}: changed while it was read; restore it and run the command again")
+            raise UserError(
+                f"{self._files[shard]}: changed while it was read; restore it and run the command again"
+            )
         starts, own = self._starts[shard], index - int(self._bounds[shard])
         begin = int(starts[own])
         end = int(starts[own + 1]) if own + 1 < len(starts) else os.fstat(self._handles[shard]).st_size

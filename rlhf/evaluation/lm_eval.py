@@ -221,7 +221,11 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
       UserError: it is none, or out of range.
     """
     text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,12}", text, re.ASCII) or not low <= int(text) <= high:
+    if (
+        isinstance(value, bool)
+        or not re.fullmatch(r"\d{1,12}", text, re.ASCII)
+        or not low <= int(text) <= high
+    ):
         raise UserError(f"lm-eval: {name} {text!r}: must be a whole number from {low} to {high}")
     return int(text)
 

@@ -72,7 +72,9 @@ class _Seat:
     def __init__(self, member: Member):
         self.member, self.measured = member, {}
         self.pruned = False
-        self._numbers = Numbers(member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of, member.num_steps)
+        self._numbers = Numbers(
+            member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of, member.num_steps
+        )
         self._begun: list[Callback] = []
         restored = next(filter(None, (one.restore(member.state) for one in member.callbacks)), None)
         self.number, self.state = (0, member.state) if restored is None else restored

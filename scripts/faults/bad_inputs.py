@@ -402,7 +402,17 @@ def edited(world: World, file: str, text: str) -> list[str]:
 
 def attacks() -> list[tuple[str, Make]]:
     """Every bad input."""
-    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more(), *newer(), *outside()]
+    return [
+        *overrides(),
+        *options(),
+        *documents(),
+        *rows(),
+        *models(),
+        *records(),
+        *more(),
+        *newer(),
+        *outside(),
+    ]
 
 
 def preload() -> None:

@@ -44,11 +44,18 @@ def reward_models() -> Iterator[tuple[str, Make]]:
     for margin in (None, "2", True, float("nan"), float("inf"), 1e300, 10**400, [1], {}):
         yield f"rewards train, margin {str(margin)[:10]}", lambda w, margin=margin: with_margins(w, margin)
     yield "rewards train, full weights in codes", lambda w: trained(w, "tune.mode=full", "model.base=int8")
-    yield "rewards train, tastes of nobody", lambda w: trained(
-        w, "head.num_basis=1", rows=[{k: v for k, v in row.items() if k != "user_id"} for row in w.good_rows()]
+    yield (
+        "rewards train, tastes of nobody",
+        lambda w: trained(
+            w,
+            "head.num_basis=1",
+            rows=[{k: v for k, v in row.items() if k != "user_id"} for row in w.good_rows()],
+        ),
     )
-    yield "rewards train, one person's tastes", lambda w: trained(w, "head.num_basis=1", rows=w.good_rows(people=1))
-    yield "rewards train, tastes and dims", lambda w: trained(w, "head.num_basis=2", "fit.dims=500")
+    yield (
+        "rewards train, one person's tastes",
+        lambda w: trained(w, "head.num_basis=1", rows=w.good_rows(people=1)),
+    )
     yield "rewards train, tastes and axes", lambda w: trained(w, "head.num_basis=2", "fit.num_basis=500")
     yield "rewards train, tastes and folds", lambda w: trained(w, "head.num_basis=2", "fit.model=howse")
 
@@ -63,8 +70,12 @@ def jobs() -> Iterator[tuple[str, Make]]:
              ("mesh.data=0",), ("mesh.data=3",), ("mesh.fsdp=2",), ("mesh.tensor=1000000",), ("mesh.tensor=-1", "mesh.fsdp=-1"), ("mesh.data=-2",), ("mesh.tensor=1.5",)]  # fmt: skip
     for words in tries:
         for kind in ("sft", "grpo"):
-            yield f"job: {kind} {' '.join(words)}", lambda w, words=words, kind=kind: [*modelled(w).config(kind), *words]
+            yield (
+                f"job: {kind} {' '.join(words)}",
+                lambda w, words=words, kind=kind: [*modelled(w).config(kind), *words],
+            )
     for variable, value in (("JAX_NUM_PROCESSES", "x"), ("JAX_NUM_PROCESSES", "2"), ("OMPI_COMM_WORLD_SIZE", "two"), ("SLURM_JOB_ID", "1")):  # fmt: skip
+
         def environment(w: World, variable: str = variable, value: str = value) -> list[str]:
             w.monkeypatch.setenv(variable, value)
             return [*modelled(w).config("sft"), "mesh.process=5"]
@@ -77,7 +88,9 @@ def modelled(world: World) -> World:
     return world
 
 
-def streamed(world: World, content: str | bytes, name: str = "s.jsonl", kind: str = "sft", *words: str) -> list[str]:
+def streamed(
+    world: World, content: str | bytes, name: str = "s.jsonl", kind: str = "sft", *words: str
+) -> list[str]:
     path = write(world.root / name, content)
     return [*modelled(world).config(kind, data={"path": str(path)}), "data.stream=true", *words]
 
@@ -88,22 +101,33 @@ def streams() -> Iterator[tuple[str, Make]]:
         "number": "3\n", "NUL": b"\x00" * 99, "not UTF-8": b'{"prompt": "\xff", "chosen": "item 1", "rejected": "item 2"}\n',
         "no rejected": json.dumps({"prompt": "x", "chosen": "item 1"}) + "\n", "outcome 7": json.dumps(pair | {"outcome": 7}) + "\n",
         "same twice": json.dumps(pair | {"rejected": "item 1"}) + "\n", "surrogate": json.dumps(pair | {"prompt": "\ud800"}) + "\n",
-        "long": json.dumps(pair | {"prompt": "Which " * 90}) + "\n", "misspelt": json.dumps(pair | {"chosen_shwon": 1}) + "\n",
+        "long": json.dumps(pair | {"prompt": "Which " * 90}) + "\n", "misspelt": json.dumps(pair | {"shown_frist": "chosen"}) + "\n",
         "key twice": '{"prompt": "a", "prompt": "b", "chosen": "item 1", "rejected": "item 2"}\n', "torn": json.dumps(pair)[:-9],
         "deep": '{"a":' * 100_000, "gzip": gzip.compress(json.dumps(pair).encode() * 9), "two on a line": json.dumps(pair) * 2 + "\n",
         "cr": json.dumps(pair) + "\r" + json.dumps(pair) + "\r"}  # fmt: skip
     for name, content in bad.items():
         for kind in ("sft", "dpo"):
             if (name, kind) != ("no rejected", "sft"):
-                yield f"stream: {kind} {name}", lambda w, content=content, kind=kind: streamed(w, content, "s.jsonl", kind)
+                yield (
+                    f"stream: {kind} {name}",
+                    lambda w, content=content, kind=kind: streamed(w, content, "s.jsonl", kind),
+                )
     good = (json.dumps(pair) + "\n") * 8
     for word in ("data.chosen_column=chosne", "train.evaluate_every=1", "train.batch_rows=null", "groups.completions=null", "loss.kind=observed", "loss.annotation=mixture",
                  "data.split=test", "guardrails={worst: {}}"):  # fmt: skip
         yield f"stream: dpo {word}", lambda w, word=word: streamed(w, good, "s.jsonl", "dpo", word)
     for path in ("*.jsonl", "none-*.jsonl", "[", "**", ".", "/dev/zero", "s.csv", "hf:none", "electricity"):
-        yield f"stream: path {path}", lambda w, path=path: [*modelled(w).config("sft", data={"path": path}), "data.stream=true"]
+        yield (
+            f"stream: path {path}",
+            lambda w, path=path: [*modelled(w).config("sft", data={"path": path}), "data.stream=true"],
+        )
     yield "stream: parquet of text", lambda w: streamed(w, b"PAR1xxxxPAR1", "s.parquet")
-    yield "stream: row length", lambda w: streamed(w, good.replace("Which ?", "Which ? " * 9), "s.jsonl", "sft", "train.row_length=8")
+    yield (
+        "stream: row length",
+        lambda w: streamed(
+            w, good.replace("Which ?", "Which ? " * 9), "s.jsonl", "sft", "train.row_length=8"
+        ),
+    )
 
 
 def sentence(world: World, file: str, change: Any) -> list[str]:
@@ -130,11 +154,24 @@ def sentences() -> Iterator[tuple[str, Make]]:
         ("config_sentence_transformers.json", {"similarity_fn": "x", "truncate_dim": 4}), ("config_sentence_transformers.json", "7"),
         ("tokenizer.json", None), ("tokenizer.json", "{}"), ("tokenizer_config.json", "{"), ("model.safetensors", None), ("model.safetensors", b"\x00" * 99)]  # fmt: skip
     for file, change in changes:
-        yield f"sentence: {file} {str(change)[:50]}", lambda w, file=file, change=change: sentence(w, file, change)
+        yield (
+            f"sentence: {file} {str(change)[:50]}",
+            lambda w, file=file, change=change: sentence(w, file, change),
+        )
     for word in ("encoder.layer=1", "encoder.pool=last", "encoder.columns=[]"):
         yield f"sentence: {word}", lambda w, word=word: [*sentence(w, "config.json", {}), word]
-    yield "sentence: to write text", lambda w: ["generate", "--model", str(write_encoder(w.root / "e")), "--prompt", "x"]
-    yield "sentence: a language model", lambda w: [*modelled(w).config("rewards", encoder={"kind": "sentence"}, model={"name": str(w.root / "model")})]
+    yield (
+        "sentence: to write text",
+        lambda w: ["generate", "--model", str(write_encoder(w.root / "e")), "--prompt", "x"],
+    )
+    yield (
+        "sentence: a language model",
+        lambda w: [
+            *modelled(w).config(
+                "rewards", encoder={"kind": "sentence"}, model={"name": str(w.root / "model")}
+            )
+        ],
+    )
 
 
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -148,7 +185,9 @@ def mixed(world: World, **change: Any) -> list[str]:
 
 
 def experts() -> Iterator[tuple[str, Make]]:
-    changes: list[dict[str, Any]] = [{"num_local_experts": n} for n in (0, -1, None, "4", 10**9, 3, 5, 1.5, True)]
+    changes: list[dict[str, Any]] = [
+        {"num_local_experts": n} for n in (0, -1, None, "4", 10**9, 3, 5, 1.5, True)
+    ]
     changes += [{"num_experts_per_tok": n} for n in (0, 5, None, "two", -2, 0.5, "gone")]
     changes += [{"num_experts": 8}, {"num_experts": 4, "num_local_experts": 8}, {"moe_intermediate_size": 9}, {"norm_topk_prob": "x"}, {"router_jitter_noise": 0.5},
                 {"sliding_window": 0}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}, {"shared_expert_intermediate_size": 5}, {"model_type": "qwen2_moe"}, {"model_type": "llama"}]  # fmt: skip
@@ -172,12 +211,15 @@ def policies() -> Iterator[tuple[str, Make]]:
                   ["--policies", "MODEL", "--prompts", "P", "server.api_key_variable=HOME"], ["--policies", "http://127.0.0.1:9/v1#m", "--prompts", "P", "server.api_key_variable=AWS_SECRET_ACCESS_KEY"],
                   ["--policies", "MODEL", "--prompts", "P", "sampling.top_p=0"], ["--policies", "MODEL", "--prompts", "P", "--processes", "2"], ["--policies", "MODEL", "--prompts", "P", "reference=no/where"],
                   ["--policies", "reference", "--prompts", "P"], ["--policies", "MODEL", "--prompts", "E"], ["--policies", "\x1b[2J", "--prompts", "P"]):  # fmt: skip
-        yield f"evaluate: {' '.join(words)[:80]}", lambda w, words=words: [
-            "evaluate",
-            *named(w, words),
-            "--output-dir",
-            str(w.out),
-        ]
+        yield (
+            f"evaluate: {' '.join(words)[:80]}",
+            lambda w, words=words: [
+                "evaluate",
+                *named(w, words),
+                "--output-dir",
+                str(w.out),
+            ],
+        )
     for words in (["MODEL"], ["no/where", "--data", "DIR"], ["MODEL", "--data", "no/where"], ["MODEL", "--data", "P"], ["MODEL", "--data", "DIR", "--items", "0"],
                   ["MODEL", "--data", "DIR", "--people", "-1"], ["MODEL", "--data", "DIR", "--only", "biasses"], ["MODEL", "--data", "DIR", "--only", ""], ["MODEL", "--data", "DIR", "--seed", "-1"],
                   ["", "--data", "DIR"], ["RUN", "--data", "DIR"], ["MODEL", "--data", ""], ["MODEL", "--data", "DIR", "--output", "P"], ["MODEL", "--data", "DIR", "--items", "9" * 30]):  # fmt: skip
@@ -185,10 +227,13 @@ def policies() -> Iterator[tuple[str, Make]]:
     rows: dict[str, str | bytes] = {"text": "x\n", "array": "[]\n", "no bias": '{"prompt": "x"}\n', "NUL": b"\x00", "truth 2": json.dumps({"bias": "length", "prompt": "a", "biased": "b", "plain": "c", "human": 2}),
             "bias of nobody": json.dumps({"bias": "\x1b[2J", "prompt": "a", "biased": "b", "plain": "c", "human": 1}), "not UTF-8": b"\xff\n", "deep": '{"a":' * 100_000}  # fmt: skip
     for name, content in rows.items():
-        yield f"probe: rows {name}", lambda w, content=content: (
-            write(w.root / "d" / "bias_probes" / "fff_human.jsonl", content),
-            ["probe", *named(w, ["MODEL"]), "--data", str(w.root / "d")],
-        )[1]
+        yield (
+            f"probe: rows {name}",
+            lambda w, content=content: (
+                write(w.root / "d" / "bias_probes" / "fff_human.jsonl", content),
+                ["probe", *named(w, ["MODEL"]), "--data", str(w.root / "d")],
+            )[1],
+        )
 
 
 def named(world: World, words: list[str]) -> list[str]:
@@ -213,13 +258,16 @@ def engines() -> Iterator[tuple[str, Make]]:
         ("kubernetes", "--image", "x", "--node", "a=1", "--node", "a=2"), ("kubernetes", "--image", "x", "--volume", "a"), ("kubernetes", "--image", "x", "--volume", "a:b"), ("kubernetes", "--image", "x", "--volume", "A_:/b"),
         ("kubernetes", "--image", "x", "--volume", "a:/b", "--volume", "c:/b"), ("kubernetes", "--image", "x", "--tpu", "v5"), ("kubernetes", "--image", "x", "--tpu", "a:0x4"), ("kubernetes", "--image", "x", "--time", "soon"),
         ("kubernetes", "--image", "x", "--time", "0:00:00"), ("kubernetes", "--image", "x", "--memory", "much"), ("kubernetes", "--image", "x", "--memory", "-1G"), ("kubernetes", "--image", "x", "--queue", "A b"),
-        ("kubernetes", "--image", "x", "--namespace", "../x"), ("kubernetes", "--image", "x", "--secret", "$(x)"), ("kubernetes", "--image", "x", "--folder", "rel"), ("kubernetes", "--image", "x", "--name", "n_1"),
+        ("kubernetes", "--image", "x", "--namespace", "../x"), ("kubernetes", "--image", "x", "--secret", "$(x)"), ("kubernetes", "--image", "x", "--folder", "rel"),
         ("ray", "--address", "127.0.0.1"), ("ray", "--address", "http://ada:secret@127.0.0.1:8265"), ("ray", "--address", "ftp://x"), ("ray", "--memory", "lots"), ("ray", "--devices", "-1"), ("ray", "--folder", ""),
-        ("skypilot", "--accelerator", "H100:8"), ("skypilot", "--mount", "a"), ("skypilot", "--mount", "/a="), ("skypilot", "--mount", "a=s3://b"), ("skypilot", "--mount", "/a=s3://u:p@b"), ("skypilot", "--infra", "a/b/c/d"),
-        ("skypilot", "--memory", "x"), ("skypilot", "--spot", "--devices", "1", "--cpus", "0"), ("slurm", "--tasks", "2"), ("slurm", "--time", "1 day"), ("slurm", "--time", "99"), ("slurm", "--memory", "16 G"),
+        ("skypilot", "--accelerator", "H100:8"), ("skypilot", "--mount", "a"), ("skypilot", "--mount", "/a="), ("skypilot", "--mount", "a=s3://b"), ("skypilot", "--mount", "/a=s3://u:p@b"),
+        ("skypilot", "--memory", "x"), ("skypilot", "--spot", "--devices", "1", "--cpus", "0"), ("slurm", "--tasks", "2"), ("slurm", "--time", "1 day"), ("slurm", "--memory", "16 G"),
         ("slurm", "--option", ""), ("slurm", "--option", "--output=x"), ("local", "--tasks", "2"), ("local", "--devices", "1")]  # fmt: skip
     for words in tries:
-        yield f"engine: {' '.join(words)[:70]}", lambda w, words=words: ["launch", *words, "--dry-run", "--", *plan]
+        yield (
+            f"engine: {' '.join(words)[:70]}",
+            lambda w, words=words: ["launch", *words, "--dry-run", "--", *plan],
+        )
 
 
 def outside() -> Iterator[tuple[str, Make]]:

@@ -275,7 +275,7 @@ def _margins(column: str | None, prefs: Preferences) -> np.ndarray:
     for row, value in zip(prefs.row, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float) or not -_WIDEST <= value <= _WIDEST:
             raise UserError(
-                f"{prefs.source}: row {row}: field {column!r}: is {cut(value)}; give a number from {-_WIDEST:g} to {_WIDEST:g}"
+                f"{prefs.source}: row {row}: {column} is {cut(value)}; give a number from {-_WIDEST:g} to {_WIDEST:g}"
             )
     return np.array(values, np.float32)
 

@@ -190,9 +190,7 @@ def test_a_size_or_time_that_sbatch_would_refuse_is_named(capsys, folder, option
 )
 def test_sizes_and_times_of_sbatch_stand_in_the_script(capsys, folder, option, value):
     line = {"--time": "--time", "--memory": "--mem"}[option]
-    assert f"#SBATCH {line}={value}\n" in told(
-        capsys, "slurm", "--dry-run", f"{option}={value}", "--", *PLAN
-    )
+    assert f"#SBATCH {line}={value}\n" in told(capsys, "slurm", "--dry-run", f"{option}={value}", "--", *PLAN)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def test_a_replay_with_another_configuration_is_refused(world, tmp_path, capsys,
         config.write_text(written.replace(old, new))
         capsys.readouterr()
         assert cli.main(["replay", str(run)]) == 2
-        assert f"config.yaml: {key}: is another than that of step 3; restore the file" in capsys.readouterr().err
+        assert (
+            f"config.yaml: {key}: is another than that of step 3; restore the file" in capsys.readouterr().err
+        )
     config.write_text(written.replace("on_nonfinite: stop", "on_nonfinite: skip"))  # as a resume may
     assert cli.main(["replay", str(run)]) == 0
 
@@ -187,7 +189,9 @@ def test_a_run_of_which_every_step_was_left_out_has_failed(world, tmp_path, caps
     skipping = ["train.on_nonfinite=skip", "train.max_skips=100"]
     for _ in range(2):  # the same command again does not finish it either
         assert command(world, "sft", run, *skipping) == 2
-        assert "step 4: " in (said := capsys.readouterr().err) and "for 4 steps of the run, all of them" in said
+        assert (
+            "step 4: " in (said := capsys.readouterr().err) and "for 4 steps of the run, all of them" in said
+        )
         assert not (run / "metrics.json").exists()
 
 
