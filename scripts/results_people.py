@@ -38,6 +38,7 @@ FILES = {
     "remesh": "remesh_opinions/pairs.jsonl.gz",
 }
 HOUSE, AGGREGATE = "house", "aggregate"
+JUDGED = HOUSE
 MODEL_KEYS = (
     "own_minus_swapped",
     "judged_minus",
@@ -74,7 +75,9 @@ def run_division(name: str, seed: int, data: Path, models: list[str], draws: int
     config = config_of(name, seed, data, models, draws)
     prefs, _, _ = rewards_job.divided(config)
     embeddings, settings = rewards_job.embedded(config, prefs)
-    board = compare_models(config, compared_models(config), item_table(prefs, embeddings, settings))
+    board = compare_models(
+        config, compared_models(config, JUDGED), item_table(prefs, embeddings, settings), JUDGED
+    )
     leak = leak_check(prefs)["message"] if seed == 0 else None
     return compact(plain(board | {"leak": leak, "seconds": time.perf_counter() - began}))
 

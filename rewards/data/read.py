@@ -53,8 +53,8 @@ def read_preferences(
     if names:
         known_columns.check_columns(names, user_column, source, people=people)
     schema.raise_first(source, problems)
-    schema.raise_first(source, _width_problems(numbers, rows))
-    return _assemble(source, np.asarray(numbers, np.int32), rows, list(names), user_column)
+    schema.raise_first(source, width_problems(numbers, rows))
+    return assembled(source, np.asarray(numbers, np.int32), rows, list(names), user_column)
 
 
 def require_people(prefs: Preferences, purpose: str) -> Preferences:
@@ -83,7 +83,7 @@ def _parse(
     return rows, problems
 
 
-def _width_problems(numbers: list[int], rows: list[Row]) -> list[tuple[int, RowError]]:
+def width_problems(numbers: list[int], rows: list[Row]) -> list[tuple[int, RowError]]:
     """Features of one width in every row, or in none."""
     widths = [None if row.chosen_features is None else len(row.chosen_features) for row in rows]
     problems = []
@@ -98,9 +98,14 @@ def _width_problems(numbers: list[int], rows: list[Row]) -> list[tuple[int, RowE
     return problems
 
 
-def _assemble(
+def assembled(
     path: str, numbers: np.ndarray, rows: list[Row], names: list[str], user_column: str
 ) -> Preferences:
+    """Parsed rows as one table.
+
+    Args:
+      numbers: of the rows, from 1. names: columns of any row.
+    """
     prompts: dict[Prompt, int] = {}
     items: dict[tuple[int, str, bytes | None], int] = {}
     features: list[np.ndarray] = []

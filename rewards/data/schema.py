@@ -98,7 +98,7 @@ def parse_row(record: object, user_column: str | None = "user_id") -> Row:
         for name, value in record.items()
         if name not in OWN and name != user_column
     }
-    user_id = NOBODY if user_column is None else _identifier(user_column, record.get(user_column))
+    user_id = NOBODY if user_column is None else identifier(user_column, record.get(user_column))
     return Row(prompt, chosen, rejected, user_id, _outcome(record.get("outcome")), *features, optional)
 
 
@@ -289,7 +289,7 @@ def _encodable(field: str, value: str, place: str = "") -> str:
     return value
 
 
-def _identifier(field: str, value: object) -> str:
+def identifier(field: str, value: object) -> str:
     """Ids are text; whole numbers are written in decimal, so 7 and "7" are one person."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
@@ -405,10 +405,10 @@ def _timestamp(field: str, value: object) -> object:
 
 
 _OPTIONAL_CHECKS: dict[str, Callable[[str, object], object]] = {
-    "item_id": _identifier,
-    "chosen_id": _identifier,
-    "rejected_id": _identifier,
-    "repeat_of": _identifier,
+    "item_id": identifier,
+    "chosen_id": identifier,
+    "rejected_id": identifier,
+    "repeat_of": identifier,
     "shown_first": _shown_first,
     "frame": _optional_text,
     "reason": _optional_text,

@@ -1,7 +1,8 @@
 """Rows of a file that is larger than memory: found once, read when they are visited.
 
 Of a JSONL file (or several: `rows-*.jsonl`) is kept where each line begins, 8 bytes a row. A parquet file is written once as
-JSONL into the cache folder, group of rows by group of rows, since its rows cannot be had one by one.
+JSONL into the cache folder, group of rows by group of rows, since its rows cannot be had one by one. Records of array_record
+(JSON objects) can: Grain's own reader fetches them.
 """
 
 import codecs
@@ -9,23 +10,24 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rewards import files, hashed, jsonl
 from rewards.data import columns as known_columns
-from rewards.data import schema
+from rewards.data import read, schema
 from rewards.data.schema import RowError
 from rewards.errors import UserError
 from rewards.files import cache_dir
-from rewards.types import Prompt
+from rewards.types import Preferences, Prompt
 
 Parsed = TypeVar("Parsed")
 PIECE = 1 << 24  # bytes read at a time
 SHORT = 32  # bytes; a line below it is looked at to tell whether it is blank
+USER = "user_id"
 LOOKED_AT = 100  # rows, of which one has to have a column that the configuration names
 
 
@@ -43,15 +45,10 @@ class Stream:
             )
         self.source = path
         self._names = {theirs: ours for ours, theirs in (columns or {}).items()}
-        self._files = [_lines_of(file) for file in _shards(path)]
-        digest, starts = hashlib.sha256(), []
-        for file in self._files:
-            starts.append(_starts(file, digest))
+        digest = hashlib.sha256()
+        self._files = [_opened(file, digest) for file in _shards(path)]
         self.identity = digest.hexdigest()
-        self._starts = starts
-        self._bounds = np.cumsum([0, *(len(one) for one in starts)])
-        self._handles = [os.open(file, os.O_RDONLY) for file in self._files]
-        self._states = [_state(handle) for handle in self._handles]
+        self._bounds = np.cumsum([0, *(len(one) for one in self._files)])
         if not len(self):
             raise UserError(f"{path}: holds no rows; give at least one")
         self._check_columns()
@@ -85,16 +82,8 @@ class Stream:
     def _row(self, index: int) -> object:
         """The same as it stands in the file."""
         shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
-        if _state(self._handles[shard]) != self._states[shard]:
-            raise UserError(
-                f"{self._files[shard]}: changed while it was read; restore it and run the command again"
-            )
-        starts, own = self._starts[shard], index - int(self._bounds[shard])
-        begin = int(starts[own])
-        end = int(starts[own + 1]) if own + 1 < len(starts) else os.fstat(self._handles[shard]).st_size
-        text = os.pread(self._handles[shard], end - begin, begin)
         try:
-            return jsonl.parse(text.removeprefix(codecs.BOM_UTF8) if own == 0 else text)
+            return jsonl.parse(self._files[shard][index - int(self._bounds[shard])])
         except jsonl.LineError as error:
             return RowError(error.field, str(error))
 
@@ -114,6 +103,19 @@ class Stream:
         """
         return self._parsed(index, _example)
 
+    def preferences(self, index: Sequence[int] | np.ndarray) -> Preferences:
+        """Rows `index` as one table, without who chose. Raises as `pair`, and where their features differ in width."""
+        rows = [self._parsed(int(row), lambda record: schema.parse_row(record, None)) for row in index]
+        numbers = [int(row) + 1 for row in index]
+        schema.raise_first(self.source, read.width_problems(numbers, rows))
+        names = dict.fromkeys(name for row in rows for name in row.optional)
+        return read.assembled(self.source, np.array(numbers, np.int32), rows, list(names), USER)
+
+    def people(self) -> Iterator[str]:
+        """Who chose, of every row in turn. Raises as `pair`."""
+        for index in range(len(self)):
+            yield self._parsed(index, _person)
+
     def _parsed(self, index: int, parse: Callable[[object], Parsed]) -> Parsed:
         try:
             record = self.record(index)
@@ -124,10 +126,8 @@ class Stream:
             raise UserError(f"{self.source}: row {index + 1}: {error}") from None
 
 
-def _state(handle: int) -> tuple[int, int]:
-    """Size and time of the last change of an open file."""
-    status = os.fstat(handle)
-    return status.st_size, status.st_mtime_ns
+def _person(record: object) -> str:
+    return schema.identifier(USER, schema.row_object(record).get(USER))
 
 
 def _example(record: object) -> tuple[Prompt, dict[str, float]]:
@@ -151,12 +151,66 @@ def _shards(path: str) -> Sequence[Path]:
             raise UserError(f"{place}: is a folder; name the files in it, such as {place}/*.jsonl")
         if not place.is_file():
             raise UserError(f"{place}: no such file; check data.path")
-        if place.suffix not in (".jsonl", ".parquet"):
+        if place.suffix not in (".jsonl", ".parquet", ".array_record"):
             raise UserError(
-                f"{place}: cannot be read row by row (data.stream); give .jsonl (not compressed) or .parquet, or set "
-                "data.stream=false"
+                f"{place}: cannot be read row by row (data.stream); give .jsonl (not compressed), .parquet or "
+                ".array_record, or set data.stream=false"
             )
     return places
+
+
+class _Lines:
+    """Lines of a file by number, without those that are blank."""
+
+    def __init__(self, file: Path, digest: "hashlib._Hash"):
+        self._starts = _starts(file, digest)
+        self._handle = os.open(file, os.O_RDONLY)
+        self._file, self._state = file, _state(self._handle)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> bytes:
+        begin = int(self._starts[number])
+        if _state(self._handle) != self._state:
+            raise UserError(f"{self._file}: changed while it was read; restore it and run the command again")
+        last = number + 1 == len(self._starts)
+        end = os.fstat(self._handle).st_size if last else int(self._starts[number + 1])
+        text = os.pread(self._handle, end - begin, begin)
+        return text.removeprefix(codecs.BOM_UTF8) if number == 0 else text
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of the last change of an open file."""
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns
+
+
+class _Records:
+    """Records of an array_record file by number."""
+
+    def __init__(self, file: Path, digest: "hashlib._Hash"):
+        import grain
+
+        with open(file, "rb") as opened:
+            while piece := opened.read(PIECE):
+                digest.update(piece)
+        try:
+            self._source: Any = grain.sources.ArrayRecordDataSource([str(file)])
+            self._count = len(self._source)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{file}: not a readable array_record file ({reason}); write it again") from None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._source[number]
+
+
+def _opened(file: Path, digest: "hashlib._Hash") -> _Lines | _Records:
+    return _Records(file, digest) if file.suffix == ".array_record" else _Lines(_lines_of(file), digest)
 
 
 def _starts(file: Path, digest: "hashlib._Hash") -> np.ndarray:

@@ -26,6 +26,8 @@ MODELS: dict[str, str] = {
     "card": "rewards.methods.card:Card",
 }
 """Name → "module:class" of the estimator."""
+AUTO, AUTO_CLASS = "auto", "rewards.methods.auto:Auto"
+"""Not a model but the choice of one: what it fits is a house or a crossed model."""
 
 
 def estimator(kind: str) -> type[RewardModel]:
@@ -34,10 +36,11 @@ def estimator(kind: str) -> type[RewardModel]:
     Raises:
       UserError: no such model; the line names the nearest one.
     """
-    if kind not in MODELS:
-        choice = f"choose one of {', '.join(sorted(MODELS))}"
-        raise UserError(f"model: {kind!r} is unknown; {meant(kind, MODELS, choice)}")
-    module, name = MODELS[kind].split(":")
+    known = MODELS | {AUTO: AUTO_CLASS}
+    if kind not in known:
+        choice = f"choose one of {', '.join(sorted(known))}"
+        raise UserError(f"model: {kind!r} is unknown; {meant(kind, known, choice)}")
+    module, name = known[kind].split(":")
     return getattr(importlib.import_module(module), name)
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from rewards.basis import likelihood, users
 from rewards.methods.crossed_data import Answers, Episodes, draw_episodes, earlier_and_later
 
-SCALES = (0.0, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
+SCALES = (0.0, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0)
 """Variances c of a taste that are tried, as shares of the one that V and ξ were fitted under."""
 SPREADS = (0.0, 0.15, 0.3, 0.5)
 """Standard deviations s of how sharply people choose that are tried."""

@@ -123,7 +123,7 @@ def judge(
     figures["sampled"], matrix, texts = sampled_answers(config, policy, prefs, rewards, people, prompts)
     if config.enumerate:
         figures["enumerated"], matrix = enumerated(
-            config, policy, prefs, phi, people, prompts, reference or open_reference(config, policy)
+            policy, prefs, phi, people, prompts, reference or open_reference(config, policy)
         )
     return Judged(figures, people, matrix, texts)
 
@@ -217,7 +217,6 @@ def held_out_people(
 
 
 def enumerated(
-    config: EvaluateConfig,
     policy: policy_store.Policy,
     prefs: Preferences,
     phi: np.ndarray,

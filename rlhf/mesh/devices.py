@@ -18,6 +18,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from rewards.errors import UserError
+from rlhf.mesh import meeting
 from rlhf.run import processes
 from rlhf.run.config.common import MeshConfig
 
@@ -73,6 +74,7 @@ def use(config: MeshConfig, devices: Sequence[Any] | None = None) -> Iterator[Me
     if mesh is None:
         yield None
         return
+    meeting.connect(mesh)
     with jax.set_mesh(mesh):
         yield mesh
 

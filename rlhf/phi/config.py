@@ -78,13 +78,14 @@ class RewardFitConfig(FitConfig):
     """The house model's settings, and which model is fitted at all.
 
     Attributes:
-      settings: settings of a model other than house, by name; they override what is shared.
+      settings: settings of a model that is named, other than house; they override what is shared.
     """
 
     model: str = Field(
-        default="house",
-        description="Reward model that is fitted. Another one than house shares num_basis, dims, whitening, lapse "
-        "and seed (of a list the largest); what else it has stands in fit.settings.",
+        default="auto",
+        description="Reward model that is fitted. auto: house, or crossed where texts were judged by several people and it "
+        "predicts people left out better; a model that is named is fitted. Another one than house shares num_basis, dims, "
+        "whitening, lapse and seed (of a list the largest); what else it has stands in fit.settings.",
     )
     annotation: Literal["none", "mixture"] = Field(
         default="none",
@@ -95,10 +96,10 @@ class RewardFitConfig(FitConfig):
 
     @model_validator(mode="after")
     def _settings_of_the_right_model(self):
-        if self.model == "house" and self.settings:
+        if self.model in ("auto", "house") and self.settings:
             raise ValueError(
-                f"fit.settings holds {', '.join(self.settings)}, but fit.model is house, whose keys stand in "
-                "fit itself; move them there"
+                f"fit.settings holds {', '.join(self.settings)}, but fit.model is {self.model}, whose keys stand in "
+                "fit itself; move them there, or name the model that they are for"
             )
         return self
 
@@ -190,6 +191,12 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+    probes: tuple[ColumnConfig, ...] = Field(
+        default=(),
+        description="What axes of the basis are named after, a list of sections as of encoder.columns (functions such as "
+        "`rlhf.phi.columns.bank:length`, or classifiers). Each one that φ shows becomes an axis of its own, for rails, questions "
+        "and cards.",
+    )
     track: Track = ("tensorboard",)
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
@@ -199,6 +206,15 @@ class RewardsConfig(RunConfig):
         if self.evaluation.models == ():
             keys = [f"evaluation.{key}" for key in ("controls", "held_out_prompts", "settings")]
             yield Unread(keys, "evaluation.models", "evaluation.models []")
+
+    @model_validator(mode="after")
+    def _probes(self):
+        for probe in self.probes:
+            if probe.gate is not None:
+                raise ValueError(f"probes: {probe.name!r} has a gate, but names an axis; remove gate")
+            if [other.name for other in self.probes].count(probe.name) > 1:
+                raise ValueError(f"probes: two are called {probe.name!r}; rename one")
+        return self
 
     @model_validator(mode="after")
     def _model_for_lm(self):

@@ -20,9 +20,9 @@ from rewards.methods.linear import LinearFitted
 from rewards.types import Preferences
 from rlhf.phi import encoder
 from rlhf.phi.config import RewardsConfig
-from rlhf.phi.fit import close, divided, embedded, read_by, stored_model
+from rlhf.phi.fit import close, divided, embedded, read_by, settled, stored_model
 from rlhf.phi.folds import divisions_of, folds_of
-from rlhf.phi.methods import HOUSE, check_names, item_table, make_model, model_names, training_answers
+from rlhf.phi.methods import AUTO, HOUSE, check_names, item_table, make_model, model_names, training_answers
 from rlhf.run import inputs
 from rlhf.run.config.load import load, to_dict
 from rlhf.run.directory import CONFIG, RESULT, Run, read_result
@@ -42,7 +42,9 @@ def evaluate_rewards(config: RewardsConfig) -> JSONObject:
         raise UserError(
             f"output_dir {directory}: no finished reward run; first `chorus rewards fit` this configuration"
         )
-    models = compared_models(config)
+    config = settled(config)
+    judged = config.fit.model if config.fit.model != AUTO else read_result(directory)["model"]
+    models = compared_models(config, judged)
     prefs, training, held_out = divided(config)
     fitted = dataclasses.replace(config, evaluation=load(directory / CONFIG, [], RewardsConfig).evaluation)
     with Run.open(directory, fitted, "rewards") as run:
@@ -62,7 +64,7 @@ def evaluate_rewards(config: RewardsConfig) -> JSONObject:
             pooled = fit_pooled(prefs.select(training), embeddings, config.fit.house())
             evaluation = evaluate_people(config, prefs, held_out, phi, model, pooled)
         if models:
-            board = compare_models(config, models, item_table(prefs, embeddings, encoded_with))
+            board = compare_models(config, models, item_table(prefs, embeddings, encoded_with), judged)
             if evaluation:
                 evaluation["differs"] = differs(config, board)
             else:
@@ -107,22 +109,24 @@ def differs(config: RewardsConfig, board: JSONObject) -> str:
     )
 
 
-def compared_models(config: RewardsConfig) -> dict[str, RewardModel]:
-    """Name → estimator of `evaluation.models`, the aggregate model and the fitted one always among them.
+def compared_models(config: RewardsConfig, judged: str) -> dict[str, RewardModel]:
+    """Name → estimator of `evaluation.models`, the aggregate model and the `judged` one always among them.
 
     Raises:
       UserError: an unknown model or setting.
     """
     check_names(config)
     wanted = config.evaluation.models
-    if wanted == () and config.fit.model == HOUSE:
+    if wanted == () and judged == HOUSE:
         return {}
     names = model_names() if wanted == "all" else tuple(wanted or ())
-    names = tuple(dict.fromkeys((compare.AGGREGATE, config.fit.model, *names)))
+    names = tuple(dict.fromkeys((compare.AGGREGATE, judged, *names)))
     return {name: make_model(config, name) for name in names}
 
 
-def compare_models(config: RewardsConfig, models: dict[str, RewardModel], table: ItemTable) -> JSONObject:
+def compare_models(
+    config: RewardsConfig, models: dict[str, RewardModel], table: ItemTable, judged: str
+) -> JSONObject:
     """The scoreboard on the division of `config`, or on its folds of people."""
     settings = config.evaluation
     return scoreboard.compare(
@@ -130,7 +134,7 @@ def compare_models(config: RewardsConfig, models: dict[str, RewardModel], table:
         table,
         divisions_of(config, table.prefs),
         scoreboard.Settings(settings.counts, settings.seeds, config.seed, settings.controls),
-        judged=config.fit.model,
+        judged=judged,
         weigh=lambda table, training: training_answers(config, table, training)[0],
         report=_LOG.info,
     )

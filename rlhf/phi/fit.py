@@ -1,11 +1,12 @@
 """`chorus rewards fit`: read, divide, embed, fit, store."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import numpy as np
 
-from rewards.api.fitting import fitted_rewards
+from rewards.api.fitting import fitted_rewards, with_probes
 from rewards.basis import projection, rails, store
 from rewards.comparison.measures import padded_rows
 from rewards.data.completions import read_completions
@@ -18,11 +19,14 @@ from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
 from rewards.types import Preferences
 from rlhf.phi import encoder, sentence
+from rlhf.phi.columns import table as columns
 from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.folds import folds_of, judged_on
 from rlhf.phi.methods import (
+    AUTO,
+    HOUSE,
     check_names,
     item_table,
     make_model,
@@ -32,7 +36,8 @@ from rlhf.phi.methods import (
 )
 from rlhf.policy import store as policy_store
 from rlhf.run import inputs
-from rlhf.run.directory import REPORT, RESULT, Run, read_result
+from rlhf.run.config.load import load
+from rlhf.run.directory import CONFIG, REPORT, RESULT, Run, read_result
 from rlhf.run.metrics import FILE as METRICS
 from rlhf.run.metrics import MetricWriter
 
@@ -45,6 +50,7 @@ def fit(config: RewardsConfig) -> JSONObject:
     A finished run is not fitted again; an unfinished one starts over (the fit is short and deterministic).
     """
     check_names(config)  # what is wrong is named before anything is embedded
+    config = settled(config)
     estimator = make_model(config, config.fit.model)
     prefs, training, held_out = divided(config)
     folds_of(config, prefs)  # what cannot be judged afterwards is refused now
@@ -76,6 +82,7 @@ def fit(config: RewardsConfig) -> JSONObject:
             # A fit starts over: with nothing kept of it, the mended configuration may use the same output_dir.
             (run.directory / METRICS).unlink(missing_ok=True)
             raise
+        fitted = _named(config, table, fitted)
         made = fitted_rewards(fitted, table, train, encoder=None, seed=config.seed)
         made.write(run.directory)
         if config.rails:
@@ -88,11 +95,41 @@ def fit(config: RewardsConfig) -> JSONObject:
             result["columns"] = columns_summary(settings)
         if made.fit is not None:
             result |= _axes_result(prefs, made.fit.phi, made.fit.people)
+            if config.probes:
+                result["probes"] = made.fit.people.report["probes"]
             result["axis_meanings"] = {
                 name: {"words": found.words, "explained": found.explained}
                 for name, found in made.meanings.items()
             }
         return close(run, result)
+
+
+def _named(config: RewardsConfig, table: ItemTable, fitted: FittedModel) -> FittedModel:
+    """The model with axes named after `probes`, where there are any; says which of them φ does not show."""
+    if not config.probes:
+        return fitted
+    measured = columns.evaluate(table.prefs, columns.as_they_are(config.probes))
+    made = with_probes(fitted, table, measured.names, measured.values)
+    for name, probe in made.report["probes"].items():
+        if probe["refused"]:
+            _LOG.warning(f"probes: no axis is named {name!r}: {probe['refused']}")
+    return made
+
+
+def settled(config: RewardsConfig) -> RewardsConfig:
+    """A folder fitted when house was the default holds that run still: auto there is house."""
+    path = Path(config.output_dir) / CONFIG
+    if config.fit.model != AUTO or not path.is_file():
+        return config
+    try:
+        stored = load(path, [], RewardsConfig).fit.model
+    except UserError:
+        return config  # what is wrong with it is said when the run is opened
+    return (
+        dataclasses.replace(config, fit=dataclasses.replace(config.fit, model=HOUSE))
+        if stored == HOUSE
+        else config
+    )
 
 
 def set_rails(directory: Path, given: JSONObject) -> None:
@@ -116,7 +153,7 @@ def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, st
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}
-    return found | made_of(config.encoder.columns)
+    return found | made_of((*config.encoder.columns, *config.probes))
 
 
 def stored_model(directory: Path) -> FittedModel:
@@ -171,6 +208,7 @@ def _fit_result(
         "training_accuracy": float(np.nansum(right * np.sum(rows >= 0, axis=1)) / np.sum(rows >= 0)),
         "policy_refusal": fitted.policy_refusal,
         "candidates": report.pop("candidates", []),
+        "choice": report.pop("choice", None),
         "fit": {name: value for name, value in report.items() if isinstance(value, int | float)},
     }
 

@@ -10,7 +10,9 @@ from rewards.annotation.basis import fit_basis_mixture
 from rewards.basis.fit import FitConfig
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rewards.methods.auto import Auto
 from rewards.methods.base import ItemTable, RewardModel
+from rewards.methods.crossed import Crossed
 from rewards.methods.training import CHUNK_STEPS
 from rewards.methods.weighting import TrainingAnswers
 from rewards.types import Preferences
@@ -18,6 +20,7 @@ from rlhf.phi import encoder
 from rlhf.phi.config import RewardsConfig
 
 HOUSE = "house"
+AUTO = models.AUTO
 SHARED = ("num_basis", "dims", "whitening", "lapse", "seed")
 """Keys of `fit` that another model than house takes over, where it has such a setting."""
 
@@ -37,8 +40,10 @@ def make_model(config: RewardsConfig, name: str) -> RewardModel:
     house = dataclasses.asdict(config.fit.house())
     own = config.fit.settings if name == config.fit.model else {}
     own = own or config.evaluation.settings.get(name, {})
-    if name == HOUSE:
+    if name in (AUTO, HOUSE):
         return models.make(name, house | own)
+    if config.fit.model == AUTO and name == Crossed.kind and not own:
+        return Auto(**house).crossed()
     known = set(inspect.signature(models.estimator(name)).parameters)
     shared = {key: _largest(house[key]) for key in SHARED if key in known}
     return models.make(name, shared | own)
@@ -58,18 +63,21 @@ def check_names(config: RewardsConfig) -> None:
                 models.estimator(name)
             except UserError as error:
                 raise UserError(f"evaluation.{key}: {error}") from None
-    fitted = config.fit.model
-    if fitted in config.evaluation.settings and (fitted == HOUSE or config.fit.settings):
-        place = "fit itself" if fitted == HOUSE else "fit.settings"
-        raise UserError(
-            f"evaluation.settings.{fitted}: {fitted} is fit.model, whose settings stand in {place}; move them there"
-        )
+    model = config.fit.model
+    inside = model in (AUTO, HOUSE)
+    for fitted in (HOUSE, Crossed.kind) if model == AUTO else (model,):
+        if fitted in config.evaluation.settings and (inside or config.fit.settings):
+            place = "fit itself" if inside else "fit.settings"
+            which = f"{fitted} is fit.model" if model == fitted else f"fit.model {model} may fit {fitted}"
+            raise UserError(
+                f"evaluation.settings.{fitted}: {which}, whose settings stand in {place}; move them there"
+            )
 
 
 def unread_settings(config: RewardsConfig) -> str | None:
     """One line about settings that only the house model reads, when another one is fitted without a mixture."""
     fit, plain = config.fit, FitConfig()
-    if fit.model == HOUSE or fit.annotation != "none":
+    if fit.model in (AUTO, HOUSE) or fit.annotation != "none":
         return None
     names = [field.name for field in dataclasses.fields(FitConfig) if field.name not in SHARED]
     unread = [f"fit.{name}" for name in names if getattr(fit, name) != getattr(plain, name)]

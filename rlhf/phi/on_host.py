@@ -26,6 +26,7 @@ from rewards.types import Preferences, RewardBasis
 from rlhf.mesh import place
 from rlhf.mesh.devices import apart
 from rlhf.models.tokenizer import Tokenizer
+from rlhf.phi import sentence
 from rlhf.phi.columns import arguments, table
 from rlhf.phi.columns.arguments import IDS
 from rlhf.phi.columns.functions import load_function
@@ -138,9 +139,10 @@ class EncoderFeatures:
         ]
         longest = max(range(len(whole)), key=lambda item: len(whole[item]))
         if len(whole[longest]) > self._room:
+            row = items.row[np.flatnonzero((items.chosen == longest) | (items.rejected == longest))[0]]
             raise UserError(
-                f"{items.source} row {items.row[longest]}: prompt and completion have {len(whole[longest])} tokens for "
-                f"the encoder, whose context holds {self._room}; lower rollout.max_new_tokens or max_prompt_tokens"
+                f"{items.source} row {row}: prompt and completion have {len(whole[longest])} tokens for the encoder, whose "
+                f"context holds {self._room}; shorten them (drawn ones: rollout.max_new_tokens or max_prompt_tokens)"
             )
         tokens, starts = left_pad(whole, multiple=WIDTH)
         first = tokens.shape[1] - np.array([len(completion) for completion in completions])
@@ -150,6 +152,15 @@ class EncoderFeatures:
             index = np.minimum(np.arange(start, start + self._chunk), len(whole) - 1)
             parts.append(self._features(self._arrays, tokens[index], starts[index], member[index]))
         return Rewards(np.concatenate([np.asarray(part) for part in parts])[: len(whole)], {})
+
+
+def loaded(basis: RewardBasis) -> Features:
+    """φ of any items by the encoder of a basis that reads new texts, which stays loaded."""
+    if basis.encoder["kind"] == "columns":
+        return ColumnFeatures(basis.encoder, basis, HostConfig())
+    return (
+        sentence.SentenceFeatures(basis) if basis.encoder["kind"] == sentence.KIND else EncoderFeatures(basis)
+    )
 
 
 def side_by_side(jobs: Sequence[tuple[str, Callable[[], Measured]]], limits: HostConfig) -> list[Measured]:

@@ -1,6 +1,5 @@
 """report.html of `chorus evaluate` with policies: what was written, for whom, how good it is, and the texts themselves."""
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,17 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from rewards.files import JSONObject
-from rlhf.report import outputs_runs, page, plots
+from rlhf.report import outputs_browser, outputs_runs, page, plots
 from rlhf.report.verdict import Verdict
+from rlhf.run.metric_docs import EVALUATION
 
-MOST_BYTES = 2_500_000
-"""Of texts in the page's browser, as they stand in the page; the files beside it have all of them."""
 MOST_PAIRS = 400
 """Of policies and judges in a table."""
-LONGEST_TEXT = 2_000
 MOST_PEOPLE = 60
 """In a heat map and in bars: more cannot be read."""
-OWN = "own reward"
+OWN = outputs_browser.OWN
 
 
 def write_outputs_report(
@@ -34,7 +31,7 @@ def write_outputs_report(
       result: as in metrics.json. matrices: by policy [U, U], row u what u gets of what was written for column v.
       people: U names. rows: as in samples.jsonl.
     """
-    data, told = browser(result, people, rows)
+    data, told = outputs_browser.browser(result, people, rows)
     first = next(iter(result["policies"]))
     sections = [
         page.section(
@@ -52,6 +49,7 @@ def write_outputs_report(
             page.Markup('<div id="outputs"></div>'),
         ),
         page.section("Policies", _policies(result), _quality(result)),
+        page.section("Exact figures", *_exact(result)),
         page.section("Rails", *outputs_runs.rails(result)),
         page.section("Judges", _judges(result)),
         page.section("How they were trained", *outputs_runs.curves(result)),
@@ -119,7 +117,16 @@ def _quality(result: JSONObject) -> str:
     return page.joined(_figures_table(result, names) for names in (TEXTS, DISTANCES))
 
 
-TEXTS = ("distinct_1", "distinct_2", "repetition", "truncated", "empty", "tokens", "characters")
+TEXTS = (
+    "distinct_1",
+    "distinct_2",
+    "repetition",
+    "truncated",
+    "empty",
+    "other_language",
+    "tokens",
+    "characters",
+)
 DISTANCES = ("perplexity", "kl_to_reference", "kl_to_aggregate", "likeness_within", "likeness_between")
 
 
@@ -130,6 +137,25 @@ def _figures_table(result: JSONObject, names: Sequence[str]) -> str:
         values = one["quality"] | likeness
         rows.append((policy, *(_figure(values[name]) for name in names)))
     return page.table(["policy", *names], rows)
+
+
+def _exact(result: JSONObject) -> list[str]:
+    """Figures over listed answers, a column a policy."""
+    found = {name: one["exact"] for name, one in result["policies"].items() if "exact" in one}
+    if not found:
+        return []
+    names = [name for name, value in next(iter(found.values())).items() if not isinstance(value, dict)]
+    rows = [
+        (
+            name,
+            *(page.number(one[name]) for one in found.values()),
+            EVALUATION[name].unit,
+            EVALUATION[name].meaning,
+        )
+        for name in names
+    ]
+    told = "Expectations over all answers that the data lists, not samples; mean over prompts."
+    return [page.paragraph(told, "note"), page.table(["figure", *found, "unit", "meaning"], rows)]
 
 
 EXPLAINED = (
@@ -244,75 +270,6 @@ def _front(result: JSONObject) -> list[str]:
     ]
     told = "Each policy's worth, and how far from the reference it went for it. No other beats those on the front in both."
     return [page.paragraph(told), page.figure(drawn), page.table(["", "policy", "KL", judge, ""], rows)]
-
-
-def browser(result: JSONObject, people: Sequence[str], rows: Sequence[JSONObject]) -> tuple[JSONObject, str]:
-    """What the page's browser reads, and what it does not hold.
-
-    A cell is a person and a prompt: for each policy its completions and their mean worth; d, the disagreement, is the
-    greatest less the least worth. Where all texts would not fit, the cells with the greatest disagreement are kept.
-    """
-    policies = list(result["policies"])
-    judge = result["judges"][0] if result["judges"] else None
-    prompts: dict[int, str] = {}
-    told: dict[tuple[str, int], dict[str, list[JSONObject]]] = {}
-    for row in rows:
-        prompts.setdefault(row["prompt_number"], _prompt(row["prompt"]))
-        told.setdefault((row["person"], row["prompt_number"]), {}).setdefault(row["policy"], []).append(row)
-    cells = []
-    for number, person in enumerate(people):
-        for prompt in prompts:
-            shared = told.get(("everybody", prompt), {})
-            own = told.get((person, prompt), {})
-            texts = [own.get(policy) or shared.get(policy) or [] for policy in policies]
-            worth = [_worth(part, judge) for part in texts]
-            known = [value for value in worth if value is not None]
-            spread = max(known) - min(known) if known else 0.0
-            cells.append((spread, number, prompt, texts, worth))
-    cells.sort(key=lambda cell: -cell[0])
-    table: dict[str, int] = {}
-    used, kept, room = set(), [], MOST_BYTES
-    for spread, number, prompt, texts, worth in cells:
-        wanted = [[_cut(row["text"]) for row in part] for part in texts]
-        new = {text for part in wanted for text in part} - table.keys()
-        room -= sum(map(_size, new)) + (0 if prompt in used else _size(prompts[prompt]))
-        room -= 60 + sum(8 * len(part) + 10 for part in wanted)
-        if room < 0 and kept:
-            break
-        used.add(prompt)
-        places = [[table.setdefault(text, len(table)) for text in part] for part in wanted]
-        kept.append({"p": number, "q": prompt, "d": round(spread, 4), "t": places, "w": worth})
-    asked = [prompts[place] if place in used else "" for place in range(max(prompts, default=-1) + 1)]
-    said = f"All {len(cells):,} pairs of person and prompt."
-    if len(kept) < len(cells):
-        said = (
-            f"The {len(kept):,} pairs of person and prompt with the greatest disagreement, of {len(cells):,}; "
-            "samples.jsonl has all."
-        )
-    data: JSONObject = {"policies": policies, "people": list(people), "prompts": asked}
-    return data | {"texts": list(table), "cells": kept}, said
-
-
-def _size(text: str) -> int:
-    """Bytes of a text in the page's script, where < and > take six."""
-    written = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
-    return len(written) + 5 * (written.count(b"<") + written.count(b">"))
-
-
-def _worth(part: Sequence[JSONObject], judge: str | None) -> float | None:
-    known = [row["worth"][judge] for row in part if judge is not None and np.isfinite(row["worth"][judge])]
-    return round(float(np.mean(known)), 4) if known else None
-
-
-def _prompt(prompt: object) -> str:
-    if isinstance(prompt, str):
-        return _cut(prompt)
-    assert isinstance(prompt, list), "messages"
-    return _cut("\n".join(f"{message['role']}: {message['content']}" for message in prompt))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
 
 
 def _figure(value: object) -> str:

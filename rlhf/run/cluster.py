@@ -61,6 +61,7 @@ def enter(config: MeshConfig) -> None:
 def join(place: Place) -> None:
     """Start `jax.distributed`."""
     guard.follow_parent()
+    guard.keep_stdout()
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM from `rlhf.run.signals`
     jax.config.update("jax_check_proxy_envs", False)  # it warns of proxies, ours to be passed by included
     try:

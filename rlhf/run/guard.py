@@ -66,6 +66,15 @@ def _hand_on(child: subprocess.Popen[bytes]):
     return handle
 
 
+def keep_stdout() -> None:
+    """What C++ writes to standard output (Gloo does) goes the way of its errors, where the parent sorts out noise."""
+    if watched():
+        sys.stdout.flush()
+        own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
+        os.dup2(2, 1)
+        sys.stdout = own
+
+
 def follow_parent() -> None:
     """End this process when its parent is gone."""
     parent = os.getppid()

@@ -31,6 +31,7 @@ AGAIN = 75
 AGREE = 2  # steps from a signal to the checkpoint: no process is further ahead than one
 _POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 8.0  # that process 0, which keeps the job's notes, waits for the others to read them
+_MEET_SECONDS = 600  # from the first process that waits to the last that comes
 _STOP, _ENDED = "chorus/stop", "chorus/ended"
 
 
@@ -78,6 +79,12 @@ def exchange(value: Any) -> list[Any]:
     padded = np.frombuffer(own.ljust(room, b" "), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), room)
     return [json.loads(row.tobytes()) for row in rows]
+
+
+def wait_for_all(name: str) -> None:
+    """Go on when every process has come here, under the same name, which is used once; nothing is computed."""
+    if several():
+        _notes().wait_at_barrier(name, _MEET_SECONDS * 1000)
 
 
 def from_writer(work: Callable[[], T]) -> T:

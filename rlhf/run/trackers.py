@@ -6,6 +6,7 @@ TRACKIO_SPACE_ID, …); without them it writes on this machine and needs no netw
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -14,9 +15,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rewards import hashed
 from rewards.errors import UserError
@@ -37,6 +38,13 @@ class Tracker(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TableTracker(Tracker, Protocol):
+    """One that shows tables as well."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None: ...
 
 
 class TensorBoard:
@@ -78,6 +86,12 @@ class Wandb:
 
     def write(self, step: int, values: Values) -> None:
         self._run.log(dict(values), step=step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table of texts and numbers that W&B sorts and filters."""
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def flush(self) -> None:
         """It sends by itself."""
@@ -182,6 +196,11 @@ class Trackers:
         for tracker in self._all:
             tracker.write(step, values)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table, to those that show tables."""
+        for tracker in self._all:
+            tracker.table(name, columns, rows)
+
     def flush(self) -> None:
         for tracker in self._all:
             tracker.flush()
@@ -225,6 +244,10 @@ class _Guarded:
         if (tracker := self._tracker) is not None:
             self._do(lambda: tracker.write(step, values))
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        if isinstance(tracker := self._tracker, TableTracker):
+            self._do(lambda: tracker.table(name, columns, rows))
+
     def flush(self) -> None:
         if (tracker := self._tracker) is not None:
             self._do(tracker.flush)
@@ -240,20 +263,23 @@ class _Threaded(_Guarded):
     def __init__(self, name: str, make: Callable[[], Tracker], sent: int):
         self._name, self._sent = name, sent
         self._tracker = None
-        self._queue: queue.SimpleQueue[tuple[int, Values] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, args=(make,), daemon=True, name=f"track-{name}")
         self._thread.start()
 
     def _work(self, make: Callable[[], Tracker]) -> None:
         self._do(lambda: setattr(self, "_tracker", make()))
         while (given := self._queue.get()) is not None:  # the end
-            step, values = given
-            super().write(step, values)
+            given()
         super().close()
 
     def write(self, step: int, values: Values) -> None:
         if step > self._sent:
-            self._queue.put((step, {name: value for name, value in values.items() if math.isfinite(value)}))
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            self._queue.put(functools.partial(super().write, step, finite))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        self._queue.put(functools.partial(super().table, name, columns, rows))
 
     def flush(self) -> None:
         """The thread does what is due as it comes."""

@@ -76,8 +76,9 @@ class SweepConfig:
         default=None,
         ge=2,
         le=1_000,
-        description="Trials that a worker trains together, in one compiled program over one frozen model; for train dpo where "
-        "only numbers of the loss, the optimiser and the like, and seeds, are tried. null: every trial is a process.",
+        description="Trials that a worker trains together, in one compiled program over one frozen model; for train dpo, "
+        "train grpo and train ppo where only numbers of the loss, the optimiser and the like, and seeds, are tried. null: every "
+        "trial is a process.",
     )
     population_at_once: int | None = Field(
         default=None,

@@ -13,7 +13,10 @@ from rlhf.train import dpo_members
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.members import Pruned
+from rlhf.train.rl import members as rl_members
+from rlhf.train.rl.config import GRPOConfig, PPOConfig
 
+Config = DPOConfig | PPOConfig | GRPOConfig
 _LOG = logging.getLogger("chorus")
 
 
@@ -43,8 +46,11 @@ def _train(study: Study, first: "_Trial") -> None:
         return waiting.pop() if waiting else _next(study)
 
     try:
-        cache = study.directory
-        dpo_members.train(first.config, sweep.population, following, cache, sweep.population_at_once)
+        size, at_once = sweep.population, sweep.population_at_once
+        if isinstance(first.config, DPOConfig):
+            dpo_members.train(first.config, size, following, study.directory, at_once)
+        else:
+            rl_members.train(first.config, size, following, at_once)
     finally:
         for one in waiting:  # what they all read was refused
             one.leave()
@@ -79,15 +85,15 @@ def _begun(study: Study, claim: Claim) -> "_Trial | None":
     except UserError as error:  # values that do not go together
         study.failed(claim, str(error))
         return None
-    assert isinstance(config, DPOConfig), "asked for where the sweep is read"
+    assert isinstance(config, Config), "asked for where the sweep is read"
     study.mark(claim, True)
     return _Trial(study, claim, config)
 
 
-class _Trial(dpo_members.Asked):
+class _Trial:
     """A trial that wants to be a member."""
 
-    def __init__(self, study: Study, claim: Claim, config: DPOConfig):
+    def __init__(self, study: Study, claim: Claim, config: Config):
         self._study, self._claim, self.config = study, claim, config
         self.callbacks = (_Watch(study, claim),)
 

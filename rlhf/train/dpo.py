@@ -17,13 +17,22 @@ from rlhf.mesh import place
 from rlhf.mesh.devices import under_mesh
 from rlhf.phi.columns import table
 from rlhf.policy import store as policy_store
+from rlhf.policy.rails import in_force
 from rlhf.run import inputs
 from rlhf.run.directory import Run
 from rlhf.train import dpo_step as dpo
 from rlhf.train import memory, optim, streamed
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
-from rlhf.train.dpo_parts import adapter_spec, personal_record, program_of, read_of, settings_of
+from rlhf.train.dpo_parts import (
+    adapter_spec,
+    personal_record,
+    population,
+    program_of,
+    read_of,
+    refuse_own_labels,
+    settings_of,
+)
 from rlhf.train.dpo_ready import material_of, ready
 from rlhf.train.guardrails.config import measured_columns
 from rlhf.train.length import in_steps, rows_a_step
@@ -75,7 +84,7 @@ def run(
             base or open_base(config),
         )
         if stream is not None:
-            trained = train_stream(config, stream, base, beside, own=own)
+            trained = train_stream(config, stream, base, basis, people, beside, own=own)
         else:
             assert prefs is not None, "read, where it is no stream"
             trained = train(config, prefs, base, basis, people, beside, directory=job.directory, own=own)
@@ -151,6 +160,8 @@ def train_stream(
     config: DPOConfig,
     stream: Stream,
     base: policy_store.Base,
+    rewards: FittedBasis | None = None,
+    people: People | None = None,
     callbacks: Sequence[Callback] = (),
     *,
     own: optim.Own = None,
@@ -158,23 +169,36 @@ def train_stream(
     """Train on rows that are read when they are visited; arguments and errors as of `train`."""
     streamed.check(config)
     memory.check_pass(config)
-    config = in_steps(config, len(stream), rows_a_step(config))
-    full, spec = config.tune.mode == "full", adapter_spec(config, None, base)
+    given, names, personal = (rewards if config.loss.personal else None), None, None
+    if given is not None:
+        assert people is not None, "rewards come with their people"
+        used = in_force(config.rails, given)
+        refuse_own_labels(config, used)
+        names, personal = used.basis.gauge.names, streamed.personal_of(config, stream, used, people)
+        drawn_from = place.everywhere(population(config, used, people))
+    else:
+        drawn_from = None
+    num_rows = len(stream) if personal is None or personal.own is None else len(personal.own.row)
+    config = in_steps(config, num_rows, rows_a_step(config))
+    full, spec = config.tune.mode == "full", adapter_spec(config, names, base)
     graphdef, params, run_key = fresh_policy(config, base, spec)
-    reference = params._replace(**jax.tree.map(jnp.copy, trained_parts(params, False)))
+    conditioned = drawn_from is not None
+    reference = params._replace(**jax.tree.map(jnp.copy, trained_parts(params, False, conditioned)))
     if full:  # the state is donated, and π_ref is asked at every step
         reference = reference._replace(base=jax.tree.map(jnp.copy, params.base))
     settings = place.everywhere(settings_of(config))
-    state = optim.init_state(trained_parts(params, full), settings.optimizer, run_key, own)
-    frozen, program = frozen_parts(params, full), program_of(config, graphdef, False, own)
-    step = functools.partial(dpo.step, frozen=frozen, population=None, settings=settings, program=program)
+    state = optim.init_state(trained_parts(params, full, conditioned), settings.optimizer, run_key, own)
+    frozen, program = frozen_parts(params, full), program_of(config, graphdef, conditioned, own)
+    step = functools.partial(
+        dpo.step, frozen=frozen, population=drawn_from, settings=settings, program=program
+    )
     state = run_steps(
         state,
         step,
-        streamed.batches(config, stream, base, graphdef, reference),
+        streamed.batches(config, stream, base, graphdef, reference, personal),
         config.train,
         tokens_per_step=lambda metrics: 2 * rows_a_step(config) * metrics["train/completion_tokens"],
         callbacks=callbacks,
     )
-    record = base_record(config, base, "dpo") | personal_record(config, None)
-    return Trained(base, params._replace(**state.params), spec, record, full, len(stream))
+    record = base_record(config, base, "dpo") | personal_record(config, given)
+    return Trained(base, params._replace(**state.params), spec, record, full, num_rows)

@@ -4,49 +4,34 @@ The step is `dpo_step.step`, mapped over the members. Each member writes the run
 alone.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from rewards.data.read import read_preferences
-from rewards.errors import UserError
 from rlhf.mesh import devices
 from rlhf.models.layout import HostOrDevice
 from rlhf.policy.conditioning import Population
 from rlhf.policy.logprobs import PolicyParams
-from rlhf.run import inputs
-from rlhf.run.directory import Run
 from rlhf.train import dpo_step as dpo
 from rlhf.train import memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
 from rlhf.train.dpo import read_for, rewards_of
 from rlhf.train.dpo_ready import Material, Ready, material_of, ready
-from rlhf.train.members import Member, run_members
+from rlhf.train.member_runs import Asked, RunMember, next_member
+from rlhf.train.members import Given, Stepped, run_members, stack
 from rlhf.train.sft import open_base
-from rlhf.train.trained import close, finished, run_callbacks
+from rlhf.train.trained import Trained, run_callbacks
 
 Constants = tuple[Population | None, dpo.DPOSettings]
 Moved = tuple[optim.TrainState, dict[str, jax.Array]]
-
-
-class Asked(Protocol):
-    """A run that somebody wants trained, and who hears how it ends."""
-
-    config: DPOConfig
-    callbacks: Sequence[Callback]
-
-    def complete(self) -> None: ...
-    def fail(self, problem: UserError) -> None: ...
-    def prune(self) -> None: ...
-    def leave(self) -> None: ...
 
 
 @functools.partial(jax.jit, static_argnames=("program", "shared", "at_once"), donate_argnames="states")
@@ -96,7 +81,7 @@ def train(
     """Train all that `following` asks for, `size` at a time.
 
     Args:
-      first: any of their configurations; they differ in numbers and seeds only (`rlhf.sweep.numbers`).
+      first: any of their configurations; they differ in numbers and seeds only (`rlhf.sweep.together`).
       following: the next; None when there is none now. cache: keeps the reference log-probs.
       at_once: as of `step`; None takes 1 on CPUs, which gain nothing by more, and all elsewhere.
     """
@@ -120,21 +105,14 @@ class _Everybody:
         self.material: Material = material_of(config, prefs, open_base(config), basis, people, cache)
         self._frozen: PolicyParams | None = None
         self._program: dpo.DPOProgram | None = None
+        self._shared = True
 
     def member(self, following: Callable[[], Asked | None]) -> "_Member | None":
         """The next one that can begin."""
-        while (asked := following()) is not None:
-            try:
-                member = _Member(self, asked)
-            except UserError as problem:
-                asked.fail(problem)
-                continue
-            except BaseException:
-                asked.leave()
-                raise
+        member = next_member(following, lambda asked: _Member(self, asked))
+        if member is not None:
             self._takes(member.ready)
-            return member
-        return None
+        return member
 
     def _takes(self, one: Ready) -> None:
         """The program has every term that some member asks for: elsewhere its weight is 0."""
@@ -150,37 +128,34 @@ class _Everybody:
             memory.check(needed, "sweep.population")
             self._frozen = one.frozen._replace(**dict.fromkeys(one.state.params))
 
-    def step(
-        self,
-        states: optim.TrainState,
-        batches: dpo.DPOBatch,
-        constants: Constants,
-        taken: HostOrDevice,
-        shared: bool,
-    ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+    def step(self, states: optim.TrainState, constants: Constants, given: Sequence[Given | None]) -> Stepped:
+        """One step of every member that is there."""
         assert self._frozen is not None and self._program is not None, "there are members"
-        how = {"program": self._program, "shared": shared, "at_once": self._at_once}
-        return step(states, batches, constants, taken, self._frozen, **how)
+        taken = np.array([one is not None for one in given])
+        batches = [one.batch for one in given if one is not None]
+        # Once their ways have parted they stay parted: whoever is left alone needs no program of his own.
+        self._shared &= all(batch is batches[0] for batch in batches)
+        batch = batches[0]
+        if not self._shared:
+            batch = stack([batch if one is None else one.batch for one in given])
+        how = {"program": self._program, "shared": self._shared, "at_once": self._at_once}
+        return Stepped(*step(states, batch, constants, taken, self._frozen, **how))
 
 
 def _bytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-class _Member(Member):
-    """One run of a population, with its directory open."""
+class _Member(RunMember):
+    """One preference run of a population."""
 
     def __init__(self, everybody: _Everybody, asked: Asked):
-        self._asked, config = asked, asked.config
-        self._open = contextlib.ExitStack()
-        with contextlib.ExitStack() as opening:
-            self.job = opening.enter_context(Run.open(config.output_dir, config, "dpo"))
-            inputs.check(self.job, everybody.read, begun=finished(self.job) or None)
-            self.ready = ready(config, everybody.material, self.job.directory)
-            self.callbacks = [
-                *run_callbacks(self.job, config.train, "dpo", asked.callbacks, track=config.track)
-            ]
-            self._open = opening.pop_all()
+        self._everybody = everybody
+        super().__init__(asked, "dpo", everybody.read)
+
+    def prepare(self, config: DPOConfig, callbacks: Sequence[Callback]) -> None:
+        self.ready = ready(config, self._everybody.material, self.job.directory)
+        self.callbacks = run_callbacks(self.job, config.train, "dpo", callbacks, track=config.track)
         steps = self.ready.config.train.steps
         assert steps is not None, "settled"
         self.state, self.batch_of = self.ready.state, self.ready.batch_of
@@ -189,22 +164,5 @@ class _Member(Member):
         self.checkpoint_every, self.max_skips = config.train.checkpoint_every, config.train.max_skips
         self.tokens_per_step, self.evaluation = self.ready.tokens_per_step, self.ready.evaluation
 
-    def finish(self, state: optim.TrainState) -> None:
-        with self._open:
-            trained = self.ready.trained(state)
-            trained.save(self.job.directory)
-            close(self.job, trained)
-        self._asked.complete()
-
-    def fail(self, problem: UserError) -> None:
-        with contextlib.suppress(UserError), self._open:
-            raise problem  # a directory in which nothing was made is given back
-        self._asked.fail(problem)
-
-    def prune(self) -> None:
-        self._open.close()
-        self._asked.prune()
-
-    def leave(self) -> None:
-        self._open.close()
-        self._asked.leave()
+    def trained(self, state: optim.TrainState) -> Trained:
+        return self.ready.trained(state)

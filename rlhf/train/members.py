@@ -6,8 +6,9 @@ row of arrays [S, …]; a member that ends, however it ends, makes room for the 
 
 import functools
 import time
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Member:
     num_steps: int
     checkpoint_every: int
     max_skips: int = 0
-    tokens_per_step: int
+    tokens_per_step: int | Callable[[dict[str, float]], float]
     callbacks: Sequence[Callback]
     evaluation: Evaluation[Any] | None
 
@@ -57,9 +58,29 @@ class Pruned(Exception):
     """Raised by a member's callback in `step`: this member goes no further."""
 
 
-StepAll = Callable[[PyTree, PyTree, PyTree, np.ndarray, bool], tuple[PyTree, dict[str, jax.Array]]]
-"""(states, batches, constants, bool[S] of the places that are taken, whether all share one batch) → (states, metrics [S]).
-The states are donated."""
+class Given(NamedTuple):
+    """A member and its batch. Members of one order at one step have the same object."""
+
+    member: Any
+    batch: PyTree
+
+
+class Stepped(NamedTuple):
+    """What a step of all gives.
+
+    Attributes:
+      states: leaves [S, …]. metrics: [S] each. more: place → metrics of that member alone.
+      failed: place → why that member cannot go on; its state is of no use.
+    """
+
+    states: PyTree
+    metrics: dict[str, jax.Array]
+    more: Mapping[int, Mapping[str, float]] = types.MappingProxyType({})
+    failed: Mapping[int, UserError] = types.MappingProxyType({})
+
+
+StepAll = Callable[[PyTree, PyTree, Sequence[Given | None]], Stepped]
+"""(states, constants, by place who is there and their batch) → what came of it; the states are donated."""
 
 
 class _Seat:
@@ -140,8 +161,8 @@ class _Population:
     def __init__(self, following: Callable[[], Member | None], step: StepAll):
         self._following, self._step = following, step
         self._seats: list[_Seat | None] = []
-        self._late: dict[str, jax.Array] | None = None  # metrics of the last step, not handed on yet
-        self._shared, self._mark = True, 0.0
+        self._late: Stepped | None = None  # of the last step; its metrics are not handed on yet
+        self._left, self._mark = False, 0.0  # whether somebody has left for whom nobody has come yet
 
     def any(self) -> bool:
         return any(seat is not None for seat in self._seats)
@@ -151,71 +172,74 @@ class _Population:
         while len(self._seats) < size and (seat := self._next()) is not None:
             self._seats.append(seat)
         if seats := self._taken():
-            self._states = _stack([seat.state for _, seat in seats])
-            self._constants = _stack([seat.member.constants for _, seat in seats])
+            self._states = stack([seat.state for _, seat in seats])
+            self._constants = stack([seat.member.constants for _, seat in seats])
         self._mark = time.perf_counter()
 
     def step(self) -> None:
         """One step of every member, and what is due after it."""
-        following = self._step(self._states, *self._batches())
+        following = self._step(self._states, self._constants, self._given())
         if self._late is not None:
             self._report()
-        self._states, self._late = following
+        self._states, self._late = following.states, following
+        for place, problem in following.failed.items():
+            self._fail(place, problem)
         for place, seat in self._taken():
             seat.number += 1
             if seat.member.evaluation is not None:
-                seat.measured = seat.member.evaluation(seat.number, _row(self._states, place))
+                try:
+                    seat.measured = seat.member.evaluation(seat.number, row(self._states, place))
+                except UserError as problem:
+                    self._fail(place, problem)
         ending = signals.pending()
-        if ending or any(seat.due for _, seat in self._taken()):
+        if ending or self._left or any(seat.due for _, seat in self._taken()):
             self._report()
             self._settle(ending)
             if ending:
                 signals.leave()
             self._mark = time.perf_counter()
 
-    def _batches(self) -> tuple[PyTree, PyTree, np.ndarray, bool]:
-        """Arguments of the step: one batch for all where all have the same, else one a member; and what it only reads."""
-        seats = self._taken()
-        # Once their ways have parted they stay parted: whoever is left alone needs no program of his own.
-        self._shared &= len({(seat.member.order, seat.number) for _, seat in seats}) == 1
-        _, first = seats[0]
-        batch = first.member.batch_of(first.number)
-        if not self._shared:
-            own = {place: seat.member.batch_of(seat.number) for place, seat in seats[1:]}
-            batch = _stack([own.get(place, batch) for place in range(len(self._seats))])
-        taken = np.array([seat is not None for seat in self._seats])
-        return batch, self._constants, taken, self._shared
+    def _given(self) -> list[Given | None]:
+        batches: dict[tuple[Hashable, int], PyTree] = {}
+        given: list[Given | None] = [None] * len(self._seats)
+        for place, seat in self._taken():
+            key = (seat.member.order, seat.number)
+            if key not in batches:
+                batches[key] = seat.member.batch_of(seat.number)
+            given[place] = Given(seat.member, batches[key])
+        return given
 
     def _report(self) -> None:
         """Hand on the metrics of the last step; a member whose numbers are not finite ends here."""
         assert self._late is not None, "after a step"
-        metrics, self._late = jax.device_get(self._late), None
+        metrics, more, self._late = jax.device_get(self._late.metrics), self._late.more, None
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         for place, seat in self._taken():
+            own = {name: float(values[place]) for name, values in metrics.items()}
             try:
-                seat.tell({name: float(values[place]) for name, values in metrics.items()}, seconds)
+                seat.tell(own | dict(more.get(place, {})), seconds)
             except UserError as problem:
-                self._empty(place)
-                seat.member.fail(problem)
+                self._fail(place, problem)
 
     def _settle(self, ending: bool) -> None:
         """Checkpoints, of all when the command ends; members that came to their end make room."""
         for place, seat in self._taken():
             if not (ending or seat.due):
                 continue
-            state = _row(self._states, place)
+            state = row(self._states, place)
             seat.checkpoint(state)
             if seat.ended or seat.pruned:
                 self._empty(place)
                 seat.member.finish(state) if seat.ended else seat.member.prune()
         if ending:
             return
+        self._left = False
         for place, seat in enumerate(self._seats):
             if seat is None and (new := self._next()) is not None:
                 self._seats[place] = new
-                self._states = _placed(self._states, new.state, place)
-                self._constants = _placed(self._constants, new.member.constants, place)
+                self._states = placed(self._states, new.state, place)
+                self._constants = placed(self._constants, new.member.constants, place)
 
     def _next(self) -> _Seat | None:
         """The next member that has anything to do."""
@@ -237,10 +261,16 @@ class _Population:
     def _taken(self) -> list[tuple[int, _Seat]]:
         return [(place, seat) for place, seat in enumerate(self._seats) if seat is not None]
 
-    def _empty(self, place: int) -> None:
+    def _fail(self, place: int, problem: UserError) -> None:
+        seat = self._empty(place)
+        seat.member.fail(problem)
+
+    def _empty(self, place: int) -> _Seat:
         seat, self._seats[place] = self._seats[place], None
         assert seat is not None, "somebody sat there"
+        self._left = True
         seat.end()
+        return seat
 
     def close(self) -> None:
         """Whoever is still here leaves."""
@@ -249,7 +279,9 @@ class _Population:
             seat.member.leave()
 
 
-def _stack(trees: Sequence[PyTree]) -> PyTree:
+def stack(trees: Sequence[PyTree]) -> PyTree:
+    """Trees of several members as one, leaves [S, …]."""
+
     def stacked(*leaves: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)
 
@@ -257,12 +289,23 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 @jax.jit
-def _row(tree: PyTree, place: int) -> PyTree:
+def row(tree: PyTree, place: int) -> PyTree:
     """One member's part."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
+@jax.jit
+def rows(tree: PyTree, index: np.ndarray) -> PyTree:
+    """The parts of several members, in this order; a place beyond the last is that of the last."""
+    return jax.tree.map(lambda leaf: _copied(leaf).at[index].get(mode="clip"), tree)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _placed(tree: PyTree, part: PyTree, place: int) -> PyTree:
-    """The arrays with another member in this place."""
-    return jax.tree.map(lambda leaf, own: leaf.at[place].set(own), tree, part)
+def placed(tree: PyTree, part: PyTree, place: int | np.ndarray) -> PyTree:
+    """The arrays with another member in this place, or several in these; what is beyond the last is dropped."""
+    return jax.tree.map(lambda leaf, own: _copied(leaf).at[place].set(_copied(own), mode="drop"), tree, part)
+
+
+def _copied(leaf: jax.Array) -> jax.Array:
+    """A run's key moves to another place and is used by none besides, which the checker of keys cannot see."""
+    return jax.random.clone(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

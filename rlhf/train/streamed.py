@@ -8,13 +8,15 @@ Shapes: A micro-batches, B rows, T nodes.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from flax import nnx
 
+from rewards.basis.store import FittedBasis
 from rewards.data.stream import Stream
 from rewards.errors import UserError
+from rewards.people.population import People
 from rlhf.mesh import place
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, SFTRows, batch_rows, microbatches
@@ -25,6 +27,7 @@ from rlhf.train import sft_step as sft
 from rlhf.train.config import DPOConfig, SFTConfig
 from rlhf.train.length import in_steps, rows_a_step
 from rlhf.train.loop import Batches
+from rlhf.train.streamed_people import ItemFeatures, Own, features_of, own_rows
 
 Config = TypeVar("Config", SFTConfig, DPOConfig)
 Rows = TypeVar("Rows", SFTRows, PairRows)
@@ -41,20 +44,34 @@ def check(config: DPOConfig | SFTConfig) -> None:
     why: dict[str, object] = {"train.evaluate_every": config.train.evaluate_every}
     if isinstance(config, DPOConfig):
         why = {
-            "loss.kind": config.loss.personal and config.loss.kind,
             "loss.annotation": config.loss.annotation != "none" and config.loss.annotation,
             "guardrails": config.guardrails is not None and "given",
             **why,
             "groups.completions": config.groups.completions != 2 and "null",
+            "train.length_buckets": config.train.length_buckets > 1 and config.train.length_buckets,
         }
     for key, value in why.items():
         if value:
-            fix = "dpo, ipo, cdpo or simpo" if key == "loss.kind" else "its default"
-            raise UserError(f"{key} {value}: needs all rows at once; set it to {fix}, or data.stream=false")
+            raise UserError(
+                f"{key} {value}: needs all rows at once; set it to its default, or data.stream=false"
+            )
     if config.train.batch_rows is None:
         raise UserError(
             "train.batch_rows null: is chosen from all rows; give a number, or set data.stream=false"
         )
+
+
+class Personal(NamedTuple):
+    """What a stream of people's comparisons needs besides. own: None where every row teaches everybody."""
+
+    features: ItemFeatures
+    own: Own | None
+
+
+def personal_of(config: DPOConfig, stream: Stream, rewards: FittedBasis, people: People) -> Personal:
+    """The encoder of the rewards, and with labels of people's own whose each row is. Errors as of its parts."""
+    own = own_rows(stream, people) if config.loss.kind == "observed" else None
+    return Personal(features_of(rewards), own)
 
 
 def batches(
@@ -63,8 +80,9 @@ def batches(
     base: policy_store.Base,
     graphdef: nnx.GraphDef,
     reference: PolicyParams,
+    personal: Personal | None = None,
 ) -> Batches:
-    """Step number → its rows, packed and with their log π_ref.
+    """Step number → its rows, packed and with their log π_ref and φ.
 
     Args:
       reference: the parameters at the start, which no step may give away.
@@ -73,15 +91,22 @@ def batches(
 
     def made(_: int, index: np.ndarray) -> dpo.DPOBatch:
         rows = pair_rows(config, stream, index, base)
-        parts = microbatches(rows, np.arange(len(index)), accumulation)
+        phi = np.zeros((*rows.item.shape, 0), np.float32)
+        if personal is not None:
+            items = stream.preferences(index)
+            found = personal.features(items)
+            phi = np.stack([found[items.chosen], found[items.rejected]], axis=1)
+            if personal.own is not None:
+                rows = rows._replace(user=personal.own.user[index])
+        parts, phi = microbatches((rows, phi), np.arange(len(index)), accumulation)
         scores = [
             place.host(sequence_logprobs(graphdef, reference, place.batch(_part(parts.packed, part)), None))
             for part in range(accumulation)
         ]
-        phi = np.zeros((*parts.item.shape, 0), np.float32)
         return place.batch(dpo.DPOBatch(parts, np.stack(scores), phi, None), 1)
 
-    return Batches(_order(config, stream), made)
+    kept = None if personal is None or personal.own is None else personal.own.row
+    return Batches(_order(config, stream, kept), made)
 
 
 def _part(packed: PackedRows, part: int) -> PackedRows:
@@ -123,9 +148,17 @@ def first_rows(
     return config, packed_by(config, stream, _order(config, stream)(0), base)
 
 
-def _order(config: DPOConfig | SFTConfig, stream: Stream) -> Callable[[int], np.ndarray]:
-    """Step number → the rows of the stream that it visits."""
-    return lambda step: batch_rows(config.seed, step, len(stream), rows_a_step(config))
+def _order(
+    config: DPOConfig | SFTConfig, stream: Stream, kept: np.ndarray | None = None
+) -> Callable[[int], np.ndarray]:
+    """Step number → the rows of the stream that it visits, among those that are kept (None: all)."""
+    count, each = len(stream) if kept is None else len(kept), rows_a_step(config)
+
+    def visited(step: int) -> np.ndarray:
+        index = batch_rows(config.seed, step, count, each)
+        return index if kept is None else kept[index]
+
+    return visited
 
 
 def example_batches(config: SFTConfig, stream: Stream, base: policy_store.Base) -> Batches:

@@ -2,90 +2,32 @@
 
     python -m scripts.bench.hosts_table docs/results/hosts.md
 
-SFT, DPO with people, GRPO with a Python reward function, and an evaluation, each as its command; then training with one of the
-processes killed (`kill -9`), what the other says and after how long, and the same run taken up by one process with one device, by
-one with eight, and by both again.
+SFT, DPO with people, GRPO with a Python reward function, and an evaluation; then training by 2 processes × 4 devices with one of
+them killed (`kill -9`), what the other says and after how long, and the same run taken up by one process with one device, by one
+with eight, and by both again. What is done is kept beside the page (OUTPUT.json).
 """
 
 import json
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from scripts.pages import write_numbers
 from tests.rlhf.run.jobs import Job, ended
 
 KILLED = ["train.steps=40", "train.checkpoint_every=5"]
 SIZES = {"1 × 1": 1, "1 × 8": 8}
-
-
-def words_of(job: Job, kind: str, output: str) -> list[str]:
-    if kind != "dpo":
-        return job.words(kind, output, "train.steps=3")
-    words = job.words("sft", output, "train.steps=3")
-    return [
-        word.replace("sft", "dpo") if word == "sft" else word for word in words if "row_length" not in word
-    ] + [
-        "--rewards",
-        str(job.folder / "rewards"),
-    ]
-
-
-def apart(job: Job, one: str, two: str) -> tuple[float, float]:
-    """The largest difference of a trained number, and of a metric (relative above 1)."""
-    a, b = job.weights(one), job.weights(two)
-    weights = max(float(np.abs(a[name] - b[name]).max()) for name in a)
-    rows = [
-        [json.loads(line) for line in (job.folder / run / "metrics.jsonl").read_text().splitlines()]
-        for run in (one, two)
-    ]
-    numbers = [
-        abs(x[name] - y[name]) / max(1.0, abs(x[name]))
-        for x, y in zip(*rows, strict=True)
-        for name in x
-        if isinstance(x[name], float) and not name.startswith("perf/")
-    ]
-    return weights, max(numbers)
-
-
-def evaluations(job: Job) -> float:
-    """The largest difference of a figure of an evaluation."""
-    found = []
-    for output, several in (("e1", False), ("e2", True)):
-        config = {
-            "seed": 0,
-            "output_dir": str(job.folder / output),
-            "data": {"path": str(job.folder / "pairs.jsonl"), "held_out_people": 0.3},
-            "rewards": str(job.folder / "rewards"),
-            "policy": str(job.folder / "dpo1"),
-            "model": {"name": str(job.model)},
-            "sampling": {"max_new_tokens": 4, "num_samples": 2},
-        }
-        path = job.folder / f"{output}.yaml"
-        path.write_text(json.dumps(config))
-        words = ["evaluate", str(path)]
-        for running in job.pair(words) if several else [job.start(words, 1)]:
-            ended(running)
-        found.append(json.loads((job.folder / output / "metrics.json").read_text()))
-    return max(_figures(found[0], found[1]))
-
-
-def _figures(a: Any, b: Any) -> list[float]:
-    if isinstance(a, dict):
-        return [x for name in a for x in _figures(a[name], b[name])]
-    if isinstance(a, list):
-        return [x for one, two in zip(a, b, strict=True) for x in _figures(one, two)]
-    return [abs(a - b)] if isinstance(a, float) else []
+VICTIMS = (0, 1)
+EACH = 4  # devices of each of the two processes
 
 
 def killed(job: Job, victim: int) -> dict[str, Any]:
     """What the survivor does, and what the run ends in when it is taken up again."""
     output = f"killed{victim}"
-    running = job.pair(job.words("sft", output, *KILLED))
+    running = job.pair(job.words("sft", output, *KILLED), EACH)
     while not list((job.folder / output / "checkpoints").glob("*/COMPLETE")):
         time.sleep(0.1)
     running[victim].kill()
@@ -97,40 +39,42 @@ def killed(job: Job, victim: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": seconds, "status": status, "line": line, "apart": {}}
     for name, devices in SIZES.items():
         copy = f"{output}-{devices}"
-        subprocess.run(["cp", "-r", str(job.folder / output), str(job.folder / copy)], check=True)
+        shutil.copytree(job.folder / output, job.folder / copy)
         ended(job.start(job.words("sft", copy, *KILLED), devices))
-        found["apart"][name] = apart(job, "undisturbed", copy)[0]
-    for one in job.pair(job.words("sft", output, *KILLED)):
+        found["apart"][name] = job.apart("undisturbed", copy)[0]
+    for one in job.pair(job.words("sft", output, *KILLED), EACH):
         ended(one)
-    found["apart"]["2 × 2"] = apart(job, "undisturbed", output)[0]
+    found["apart"][f"2 × {EACH}"] = job.apart("undisturbed", output)[0]
     return found
 
 
-def measure() -> dict[str, Any]:
-    import rewards
-    import rlhf
-    from tests.rlhf.api.world import FIT, table
+def equal(job: Job) -> dict[str, Any]:
+    """How far two processes are from one: trained parameters and metrics."""
+    for one in [*job.in_turn("1", 1), *job.in_turn("2", 2)]:
+        ended(one)
+    found: dict[str, Any] = {kind: job.apart(f"{kind}1", f"{kind}2") for kind in ("sft", "dpo", "grpo")}
+    return found | {"evaluate": (None, job.figures_apart("evaluate1", "evaluate2"))}
 
+
+def measure(kept: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder))
-        sizes: dict[str, Any] = FIT
-        fitted = rewards.fit(rewards.read(table()), encoder=rlhf.encoder(str(job.model)), **sizes)
-        fitted.save(str(Path(folder) / "rewards"))
-        found: dict[str, Any] = {"equal": {}, "killed": {}}
-        for kind in ("sft", "dpo", "grpo"):
-            ended(job.start(words_of(job, kind, f"{kind}1"), 1))
-            for one in job.pair(words_of(job, kind, f"{kind}2")):
+        if "equal" not in found:
+            job.fit()
+            found["equal"] = equal(job)
+            write_numbers(kept, found)
+            print(found["equal"], flush=True)
+        if {"killed 0", "killed 1"} - found.keys():
+            for one in job.pair(job.words("sft", "undisturbed", *KILLED), EACH):
                 ended(one)
-            found["equal"][kind] = apart(job, f"{kind}1", f"{kind}2")
-            print(kind, found["equal"][kind], flush=True)
-        found["equal"]["evaluate"] = (None, evaluations(job))
-        print("evaluate", found["equal"]["evaluate"], flush=True)
-        for one in job.pair(job.words("sft", "undisturbed", *KILLED)):
-            ended(one)
-        for victim in (1, 0):
-            found["killed"][victim] = killed(job, victim)
-            print(victim, found["killed"][victim], flush=True)
-        return found
+        for victim in VICTIMS:
+            if f"killed {victim}" not in found:
+                found[f"killed {victim}"] = killed(job, victim)
+                write_numbers(kept, found)
+                print(found[f"killed {victim}"], flush=True)
+        job.stop()
+    return found
 
 
 def page(found: dict[str, Any]) -> str:
@@ -147,23 +91,24 @@ def page(found: dict[str, Any]) -> str:
     ]
     for kind, (weights, metrics) in found["equal"].items():
         lines.append(f"| {kind} | {'–' if weights is None else f'{weights:.1e}'} | {metrics:.1e} |")
+    runs = [found[f"killed {victim}"] for victim in VICTIMS]
     lines += [
         "",
         "## One of them killed",
         "",
-        "`kill -9` of one process in the middle of a training of forty steps with a checkpoint every five. It is then taken",
-        "up from its last checkpoint by other numbers of processes × devices; the difference is that of the final parameters",
-        "from a run of both processes that nothing disturbed.",
+        f"Two processes × {EACH} devices; `kill -9` of one of them in the middle of a training of forty steps with a checkpoint",
+        "every five. It is then taken up from its last checkpoint by other numbers of processes × devices; the difference is",
+        "that of the final parameters from a run of both processes that nothing disturbed.",
         "",
-        f"| killed | the other ends after | status | {' | '.join(next(iter(found['killed'].values()))['apart'])} |",
+        f"| killed | the other ends after | status | {' | '.join(runs[0]['apart'])} |",
         "|---|---|---|---|---|---|",
     ]
-    for victim, one in found["killed"].items():
+    for victim, one in zip(VICTIMS, runs, strict=True):
         sizes = " | ".join(f"{value:.1e}" for value in one["apart"].values())
         lines.append(f"| process {victim} | {one['seconds']:.0f} s | {one['status']} | {sizes} |")
-    said = next(iter(found["killed"].values()))["line"]
-    return "\n".join([*lines, "", "It says:", "", f"    {said}"]) + "\n"
+    return "\n".join([*lines, "", "It says:", "", f"    {runs[0]['line']}"]) + "\n"
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(measure()), encoding="utf-8")
+    output = Path(sys.argv[1])
+    output.write_text(page(measure(output.with_suffix(".json"))), encoding="utf-8")

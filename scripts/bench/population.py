@@ -1,6 +1,9 @@
 """Runs of DPO as members of a population against the same runs one after the other: processor time, clock and memory.
 
-    python -m scripts.bench.population --members 8 --steps 50
+    python -m scripts.bench.population --members 8 --steps 50 --adapter-layers 6 --folder FOLDER
+
+Pairs are those of electricity contracts (about 70 tokens with their prompt). What was measured stands in FOLDER/measured.jsonl:
+the same command goes on after the last run that ended.
 
 Each side runs the real commands in processes of their own: `chorus sweep CONFIG --worker` trains all members in one, then
 `chorus train dpo trials/0003.yaml` each of them alone. Both sides begin with no compiled program and keep what they compile, as
@@ -10,39 +13,39 @@ the commands do: of the runs alone only the first compiles. Memory is the peak o
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-WORDS = "the old town lies on a river and every boat that comes here brings salt wool or news from far away".split()
+from rewards.data.read import read_preferences
 
 
-def write_pairs(path: Path, count: int, words: int) -> None:
-    """Pairs of made-up sentences, each completion of so many words."""
-    rng = np.random.default_rng(0)
-
-    def text() -> str:
-        return " ".join(rng.choice(WORDS, words))
-
-    rows = [
-        {"prompt": f"Say something: {text()}", "chosen": text(), "rejected": text()} for _ in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write_pairs(folder: Path, count: int) -> Path:
+    """The first pairs of the electricity contracts, as the pair of one person each."""
+    path = folder / "pairs.jsonl"
+    prefs = read_preferences("electricity")
+    kept = []
+    for pair in zip(prefs.chosen[:count], prefs.rejected[:count], strict=True):
+        chosen, rejected = (prefs.item_text[item] for item in pair)
+        prompt = prefs.prompts[prefs.item_prompt[pair[0]]]
+        kept.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    return path
 
 
 def write_sweep(folder: Path, args: argparse.Namespace) -> Path:
-    write_pairs(folder / "pairs.jsonl", 64, args.words)
     config = {
         "seed": 0,
         "output_dir": str(folder / "sweep"),
-        "data": {"path": str(folder / "pairs.jsonl")},
-        "model": {"name": args.model},
+        "data": {"path": str(write_pairs(folder, args.pairs))},
+        "model": {"name": args.model, "adapter_layers": args.adapter_layers},
         "loss": {"kind": "dpo"},
         "train": {"steps": args.steps, "batch_rows": args.rows, "log_every": 1},
         "track": [],
@@ -89,37 +92,62 @@ def apart(one: Path, other: Path) -> dict[str, float]:
     return {"loss": float(np.abs(first - second).max()), "weights": moved}
 
 
+def kept(folder: Path, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured under this name, now or in an earlier session."""
+    path = folder / "measured.jsonl"
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in map(json.loads, known):
+        if line["name"] == name:
+            return line["found"]
+    found = measure()
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"name": name, "found": found}) + "\n")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=1, help="rows of a step, of two completions each")
-    parser.add_argument("--words", type=int, default=8, help="of a completion")
+    parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--adapter-layers", type=int, help="top layers with adapters; default: all")
     parser.add_argument("--at-once", type=int)
+    parser.add_argument("--folder", type=Path, required=True, help="keeps the runs; a new one begins anew")
     parser.add_argument("--name", default="population.json")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = write_sweep(folder, args)
-        together = measured(["sweep", str(path), "--worker"], folder / "compiled-together")
-        print("together", together, flush=True)
-        alone, differences = [], []
-        for number in range(args.members):
-            trial, own = folder / "sweep" / "trials" / f"{number:04d}", folder / "alone" / str(number)
+    folder = args.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_sweep(folder, args)
+
+    def all_of_them() -> dict[str, float]:
+        shutil.rmtree(folder / "sweep", ignore_errors=True)
+        return measured(["sweep", str(path), "--worker"], folder / "compiled-together")
+
+    together = kept(folder, "together", all_of_them)
+    print("together", together, flush=True)
+    alone = []
+    for number in range(args.members):
+        trial, own = folder / "sweep" / "trials" / f"{number:04d}", folder / "alone" / str(number)
+
+        def one(trial: Path = trial, own: Path = own) -> dict[str, Any]:
+            shutil.rmtree(own, ignore_errors=True)
             words = ["train", "dpo", f"{trial}.yaml", f"output_dir={own}"]
-            alone.append(measured(words, folder / "compiled-alone"))
-            differences.append(apart(own, trial))
-            print(number, alone[-1], differences[-1], flush=True)
+            return measured(words, folder / "compiled-alone") | {"apart": apart(own, trial)}
+
+        alone.append(kept(folder, str(number), one))
+        print(number, alone[-1], flush=True)
     sums: dict[str, float] = {key: sum(one[key] for one in alone) for key in together}
     from scripts.bench.machine import RESULTS, report
 
     result: dict[str, Any] = {
-        "settings": vars(args),
+        "settings": {key: value for key, value in vars(args).items() if key != "folder"},
         "together": together,
         "alone": sums,
+        "each_alone": [{key: one[key] for key in together} for one in alone],
         "ratio": {key: together[key] / sums[key] for key in together},
-        "apart": {key: max(one[key] for one in differences) for key in differences[0]},
+        "apart": {key: max(one["apart"][key] for one in alone) for key in ("loss", "weights")},
     }
     report(RESULTS / args.name, result)
 

@@ -1,8 +1,9 @@
 """How long a preference file of two million rows takes to the first step, and what memory it needs beyond the model.
 
-    python -m scripts.bench.stream [--rows 2000000]
+    python -m scripts.bench.stream [--rows 2000000] [--model smollm2-135m]
 
-Twice the same command on a tiny model, with many rows and with few: the difference of the two peaks is what the rows cost.
+DPO on a tiny model, without people and on labels of people's own (who chose is read of every row before the first step), and with
+`--model` on that one. Each is the same command twice, on many rows and on few: the difference of the peaks is what rows cost.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from scripts.bench.machine import RESULTS, report
 
@@ -27,25 +29,31 @@ def write(path: Path, count: int) -> None:
                 "prompt": f"Which {n % 997} ?",
                 "chosen": f"{words} {n}",
                 "rejected": f"{words} {n + 1} item 3",
+                "user_id": f"p{n % 32:02}",  # half of them are people of the fit
             }
             file.write(json.dumps(row) + "\n")
 
 
-def train(model: Path, data: Path, output: Path) -> dict[str, float]:
+def train(model: str, data: Path, output: Path, more: list[str]) -> dict[str, float]:
     """Seconds from the start of the command to its first step, and the peak of its memory in GB."""
     words = [
         "train",
         "dpo",
         "--model",
-        str(model),
+        model,
         "--data",
         str(data),
         f"output_dir={output}",
         "data.stream=true",
     ]
-    words += ["train.steps=3", "train.epochs=null", "train.batch_rows=8"]
+    words += ["train.steps=3", "train.epochs=null", "train.batch_rows=8", *more]
     begun = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "rlhf", *words], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rlhf", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stderr is not None, "a pipe"
     first, said = None, []
     for line in child.stderr:
@@ -58,25 +66,52 @@ def train(model: Path, data: Path, output: Path) -> dict[str, float]:
     return {"seconds_to_first_step": first, "peak_gb": used.ru_maxrss / 1e6}
 
 
+def prepare(folder: Path, count: int) -> None:
+    """The tiny model, the rewards and the rows."""
+    from tests.rlhf.run.jobs import Job
+
+    Job(folder).fit()
+    write(folder / "many.jsonl", count)
+    write(folder / "few.jsonl", 1000)
+
+
+def compared(model: str, folder: Path, more: list[str], name: str) -> dict[str, Any]:
+    """The same command on few rows and on many."""
+    found: dict[str, Any] = {}
+    for rows in ("compiled", "few", "many"):  # programs are remembered
+        data = folder / ("many.jsonl" if rows == "many" else "few.jsonl")
+        found[rows] = train(model, data, folder / f"{name}-{rows}", more)
+    del found["compiled"]
+    found["beyond_gb"] = found["many"]["peak_gb"] - found["few"]["peak_gb"]
+    print(name, found, flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--model", help="a model to measure besides the tiny one")
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from tests.rlhf import tiny
-
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model = tiny.write_model(place / "model", vocab_size=48)
-        write(place / "many.jsonl", args.rows)
-        write(place / "few.jsonl", 1000)
-        train(model, place / "few.jsonl", place / "compiled")  # programs are remembered
-        few = train(model, place / "few.jsonl", place / "a")
-        many = train(model, place / "many.jsonl", place / "b")
-        size = (place / "many.jsonl").stat().st_size / 1e9
-    beyond = many["peak_gb"] - few["peak_gb"]
-    result = {"rows": args.rows, "file_gb": size, "few": few, "many": many, "beyond_gb": beyond}
+    if args.prepare:
+        prepare(args.prepare, args.rows)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # In a process of its own: what is started inherits the peak of its parent.
+        words = ["--prepare", name, "--rows", str(args.rows)]
+        subprocess.run([sys.executable, "-m", "scripts.bench.stream", *words], check=True)
+        tiny, own = str(folder / "model"), ["--rewards", str(folder / "rewards"), "loss.kind=observed"]
+        result = {
+            "rows": args.rows,
+            "file_gb": (folder / "many.jsonl").stat().st_size / 1e9,
+            "tiny": compared(tiny, folder, [], "tiny"),
+            "tiny, people's own labels": compared(tiny, folder, own, "own"),
+        }
+        if args.model:
+            result[args.model] = compared(args.model, folder, [], "model")
     report(RESULTS / "stream.json", result)
 
 

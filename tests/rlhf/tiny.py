@@ -108,7 +108,8 @@ def write_model(directory: Path, seed: int = 0, **changes) -> Path:
     config, rng, tensors = ModelConfig.from_hf(raw), np.random.default_rng(seed), {}
     names = {leaf.name: leaf for leaf in layout.top_leaves(config)}
     for layer in range(config.num_layers):
-        names |= {layout.layer_name(layer, leaf): leaf for leaf in layout.layer_leaves(config)}
+        each = [one for leaf in layout.layer_leaves(config) for one in leaf.each_expert()]
+        names |= {layout.layer_name(layer, leaf): leaf for leaf in each}
     for name, leaf in names.items():
         shape = layout.file_shape(leaf)
         tensors[name] = (rng.normal(size=shape) * 0.1 + (len(shape) == 1)).astype(np.float32)

@@ -33,7 +33,7 @@ def write(
     client = ChatClient(
         f"policies: {url}#{served}",
         url,
-        server.api_key_variable,
+        server.variable_of(url),
         timeout_seconds=server.timeout_seconds,
         retries=server.retries,
     )

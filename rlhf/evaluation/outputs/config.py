@@ -7,8 +7,16 @@ from pydantic import Field, model_validator
 from rlhf.phi.columns.config import ColumnConfig
 from rlhf.phi.reward import HostConfig
 from rlhf.policy.generation import Drawing
-from rlhf.run.config.address import DEFAULT_VARIABLE
-from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig
+from rlhf.run.config.address import (
+    DEFAULT_VARIABLE,
+    Parallel,
+    Retries,
+    Timeout,
+    check_address,
+    may_send,
+    refusal,
+)
+from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
 
@@ -54,13 +62,25 @@ class ServerConfig:
         description="Environment variable that holds the key; unset means that none is sent. One that begins with "
         "CHORUS_, or a provider's own for that provider's host.",
     )
-    parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time.")
-    timeout_seconds: float = Field(
-        default=120.0, gt=0, le=1e6, description="Longest wait for the server's next bytes."
+    api_key_variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="Address → environment variable with its key, where it is another than api_key_variable.",
     )
-    retries: int = Field(
-        default=3, ge=0, le=100, description="Further tries after a time-out, a 429 or a 5xx answer."
-    )
+    parallel: Parallel = 8
+    timeout_seconds: Timeout = 120.0
+    retries: Retries = 3
+
+    def variable_of(self, address: str) -> str:
+        """Name of the environment variable with the key of an address."""
+        return self.api_key_variables.get(address, self.api_key_variable)
+
+    @model_validator(mode="after")
+    def _keys_go_where_they_may(self):
+        for address, variable in self.api_key_variables.items():
+            check_address(address)
+            if not may_send(variable, address):
+                raise ValueError(refusal(variable, address))
+        return self
 
 
 @record
@@ -119,7 +139,15 @@ class OutputsConfig(RunConfig):
         min_length=1,
         description="π_ref; null: the model from which the first of the policies that is a run was trained.",
     )
+    enumerate: bool = Field(
+        default=False,
+        description="Exact figures as well, over all answers that the data lists for a prompt; of policies with people.",
+    )
     sampling: WritingConfig = Field(default=WritingConfig(), description="How completions are drawn.")
+    inspect_logs: bool = Field(
+        default=False, description="Write a log of Inspect for each policy, in inspect/ of the run directory."
+    )
+    track: Track = ()
     server: ServerConfig = Field(
         default=ServerConfig(), description="How policies behind an address are asked."
     )
@@ -139,6 +167,11 @@ class OutputsConfig(RunConfig):
             raise ValueError(
                 "prompts: none given; give a file of prompts, or data, or rewards fitted on some"
             )
+        if self.enumerate and self.rewards is None:
+            raise ValueError("enumerate: answers are listed by the data of a reward run; give rewards")
+        for address in self.server.api_key_variables:
+            if not any(f"{address}#" in policy for policy in self.policies):
+                raise ValueError(f"server.api_key_variables: no policy is at {address!r}")
         if any(one.gate is not None for one in self.judges):
             raise ValueError("judges: a gate judges nothing; leave out gate")
         if len({one.name for one in self.judges}) < len(self.judges):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rewards.files import JSONObject
+from rewards.types import Prompt
 from rlhf.evaluation.outputs import statistics, texts
 from rlhf.evaluation.outputs.judging import OWN, Judged
 from rlhf.evaluation.outputs.people import Person
@@ -22,13 +23,18 @@ FEWEST = 6
 
 
 def figures(
-    written: Sequence[Written], judged: Judged, people: Sequence[Person], untouched: bool
+    written: Sequence[Written],
+    judged: Judged,
+    people: Sequence[Person],
+    prompts: Sequence[Prompt],
+    untouched: bool,
 ) -> JSONObject:
     """`policies` and `comparisons`."""
     names = [one.source.name for one in written]
+    qualities = texts.qualities(written, prompts, untouched)
     return {
         "policies": {
-            name: _policy(number, written[number], judged, people, untouched)
+            name: _policy(number, written[number], judged, people, qualities[number])
             for number, name in enumerate(names)
         },
         "comparisons": [
@@ -42,7 +48,7 @@ def figures(
 
 
 def _policy(
-    number: int, written: Written, judged: Judged, people: Sequence[Person], untouched: bool
+    number: int, written: Written, judged: Judged, people: Sequence[Person], quality: JSONObject
 ) -> JSONObject:
     worth: JSONObject = {}
     for judge, values in judged.values.items():
@@ -60,7 +66,7 @@ def _policy(
     found: JSONObject = {
         **written.source.described(),
         "worth": worth,
-        "quality": texts.quality(written, untouched),
+        "quality": quality,
         "likeness": texts.likeness(written),
     }
     if (gains := judged.gains[number]) is not None:

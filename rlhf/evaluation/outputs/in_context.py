@@ -3,8 +3,9 @@
     ANSWERS   what was asked, which of two answers was preferred, one after another
     PROMPT    as it is, after a line that asks to write for the same person
 
-Where the prompt is a list of messages, this stands before the words of the first one. Somebody who has given no answers is
-asked with the prompt alone.
+Answers to the very prompt that is asked are left out, where there are others: the preferred text would be the answer. Where
+the prompt is a list of messages, this stands before the words of the first one. Somebody who has given no answers is asked with
+the prompt alone.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,11 @@ def prompt_for(prompt: Prompt, answers: Sequence[Answer]) -> Prompt:
     more, content = getattr(prompt[0], "more", None), f"{before}\n\n{content}"
     first = (role, content) if more is None else Message(role, content, more)
     return (first, *prompt[1:])
+
+
+def elsewhere(answers: Sequence[Answer], prompt: Prompt) -> Sequence[Answer]:
+    """Those to other prompts; all where there are none."""
+    return [one for one in answers if one.prompt != prompt] or answers
 
 
 def _text(prompt: Prompt) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rewards.basis import meaning
 from rewards.basis.readout import Readout
 from rewards.basis.store import RewardRun
 from rewards.errors import UserError
@@ -33,7 +34,8 @@ class Judged:
     """values: by judge and policy float64[U, P, n]. matrices: by policy float64[U, U], what row u gets, by u's own taste, from
     what was written for column v, and gains float64[U, P], own minus the mean of other people's; None for policies that
     answer all alike. checks: what was found of every further judge, and why some judge nothing. partial: by judge the policies of
-    its own model, where it prefers them; it does not compare those with others.
+    its own model, where it prefers them; it does not compare those with others. axes: what the K axes of people's own rewards are
+    called, and features: by policy φ float32[U, P, n, K] of every completion, U = 1 where all get the same; none without rewards.
     """
 
     values: dict[str, list[np.ndarray]]
@@ -41,6 +43,8 @@ class Judged:
     gains: list[np.ndarray | None]
     checks: JSONObject
     partial: dict[str, set[int]] = dataclasses.field(default_factory=dict)
+    axes: tuple[str, ...] = ()
+    features: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def counts(self, judge: str, a: int, b: int) -> bool:
         """Whether a judge's comparison of policies a and b counts."""
@@ -72,8 +76,11 @@ def judge(
     matrices: list[np.ndarray | None] = [None] * len(written)
     gains: list[np.ndarray | None] = [None] * len(written)
     checks: JSONObject = {}
+    axes: tuple[str, ...] = ()
+    phi = np.zeros((len(distinct), 0), np.float32)
     if run is not None:
-        worth = _worths(run, asked, distinct, people)
+        axes, phi = _axes(run), features(run, items)
+        worth = _worths(phi, people)
         values[OWN] = [_own(worth, at) for at in index]
         for number, one in enumerate(written):
             if one.source.personal and len(people) > 1:
@@ -89,7 +96,7 @@ def judge(
             checks[one.name]["self"]["policies"] = [written[number].source.name for number in sorted(own)]
             if found["partial"]:
                 partial[one.name] = own
-    return Judged(values, matrices, gains, checks, partial)
+    return Judged(values, matrices, gains, checks, partial, axes, [phi[at] for at in index] if axes else [])
 
 
 def of_its_model(judge: ColumnConfig, written: Sequence[Written]) -> set[int]:
@@ -158,7 +165,8 @@ def best(
             distinct = sorted(set(keys))
             place = {key: index for index, key in enumerate(distinct)}
             at = np.array([place[key] for key in keys]).reshape(one.shape)
-            own = _own(_worths(run, asked, distinct, people), at)  # [U, P, n · N]
+            phi = features(run, _items(asked, distinct))
+            own = _own(_worths(phi, people), at)  # [U, P, n · N]
             picked = own.reshape(*own.shape[:2], -1, number).argmax(axis=-1)
             completions = [
                 [
@@ -174,12 +182,15 @@ def best(
     return found
 
 
-def _worths(
-    run: RewardRun, asked: PromptRows, distinct: Sequence[tuple[int, str]], people: Sequence[Person]
-) -> np.ndarray:
+def _worths(phi: np.ndarray, people: Sequence[Person]) -> np.ndarray:
     """w_u · φ of each distinct (prompt, text), float64[U, I]."""
     coef = np.stack([np.asarray(person.coef) for person in people])
-    return (features(run, _items(asked, distinct)).astype(np.float64) @ coef.T).T
+    return (phi.astype(np.float64) @ coef.T).T
+
+
+def _axes(run: RewardRun) -> tuple[str, ...]:
+    """Names of the axes with what goes with each, as far as that was measured."""
+    return tuple(found.label(name) for name, found in meaning.read(run).items())
 
 
 def features(run: RewardRun, items: Preferences) -> np.ndarray:

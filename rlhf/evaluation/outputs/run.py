@@ -2,27 +2,33 @@
 
 samples.jsonl, samples.parquet, samples.csv   every completion: policy, person, prompt, text, worth by judge
 matrix.json                                   people by people, by policy
-metrics.json, report.html                     the figures, and what they say
+metrics.json, report.html, report.md          the figures, and what they say
 """
 
-import csv
 import dataclasses
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rewards import jsonl
 from rewards.basis.store import RewardRun, load_reward_run
 from rewards.data.prompts import is_text
 from rewards.data.prompts import read_prompts as read_lines
 from rewards.data.read import read_preferences
 from rewards.errors import UserError
-from rewards.files import JSONObject, atomic_path, sha256_json, write_json
+from rewards.files import JSONObject, sha256_json, write_json
 from rewards.types import Preferences, Prompt
-from rlhf.evaluation.outputs import figures, judging, people, policies, samples
+from rlhf.evaluation.outputs import (
+    figures,
+    formats,
+    judging,
+    listed,
+    people,
+    policies,
+    samples,
+    scoring,
+    tables,
+)
 from rlhf.evaluation.outputs.config import OutputsConfig
 from rlhf.evaluation.outputs.judging import Judged
 from rlhf.evaluation.outputs.people import Person
@@ -33,6 +39,7 @@ from rlhf.phi.columns.arguments import check_reads_completions
 from rlhf.phi.columns.functions import load_function
 from rlhf.phi.config import RewardsConfig
 from rlhf.phi.reward import PromptRows
+from rlhf.policy.store import Policy
 from rlhf.report.outputs import write_outputs_report
 from rlhf.run import inputs
 from rlhf.run.config.common import PeopleDataConfig
@@ -41,7 +48,7 @@ from rlhf.run.directory import CONFIG, REPORT, RESULT, Run, plain, read_result
 from rlhf.train.rl.prompts import read_prompts
 
 _LOG = logging.getLogger("chorus")
-SAMPLES, MATRIX = "samples", "matrix.json"
+MATRIX = "matrix.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,7 @@ class World:
     run: RewardRun | None
     people: list[Person]
     asked: PromptRows
+    prefs: Preferences | None
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -65,15 +73,23 @@ def run(config: OutputsConfig) -> JSONObject:
     with Run.open(config.output_dir, config, "outputs") as job:
         world = read(config)
         found = read_by(config, world)
-        done = all((job.directory / name).is_file() for name in (REPORT, RESULT, f"{SAMPLES}.jsonl"))
+        done = all((job.directory / name).is_file() for name in (REPORT, RESULT, f"{tables.SAMPLES}.jsonl"))
         if job.resumed and done and inputs.unchanged(job, found):
             return job.stored_result()
-        written = samples.write_all(config, world.sources, world.prompts, world.people)
-        written = judging.best(written, world.run, world.asked, world.people)
+
+        exact: dict[str, JSONObject] = {}
+
+        def finish(one: Written, load: Callable[[], Policy]) -> Written:
+            if config.enumerate and one.source.conditioned:
+                exact[one.source.name] = _exact(
+                    world, one.source.load()
+                )  # not the copy that writes, whose layers lie apart
+            [one] = judging.best([one], world.run, world.asked, world.people)
+            return scoring.with_aggregate(one, load, world.prompts) if config.sampling.untouched else one
+
+        written = samples.write_all(config, world.sources, world.prompts, world.people, finish)
         if world.reference is not None:
-            written = samples.with_reference(written, world.reference, world.prompts)
-        if config.sampling.untouched:
-            written = samples.with_aggregate(written, world.prompts)
+            written = scoring.with_reference(written, world.reference, world.prompts)
         judged = judging.judge(config, written, world.run, world.asked, world.people)
         for name, found_of in judged.checks.items():
             if found_of["off"]:
@@ -81,8 +97,10 @@ def run(config: OutputsConfig) -> JSONObject:
             elif partial := found_of.get("self", {}).get("partial"):
                 _LOG.warning(f"judge {name!r} does not compare them: {partial}")
         result = summary(config, world, written, judged)
-        rows = list(sample_rows(world, written, judged))
-        write_samples(job.directory, rows)
+        for name, found_exactly in exact.items():
+            result["policies"][name]["exact"] = found_exactly
+        rows = list(tables.sample_rows(world.people, world.prompts, written, judged))
+        tables.write(job.directory, rows)
         matrices = {
             one.source.name: matrix.tolist()
             for one, matrix in zip(written, judged.matrices, strict=True)
@@ -91,6 +109,11 @@ def run(config: OutputsConfig) -> JSONObject:
         names = [person.name for person in world.people]
         write_json(job.directory / MATRIX, {"people": names, "policies": matrices})
         write_outputs_report(job.directory, plain(result), matrices, names, rows)
+        formats.write_markdown(job.directory, plain(result))
+        if config.inspect_logs:
+            formats.write_inspect(job.directory, plain(result), [plain(row) for row in rows])
+        if config.track:
+            formats.track(job.directory, config.track, plain(result), [plain(row) for row in rows])
         inputs.write(job, found)
         job.write_result(result)
         return read_result(job.directory)
@@ -112,13 +135,29 @@ def read(config: OutputsConfig) -> World:
     in_context = [one for one in sources if one.in_context]
     held_out = run is not None and people.HELD_OUT in config.people
     prefs = (
-        None if data is None or not (config.prompts is None or held_out or in_context) else _preferences(data)
+        None
+        if data is None or not (config.prompts is None or held_out or in_context or config.enumerate)
+        else _preferences(data)
     )
     whom = people.chosen(config, run, data, prefs)
     if in_context:
         _check_answers(in_context[0], config, whom)
     reference = None if place is None else policies.model(policies.REFERENCE, place)
-    return World(sources, reference, run, whom, _asked(config, prefs))
+    if config.enumerate and (
+        prefs is None or reference is None or not any(one.conditioned for one in sources)
+    ):
+        raise UserError(
+            "enumerate: needs a policy with people and the data that lists their answers; give them, or leave it out"
+        )
+    return World(sources, reference, run, whom, _asked(config, prefs), prefs)
+
+
+def _exact(world: World, policy: Policy) -> JSONObject:
+    assert world.run is not None and world.prefs is not None and world.reference is not None, (
+        "checked in read"
+    )
+    place, prefs = world.reference.place, world.prefs
+    return listed.exact(policy, place, world.run, prefs, world.people, world.prompts)
 
 
 def _check_answers(source: policies.Source, config: OutputsConfig, whom: Sequence[Person]) -> None:
@@ -187,6 +226,11 @@ def read_by(config: OutputsConfig, world: World) -> inputs.Inputs:
     return found
 
 
+def _described(person: Person) -> JSONObject:
+    found: JSONObject = {"name": person.name, "group": person.group}
+    return found if person.coef is None else found | {"coefficients": person.coef.tolist()}
+
+
 def summary(config: OutputsConfig, world: World, written: Sequence[Written], judged: Judged) -> JSONObject:
     """The contents of metrics.json."""
     result: JSONObject = {
@@ -199,76 +243,9 @@ def summary(config: OutputsConfig, world: World, written: Sequence[Written], jud
         "reference": None if world.reference is None else world.reference.place,
         "judges": list(judged.values),
         "judge_checks": judged.checks,
-        "persons": [{"name": one.name, "group": one.group} for one in world.people],
-        **figures.figures(written, judged, world.people, config.sampling.untouched),
+        "axes": list(judged.axes),
+        "persons": [_described(one) for one in world.people],
+        **figures.figures(written, judged, world.people, world.prompts, config.sampling.untouched),
     }
     status, text = figures.headline(result)
     return result | {"verdict": {"status": status, "text": text}}
-
-
-def sample_rows(world: World, written: Sequence[Written], judged: Judged) -> Iterator[JSONObject]:
-    """Every completion, once for each person whom it was written for; the policies that answer all alike have "everybody"."""
-    for number, one in enumerate(written):
-        shared = not one.source.personal
-        shape = one.shape
-        for person, prompt, sample in itertools.product(*map(range, shape)):
-            completion = one.completions[person][prompt][sample]
-            worth = {
-                judge: values[number][:, prompt, sample].mean()
-                if shared
-                else values[number][person, prompt, sample]
-                for judge, values in judged.values.items()
-            }
-            yield {
-                "policy": one.source.name,
-                "person": people.EVERYBODY if shared else world.people[person].name,
-                "prompt_number": prompt,
-                "prompt": jsonl.prompt_value(world.prompts[prompt]),
-                "sample": sample,
-                "text": completion.text,
-                "tokens": completion.num_tokens,
-                "finished": completion.finished,
-                "logprob": completion.logprob,
-                "reference_logprob": _at(one.reference, person, prompt, sample),
-                "aggregate_logprob": _at(one.aggregate, person, prompt, sample),
-                "worth": {judge: float(value) for judge, value in worth.items()},
-            }
-
-
-def _at(scores: np.ndarray | None, *place: int) -> float | None:
-    return None if scores is None else float(scores[place])
-
-
-def write_samples(directory: Path, rows: Sequence[JSONObject]) -> None:
-    """The same table three times: for people, for pandas, for spreadsheets."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [plain(row) for row in rows]
-    jsonl.write(directory / f"{SAMPLES}.jsonl", rows)
-    flat = [
-        {key: value for key, value in row.items() if key not in ("worth", "prompt")}
-        | {"prompt": row["prompt"] if isinstance(row["prompt"], str) else jsonl.line(row["prompt"]).strip()}
-        | {f"worth: {judge}": value for judge, value in row["worth"].items()}
-        for row in rows
-    ]
-    flat = [{key: _unicode(value) for key, value in row.items()} for row in flat]
-    with atomic_path(directory / f"{SAMPLES}.parquet") as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), temporary)
-    with (
-        atomic_path(directory / f"{SAMPLES}.csv") as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        table_writer = csv.DictWriter(file, list(flat[0]))
-        table_writer.writeheader()
-        table_writer.writerows({key: _inert(value) for key, value in row.items()} for row in flat)
-
-
-def _unicode(value: object) -> object:
-    """Halves of surrogate pairs have no UTF-8."""
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-
-
-def _inert(value: object) -> object:
-    """A spreadsheet takes a cell that begins like this for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

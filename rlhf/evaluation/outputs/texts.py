@@ -1,10 +1,11 @@
-"""What can be said of texts without a judge: how much of them is new, repeated, cut off, alike.
+"""What can be said of texts without a judge: how much of them is new, repeated, cut off, alike, in another language.
 
-    distinct-n       distinct n-grams of words over all n-grams of a policy's texts
+    distinct-n       distinct n-grams of words over all n-grams of the texts for one person; mean over people
     repetition       share of a text's 4-grams of words that stood in it before; mean over texts
     perplexity       exp(−Σ log π_ref(y|x) / Σ tokens), by π_ref
     KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 and top_p 1 only.
                      KL(π ‖ π_agg) likewise. Best of N: the same of the chosen, with log N − (N − 1)/N more, an upper bound
+    other language   share of texts in another language than the prompt, of those where both are clear
     likeness         mean cosine of word and word-pair counts: between completions of one prompt for one person (within), and
                      for different people (between)
 
@@ -13,25 +14,42 @@ Artificial Hivemind, arXiv:2510.22954, with counts of words instead of embedding
 the best-of-n alignment policy, arXiv:2401.01879 (the bound).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from rewards.files import JSONObject
+from rewards.types import Prompt
+from rlhf.evaluation.outputs import language
 from rlhf.evaluation.outputs.samples import Written
 
 WIDTH = 2**18
 
 
-def quality(written: Written, untouched: bool) -> dict[str, float | None]:
-    """Figures of one policy; None where there is no reference, or nothing to read."""
+def qualities(written: Sequence[Written], prompts: Sequence[Prompt], untouched: bool) -> list[JSONObject]:
+    """`quality` of each policy."""
+    asked = language.of_prompts(prompts)
+    return [quality(one, asked, untouched) for one in written]
+
+
+def quality(written: Written, asked: Sequence[str | None], untouched: bool) -> dict[str, float | None]:
+    """Figures of one policy; None where there is no reference, or nothing to read.
+
+    Args:
+      asked: language of each prompt. untouched: whether completions were drawn from the policy as it is.
+    """
     texts = [one.text for one in written.flat()]
+    people, prompts, number = written.shape
+    placed = [one for _ in range(people) for one in asked for _ in range(number)]
     words = [text.split() for text in texts]
     found: dict[str, float | None] = {
-        "distinct_1": _distinct(words, 1),
-        "distinct_2": _distinct(words, 2),
+        "distinct_1": _distinct(words, 1, prompts * number),
+        "distinct_2": _distinct(words, 2, prompts * number),
         "repetition": float(np.mean([_repeated(own) for own in words])),
         "truncated": float(np.mean(~written.array("finished"))),
         "empty": float(np.mean([not text.strip() for text in texts])),
+        "other_language": language.other_language(placed, language.languages(texts)),
         "tokens": float(np.mean(written.array("num_tokens"))),
         "characters": float(np.mean([len(text) for text in texts])),
         "perplexity": None,
@@ -96,9 +114,14 @@ def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
-def _distinct(texts: list[list[str]], n: int) -> float | None:
-    grams = [gram for words in texts for gram in _grams(words, n)]
-    return len(set(grams)) / len(grams) if grams else None
+def _distinct(texts: list[list[str]], n: int, each: int) -> float | None:
+    """Mean over people, `each` texts a person: the share falls with the number of texts, and one for everybody has fewer."""
+    found = []
+    for start in range(0, len(texts), each):
+        grams = [gram for words in texts[start : start + each] for gram in _grams(words, n)]
+        if grams:
+            found.append(len(set(grams)) / len(grams))
+    return float(np.mean(found)) if found else None
 
 
 def _repeated(words: list[str], n: int = 4) -> float:

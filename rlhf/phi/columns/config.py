@@ -7,7 +7,15 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from rewards.files import JSONObject
-from rlhf.run.config.address import DEFAULT_VARIABLE, check_address, may_send, refusal
+from rlhf.run.config.address import (
+    DEFAULT_VARIABLE,
+    Parallel,
+    Retries,
+    Timeout,
+    check_address,
+    may_send,
+    refusal,
+)
 from rlhf.run.record import record
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -91,16 +99,9 @@ class ColumnConfig:
         description="Share of pairs that must get the same verdict in both orders, else the column is switched off "
         "(judge only).",
     )
-    parallel: int = Field(default=8, ge=1, le=256, description="Requests at a time (judge only).")
-    timeout_seconds: float = Field(
-        default=120.0, gt=0, le=1e6, description="Longest wait for the server's next bytes (judge only)."
-    )
-    retries: int = Field(
-        default=3,
-        ge=0,
-        le=100,
-        description="Further tries after a time-out, a 429 or a 5xx answer (judge only).",
-    )
+    parallel: Parallel = 8
+    timeout_seconds: Timeout = 120.0
+    retries: Retries = 3
     max_tokens: int = Field(
         default=1024,
         ge=1,

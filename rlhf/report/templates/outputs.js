@@ -5,6 +5,7 @@
   const root = document.getElementById("outputs");
   if (!root) return;
   const PAGE = 12;
+  const MOST = 3, LEAST = 0.05;  // axes that are named as reasons, and nats below which one is none
   const make = (name, text, className) => {
     const element = document.createElement(name);
     if (text !== undefined) element.textContent = text;
@@ -50,6 +51,12 @@
     if (order.value === "0") return found.sort((a, b) => b.d - a.d);
     return found.sort((a, b) => a.q - b.q || a.p - b.p);
   };
+  const reasons = (person, text) => {
+    if (!data.axes) return "";
+    const parts = data.phi[text].map((value, axis) => [data.axes[axis], data.coef[person][axis] * value]);
+    const strong = parts.filter(([, part]) => Math.abs(part) >= LEAST).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+    return strong.slice(0, MOST).map(([axis, part]) => `${axis} ${part > 0 ? "+" : "−"}${Math.abs(part).toFixed(2)}`).join("; ");
+  };
   const answer = (cell, index) => {
     const box = make("div", undefined, "answer");
     const worth = cell.w[index];
@@ -57,7 +64,11 @@
     const head = make("h4", data.policies[index]);
     if (worth !== null) head.append(make("span", " " + worth.toFixed(2), best ? "worth best" : "worth"));
     box.append(head);
-    cell.t[index].forEach((text) => box.append(make("p", data.texts[text] || "(nothing)", "text")));
+    cell.t[index].forEach((text) => {
+      box.append(make("p", data.texts[text] || "(nothing)", "text"));
+      const said = reasons(cell.p, text);
+      if (said) box.append(make("p", said, "note reasons"));
+    });
     return box;
   };
   const show = (anew) => {

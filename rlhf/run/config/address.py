@@ -4,7 +4,10 @@ A configuration may come from somebody else. It names an address and a variable;
 secret of the machine anywhere.
 """
 
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from rewards.shown import without_credentials
 
@@ -23,6 +26,15 @@ HOSTS = {
     "HF_TOKEN": "router.huggingface.co",
 }
 DEFAULT_VARIABLE = "OPENAI_API_KEY"
+
+Parallel = Annotated[int, Field(ge=1, le=256, description="Requests to the address at a time.")]
+Timeout = Annotated[
+    float, Field(gt=0, le=1e6, description="Longest wait for the next bytes of the server at the address.")
+]
+Retries = Annotated[
+    int,
+    Field(ge=0, le=100, description="Further tries after a time-out, a 429 or a 5xx answer of the address."),
+]
 
 
 def check_address(address: str) -> None:

@@ -145,8 +145,8 @@ class StreamedDataConfig(DataConfig):
 
     stream: bool = Field(
         default=False,
-        description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
-        "(`rows-*.jsonl`). Losses without people only; every row is a pair of its own.",
+        description="Read rows when they are visited and not all at the start: .jsonl, .parquet or .array_record, several by a "
+        "pattern (`rows-*.jsonl`). Every row is a pair of its own.",
     )
 
 
@@ -167,8 +167,8 @@ class ExampleDataConfig(DataConfig):
     )
     stream: bool = Field(
         default=False,
-        description="Read rows when they are visited and not all at the start: .jsonl or .parquet, several by a pattern "
-        "(`rows-*.jsonl`). Every row of the file is a packed row of its own, and counts as often as it occurs.",
+        description="Read rows when they are visited and not all at the start: .jsonl, .parquet or .array_record, several by a "
+        "pattern (`rows-*.jsonl`). Every row of the file is a packed row of its own, and counts as often as it occurs.",
     )
 
 

@@ -30,14 +30,14 @@ from rlhf.models.load import read_hf_config
 from rlhf.phi import fit
 from rlhf.phi.columns.classifier import conversations, pad_of
 from rlhf.phi.config import EncoderConfig, EncoderModelConfig, RewardsConfig
-from rlhf.phi.methods import HOUSE, check_names, make_model
+from rlhf.phi.methods import AUTO, HOUSE, check_names, make_model
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import encode_items
 from rlhf.policy.packing import Sequences, pack
 from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, memory, optim
+from rlhf.train import by_length, held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
@@ -46,7 +46,6 @@ from rlhf.train.reward.classifier import HEAD, save_classifier
 from rlhf.train.reward.config import RewardTrainConfig
 from rlhf.train.sft import (
     base_record,
-    batches,
     fresh_policy,
     frozen_parts,
     open_base,
@@ -202,7 +201,7 @@ def train(
     state = run_steps(
         state,
         step,
-        batches(config, learned, len(index)),
+        by_length.batches(config, learned, learned.packed),
         config.train,
         tokens_per_step=tokens_per_step(config, kept.packed),
         callbacks=callbacks,
@@ -228,7 +227,7 @@ def _check_sizes(config: RewardTrainConfig, prefs: Preferences, width: int) -> N
             f"head.num_basis {num_basis}: {num_users} training people and hidden states of {width} numbers differ in at most "
             f"{min(num_users, width)} directions; lower it"
         )
-    if num_basis and config.fit.model == HOUSE:
+    if num_basis and config.fit.model in (AUTO, HOUSE):
         check_ahead(prefs, width, config.fit)
 
 

@@ -187,6 +187,15 @@ def drawn_people(
     return drawn_from, UserShares.of(users)
 
 
+def with_numbers(config: RLConfig, source: Source) -> Source:
+    """The same rewards for a run that differs in numbers (`rlhf.sweep.together`): they say whose coefficients are drawn."""
+    if not isinstance(source.run, RewardRun):
+        return source
+    people_of, run = load_people(source.run), source.run
+    drawn_from, _ = drawn_people(config, run.prior, list(people_of.posteriors), run.rails)
+    return dataclasses.replace(source, people=drawn_from)
+
+
 def _reward_of(config: RLConfig, run: FittedBasis, base: policy_store.Base) -> Reward:
     """φ of a reward run: compiled where it reads the policy's own tokens, else on the host."""
     settings = run.basis.encoder

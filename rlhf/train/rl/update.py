@@ -247,7 +247,8 @@ def _update(
     ready = prepared(state, rollout, rewards, frozen, settings, program, people, checks)
     found, metrics = ready.found, ready.metrics
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
-    start = optim.TrainState(state.step, state.params, state.opt_state, state.key)
+    # Its key is not read again; without it no step that is left out chooses between keys (members side by side).
+    start = optim.TrainState(state.step, state.params, state.opt_state, None)
     trained, steps = _epochs(start, ready.whole, frozen, ready.kl_price, shuffle, settings, program, extra)
     kl_nats = metrics["train/kl_ref_nats"]
     kl_coef = next_kl_coef(settings.kl, state.kl_coef, kl_nats, completions=rollout.mask.shape[0])

@@ -113,7 +113,7 @@ def test_other_methods_by_name(prefs):
         (lambda prefs: rewards.fit(prefs, method="hose"), "did you mean 'house'"),
         (
             lambda prefs: rewards.fit(prefs, num_bases=2),
-            "house.num_bases: no such setting; did you mean 'num_basis'",
+            "auto.num_bases: no such setting; did you mean 'num_basis'",
         ),
         (lambda prefs: rewards.fit(prefs, encoder="smollm2-135m"), "is no encoder.*rlhf.encoder"),
         (

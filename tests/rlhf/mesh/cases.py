@@ -48,7 +48,7 @@ def all_cases() -> list[str]:
 class World:
     """Model, data and rewards that all cases share; tied: whether the head is the embedding."""
 
-    def __init__(self, directory: Path, tied: bool = True, **changes: int):
+    def __init__(self, directory: Path, tied: bool = True, **changes: int | str):
         given = {"vocab_size": 48, "tie_word_embeddings": tied} | changes
         self.model = tiny.write_model(directory / "model", **given)
         self.prefs = rewards.read(table())

@@ -53,5 +53,13 @@ def coded(directory: Path) -> None:
     print(json.dumps([cases.difference(found, MESH, case), cases.collectives(divided.as_text())]))
 
 
+def experts(directory: Path) -> None:
+    """Supervised steps of all weights of a mixture of experts: how far from one device on each mesh."""
+    mixture = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    world, case, meshes = cases.World(directory, **mixture), "sft/none/full", ("1.8.1", MESH)
+    found = cases.run_all(world, ("1.1.1", *meshes), [case], steps=2)
+    print(json.dumps([cases.difference(found, mesh, case) for mesh in meshes]))
+
+
 if __name__ == "__main__":
-    {"": main, "steps": steps, "coded": coded}["".join(sys.argv[2:])](Path(sys.argv[1]))
+    {"": main, "steps": steps, "coded": coded, "experts": experts}["".join(sys.argv[2:])](Path(sys.argv[1]))

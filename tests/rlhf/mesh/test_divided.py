@@ -80,3 +80,10 @@ def test_a_base_in_codes_is_divided_as_its_matrices_are(tmp_path):
     assert (128, 12) in gathered  # an MLP's matrix, whole along fsdp only
     assert not [shape for shape in gathered if len(shape) == 3 and shape[0] == 2]
     assert "Involuntary full rematerialization" not in done.stderr
+
+
+def test_a_mixture_of_experts_is_what_it_is_on_one_device(tmp_path):
+    """Every device holds a part of each expert; which experts a token goes through must not depend on it."""
+    done = divided(str(tmp_path), "experts")
+    for apart, where in json.loads(done.stdout.splitlines()[-1]):
+        assert apart < 1e-4, where

@@ -1,13 +1,17 @@
 """Several processes as one job: what is found, what is refused, and what a lost process leaves."""
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from rewards.errors import UserError
-from rlhf.run import cluster, processes
+from rlhf.apps import cli
+from rlhf.run import cluster, guard, processes
 from rlhf.run.config.common import MeshConfig
-from tests.rlhf.run.jobs import Job, close, ended
+from tests.rlhf.run.jobs import Job, ended
 
 SLURM = {
     "SLURM_JOB_ID": "70001",
@@ -28,6 +32,13 @@ def launched(monkeypatch):
     return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
+@pytest.fixture
+def job(tmp_path):
+    found = Job(tmp_path)
+    yield found
+    found.stop()
+
+
 def test_alone_without_flags_and_launcher(launched):
     assert cluster.found(MeshConfig()) is None
 
@@ -35,7 +46,7 @@ def test_alone_without_flags_and_launcher(launched):
 def test_slurm_says_who_the_processes_are(launched):
     launched(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
     place = cluster.found(MeshConfig())
-    assert place == ("node07:" + place.coordinator.rpartition(":")[2], 4, 2, [0, 1])
+    assert place is not None and place == ("node07:" + place.coordinator.rpartition(":")[2], 4, 2, [0, 1])
 
 
 def test_one_task_a_node_has_all_its_devices(launched):
@@ -108,17 +119,75 @@ def _refuse() -> None:
     raise UserError("no")
 
 
-def test_a_killed_process_ends_the_other_and_both_go_on(tmp_path):
-    """The survivor ends with one line and the status of "again"; a checkpoint of two goes on in one."""
-    job = Job(tmp_path)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["mesh.fsdp=3"], "does not divide the"),
+        (["mesh.fsdp=0"], "fsdp is 0; give a number"),
+        (["mesh.tensr=2"], "did you mean 'tensor'"),
+        (["--coordinator", "a:1"], "mesh.processes: missing"),
+        (["--processes", "2", "--process", "0"], "mesh.coordinator: missing"),
+        (["--coordinator", "a", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
+        (["--coordinator", "a:1", "--processes", "3", "--process", "0"], "mesh.processes 3: SLURM says 4"),
+    ],
+)
+def test_a_command_refuses_them_in_one_line_before_it_reads_a_model(given, said, launched, capsys, tmp_path):
+    if "SLURM" in said:
+        launched(SLURM)
+    words = [
+        "train",
+        "sft",
+        "--model",
+        "nowhere",
+        "--data",
+        "nothing.jsonl",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert cli.main([*words, *given]) == 2
+    complaint = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chorus: ")]
+    assert len(complaint) == 1 and said in complaint[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_past_python_goes_with_the_errors():
+    code = "import os, rlhf.run.guard as g; g.keep_stdout(); print('said'); os.write(1, b'[Gloo] noise')"
+    environment = os.environ | {guard.WATCHED: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"said\n" and done.stderr == b"[Gloo] noise"
+
+
+def test_two_processes_train_and_measure_what_one_does(job):
+    """One of them comes later than Gloo waits when two devices first meet, as one does that compiles for a minute longer."""
+    job.fit()
+    pair = job.in_turn("2", 2, CHORUS_LATE="35")
+    for one in [*job.in_turn("1", 1), *pair]:
+        ended(one)
+    for kind in ("sft", "dpo", "grpo"):
+        assert max(job.apart(f"{kind}1", f"{kind}2")) < 1e-5, kind
+    assert job.figures_apart("evaluate1", "evaluate2") < 1e-5
+
+
+def test_a_killed_process_ends_the_other_and_both_go_on(job):
+    """Process 1 is killed, both go on, process 0 is killed, both go on: the numbers of a run of one that nothing disturbed."""
     words = job.words("sft", "run", "train.steps=60", "train.checkpoint_every=5")
-    first, second = job.pair(words)
-    while not list((tmp_path / "run/checkpoints").glob("*/COMPLETE")):
-        assert first.poll() is None, first.communicate()[0]
-    second.kill()
-    said = ended(first, processes.AGAIN)
-    assert said.count("chorus: another process of this job is gone") == 1 and "Traceback" not in said
-    second.communicate()
-    ended(job.start(words, 1))
+    for victim in (1, 0):
+        pair = job.pair(words)
+        before = finished_steps(job)
+        while finished_steps(job) == before:
+            assert pair[0].poll() is None, pair[0].communicate()[0]
+            time.sleep(0.1)
+        pair[victim].kill()
+        begun = time.monotonic()
+        said = ended(pair[1 - victim], processes.AGAIN)
+        assert time.monotonic() - begun < 60
+        assert said.count("chorus: another process of this job is gone") == 1
+        assert "Traceback" not in said and "Gloo" not in said
+        pair[victim].communicate()
+    for one in job.pair(words):
+        ended(one)
     ended(job.start(job.words("sft", "whole", "train.steps=60", "train.checkpoint_every=60"), 1))
-    assert close(job.weights("run"), job.weights("whole"))
+    assert max(job.apart("run", "whole")) < 1e-5
+
+
+def finished_steps(job: Job) -> list[str]:
+    return sorted(path.parent.name for path in (job.folder / "run/checkpoints").glob("*/COMPLETE"))

@@ -1,13 +1,16 @@
 """A sweep whose trials are members of a population: refused where they cannot be, otherwise as a sweep of processes ends."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from rewards.errors import UserError
 from rlhf.run.config.load import load
@@ -78,8 +81,9 @@ WRONG = {
         {},
         ["not in optimizer;"],
     ),
-    "another command": ({"command": "train sft"}, {"loss": None}, ["is for train dpo, not train sft"]),
+    "another command": ({"command": "train sft"}, {"loss": None}, ["is for train dpo, train grpo, train ppo, not train sft"]),
     "all weights": ({}, {"tune": {"mode": "full"}}, ["tune.mode is full", "choose lora"]),
+    "lengths": ({}, {"train": {"steps": 4, "length_buckets": 2}}, ["train.length_buckets is 2", "choose 1"]),
     "a stream": ({}, {"data": {"path": "x.jsonl", "stream": True}}, ["data.stream is true"]),
     "trackers": ({}, {"track": ["tensorboard", "wandb"]}, ["wandb follows one run a process"]),
     "processes": ({}, {"mesh": {"processes": 2}}, ["mesh asks for several"]),
@@ -150,3 +154,41 @@ def test_a_signal_ends_a_worker_after_a_checkpoint_of_every_member(world, tmp_pa
     assert steps[0] == steps[1] and len(steps[0]) == 1 and steps[0][0] < 4000
     study = Study(read_sweep(path))
     assert study.unfinished() and not any(study.was_killed(study.begin()) for _ in range(2))
+
+
+def test_a_killed_population_goes_on_to_the_same_numbers(world, tmp_path):
+    """SIGKILL at two random instants, also between the checkpoints of its members."""
+    train = {"steps": 40, "batch_rows": 2, "log_every": 1, "checkpoint_every": 3}
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    path = written(world, tmp_path / "killed", {"trials": 2}, train=train)
+    command = [sys.executable, "-m", "rlhf", "sweep", str(path), "--worker"]
+    study = Study(read_sweep(path))
+    rng = random.Random(7)
+    for _ in range(2):
+        worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        begun = steps_done(study)
+        deadline = time.monotonic() + 180
+        while steps_done(study) < begun + 4:
+            assert time.monotonic() < deadline and worker.poll() is None, worker.stderr.read()
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.2))
+        worker.kill()
+        worker.wait()
+    assert study.unfinished(), "killed before its end"
+    members.work(read_sweep(path))
+    whole = read_sweep(written(world, tmp_path / "whole", {"trials": 2}, train=train))
+    members.work(whole)
+    for number in range(2):
+        folders = [one.run_directory(number) for one in (study, Study(whole))]
+        assert [line["step"] for line in numbers(folders[0])] == list(range(1, 41))
+        assert numbers(folders[0]) == numbers(folders[1]), "to the bit"
+        weights = [load_file(folder / "policy" / "weights.safetensors") for folder in folders]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert not list(folders[0].rglob("*.tmp"))
+
+
+def steps_done(study):
+    """Lines of metrics of all trials."""
+    return sum(len(one.read_bytes().splitlines()) for one in study.directory.glob("trials/*/metrics.jsonl"))

@@ -4,21 +4,17 @@ import json
 import os
 import signal
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import rewards
 import rlhf
 from rlhf.run import signals
 from rlhf.run.config.load import build
-from rlhf.run.metrics import read_metrics
 from rlhf.train import dpo, dpo_members
-from rlhf.train.callbacks import Callback
 from rlhf.train.config import DPOConfig
-from rlhf.train.members import Pruned
 from tests.rlhf import tiny
 from tests.rlhf.api.world import FIT, table
+from tests.rlhf.train.populations import Asked, At, prune, same
 
 PLAIN = {"loss": {"kind": "dpo"}}
 STEPS = 4
@@ -51,50 +47,10 @@ def config_of(world, folder, **changes):
     return build(values, DPOConfig, "test", {})
 
 
-class Asked:
-    """One that wants a run, and remembers how it ended."""
-
-    def __init__(self, config, *callbacks):
-        self.config, self.callbacks, self.ends = config, callbacks, []
-
-    def complete(self):
-        self.ends.append("complete")
-
-    def fail(self, problem):
-        self.ends.append(str(problem))
-
-    def prune(self):
-        self.ends.append("pruned")
-
-    def leave(self):
-        self.ends.append("left")
-
-
 def together(asked, size, cache, at_once=None):
     waiting = iter(asked)
     dpo_members.train(asked[0].config, size, lambda: next(waiting, None), cache, at_once)
     return [one.ends for one in asked]
-
-
-def same(alone, member):
-    """Equal to 1e-5: every line of metrics, and the policy; and the same files."""
-    lines = [read_metrics(folder) for folder in (alone, member)]
-    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
-    for one, other in zip(*lines, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            if not name.startswith("perf/") and name != "line_sha256":
-                assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
-    weights = [load_file(folder / "policy" / "weights.safetensors") for folder in (alone, member)]
-    assert weights[0].keys() == weights[1].keys()
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=1e-5, err_msg=name)
-    files = [{str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()} for f in (alone, member)]
-    kept = [
-        {p for p in found if "/arrays/" not in p and not p.startswith(("cache/", "tensorboard/"))}
-        for found in files
-    ]
-    assert kept[0] == kept[1]
 
 
 def test_members_are_what_they_would_be_alone(world, tmp_path):
@@ -126,21 +82,6 @@ def test_members_with_people_and_held_out_rows(world, tmp_path):
     for n, own in enumerate(changes):
         dpo.run(config_of(world, tmp_path / f"alone{n}", **base | own))
         same(tmp_path / f"alone{n}", tmp_path / f"m{n}")
-
-
-class At(Callback):
-    """Does something when a step is reported."""
-
-    def __init__(self, step, act):
-        self._step, self._act = step, act
-
-    def step(self, number, metrics):
-        if number == self._step:
-            self._act()
-
-
-def prune():
-    raise Pruned
 
 
 def test_whoever_ends_makes_room_and_nothing_is_compiled_again(world, tmp_path):

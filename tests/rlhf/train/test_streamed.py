@@ -1,6 +1,9 @@
 """Preferences that are read when they are visited: the numbers of those that are read at once."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +11,14 @@ import pytest
 import rlhf
 from rewards.data.stream import Stream
 from rewards.errors import UserError
+from rlhf.policy import store
 from rlhf.run.config.describe import schema_of
 from rlhf.run.config.load import made
 from rlhf.train import dpo, sft, streamed
 from rlhf.train.callbacks import Function
 from tests.rlhf import tiny
+from tests.rlhf.api.world import table
+from tests.rlhf.run.jobs import Job
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -47,9 +53,7 @@ def world(tmp_path):
 
 def weights(config) -> dict[str, np.ndarray]:
     policy = rlhf.load_policy(config.output_dir).loaded
-    from rlhf.policy.store import flatten
-
-    return flatten(policy.params.lora)
+    return store.flatten(policy.params.lora)
 
 
 def test_a_stream_trains_what_the_whole_set_does(world):
@@ -58,6 +62,62 @@ def test_a_stream_trains_what_the_whole_set_does(world):
     assert a["train/loss/total"] == pytest.approx(b["train/loss/total"], abs=1e-5)
     one, two = weights(whole), weights(stream)
     assert all(np.abs(one[name] - two[name]).max() < 1e-5 for name in one)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Rewards of people of two tastes, by an encoder with a model of its own."""
+    job = Job(tmp_path_factory.mktemp("people"))
+    job.fit()
+    return job.folder
+
+
+def personal(fitted: Path, tmp_path: Path, **loss: Any) -> Callable[[str, bool], Any]:
+    """Configurations on rows each of which has a prompt of its own, in whole files and in streams."""
+    rows = [row | {"prompt": f"Which {n} ?"} for n, row in enumerate(table()[:24])]
+    rows[5]["user_id"] = "somebody else"  # whose own labels are left out
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(output: str, stream: bool):
+        values = {
+            "seed": 3,
+            "output_dir": str(tmp_path / output),
+            "data": {"path": str(path), "stream": stream},
+            "model": {"name": str(fitted / "model")},
+            "rewards": str(fitted / "rewards"),
+            "loss": loss,
+            "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},
+            "train": {"steps": 3, "batch_rows": 4, "log_every": 1},
+        }
+        return made(values, schema_of("dpo"), "test", {})
+
+    return config
+
+
+@pytest.mark.parametrize("kind", ["soft", "observed"])
+def test_people_in_a_stream_are_those_of_the_whole_set(fitted, tmp_path, kind):
+    config = personal(fitted, tmp_path, kind=kind, nll_coef=0.1)
+    a, b = dpo.run(config("whole", False)), dpo.run(config("stream", True))
+    assert a["train/loss/total"] == pytest.approx(b["train/loss/total"], abs=1e-5)
+    assert a["num_rows"] == b["num_rows"] == (24 if kind == "soft" else 23)
+    one, two = (
+        store.flatten(rlhf.load_policy(tmp_path / name).loaded.params.conditioner)
+        for name in ("whole", "stream")
+    )
+    assert one and all(np.abs(one[name] - two[name]).max() < 1e-5 for name in one)
+
+
+def test_a_row_that_does_not_say_who_chose_has_no_label_of_its_own(fitted, tmp_path):
+    config = personal(fitted, tmp_path, kind="observed")("out", True)
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Which ?", "chosen": "item 1", "rejected": "item 2"}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"pairs.jsonl: row 25: field 'user_id': is missing; say who chose"):
+        dpo.run(config)
+    path.write_text(json.dumps(row | {"user_id": "somebody else"}) + "\n")
+    with pytest.raises(UserError, match="none of its people was in the fit of the reward run"):
+        dpo.run(config)
 
 
 def test_what_needs_all_rows_is_refused(world):
@@ -87,6 +147,22 @@ def test_parquet_gives_the_same_rows(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     stream = Stream(str(tmp_path / "a.parquet"), {"prompt": "source"})
     assert [stream.pair(n)[0] for n in range(5)] == [row["prompt"] for row in rows(5)]
+
+
+def test_array_record_gives_the_same_rows(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for text in [*(json.dumps(row) for row in rows(5)), '{"prompt": "x"']:
+        writer.write(text.encode())
+    writer.close()
+    stream = Stream(str(tmp_path / "*.array_record"))
+    assert len(stream) == 6 and [stream.pair(n)[1] for n in range(5)] == [row["chosen"] for row in rows(5)]
+    with pytest.raises(UserError, match="row 6: .*is not JSON"):
+        stream.pair(5)
+    (tmp_path / "b.array_record").write_text("{}\n" * 100)
+    with pytest.raises(UserError, match=r"b\.array_record: not a readable array_record file"):
+        Stream(str(tmp_path / "b.array_record"))
 
 
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "  \n", "\t\r\n"])

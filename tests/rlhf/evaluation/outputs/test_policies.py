@@ -301,6 +301,69 @@ def test_a_key_is_not_sent_to_a_strange_host(world, serve, tmp_path, monkeypatch
     assert not server.bodies
 
 
+def test_exact_figures_are_those_of_the_evaluation_of_one_policy(world, prefs, trained, tmp_path):
+    data = {"data.path": str(prefs), "data.held_out_people": 0.25, "rewards": str(world / "rewards")}
+    places = {"policy": str(trained), "model.name": str(world / "model"), "seed": 0}
+    sampling = {"sampling.max_new_tokens": 4, "sampling.num_samples": 1}
+    old = {"output_dir": str(tmp_path / "old"), "enumerate": "true", "users.answers": 1}
+    (tmp_path / "one.yaml").write_text("{}")
+    words = [f"{name}={value}" for name, value in (data | places | sampling | old).items()]
+    old = evaluate(str(tmp_path / "one.yaml"), {}, words)["enumerated"]
+    given = {"policies": [f"four={trained}", "reference"], "enumerate": True, "answers": 1}
+    given |= {"output_dir": str(tmp_path / "out")}
+    result = evaluate(None, given | data | sampling, [])
+    new = result["policies"]["four"]["exact"]
+    assert (
+        result["people"] == len(new["per_person"]["own_reward"]) > 1
+        and "exact" not in result["policies"]["reference"]
+    )
+    for name in old.keys() - {"per_person"}:
+        assert new[name] == pytest.approx(old[name], rel=1e-5, abs=1e-6), name
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Exact figures" in page and f"{new['own_reward']:.4g}" in page
+    with pytest.raises(UserError, match="lists no answers to prompt 1"):
+        evaluate(
+            None,
+            given
+            | data
+            | sampling
+            | {"prompts": str(world / "prompts.txt"), "output_dir": str(tmp_path / "x")},
+            [],
+        )
+
+
+def test_every_address_has_a_key_of_its_own(world, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_OTHER_KEY", "sk-other")
+    first, second = serve(lambda body: "item 3"), serve(lambda body: "item 5")
+    several = [f"one={first.address}#m", f"two={second.address}#n"]
+    variables = {second.address: "CHORUS_OTHER_KEY"}
+    asked(world, first, tmp_path / "out", policies=several, **{"server.api_key_variables": variables})
+    assert set(first.keys) == {"Bearer sk-secret"} and set(second.keys) == {"Bearer sk-other"}
+    for wrong, why in (
+        ({"http://elsewhere/v1": "CHORUS_OTHER_KEY"}, "no policy is at 'http://elsewhere/v1'"),
+        ({second.address: "HOME"}, "'HOME' may not be sent"),
+    ):
+        with pytest.raises(UserError, match=why):
+            asked(world, first, tmp_path / "x", policies=several, **{"server.api_key_variables": wrong})
+
+
+def test_a_policy_is_loaded_once_to_write_and_to_be_scored(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
+    load, loaded = policy_store.load_policy, []
+    monkeypatch.setattr(policy_store, "load_policy", lambda place: (loaded.append(place), load(place))[1])
+    given = options(world, "a", output_dir=str(tmp_path / "out"))
+    result = evaluate(None, given, [])
+    [own] = result["policies"].values()
+    assert own["quality"]["kl_to_aggregate"] is not None and loaded == [str(world / "a")]
+
+
+def test_answers_to_the_prompt_that_is_asked_are_left_out_where_there_are_others():
+    answers = (Answer("one", "a", "b"), Answer("two", "c", "d"))
+    assert in_context.elsewhere(answers, "one") == [answers[1]]
+    assert in_context.elsewhere(answers, "three") == list(answers)
+    assert in_context.elsewhere(answers[:1], "one") == answers[:1]
+
+
 def test_people_without_answers_are_named(world, prefs, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in table() if row["user_id"] > "p14"))

@@ -15,7 +15,7 @@ from rewards.basis.store import load_reward_run
 from rewards.errors import UserError
 from rlhf.apps import cli
 from rlhf.apps.evaluate import evaluate
-from rlhf.evaluation.outputs import policies, samples
+from rlhf.evaluation.outputs import policies, samples, store
 from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.report import outputs as report
@@ -46,7 +46,7 @@ def run(world, tmp_path_factory):
     )
     judges = [{"name": "shortness", "kind": "function", "function": f"{judge}:shortness"}]
     given = options(world, "a", "a@aggregate", "b", "reference", output_dir=str(folder), judges=judges)
-    return evaluate(None, given, []), folder
+    return evaluate(None, given | {"inspect_logs": True}, []), folder
 
 
 def rows_of(folder):
@@ -132,6 +132,26 @@ def test_numbers_in_the_report_are_those_of_metrics_json(run):
     assert shown == {row["text"] for row in rows_of(folder)}
 
 
+def test_reasons_by_axis_add_up_to_what_a_text_is_worth_to_the_person(run):
+    """Σ_k w_k · (φ_k − mean over the prompt's completions) = worth − mean worth of the prompt's completions."""
+    result, folder = run
+    page = (folder / "report.html").read_text()
+    data = json.loads(re.search(r'id="outputs-data">(.*?)</script>', page, re.S)[1])
+    assert data["axes"] == result["axes"] and len(data["axes"]) == 2
+    rows = rows_of(folder)
+    for cell in data["cells"]:
+        person = result["persons"][cell["p"]]
+        coef = np.array(person["coefficients"])
+        asked = [row for row in rows if row["prompt_number"] == cell["q"]]
+        phi = np.array([list(row["features"].values()) for row in asked])
+        worth = dict(zip((row["text"] for row in asked), phi @ coef, strict=True))
+        for name, texts, shown in zip(data["policies"], cell["t"], cell["w"], strict=True):
+            own = [worth[data["texts"][text]] for text in texts]
+            assert shown == pytest.approx(np.mean(own), abs=1e-3), name  # this person's, also of what all get
+            reasons = [np.dot(data["coef"][cell["p"]], data["phi"][text]) for text in texts]
+            assert reasons == pytest.approx(np.array(own) - (phi @ coef).mean(), abs=1e-2)
+
+
 def test_the_same_again_samples_nothing_and_neither_does_another_evaluation(
     run, world, tmp_path, monkeypatch
 ):
@@ -140,7 +160,8 @@ def test_the_same_again_samples_nothing_and_neither_does_another_evaluation(
     judge = f"{world / 'judge.py'}:shortness"
     judges = [{"name": "shortness", "kind": "function", "function": judge}]
     given = options(world, "a", "a@aggregate", "b", "reference", output_dir=str(folder), judges=judges)
-    assert evaluate(None, given, []) == result
+    assert evaluate(None, given | {"inspect_logs": True}, []) == result
+    assert len(list((folder / "inspect").iterdir())) == 4 and (folder / "report.md").is_file()
     other = evaluate(None, options(world, "b", "a", output_dir=str(tmp_path / "other")), [])
     a, b = list(result["policies"])[0], list(result["policies"])[2]
     was = next(
@@ -155,15 +176,15 @@ def test_what_was_written_before_a_kill_is_kept_and_the_rest_is_the_same(run, wo
     result, folder = run
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
     given = options(world, "a", "b", output_dir=str(tmp_path / "out")) | {"sampling.batch": 16}
-    add, calls = samples.Store.add, []
+    add, calls = store.Store.add, []
 
-    def killed(store, found):
+    def killed(kept, found):
         calls.append(len(found))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(store, found)
+        add(kept, found)
 
-    monkeypatch.setattr(samples.Store, "add", killed)
+    monkeypatch.setattr(store.Store, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(None, given, [])
     [file] = (tmp_path / "cache" / "outputs").glob("*.jsonl")
@@ -173,9 +194,7 @@ def test_what_was_written_before_a_kill_is_kept_and_the_rest_is_the_same(run, wo
     damaged = lines[3].replace(b'"text": "', b'"text": "x')
     file.write_bytes(b"\n".join([*lines[:3], damaged, *lines[4:31], lines[31][:40]]))
     calls.clear()
-    monkeypatch.setattr(
-        samples.Store, "add", lambda store, found: (calls.append(len(found)), add(store, found))
-    )
+    monkeypatch.setattr(store.Store, "add", lambda kept, found: (calls.append(len(found)), add(kept, found)))
     evaluate(None, given, [])
     a = list(result["policies"])[0]
     of = [row for row in rows_of(folder) if row["policy"] == a]
@@ -285,15 +304,15 @@ def test_nothing_that_people_or_models_wrote_becomes_markup(tmp_path, nasty, run
     assert "<img" not in page and "<svg/" not in page and "onerror=alert(1)>" not in page.replace("&gt;", "")
     data = json.loads(re.search(r'id="outputs-data">(.*?)</script>', page, re.S)[1])
     kept = nasty.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8
-    assert data["texts"] == [kept]
+    assert set(data["texts"]) == {kept}
     assert "script-src &#39;sha256-" in page or "script-src 'sha256-" in page
 
 
 def test_a_store_forgets_nothing_of_a_text(tmp_path):
-    store = samples.Store("one", tmp_path)
+    kept = store.Store("one", tmp_path)
     odd = samples.Completion("a\nb\u2028\ud800 c", 2, -1.5, True, (3, 4))
-    store.add([("key", odd)])
-    store.add([("other", odd._replace(text=""))])
-    again = samples.Store("one", tmp_path)
+    kept.add([("key", odd)])
+    kept.add([("other", odd._replace(text=""))])
+    again = store.Store("one", tmp_path)
     assert again.known == {"key": odd, "other": odd._replace(text="")}
     assert len(list(jsonl.raw_lines(again.path))) == 2
