@@ -19,9 +19,9 @@ def text(job: Job, words: list[str]) -> str:
       UserError: a size or a time that sbatch would not take.
     """
     memory, limit = job.resources.memory, job.resources.time
-    if memory not in (None, "0") and not re.fullmatch(r"[0-9]+[KMGTkmgt]?", memory):  # 0: all of the node's
-        raise UserError(f"--memory {memory!r}: no size that sbatch reads; write it as 16G or 500M")
-    if memory not in (None, "0"):
+    if memory is not None and memory != "0":  # 0: all of the node's
+        if not re.fullmatch(r"[0-9]+[KMGTkmgt]?", memory):
+            raise UserError(f"--memory {memory!r}: no size that sbatch reads; write it as 16G or 500M")
         engine.bytes_of(memory)
     if limit is not None and limit.upper() not in ("UNLIMITED", "INFINITE"):
         engine.seconds_of(limit)
