@@ -91,7 +91,7 @@ class Episodes:
 
 def episodes(training: Preferences, asked: np.ndarray, unseen: np.ndarray) -> Episodes:
     """Everybody's last choices on known and on new texts, each with the first of the other answers that share no text."""
-    _, order = by_content(training)
+    order = np.argsort(by_content(training)[1])
     owner, new, context, target = [], [], [], []
     for person, rows in enumerate(_by_person(training, order[asked[order]])):
         usual = rows[~unseen[rows]]

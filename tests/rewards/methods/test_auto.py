@@ -1,5 +1,7 @@
 """The default model: house where texts are one person's, else what people left out say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,14 @@ def test_people_left_out_are_placed_by_other_texts_than_they_are_asked_about():
             seen.append(training)
             return super()._fit(table, training, **rest)
 
+    mixed = np.random.default_rng(1).permutation(prefs.num_comparisons)
+    prefs = dataclasses.replace(
+        prefs,
+        **{
+            name: getattr(prefs, name)[mixed]
+            for name in ("user_index", "chosen", "rejected", "outcome", "choice", "row")
+        },
+    )
     asked = np.zeros(prefs.num_comparisons, bool)
     asked[prefs.user_index < 20] = True
     unseen = trial._new_texts(prefs, 0)
