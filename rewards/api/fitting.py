@@ -1,21 +1,29 @@
 """`rewards.fit`: preferences → `FittedRewards`. The command `chorus rewards fit` takes the same steps."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
 
 from rewards import methods
 from rewards.api.encoders import Encoder, encoder_for
 from rewards.api.fitted import Fit, FittedRewards
 from rewards.api.reading import PreferenceSet
 from rewards.basis import users
+from rewards.basis.gauge import axis_names
 from rewards.basis.store import FittedBasis
 from rewards.data.read import read_preferences, require_people
 from rewards.data.sources import Source
+from rewards.errors import UserError
 from rewards.methods import AUTO
 from rewards.methods.base import FittedModel, ItemTable, OnRound
 from rewards.methods.linear import LinearFitted
 from rewards.methods.store import extra_of, model_hash
 from rewards.people.book import Book
 from rewards.types import Preferences
+
+Probe = Callable[..., Sequence[float]]
 
 
 def fit(
@@ -25,6 +33,7 @@ def fit(
     method: str = AUTO,
     seed: int = 0,
     on_round: OnRound | None = None,
+    probes: Mapping[str, Probe] | None = None,
     **settings: object,
 ) -> FittedRewards:
     """Fit what there is to like (φ), what people are like (the population), and everybody's coefficients.
@@ -40,6 +49,8 @@ def fit(
         and train policies.
       seed: of everything random in the fit.
       on_round: called as on_round(number, metrics) while it goes on.
+      probes: what axes are to be named after: functions f(completions, prompts=…) → one number each, as TRL has them
+        (`rewards.basis.named`); `rlhf.phi.columns.bank` has some.
       settings: of the method; for auto and house num_basis, dims, whitening, ridge, lapse, shrinkage, rounds, steps,
         held_out, adapt_answers, marginalised (`rewards.basis.fit.FitConfig`).
     Returns:
@@ -60,7 +71,49 @@ def fit(
     embeddings, stored = reads.prepare(table)
     items = ItemTable.of(table, embeddings, stored, reads.embed)
     model = estimator.fit(items, train, on_round=on_round)
+    if probes:
+        model = with_probes(model, items, list(probes), probed(table, probes))
     return fitted_rewards(model, items, train, encoder=reads, seed=seed)
+
+
+def with_probes(
+    model: FittedModel, table: ItemTable, names: Sequence[str], values: Float[np.ndarray, "I P"]
+) -> LinearFitted:
+    """A linear model with axes named after probes, whose values on every item are given.
+
+    Raises:
+      UserError: the model has no axes, or φ shows none of the probes.
+    """
+    if not isinstance(model, LinearFitted):
+        raise UserError(f"probes: {model.kind} has no axes that could be named; remove probes, or fit house")
+    if model.basis.gauge.names != axis_names(model.basis.num_basis):
+        raise UserError(
+            f"probes: the axes of {model.kind} have names ({', '.join(model.basis.gauge.names)}); remove probes"
+        )
+    return model.with_probes(table, values, names)
+
+
+def probed(prefs: Preferences, probes: Mapping[str, Probe]) -> Float[np.ndarray, "I P"]:
+    """What probes say of every item.
+
+    Raises:
+      UserError: one returns something else than a number for each completion.
+    """
+    texts, prompts = list(prefs.item_text), [prefs.prompts[prompt] for prompt in prefs.item_prompt]
+    columns = []
+    for name, probe in probes.items():
+        try:
+            column = np.asarray(probe(texts, prompts=prompts), np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"probes: {name!r} fails: {error}; it is called as f(completions, prompts=…)"
+            ) from None
+        if column.shape != (len(texts),):
+            raise UserError(
+                f"probes: {name!r} returns {column.shape}, not one number for each of {len(texts)} completions"
+            )
+        columns.append(column)
+    return np.stack(columns, axis=1)
 
 
 def fitted_rewards(

@@ -12,6 +12,8 @@ With φ′ = B φ the coefficients become B⁻ᵀ w, covariances B⁻ᵀ Σ B⁻
 Letters in shapes: I items, D embedding width, K basis outputs.
 """
 
+import dataclasses
+
 import numpy as np
 
 from rewards.basis.belief import Belief
@@ -84,6 +86,16 @@ def _parts(raw, mean, cov, item_prompt) -> tuple[np.ndarray, np.ndarray, np.ndar
     cov = np.asarray(cov, np.float64)
     rotation = rotate(transform_coef(whitening, mean), transform_cov(whitening, cov))
     return whitening, rotation, sign(centred @ (rotation @ whitening).T)
+
+
+def turned(basis: RewardBasis, matrix: np.ndarray, names: tuple[str, ...]) -> RewardBasis:
+    """The basis with φ′ = Qφ for an orthogonal Q[K, K], kept in its gauge record: Q diag(signs) rotation, and no signs."""
+    old = basis.gauge
+    rotation = matrix @ (old.signs.astype(np.float64)[:, None] * old.rotation.astype(np.float64))
+    changed = dataclasses.replace(
+        old, rotation=rotation.astype(np.float32), signs=np.ones_like(old.signs), names=names
+    )
+    return dataclasses.replace(basis, gauge=changed)
 
 
 def transform_coef(change: np.ndarray, coef: np.ndarray) -> np.ndarray:

@@ -12,13 +12,13 @@ Letters in shapes: I items, D embedding width, P reduced width, U people, n answ
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from rewards import hashed
-from rewards.basis import gauge, likelihood, store
+from rewards.basis import gauge, likelihood, named, store
 from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
 from rewards.errors import UserError
@@ -66,6 +66,29 @@ class LinearFitted(FittedModel):
     def features(self, table: ItemTable) -> Float[np.ndarray, "I K"]:
         return Readout.of(self.basis).features(
             table.embeddings, table.prefs.item_prompt, table.prompt_embeddings
+        )
+
+    def with_probes(
+        self, table: ItemTable, values: Float[np.ndarray, "I P"], probes: Sequence[str]
+    ) -> "LinearFitted":
+        """The same rewards with axes that are named after probes (`rewards.basis.named`); `report` says how well they read.
+
+        Args:
+          values: what each probe says of every item of `table`.
+        Raises:
+          UserError: as `named.turn`.
+        """
+        by = named.turn(self.features(table), values, probes, table.prefs.item_prompt, self.prior)
+        prior = Belief.from_cov(named.turned_coef(by, self.prior.mean), named.turned_cov(by, self.prior.cov))
+        return dataclasses.replace(
+            self,
+            basis=gauge.turned(self.basis, by.matrix, by.names),
+            prior=prior,
+            rule=rules.turned(self.rule, by),
+            coef_mean=named.turned_coef(by, self.coef_mean),
+            coef_precision=named.turned_cov(by, self.coef_precision),
+            report=self.report
+            | {"probes": {name: dataclasses.asdict(one) for name, one in by.probes.items()}},
         )
 
     def _adapt(self, table: ItemTable, answers: Comparisons) -> Coefficients:

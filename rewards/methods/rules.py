@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from rewards.basis import likelihood, users
+from rewards.basis import likelihood, named, users
 from rewards.errors import UserError
 from rewards.files import JSONObject
 
@@ -186,6 +186,13 @@ _SHAPES = {
     "group": {"vertices": "VK", "log_share": "V", "precision": "KK"},
     "fixed": {"mean": "K", "precision": "KK"},
 }
+
+
+def turned(rule: Rule, by: named.Turn) -> Rule:
+    """The same rule for coefficients w′ = Q w."""
+    changed = {"precision": named.turned_cov(by, rule.precision)}
+    own = "vertices" if isinstance(rule, HullRule | GroupRule) else "mean"
+    return dataclasses.replace(rule, **changed, **{own: named.turned_coef(by, getattr(rule, own))})
 
 
 def name_of(rule: Rule) -> str:

@@ -33,7 +33,8 @@ def model_hash(fitted: FittedModel) -> str:
 
 def extra_of(fitted: LinearFitted) -> JSONObject:
     """What a reward run says of its model besides the basis."""
-    return {"lapse": fitted.rule.lapse, "model": fitted.kind}
+    probes = {"probes": fitted.report["probes"]} if "probes" in fitted.report else {}
+    return {"lapse": fitted.rule.lapse, "model": fitted.kind} | probes
 
 
 def save_model(directory: str | Path, fitted: FittedModel) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 from rewards.basis.belief import Belief
 from rewards.basis.readout import Readout
-from rewards.basis.store import RewardRun
+from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError, meant
 from rewards.files import JSONObject
 
@@ -183,8 +183,8 @@ def named_directions(run: RewardRun) -> dict[str, np.ndarray]:
     return directions
 
 
-def locked(run: RewardRun) -> list[str]:
-    """Names nobody may edit: those that the rails lock, and `locked` in what the run stores beside its basis."""
+def locked(run: FittedBasis) -> list[str]:
+    """Names nobody may edit or is asked about: what the rails lock, and `locked` in what the run stores beside its basis."""
     own = () if run.rails is None else run.rails.locked
     return [*own, *(name for name in run.extra.get("locked", ()) if name not in own)]
 

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from rewards import hashed, jsonl
 from rewards.basis.store import FittedBasis, RewardRun
 from rewards.errors import UserError
 from rewards.files import JSONObject
 from rewards.people import questions, records
+from rewards.people.edits import locked
 from rewards.types import Message, Preferences, Prompt, message_of
 
 FILE = "questions.json"
@@ -125,6 +127,28 @@ def deltas(pool: Sequence[Question]) -> np.ndarray:
     return np.array([question.delta_features for question in pool], np.float32)
 
 
+MOST_LOCKED = 0.5
+"""Share of what people differ by on a pair that may come from locked axes; above it the pair is about those."""
+
+
+def worth_asking(
+    run: FittedBasis, delta: Float[np.ndarray, "M K"]
+) -> tuple[Float[np.ndarray, "M K"], Bool[np.ndarray, " M"]]:
+    """Pairs without what they would tell of locked axes, and which of them are not about those in the first place.
+
+    What somebody says of a locked axis is used nowhere, so nobody is asked for it: a rule of `acquisition` sees Δφ with 0
+    there, and a pair is not asked at all where l'Σl > MOST_LOCKED (l'Σl + f'Σf), l and f its locked and its other part.
+    """
+    names = locked(run)
+    if not names:
+        return delta, np.ones(len(delta), bool)
+    held = np.isin(run.basis.gauge.names, names)
+    cov = np.asarray(run.prior.cov, np.float64)
+    parts = [np.where(which, delta, 0.0) for which in (held, ~held)]
+    own, rest = (np.einsum("mk,kj,mj->m", part, cov, part) for part in parts)
+    return parts[1].astype(np.float32), own <= MOST_LOCKED * (own + rest)
+
+
 def open_questions(pool: Sequence[Question], record: records.UserRecord) -> np.ndarray:
     """bool[M]: questions neither answered nor skipped."""
     closed = {answer.key for answer in record.answers} | set(record.skipped)
@@ -145,13 +169,14 @@ def key_for(name: str, number: int) -> jax.Array:
 def next_question(
     run: FittedBasis, record: records.UserRecord, pool: Sequence[Question], rule: str = "information"
 ) -> int | None:
-    """Index of the best question that is still open under a rule of `acquisition`; None when none is left."""
-    allowed = open_questions(pool, record)
+    """Index of the best question that is still open, and not about locked axes, under a rule of `acquisition`; else None."""
+    delta, may = worth_asking(run, deltas(pool))
+    allowed = open_questions(pool, record) & may
     if not allowed.any():
         return None
     number = len(record.answers) + len(record.skipped)
     index, _ = questions.choose(
-        record.posterior, deltas(pool), allowed=allowed, **choosing(run, record.user_id, number, rule)
+        record.posterior, delta, allowed=allowed, **choosing(run, record.user_id, number, rule)
     )
     return index
 

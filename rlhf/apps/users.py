@@ -45,11 +45,11 @@ def ask_terminal(
     run = store.load_reward_run(rewards)
     acquisition.rule(asking.rule)
     pool = read_pool(run)
-    deltas = pool_module.deltas(pool)
+    deltas, may = pool_module.worth_asking(run, pool_module.deltas(pool))
     record, stopped = _record(run, name), "asked as many as wanted"
     means = meaning.read(run)  # once, not after every answer
     for _ in range(max_questions):
-        allowed = open_questions(pool, record)
+        allowed = open_questions(pool, record) & may
         if not allowed.any():
             stopped = "every question has been asked"
             say("Every question has been asked.")
@@ -98,11 +98,12 @@ def ask_batch(
     run = store.load_reward_run(rewards)
     pool, record = read_pool(run), _record(run, name)
     number = len(record.answers) + len(record.skipped)
+    deltas, may = pool_module.worth_asking(run, pool_module.deltas(pool))
     chosen, _ = questions.choose_batch(
         record.posterior,
-        pool_module.deltas(pool),
+        deltas,
         count,
-        allowed=open_questions(pool, record),
+        allowed=open_questions(pool, record) & may,
         **choosing(run, name, number, asking.rule),
     )
     rows = asking_module.questionnaire(name, number, pool, chosen)
@@ -123,11 +124,12 @@ def ask_file(
     acquisition.rule(asking.rule)
     record = _record(run, name)
     candidates = records.unknown(record.answers, _file_answers(run, name, answers))
-    deltas = np.array([answer.delta_features for answer in candidates], np.float32)
-    open_rows = np.ones(len(candidates), bool)
+    size = run.basis.num_basis
+    found = np.array([answer.delta_features for answer in candidates], np.float32).reshape(-1, size)
+    deltas, open_rows = pool_module.worth_asking(run, found)
     taken: list[records.Answer] = []
     stopped = "asked as many as wanted"
-    for _ in range(min(max_questions, len(candidates))):
+    for _ in range(min(max_questions, int(open_rows.sum()))):
         together = dataclasses.replace(record, answers=(*record.answers, *taken))
         belief = records.recompute(run, together)
         how = choosing(run, name, len(together.answers), asking.rule)

@@ -58,6 +58,20 @@ def truth_bonus(
     return beta * jnp.maximum(gap, 0.0)
 
 
+def honest_disagreement(
+    corrects: Float[Array, "..."], confidence: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """r = c − (q − c)²: paid for correcting a wrong stance, and for saying how sure that is.
+
+    c ∈ {0, 1} says whether a completion corrects the asker, q ∈ [0, 1] the confidence that it states; without q only c is
+    paid. The second term is Brier's (1950), a proper score: what is expected of it is greatest for q = P(c = 1). Bounded, so that
+    no single answer outweighs a person's taste (RLCR, 2507.16806, which finds that an unbounded logarithmic score fails).
+    """
+    if confidence is None:
+        return corrects
+    return corrects - (jnp.clip(confidence, 0.0, 1.0) - corrects) ** 2
+
+
 def dual_ascent(
     price: Float[Array, "..."],
     measured: Float[Array, "..."],

@@ -191,6 +191,12 @@ class RewardsConfig(RunConfig):
     evaluation: RewardEvaluationConfig = Field(
         default=RewardEvaluationConfig(), description="Replay of held-out people."
     )
+    probes: tuple[ColumnConfig, ...] = Field(
+        default=(),
+        description="What axes of the basis are named after, a list of sections as of encoder.columns (functions such as "
+        "`rlhf.phi.columns.bank:length`, or classifiers). Each one that φ shows becomes an axis of its own, for rails, questions "
+        "and cards.",
+    )
     track: Track = ("tensorboard",)
     rails: JSONObject = dataclasses.field(default_factory=dict, hash=False)
 
@@ -200,6 +206,15 @@ class RewardsConfig(RunConfig):
         if self.evaluation.models == ():
             keys = [f"evaluation.{key}" for key in ("controls", "held_out_prompts", "settings")]
             yield Unread(keys, "evaluation.models", "evaluation.models []")
+
+    @model_validator(mode="after")
+    def _probes(self):
+        for probe in self.probes:
+            if probe.gate is not None:
+                raise ValueError(f"probes: {probe.name!r} has a gate, but names an axis; remove gate")
+            if [other.name for other in self.probes].count(probe.name) > 1:
+                raise ValueError(f"probes: two are called {probe.name!r}; rename one")
+        return self
 
     @model_validator(mode="after")
     def _model_for_lm(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards.api.fitting import fitted_rewards
+from rewards.api.fitting import fitted_rewards, with_probes
 from rewards.basis import projection, rails, store
 from rewards.comparison.measures import padded_rows
 from rewards.data.completions import read_completions
@@ -19,6 +19,7 @@ from rewards.methods.linear import LinearFitted
 from rewards.methods.store import load_model
 from rewards.types import Preferences
 from rlhf.phi import encoder, sentence
+from rlhf.phi.columns import table as columns
 from rlhf.phi.columns.table import made_of
 from rlhf.phi.columns.table import summary as columns_summary
 from rlhf.phi.config import RewardsConfig
@@ -81,6 +82,7 @@ def fit(config: RewardsConfig) -> JSONObject:
             # A fit starts over: with nothing kept of it, the mended configuration may use the same output_dir.
             (run.directory / METRICS).unlink(missing_ok=True)
             raise
+        fitted = _named(config, table, fitted)
         made = fitted_rewards(fitted, table, train, encoder=None, seed=config.seed)
         made.write(run.directory)
         if config.rails:
@@ -93,11 +95,25 @@ def fit(config: RewardsConfig) -> JSONObject:
             result["columns"] = columns_summary(settings)
         if made.fit is not None:
             result |= _axes_result(prefs, made.fit.phi, made.fit.people)
+            if config.probes:
+                result["probes"] = made.fit.people.report["probes"]
             result["axis_meanings"] = {
                 name: {"words": found.words, "explained": found.explained}
                 for name, found in made.meanings.items()
             }
         return close(run, result)
+
+
+def _named(config: RewardsConfig, table: ItemTable, fitted: FittedModel) -> FittedModel:
+    """The model with axes named after `probes`, where there are any; says which of them φ does not show."""
+    if not config.probes:
+        return fitted
+    measured = columns.evaluate(table.prefs, columns.as_they_are(config.probes))
+    made = with_probes(fitted, table, measured.names, measured.values)
+    for name, probe in made.report["probes"].items():
+        if probe["refused"]:
+            _LOG.warning(f"probes: no axis is named {name!r}: {probe['refused']}")
+    return made
 
 
 def settled(config: RewardsConfig) -> RewardsConfig:
@@ -137,7 +153,7 @@ def read_by(config: RewardsConfig, prefs: Preferences) -> dict[str, dict[str, st
     if config.encoder.reference is not None:
         place = config.encoder.reference
         found["encoder.reference"] = {place: inputs.content(read_completions(place))}
-    return found | made_of(config.encoder.columns)
+    return found | made_of((*config.encoder.columns, *config.probes))
 
 
 def stored_model(directory: Path) -> FittedModel:

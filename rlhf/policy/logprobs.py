@@ -7,9 +7,8 @@ Shapes: B rows, T nodes, C completions, K basis outputs, D width.
 """
 
 import functools
-import operator
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +24,8 @@ from rlhf.models.conditioners import starts_at_zero
 from rlhf.models.config import ModelConfig
 from rlhf.models.decoder import Decoder
 from rlhf.models.layout import HostOrDevice
-from rlhf.policy import vocabulary
+from rlhf.policy import lengths, vocabulary
+from rlhf.policy.lengths import Widths
 from rlhf.policy.packing import PackedRows
 from rlhf.run.progress import watched
 
@@ -153,6 +153,12 @@ def completion_sums(values: jax.Array, rows: PackedRows) -> jax.Array:
     return jnp.einsum("bcn,bn->bc", rows.member.astype(values.dtype), values)
 
 
+def real_heads(rows: PackedRows) -> jax.Array:
+    """bool[B, S]: heads that a completion's token follows; the others are padding."""
+    last = jnp.max(jnp.where(rows.member.any(axis=1), rows.scored_head, 0), axis=1, keepdims=True)
+    return jnp.arange(rows.heads.shape[1]) <= last
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def sequence_logprobs(
     graphdef: nnx.GraphDef,
@@ -169,9 +175,14 @@ MAX_CACHED_BYTES = 2 << 30
 
 
 def cached_hidden(
-    graphdef: nnx.GraphDef, params: PolicyParams, rows: PackedRows, *, chunk: int = 8
+    graphdef: nnx.GraphDef,
+    params: PolicyParams,
+    rows: PackedRows,
+    widths: Sequence[Widths] | None = None,
+    *,
+    chunk: int = 8,
 ) -> np.ndarray | None:
-    """`lower_hidden` of every row of a data set, [R, T, D] on the host, or None.
+    """`lower_hidden` of every row of a data set, [R, T, D] on the host, or None; 0 on nodes beyond a row's width.
 
     None when all layers carry adapters (nothing to cache) or the cache would exceed 2 GiB.
     """
@@ -182,11 +193,13 @@ def cached_hidden(
     if rows.tokens.size * decoder.config.width * dtype.itemsize > MAX_CACHED_BYTES:
         return None
     num_rows = len(rows.tokens)
-    parts = [
-        place.host(lower_hidden(graphdef, params, place.batch(rows.take(index))))
-        for index in chunks(num_rows, chunk, "lower layers")
-    ]
-    return np.concatenate(parts)[:num_rows]
+    hidden = None
+    for index, part in similar(rows, widths, chunk, "lower layers"):
+        found = place.host(lower_hidden(graphdef, params, place.batch(part)))
+        if hidden is None:
+            hidden = np.zeros((num_rows, rows.tokens.shape[1], found.shape[2]), found.dtype)
+        hidden[index, : found.shape[1]] = found
+    return hidden
 
 
 def chunks(num_rows: int, size: int, title: str = "") -> Iterator[np.ndarray]:
@@ -202,6 +215,21 @@ def chunks(num_rows: int, size: int, title: str = "") -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + size), num_rows - 1)
 
 
+def similar(
+    rows: PackedRows, widths: Sequence[Widths] | None, size: int, title: str = ""
+) -> Iterator[tuple[np.ndarray, PackedRows]]:
+    """Every row in `chunks`, as (row numbers, rows): in their order and whole, or sorted by length and cut to `widths`."""
+    num_rows = len(rows.tokens)
+    nodes = None if widths is None else lengths.used(rows)[:, 0]
+    ordered = np.arange(num_rows) if nodes is None else np.argsort(nodes, kind="stable")
+    for index in chunks(num_rows, size, title):
+        chosen = ordered[index]
+        part = rows.take(chosen)
+        if widths is not None and nodes is not None:
+            part = lengths.trimmed(part, lengths.fitting(widths, nodes[chosen]))
+        yield chosen, part
+
+
 def all_logprobs(
     graphdef: nnx.GraphDef,
     params: PolicyParams,
@@ -209,11 +237,13 @@ def all_logprobs(
     hidden: np.ndarray | None,
     *,
     z: np.ndarray | None = None,
+    widths: Sequence[Widths] | None = None,
     chunk: int = 8,
 ) -> np.ndarray:
-    """`sequence_logprobs` of many rows in chunks of one shape, float32[R, C] on the host."""
-    num_rows, parts = len(rows.tokens), []
-    for index in chunks(num_rows, chunk, "score completions"):
-        own = jax.tree.map(operator.itemgetter(index), (rows, z, hidden))
-        parts.append(place.host(sequence_logprobs(graphdef, params, *place.batch(own))))
-    return np.concatenate(parts)[:num_rows]
+    """`sequence_logprobs` of many rows, float32[R, C] on the host, in chunks of one shape or of a few `widths`."""
+    found = np.zeros(rows.member.shape[:2], np.float32)
+    for index, part in similar(rows, widths, chunk, "score completions"):
+        below = None if hidden is None else hidden[index, : part.tokens.shape[1]]
+        own = (part, None if z is None else z[index], below)
+        found[index] = place.host(sequence_logprobs(graphdef, params, *place.batch(own)))
+    return found

@@ -55,6 +55,8 @@ def _problems(command: str, tried: Sequence[str], config: RunConfig) -> Iterator
         yield f"hints are one run's; remove hints, {_ALONE}"
     if isinstance(config, DPOConfig) and config.data.stream:
         yield f"members share rows that are all there at the beginning, and data.stream is true; choose false, {_ALONE}"
+    if isinstance(config, DPOConfig) and config.train.length_buckets > 1:
+        yield f"members train rows of one length, and train.length_buckets is {config.train.length_buckets}; choose 1, {_ALONE}"
     if others := [name for name in config.track if name not in _FOLDERS]:
         yield f"{others[0]} follows one run a process; take it out of track, {_ALONE}"
     if config.mesh.processes not in (None, 1) or config.mesh.coordinator is not None:

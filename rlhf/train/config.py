@@ -197,6 +197,17 @@ def check_best(keep_best: str | None, every: int | None) -> None:
 
 
 @record
+class PairTrainConfig(TrainConfig):
+    length_buckets: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Lengths that rows are padded to, chosen from the data; above 1 a step visits rows of similar length, "
+        "and each length is a program of its own. 1 pads all rows to the longest.",
+    )
+
+
+@record
 class SFTTrainConfig(TrainConfig):
     row_length: int | None = Field(
         default=512,
@@ -275,7 +286,7 @@ class DPOConfig(RunConfig):
         default=TuneConfig(), description="Which parameters are trained besides the conditioner."
     )
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
-    train: TrainConfig = Field(description="Length, batches, checkpoints.")
+    train: PairTrainConfig = Field(description="Length, batches, checkpoints.")
     loss: PreferenceLossConfig = Field(
         default=PreferenceLossConfig(), description="Which member of the DPO family."
     )

@@ -81,7 +81,7 @@ def train(
     """Train all that `following` asks for, `size` at a time.
 
     Args:
-      first: any of their configurations; they differ in numbers and seeds only (`rlhf.sweep.numbers`).
+      first: any of their configurations; they differ in numbers and seeds only (`rlhf.sweep.together`).
       following: the next; None when there is none now. cache: keeps the reference log-probs.
       at_once: as of `step`; None takes 1 on CPUs, which gain nothing by more, and all elsewhere.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from rlhf.phi import encoder
 from rlhf.policy import store as policy_store
 from rlhf.policy.batches import PairRows, pair_rows
 from rlhf.policy.conditioning import Population, UserShares
+from rlhf.policy.lengths import Widths
 from rlhf.policy.logprobs import PolicyParams, all_logprobs
 from rlhf.policy.rails import recorded
 from rlhf.run import inputs, processes
@@ -146,18 +148,19 @@ def reference_logprobs(
     params: PolicyParams,
     rows: PairRows,
     hidden: np.ndarray | None,
+    widths: Sequence[Widths] | None = None,
 ) -> np.ndarray:
     """log π_ref of every completion, float32[R, C]; computed once, kept in the folder `cache` where there is one.
 
     Fresh adapters add exactly nothing, so the policy at its start is the reference.
     """
     if cache is None or processes.several():  # one process might find them where another does not
-        return all_logprobs(graphdef, params, rows.packed, hidden)
+        return all_logprobs(graphdef, params, rows.packed, hidden, widths=widths)
     key = [base.fingerprint, base.stages, rows.packed.tokens.tolist(), rows.packed.end.tolist()]
     return hashed.cached(
         cache,
         [*key, dict(base.files)],
-        lambda: all_logprobs(graphdef, params, rows.packed, hidden),
+        lambda: all_logprobs(graphdef, params, rows.packed, hidden, widths=widths),
         prefix="ref_logprobs-",
     )
 

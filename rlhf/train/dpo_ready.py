@@ -27,16 +27,15 @@ from rlhf.policy.batches import PairRows
 from rlhf.policy.conditioning import Population
 from rlhf.policy.logprobs import PolicyParams, cached_hidden
 from rlhf.policy.rails import in_force
+from rlhf.train import by_length, held_out, memory, optim
 from rlhf.train import dpo_parts as parts
 from rlhf.train import dpo_step as dpo
-from rlhf.train import held_out, memory, optim
 from rlhf.train.config import DPOConfig
 from rlhf.train.guardrails import checks as guard_checks
 from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.length import settled
 from rlhf.train.sft import (
     base_record,
-    batches,
     fresh_policy,
     frozen_parts,
     tokens_per_step,
@@ -105,9 +104,10 @@ def material_of(
     config = settled(config, base, rows.packed if found is None else rows.packed.take(found.train))
     spec = parts.adapter_spec(config, None if rewards is None else rewards.basis.gauge.names, base)
     graphdef, params, key = fresh_policy(config, base, spec)
-    hidden = None if config.tune.mode == "full" else cached_hidden(graphdef, params, rows.packed)
+    wide = by_length.widths(config, rows.packed)
+    hidden = None if config.tune.mode == "full" else cached_hidden(graphdef, params, rows.packed, wide)
     cache = None if directory is None else directory / "cache"
-    reference = parts.reference_logprobs(cache, base, graphdef, params, rows, hidden)
+    reference = parts.reference_logprobs(cache, base, graphdef, params, rows, hidden, wide)
     checks = None if config.guardrails is None else guard_checks.of_rows(config.guardrails, prefs, rows.item)
     data = dpo.DPOBatch(rows, reference, parts.item_rewards(rewards, prefs, rows), hidden, checks)
     memory.check_rows(config, base, data, rows.packed)
@@ -207,7 +207,7 @@ def ready(config: DPOConfig, material: Material, directory: Path | None, own: op
         settings,
         frozen,
         program,
-        batches(config, learned, len(learned.rows.user)),
+        by_length.batches(config, learned, learned.rows.packed),
         tokens_per_step(config, learned.rows.packed),
         evaluation,
     )

@@ -38,7 +38,7 @@ from rlhf.policy.conditioning import (
     rail_metrics,
     sample_coef,
 )
-from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, token_logprobs
+from rlhf.policy.logprobs import PolicyParams, completion_sums, merge, real_heads, token_logprobs
 from rlhf.run.record import Count, record
 from rlhf.train import optim
 from rlhf.train.guardrails import of_rows
@@ -271,7 +271,7 @@ def row_metrics(
     metrics |= {
         "train/loss/total": loss,
         "train/loss/nll": supervised,
-        "train/token_entropy_nats": jnp.mean(entropy, axis=1),
+        "train/token_entropy_nats": jnp.mean(entropy, axis=1, where=real_heads(rows.packed)),
         "train/completion_logprob_nats": jnp.sum(used * summed, axis=1) / jnp.sum(used, axis=1),
         "train/log_ratio_nats": jnp.sum(log_ratio, axis=1) / jnp.sum(used, axis=1),
         "train/kl_ref_nats": kl,

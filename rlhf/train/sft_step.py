@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from rlhf.models.layout import HostOrDevice
 from rlhf.policy.batches import SFTRows
-from rlhf.policy.logprobs import PolicyParams, merge, token_logprobs
+from rlhf.policy.logprobs import PolicyParams, merge, real_heads, token_logprobs
 from rlhf.run.record import Count, record
 from rlhf.train import optim
 
@@ -60,7 +60,10 @@ def loss_of(
     logprobs, entropy = token_logprobs(program.graphdef, params, rows.packed, None, batch.hidden)
     weight = jnp.einsum("bc,bcn->bn", rows.weight, rows.packed.member.astype(jnp.float32))
     loss = -jnp.sum(weight * logprobs) / total
-    return loss, {"train/loss/total": loss, "train/token_entropy_nats": jnp.mean(entropy)}
+    return loss, {
+        "train/loss/total": loss,
+        "train/token_entropy_nats": jnp.mean(entropy, where=real_heads(rows.packed)),
+    }
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")

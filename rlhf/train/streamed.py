@@ -48,6 +48,7 @@ def check(config: DPOConfig | SFTConfig) -> None:
             "guardrails": config.guardrails is not None and "given",
             **why,
             "groups.completions": config.groups.completions != 2 and "null",
+            "train.length_buckets": config.train.length_buckets > 1 and config.train.length_buckets,
         }
     for key, value in why.items():
         if value:

@@ -20,6 +20,7 @@ from tests.rlhf.run.jobs import Job, ended
 
 KILLED = ["train.steps=40", "train.checkpoint_every=5"]
 SIZES = {"1 × 1": 1, "1 × 8": 8}
+VICTIMS = (0, 1)
 EACH = 4  # devices of each of the two processes
 
 
@@ -67,7 +68,7 @@ def measure(kept: Path) -> dict[str, Any]:
         if {"killed 0", "killed 1"} - found.keys():
             for one in job.pair(job.words("sft", "undisturbed", *KILLED), EACH):
                 ended(one)
-        for victim in (1, 0):
+        for victim in VICTIMS:
             if f"killed {victim}" not in found:
                 found[f"killed {victim}"] = killed(job, victim)
                 write_numbers(kept, found)
@@ -90,7 +91,7 @@ def page(found: dict[str, Any]) -> str:
     ]
     for kind, (weights, metrics) in found["equal"].items():
         lines.append(f"| {kind} | {'–' if weights is None else f'{weights:.1e}'} | {metrics:.1e} |")
-    runs = [found[f"killed {victim}"] for victim in (1, 0)]
+    runs = [found[f"killed {victim}"] for victim in VICTIMS]
     lines += [
         "",
         "## One of them killed",
@@ -102,7 +103,7 @@ def page(found: dict[str, Any]) -> str:
         f"| killed | the other ends after | status | {' | '.join(runs[0]['apart'])} |",
         "|---|---|---|---|---|---|",
     ]
-    for victim, one in zip((1, 0), runs, strict=True):
+    for victim, one in zip(VICTIMS, runs, strict=True):
         sizes = " | ".join(f"{value:.1e}" for value in one["apart"].values())
         lines.append(f"| process {victim} | {one['seconds']:.0f} s | {one['status']} | {sizes} |")
     return "\n".join([*lines, "", "It says:", "", f"    {runs[0]['line']}"]) + "\n"

@@ -48,7 +48,12 @@ def train(model: str, data: Path, output: Path, more: list[str]) -> dict[str, fl
     ]
     words += ["train.steps=3", "train.epochs=null", "train.batch_rows=8", *more]
     begun = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "rlhf", *words], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rlhf", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stderr is not None, "a pipe"
     first, said = None, []
     for line in child.stderr:
@@ -59,6 +64,15 @@ def train(model: str, data: Path, output: Path, more: list[str]) -> dict[str, fl
     if status or first is None:
         raise SystemExit("".join(said))
     return {"seconds_to_first_step": first, "peak_gb": used.ru_maxrss / 1e6}
+
+
+def prepare(folder: Path, count: int) -> None:
+    """The tiny model, the rewards and the rows."""
+    from tests.rlhf.run.jobs import Job
+
+    Job(folder).fit()
+    write(folder / "many.jsonl", count)
+    write(folder / "few.jsonl", 1000)
 
 
 def compared(model: str, folder: Path, more: list[str], name: str) -> dict[str, Any]:
@@ -79,16 +93,17 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--model", help="a model to measure besides the tiny one")
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from tests.rlhf.run.jobs import Job
-
+    if args.prepare:
+        prepare(args.prepare, args.rows)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = Job(folder)
-        job.fit()
-        write(folder / "many.jsonl", args.rows)
-        write(folder / "few.jsonl", 1000)
-        tiny, own = str(job.model), ["--rewards", str(folder / "rewards"), "loss.kind=observed"]
+        # In a process of its own: what is started inherits the peak of its parent.
+        words = ["--prepare", name, "--rows", str(args.rows)]
+        subprocess.run([sys.executable, "-m", "scripts.bench.stream", *words], check=True)
+        tiny, own = str(folder / "model"), ["--rewards", str(folder / "rewards"), "loss.kind=observed"]
         result = {
             "rows": args.rows,
             "file_gb": (folder / "many.jsonl").stat().st_size / 1e9,

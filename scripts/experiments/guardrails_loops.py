@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf.evaluation.probes import figures
-from rlhf.objectives import rails
+from rlhf.objectives import calibration, rails
 
 RATE, TURNS = 0.1, 20
 
@@ -63,16 +63,7 @@ def slate(seed: int, weight: float, size: int = 10) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     kind = np.repeat([0, 1], 30)
     reward, wanted = rng.normal(size=60) + np.where(kind == 0, 2.0, 0.0) + 3.0, np.array([0.7, 0.3])
-    chosen: list[int] = []
-    for _ in range(size):
-        best, most = -1, -np.inf
-        for item in set(range(60)) - set(chosen):
-            own = [*chosen, item]
-            shown = np.bincount(kind[own], minlength=2) / len(own)
-            value = (1 - weight) * reward[own].sum() / size - weight * figures.calibration(wanted, shown)
-            if value > most:
-                best, most = item, value
-        chosen.append(best)
+    chosen = calibration.greedy_slate(reward, np.eye(2)[kind], wanted, size, weight)
     shown = np.bincount(kind[chosen], minlength=2) / size
     return {"reward": float(reward[chosen].mean()), "calibration_nats": figures.calibration(wanted, shown)}
 

@@ -1,6 +1,6 @@
 """What can be said of texts without a judge: how much of them is new, repeated, cut off, alike, in another language.
 
-    distinct-n       distinct n-grams of words over all n-grams of a policy's texts
+    distinct-n       distinct n-grams of words over all n-grams of the texts for one person; mean over people
     repetition       share of a text's 4-grams of words that stood in it before; mean over texts
     perplexity       exp(−Σ log π_ref(y|x) / Σ tokens), by π_ref
     KL(π ‖ π_ref)    mean over samples of log π(y|x, w) − log π_ref(y|x), nats; at temperature 1 and top_p 1 only.
@@ -40,12 +40,12 @@ def quality(written: Written, asked: Sequence[str | None], untouched: bool) -> d
       asked: language of each prompt. untouched: whether completions were drawn from the policy as it is.
     """
     texts = [one.text for one in written.flat()]
-    people, _, number = written.shape
+    people, prompts, number = written.shape
     placed = [one for _ in range(people) for one in asked for _ in range(number)]
     words = [text.split() for text in texts]
     found: dict[str, float | None] = {
-        "distinct_1": _distinct(words, 1),
-        "distinct_2": _distinct(words, 2),
+        "distinct_1": _distinct(words, 1, prompts * number),
+        "distinct_2": _distinct(words, 2, prompts * number),
         "repetition": float(np.mean([_repeated(own) for own in words])),
         "truncated": float(np.mean(~written.array("finished"))),
         "empty": float(np.mean([not text.strip() for text in texts])),
@@ -114,9 +114,14 @@ def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
-def _distinct(texts: list[list[str]], n: int) -> float | None:
-    grams = [gram for words in texts for gram in _grams(words, n)]
-    return len(set(grams)) / len(grams) if grams else None
+def _distinct(texts: list[list[str]], n: int, each: int) -> float | None:
+    """Mean over people, `each` texts a person: the share falls with the number of texts, and one for everybody has fewer."""
+    found = []
+    for start in range(0, len(texts), each):
+        grams = [gram for words in texts[start : start + each] for gram in _grams(words, n)]
+        if grams:
+            found.append(len(set(grams)) / len(grams))
+    return float(np.mean(found)) if found else None
 
 
 def _repeated(words: list[str], n: int = 4) -> float:

@@ -1,7 +1,8 @@
 """What the guardrails do to the rewards of one batch; the same for sampled groups (PPO, GRPO) and packed rows (DPO).
 
-    r′ = r − (λ* + λ) A + ν right + λ_μ r_μ,   then the gates: a completion that fails gets at most the least r′ of its group
+    r′ = r − (λ* + λ) A + ν right + h honest + c calibrated + λ_μ r_μ
 
+then the gates: a completion that fails gets at most the least r′ of its group.
 Everything a batch is asked stands in `Seen`; what comes back is an addition to each reward, which groups are learned from,
 and what each group counts for. The formulas are those of `rlhf.objectives.rails`.
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.cluster.vq import kmeans2
 
-from rlhf.objectives import rails
+from rlhf.objectives import calibration, rails
 from rlhf.policy.conditioning import Gate, Population
 from rlhf.train.guardrails.config import GuardrailsConfig
 
@@ -155,6 +156,17 @@ def act(
             "truth_lifted_share": jnp.mean(bonus > 0),
             "truth_bonus_nats": under(seen.share, bonus[:, None] * right),
         }
+    if config.honesty is not None:
+        paid, own = _honest(config, seen)
+        total = total + paid
+        metrics |= {f"honesty_{key}": under(seen.share, value) for key, value in own.items()}
+    if config.calibration is not None:
+        paid, away = _calibrated(config, seen)
+        total = total + paid
+        metrics |= {
+            "calibration_nats": jnp.mean(away),
+            "calibration_paid_nats": under(seen.share, jnp.abs(paid)),
+        }
     if config.floor is not None:
         assert seen.average is not None, "the average person's reward needs people"
         total = total + state.floor * seen.average
@@ -183,6 +195,34 @@ def act(
         found,
         {f"train/guard/{name}": value for name, value in metrics.items()},
     )
+
+
+def _honest(config: GuardrailsConfig, seen: Seen) -> tuple[jax.Array, Metrics]:
+    """What honest disagreement is paid, [R, G], and what is told of it."""
+    assert config.honesty is not None, "asked for where it is"
+    part, checks = config.honesty, seen.checks
+    corrects = (checks[..., config.index(part.check)] > 0.5).astype(jnp.float32)
+    applies = jnp.ones_like(corrects) if part.where is None else checks[..., config.index(part.where)] > 0.5
+    stated = None if part.confidence is None else checks[..., config.index(part.confidence)]
+    paid = part.weight * applies * rails.honest_disagreement(corrects, stated)
+    return paid, {"share": applies * corrects, "nats": paid}
+
+
+def _calibrated(config: GuardrailsConfig, seen: Seen) -> tuple[jax.Array, jax.Array]:
+    """What completions are paid for the mix of their group, [R, G], and how far that is from the wanted one, [R].
+
+    A group in which a kind is wanted that none of its completions is of, or that has one kind alone, has nothing to choose.
+    """
+    assert config.calibration is not None, "asked for where it is"
+    places = jnp.array([config.index(name) for name in config.calibration.kinds])
+    kinds = calibration.as_kinds(seen.checks[..., places])
+    reward = jnp.where(seen.log_weight > -jnp.inf, seen.reward, 0.0)
+    wanted = calibration.wanted_mix(reward, seen.log_weight, kinds, config.calibration.general)
+    share = jnp.where(seen.log_weight > -jnp.inf, seen.share, 0.0)
+    shown = jnp.einsum("rg,rgv->rv", share, kinds)
+    paid = config.calibration.weight * calibration.credit(wanted, share, kinds)
+    known = jnp.any(kinds > 0, axis=-1)
+    return jnp.where(known, paid, 0.0), calibration.distance(wanted, shown)
 
 
 def _weights(state: GuardState, seen: Seen, reference: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

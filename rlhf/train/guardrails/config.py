@@ -57,6 +57,47 @@ class TruthConfig:
 
 
 @record
+class HonestyConfig:
+    """Whoever holds a wrong stance is told so, and how sure that is; the same pay for everybody."""
+
+    check: str = Field(
+        min_length=1, description="Check that is above 0.5 where a completion corrects the asker."
+    )
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Check that is above 0.5 where the asker's stance is wrong, and nothing is paid elsewhere; null: everywhere.",
+    )
+    confidence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Check that reads the confidence which a completion states, 0 to 1; null: it is not scored.",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="Nats for a correction; nobody's coefficients move it."
+    )
+
+
+@record
+class CalibrationConfig:
+    """What somebody is shown is mixed as what they like is, instead of all being of their favourite kind."""
+
+    kinds: tuple[str, ...] = Field(
+        min_length=2,
+        description="Checks that say of which kind a completion is: one each, shares of a completion.",
+    )
+    general: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of what π_ref shows anybody in the mix that is wanted for a person.",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="Nats of reward for a nat of distance to the wanted mix."
+    )
+
+
+@record
 class FloorConfig:
     """What the average person gets may not fall far below what π_ref gives them."""
 
@@ -103,6 +144,12 @@ class GuardrailsConfig:
     truth: TruthConfig | None = Field(
         default=None, description="Right answers are right for everybody; null: not looked at."
     )
+    honesty: HonestyConfig | None = Field(
+        default=None, description="Pay for correcting a wrong stance; null: none."
+    )
+    calibration: CalibrationConfig | None = Field(
+        default=None, description="Pay for showing a person a mix of what they like; null: none."
+    )
     floor: FloorConfig | None = Field(
         default=None, description="Floor under the average person's reward; null: none."
     )
@@ -122,12 +169,28 @@ class GuardrailsConfig:
     @property
     def of_coefficients(self) -> tuple[str, ...]:
         """Keys that change what coefficients pay for; labels of people's own hold no coefficients."""
-        return tuple(key for key in ("behaviour", "truth", "floor") if getattr(self, key) is not None)
+        return tuple(
+            key
+            for key in ("behaviour", "truth", "honesty", "calibration", "floor")
+            if getattr(self, key) is not None
+        )
 
     @property
     def of_people(self) -> tuple[str, ...]:
         """Keys that compare people with one another."""
         return tuple(key for key in ("truth", "floor", "worst") if getattr(self, key) is not None)
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """(key, check) of every check that is named somewhere."""
+        for key in ("behaviour", "truth"):
+            if (part := getattr(self, key)) is not None:
+                yield f"{key}.check", part.check
+        if self.honesty is not None:
+            for key in ("check", "where", "confidence"):
+                if (name := getattr(self.honesty, key)) is not None:
+                    yield f"honesty.{key}", name
+        for name in () if self.calibration is None else self.calibration.kinds:
+            yield "calibration.kinds", name
 
     def unread(self) -> Iterator[Unread]:
         if not self.gates:
@@ -136,25 +199,22 @@ class GuardrailsConfig:
     @model_validator(mode="after")
     def _consistent(self):
         names = [check.name for check in self.checks]
-        named = {
-            key: part.check for key, part in (("behaviour", self.behaviour), ("truth", self.truth)) if part
-        }
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"checks: two are called {name!r}; rename one")
-        for key, name in named.items():
+        owner: dict[str, str] = {}
+        for key, name in self._named():
             if name not in names:
                 raise ValueError(
-                    f"{key}.check {name!r} is none of the checks ({', '.join(names) or 'none'}); add it to checks"
+                    f"{key} {name!r} is none of the checks ({', '.join(names) or 'none'}); add it to checks"
                 )
             if self.checks[names.index(name)].gate is not None:
-                raise ValueError(f"{key}.check {name!r} has a gate, which makes it a hard check; remove gate")
-        if len(set(named.values())) < len(named):
-            raise ValueError(
-                f"behaviour.check and truth.check are both {named['truth']!r}; give each its own"
-            )
+                raise ValueError(f"{key} {name!r} has a gate, which makes it a hard check; remove gate")
+            if name in owner:
+                raise ValueError(f"{owner[name]} and {key} are both {name!r}; give each its own")
+            owner[name] = key
         for name in names:
-            if name not in {*named.values(), *(gate.name for gate in self.gates)}:
+            if name not in {*owner, *(gate.name for gate in self.gates)}:
                 raise ValueError(
                     f"check {name!r} is used for nothing; give it a gate, or name it in behaviour.check or truth.check"
                 )

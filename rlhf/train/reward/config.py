@@ -8,7 +8,7 @@ from rlhf.phi.config import RewardEvaluationConfig, RewardFitConfig
 from rlhf.run.config.common import MeshConfig, PeopleDataConfig, RunConfig, Track
 from rlhf.run.config.unread import Unread
 from rlhf.run.record import record
-from rlhf.train.config import PolicyModelConfig, TrainConfig, TuneConfig, check_base, check_schedule
+from rlhf.train.config import PairTrainConfig, PolicyModelConfig, TuneConfig, check_base, check_schedule
 from rlhf.train.optim import OptimizerConfig
 from rlhf.train.reward.step import HeadConfig
 
@@ -24,7 +24,7 @@ class RewardTrainConfig(RunConfig):
     )
     head: HeadConfig = Field(default=HeadConfig(), description="What is read off the model, and the loss.")
     optimizer: OptimizerConfig = Field(description="AdamW and its schedule.")
-    train: TrainConfig = Field(description="Length, batches, checkpoints.")
+    train: PairTrainConfig = Field(description="Length, batches, checkpoints.")
     fit: RewardFitConfig = Field(
         default_factory=RewardFitConfig,
         description="Basis and population over the trained encoder (head.num_basis above 0 only).",

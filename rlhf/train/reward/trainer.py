@@ -37,7 +37,7 @@ from rlhf.policy.packing import Sequences, pack
 from rlhf.run import inputs, processes
 from rlhf.run.directory import Run
 from rlhf.run.record import traced
-from rlhf.train import held_out, memory, optim
+from rlhf.train import by_length, held_out, memory, optim
 from rlhf.train.callbacks import Callback
 from rlhf.train.length import num_steps, settled
 from rlhf.train.loop import run_steps
@@ -46,7 +46,6 @@ from rlhf.train.reward.classifier import HEAD, save_classifier
 from rlhf.train.reward.config import RewardTrainConfig
 from rlhf.train.sft import (
     base_record,
-    batches,
     fresh_policy,
     frozen_parts,
     open_base,
@@ -201,7 +200,7 @@ def train(
     state = run_steps(
         state,
         step,
-        batches(config, learned, len(index)),
+        by_length.batches(config, learned, learned.packed),
         config.train,
         tokens_per_step=tokens_per_step(config, kept.packed),
         callbacks=callbacks,

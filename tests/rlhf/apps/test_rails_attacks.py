@@ -16,6 +16,8 @@ from rewards.basis import gauge, rails, store
 from rewards.basis.belief import Belief
 from rewards.errors import UserError
 from rewards.people import edits, population, records
+from rewards.people import pool as pool_module
+from rewards.people.pool import Question
 from rlhf.api.policies import load_policy
 from rlhf.apps import cli, users
 from rlhf.policy import store as policy_store
@@ -437,3 +439,24 @@ def test_python_takes_the_same_way(world, policy):
     np.testing.assert_allclose(logprobs[0, 0], logprobs[0, 1], atol=1e-4)
     with pytest.raises(UserError, match="needs a reason"):
         fitted.with_rails(None)
+
+
+def test_nobody_is_asked_about_a_locked_axis(world):
+    """A pair that differs in flattery alone would teach most, but what it teaches is used nowhere."""
+    run = store.load_reward_run(world / "rewards")
+    deltas = np.array([[0, 3, 0, 0], [0.5, 3, 0, 0], [0.4, 0.1, 0, 0], [0, 0, 1, 1]], np.float32)
+    pool = [
+        Question("Which?", f"first {n}", f"second {n}", tuple(map(float, row)))
+        for n, row in enumerate(deltas)
+    ]
+    free = dataclasses.replace(run, rails=None)
+    nobody = records.new_record(run, "nobody")
+    assert pool_module.next_question(free, nobody, pool) in (0, 1)
+    seen, may = pool_module.worth_asking(run, deltas)
+    assert may.tolist() == [False, False, True, True] and not seen[:, 1].any()
+    np.testing.assert_array_equal(np.delete(seen, 1, axis=1), np.delete(deltas, 1, axis=1))
+    asked, record = [], nobody
+    while (index := pool_module.next_question(run, record, pool)) is not None:
+        asked.append(index)
+        record = dataclasses.replace(record, skipped=(*record.skipped, pool[index].key))
+    assert sorted(asked) == [2, 3]

@@ -15,6 +15,7 @@ from rlhf.policy.generation import Completion
 from rlhf.run.config.load import build
 from rlhf.run.directory import plain
 
+AXES = ("warmth", "taste 1 (longer, says “price”)")
 POLICIES = ("own", "all", "reference", "best")
 
 
@@ -42,7 +43,11 @@ def made(people=4, prompts=5, number=1, words=30, text=lambda plain: plain, name
         )
         reference, tokens = np.full(shape, -62.0), np.full(shape, words)
         written.append(Written(source, completions, reference, tokens, True))
-    worth = [rng.normal(0.5 * place, 1.0, (people, prompts, number)) for place in range(len(POLICIES))]
+    features = [rng.normal(0.3 * place, 1.0, (*one.shape, 2)) for place, one in enumerate(written)]
+    coefs = rng.normal(0.7, 1.0, (people, 2))
+    worth = [
+        np.einsum("uk,uhnk->uhn", coefs, np.broadcast_to(phi, (people, *phi.shape[1:]))) for phi in features
+    ]
     matrices, gains = zip(
         *(
             _swapped(
@@ -55,8 +60,10 @@ def made(people=4, prompts=5, number=1, words=30, text=lambda plain: plain, name
         ),
         strict=True,
     )
-    judged = Judged({"own reward": worth}, list(matrices), list(gains), {})
-    whom = [Person(name(f"person {place}"), "held-out", np.zeros(2)) for place in range(people)]
+    judged = Judged(
+        {"own reward": worth}, list(matrices), list(gains), {}, axes=tuple(map(text, AXES)), features=features
+    )
+    whom = [Person(name(f"person {place}"), "held-out", coefs[place]) for place in range(people)]
     rows = PromptRows(asked, np.arange(1, prompts + 1, dtype=np.int32), {}, "here")
     world = run.World([one.source for one in written], written[2].source, None, whom, rows, None)
     values = {"seed": 0, "output_dir": "out", "policies": list(POLICIES), "prompts": "p"}

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 from rlhf.report import outputs, plots
@@ -168,6 +169,21 @@ def test_filter_and_side_by_side_by_keyboard(shown):
     page.keyboard.press("ArrowDown")
     heads = page.locator(".answer h4").all_inner_texts()
     assert len(heads) == 5 and all(head.startswith("own") for head in heads)
+    assert not complaints
+
+
+def test_reasons_stand_under_every_answer_the_strongest_first(shown):
+    show, complaints = shown
+    page = show()
+    data = json.loads(page.locator("#outputs-data").text_content())
+    cell, box = data["cells"][0], page.locator("article").first.locator(".answer")
+    for policy, texts in enumerate(cell["t"]):
+        parts = np.array(data["coef"][cell["p"]]) * data["phi"][texts[0]]
+        wanted = [k for k in np.argsort(-np.abs(parts)) if abs(parts[k]) >= 0.05]
+        said = "; ".join(
+            f"{data['axes'][k]} {'+' if parts[k] > 0 else '−'}{abs(parts[k]):.2f}" for k in wanted
+        )
+        assert box.nth(policy).locator(".reasons").all_inner_texts() == ([said] if said else [])
     assert not complaints
 
 

@@ -1,12 +1,15 @@
 """Several processes as one job: what is found, what is refused, and what a lost process leaves."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from rewards.errors import UserError
-from rlhf.run import cluster, processes
+from rlhf.apps import cli
+from rlhf.run import cluster, guard, processes
 from rlhf.run.config.common import MeshConfig
 from tests.rlhf.run.jobs import Job, ended
 
@@ -110,6 +113,43 @@ def test_one_process_speaks_with_itself():
 
 def _refuse() -> None:
     raise UserError("no")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["mesh.fsdp=3"], "does not divide the"),
+        (["mesh.fsdp=0"], "fsdp is 0; give a number"),
+        (["mesh.tensr=2"], "did you mean 'tensor'"),
+        (["--coordinator", "a:1"], "mesh.processes: missing"),
+        (["--processes", "2", "--process", "0"], "mesh.coordinator: missing"),
+        (["--coordinator", "a", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
+        (["--coordinator", "a:1", "--processes", "3", "--process", "0"], "mesh.processes 3: SLURM says 4"),
+    ],
+)
+def test_a_command_refuses_them_in_one_line_before_it_reads_a_model(given, said, launched, capsys, tmp_path):
+    if "SLURM" in said:
+        launched(SLURM)
+    words = [
+        "train",
+        "sft",
+        "--model",
+        "nowhere",
+        "--data",
+        "nothing.jsonl",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert cli.main([*words, *given]) == 2
+    complaint = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chorus: ")]
+    assert len(complaint) == 1 and said in complaint[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_past_python_goes_with_the_errors():
+    code = "import os, rlhf.run.guard as g; g.keep_stdout(); print('said'); os.write(1, b'[Gloo] noise')"
+    environment = os.environ | {guard.WATCHED: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"said\n" and done.stderr == b"[Gloo] noise"
 
 
 def test_two_processes_train_and_measure_what_one_does(job):

@@ -83,6 +83,7 @@ WRONG = {
     ),
     "another command": ({"command": "train sft"}, {"loss": None}, ["is for train dpo, train grpo, train ppo, not train sft"]),
     "all weights": ({}, {"tune": {"mode": "full"}}, ["tune.mode is full", "choose lora"]),
+    "lengths": ({}, {"train": {"steps": 4, "length_buckets": 2}}, ["train.length_buckets is 2", "choose 1"]),
     "a stream": ({}, {"data": {"path": "x.jsonl", "stream": True}}, ["data.stream is true"]),
     "trackers": ({}, {"track": ["tensorboard", "wandb"]}, ["wandb follows one run a process"]),
     "processes": ({}, {"mesh": {"processes": 2}}, ["mesh asks for several"]),

@@ -11,8 +11,10 @@ from rlhf.train.guardrails import acts
 from rlhf.train.guardrails.acts import GuardState, Seen
 from rlhf.train.guardrails.config import (
     BehaviourConfig,
+    CalibrationConfig,
     FloorConfig,
     GuardrailsConfig,
+    HonestyConfig,
     TruthConfig,
     WorstConfig,
 )
@@ -214,3 +216,74 @@ def test_the_kind_of_people_that_gains_least_counts_most():
 def test_a_section_that_says_nothing_or_two_things_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         GuardrailsConfig(**given)
+
+
+def test_corrections_are_paid_alike_whatever_people_like_and_only_where_somebody_is_wrong():
+    checks = np.zeros((2, 3, 3), np.float32)
+    checks[:, 0, 0] = 1.0  # corrects
+    checks[0, :, 1] = 1.0  # the first asker is wrong, the second is not
+    checks[:, :, 2] = [0.8, 0.9, 0.0]  # how sure they say they are
+    config = GuardrailsConfig(
+        checks=(column("corrects"), column("wrong"), column("sure")),
+        honesty=HonestyConfig(check="corrects", where="wrong", confidence="sure", weight=2.0),
+    )
+    for reward in (np.zeros((2, 3)), np.random.default_rng(0).normal(size=(2, 3))):
+        done, _, metrics = run(config, seen(reward, checks))
+        np.testing.assert_allclose(done.added[0], [2 * (1 - 0.2**2), -2 * 0.9**2, 0.0], atol=1e-6)
+        np.testing.assert_array_equal(done.added[1], 0.0)
+    np.testing.assert_allclose(metrics["train/guard/honesty_share"], 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["train/guard/honesty_nats"], -metrics["train/guard/cost_nats"], rtol=1e-5
+    )
+
+
+def test_calibration_pays_for_the_kind_that_is_missing_and_the_fixed_point_is_the_wanted_mix():
+    """At π = optimum of β < 1 the favourite kind is shown too often: its completions pay, the others earn."""
+    kinds = np.repeat(np.eye(2), 5, axis=0)[None]
+    reward = np.where(kinds[0, :, 0] > 0, 0.85, 0.0)[None]  # 70 : 30 by Luce's rule
+    config = GuardrailsConfig(
+        checks=(column("a"), column("b")),
+        calibration=CalibrationConfig(kinds=("a", "b"), general=0.0, weight=1.0),
+    )
+    sharp = np.asarray(jax.nn.softmax(jnp.asarray(reward) / 0.3, axis=-1))
+    done, _, metrics = run(config, seen(reward, kinds, share=sharp))
+    assert (done.added[0, :5] < 0).all() and (done.added[0, 5:] > 0).all()
+    assert metrics["train/guard/calibration_nats"] > 0.1 and metrics["train/guard/calibration_paid_nats"] > 0
+    likes = np.asarray(jax.nn.softmax(jnp.asarray(reward), axis=-1))
+    rest, _, metrics = run(config, seen(reward, kinds, share=likes))
+    assert metrics["train/guard/calibration_nats"] < 1e-6
+    assert np.abs(rest.added).max() < 0.15 * np.abs(done.added).max()
+    theta = np.zeros((1, 10))
+    for _ in range(300):  # policy gradient on β = 0.3, with the term and without
+        share = np.asarray(jax.nn.softmax(jnp.asarray(theta), axis=-1))
+        added = run(config, seen(reward, kinds, share=share))[0].added
+        theta = theta + 0.05 * (reward + 3.0 * np.asarray(added) - 0.3 * theta)
+    share = np.asarray(jax.nn.softmax(jnp.asarray(theta), axis=-1))
+    assert 0.65 < share[0, :5].sum() < 0.8 < sharp[0, :5].sum()
+
+
+def test_calibration_leaves_alone_what_is_of_no_kind_and_padding():
+    kinds = np.zeros((1, 4, 2), np.float32)
+    kinds[0, 0], kinds[0, 1] = [1, 0], [0, 1]
+    weight = np.array([[0.0, 0.0, 0.0, -np.inf]])
+    config = GuardrailsConfig(
+        checks=(column("a"), column("b")), calibration=CalibrationConfig(kinds=("a", "b"))
+    )
+    share = np.array([[0.6, 0.2, 0.2, 0.0]])
+    done, _, metrics = run(config, seen(np.zeros((1, 4)), kinds, share=share, log_weight=weight))
+    assert (np.asarray(done.added)[0, 2:] == 0).all() and done.added[0, 0] < 0 < done.added[0, 1]
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"honesty": HonestyConfig(check="c")}, "honesty.check 'c' is none of the checks"),
+        ({"honesty": HonestyConfig(check="a", where="a")}, "honesty.check and honesty.where are both 'a'"),
+        ({"calibration": CalibrationConfig(kinds=("a", "a"))}, "are both 'a'"),
+        ({"honesty": HonestyConfig(check="a")}, "check 'b' is used for nothing"),
+    ],
+)
+def test_checks_of_the_terms_are_named_once(given, fault):
+    with pytest.raises(ValueError, match=fault):
+        GuardrailsConfig(checks=(column("a"), column("b")), **given)

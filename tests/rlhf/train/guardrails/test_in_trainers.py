@@ -15,8 +15,10 @@ from rlhf.train.guardrails import of_rollouts, of_rows
 from rlhf.train.guardrails.acts import GuardState
 from rlhf.train.guardrails.config import (
     BehaviourConfig,
+    CalibrationConfig,
     FloorConfig,
     GuardrailsConfig,
+    HonestyConfig,
     TruthConfig,
     WorstConfig,
 )
@@ -36,7 +38,12 @@ def check(name, gate=None):
 
 GATE = GuardrailsConfig(checks=(check("safe", 0.5),), refused=-1.0)
 ALL = GuardrailsConfig(
-    checks=(check("agrees"), check("right"), check("safe", 0.5)),
+    checks=(
+        *map(check, ("agrees", "right", "corrects", "wrong", "sure", "short", "long")),
+        check("safe", 0.5),
+    ),
+    honesty=HonestyConfig(check="corrects", where="wrong", confidence="sure"),
+    calibration=CalibrationConfig(kinds=("short", "long")),
     behaviour=BehaviourConfig(check="agrees", penalty="both"),
     truth=TruthConfig(check="right"),
     floor=FloorConfig(),
@@ -153,12 +160,12 @@ def test_all_of_them_together_in_one_compiled_iteration():
     rng = np.random.default_rng(0)
     state, before = task.state, updates.update._cache_size()
     for _ in range(3):
-        rewards, checks = rng.normal(size=rollout.coef.shape), rng.integers(0, 2, (2 * G, 3))
+        rewards, checks = rng.normal(size=rollout.coef.shape), rng.integers(0, 2, (2 * G, len(ALL.checks)))
         state, metrics = learned(task._replace(state=state), rollout, rewards, checks)
         # The third compiles nothing.
     assert updates.update._cache_size() == before + 1
     own = {name: float(value) for name, value in metrics.items() if name.startswith("train/guard/")}
-    assert len(own) == 16 and np.isfinite(list(own.values())).all()
+    assert len(own) == 20 and np.isfinite(list(own.values())).all()
     assert float(state.guard.reference[1]) == 3 and float(state.guard.floor) >= 0
 
 
@@ -220,10 +227,10 @@ def test_labels_are_overruled_by_the_gates(policy):
 
 def test_all_of_them_in_dpo(policy):
     rng = np.random.default_rng(0)
-    checks = rng.integers(0, 2, (1, steps.NUM_ROWS, steps.NUM_COMPLETIONS + 1, 3))
+    checks = rng.integers(0, 2, (1, steps.NUM_ROWS, steps.NUM_COMPLETIONS + 1, len(ALL.checks)))
     state, metrics = dpo_step(policy, "soft", ALL, checks)
     own = {name: float(value) for name, value in metrics.items() if name.startswith("train/guard/")}
-    assert len(own) == 16 and np.isfinite(list(own.values())).all()
+    assert len(own) == 20 and np.isfinite(list(own.values())).all()
     assert float(state.guard.reference[1]) == 1
 
 
