@@ -92,13 +92,10 @@ def tried(folder: Path, wheel: Path, version: str, bound: str, quickstart: bool)
         row["quickstart"], row["quickstart_seconds"] = said(
             [place / "bin" / "chorus", "quickstart"], empty, log
         )
-    # Tests from a copy without the packages: what is imported is the wheel.
-    copy = place / "tests-of-checkout"
-    for part in ("tests", "configs", "scripts"):
-        shutil.copytree(ROOT / part, copy / part)
-    shutil.copy(ROOT / "pyproject.toml", copy)
     row["tests"], row["tests_seconds"] = said(
-        [own, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *TESTS], copy, log
+        [own, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *TESTS],
+        folder / "checkout",
+        log,
     )
     return row
 
@@ -144,6 +141,11 @@ def main() -> None:
         build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
         subprocess.run([*map(str, build)], check=True)
         [wheel] = folder.glob("chorus_rlhf-*.whl")
+        # Tests of the same moment, in a copy without the packages: what they import is the wheel.
+        shutil.rmtree(folder / "checkout", ignore_errors=True)
+        for part in ("tests", "configs", "scripts", "docs"):
+            shutil.copytree(ROOT / part, folder / "checkout" / part)
+        shutil.copy(ROOT / "pyproject.toml", folder / "checkout")
         for version in args.python:
             for bound in args.bounds:
                 if args.again or (version, bound) not in rows:
