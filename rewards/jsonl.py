@@ -110,7 +110,10 @@ def parsed(lines: Iterable[bytes]) -> Iterator[tuple[int, object]]:
 def parse(text: bytes) -> Any:
     """The value of one line; raises LineError."""
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
+        line = text.decode("utf-8")
+        return (
+            json.loads(line) if line.startswith("\ufeff") else _DECODER.decode(line)
+        )  # the former says what it is
     except UnicodeDecodeError as error:
         raise LineError(
             f"is not UTF-8 (byte {error.start}: {error.reason}); convert the file to UTF-8"
@@ -131,7 +134,10 @@ def parse_array(file: str | os.PathLike[str], lines: Iterable[bytes]) -> list[An
                 f"{file}: an array of more than {opening.MOST_TEXT:,} bytes; write it as JSON lines"
             )
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
+        line = text.decode("utf-8")
+        return (
+            json.loads(line) if line.startswith("\ufeff") else _DECODER.decode(line)
+        )  # the former says what it is
     except (ValueError, RecursionError) as error:
         field = f"field {error.field!r} " if isinstance(error, LineError) else ""
         raise UserError(f"{file}: not valid JSON ({field}{error}); restore or recreate the file") from None
@@ -144,6 +150,9 @@ def _object(pairs: list[tuple[str, object]]) -> JSONObject:
         names = [name for name, _ in pairs]
         raise LineError("is given twice; remove one", next(name for name in names if names.count(name) > 1))
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` would make one a line
 
 
 def rows(file: str | os.PathLike[str], fix: str = "restore or recreate the file") -> list[JSONObject]:

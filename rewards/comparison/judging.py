@@ -9,6 +9,8 @@ from rewards.comparison.power import RELEVANT, Power, cannot_show, least_half_wi
 from rewards.comparison.references import ITEMS_TEXT
 from rewards.files import JSONObject
 
+NO_SIGNAL = "No personal signal here"
+SILENT = "for people left out of the fit, earlier answers are not shown to predict later ones, so everybody gets one ordering"
 REPEATED = 0.05
 """Share of tested comparisons with a text from a question above which a gain has to be shown without them."""
 
@@ -49,11 +51,19 @@ def power_of(board: JSONObject) -> Power:
     return power(-half, half, people, choices=choices)
 
 
+def found_no_taste(fitted: object) -> bool:
+    """The fit itself asked people left out for tastes, and found none: the scale c of the crossed model is 0."""
+    return getattr(fitted, "report", {}).get("scale") == 0
+
+
 def status(board: JSONObject) -> str:
-    """won, lost or unknown: not shown, though so few people could hardly have shown it; or carried over."""
+    """won, lost or unknown: not shown, though so few people could hardly have shown it; or carried over; or the fit found no
+    taste, so that nothing personal was tried."""
     own = board["models"][board["judged"]]
     if board["helps"]:
         return "won"
+    if board.get("silent"):
+        return "unknown"
     # What was below one model for everybody before any answer is a worse base; answers harm where they lower it.
     worse, learned = own["gain"][board["answers"]]["high"] < 0, own.get("learned")
     if own["own_minus_swapped"]["high"] < 0 or (worse and (learned is None or learned["high"] < 0)):
@@ -89,6 +99,8 @@ def sentence(board: JSONObject) -> str:
         enough = own["enough_answers"]
         when = f"from {enough} {'answer' if enough == 1 else 'answers'} on"
         return f"Personalisation helps on this data ({name}), {when}: {figures}."
+    if board.get("silent"):
+        return f"{NO_SIGNAL} ({name}): {SILENT}; {figures}{said_planted(board)}."
     reason, over = "it is not shown to beat one model for everybody", over_reference(board)
     if own["ignores_user"]:
         reason = "the model ignores the user, whose answers another person's may replace without any change"

@@ -12,7 +12,7 @@ import numpy as np
 
 from rewards.comparison import controls
 from rewards.comparison.compare import AGGREGATE, IGNORES, Protocol, Scores, score_model
-from rewards.comparison.judging import best_of, helps, power_of, sentence, status
+from rewards.comparison.judging import best_of, found_no_taste, helps, power_of, sentence, status
 from rewards.comparison.measures import person_accuracy
 from rewards.comparison.references import REFERENCES, fit_references
 from rewards.comparison.worlds import (
@@ -65,6 +65,7 @@ def compare(
     ]
     folds = len(divisions)
     parts: list[dict[str, Scores]] = []
+    silent = True
     margin, seconds, unavailable = np.zeros(prefs.num_comparisons), dict.fromkeys(models, 0.0), {}
     for number, (division, protocol) in enumerate(zip(divisions, protocols, strict=True)):
         said = (
@@ -80,6 +81,7 @@ def compare(
                 raise UserError(
                     f"evaluation.models: {name} could not be fitted: {unavailable.get(name, 'not given')}"
                 )
+        silent = silent and found_no_taste(fits[judged][0])
         counted = fit_references(table, training.prefs, training.weight, settings.seed)
         margin += generic_margins(fits[AGGREGATE][0], table) / folds
         scored = {}
@@ -109,6 +111,7 @@ def compare(
         "answers": answers,
         "people": num_people,
         "folds": folds,
+        "silent": silent,
         "missing_cells": divisions[0].missing,
         "unavailable": unavailable,
         "models": {name: summaries[name] | {"fit_seconds": seconds[name]} for name in everywhere},

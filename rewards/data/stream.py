@@ -110,8 +110,17 @@ class Stream:
 
     def people(self) -> Iterator[str]:
         """Who chose, of every row in turn. Raises as `pair`."""
+        known: set[object] = set()  # names that are in order
+
+        def person(record: object) -> str:
+            value = schema.row_object(record).get(USER)
+            if isinstance(value, str) and value in known:
+                return value
+            known.add(name := schema.identifier(USER, value))
+            return name
+
         for index in range(len(self)):
-            yield self._parsed(index, _person)
+            yield self._parsed(index, person)
 
     def _parsed(self, index: int, parse: Callable[[object], Parsed]) -> Parsed:
         try:
@@ -121,10 +130,6 @@ class Stream:
             return parse(record)
         except RowError as error:
             raise UserError(f"{self.source}: row {index + 1}: {error}") from None
-
-
-def _person(record: object) -> str:
-    return schema.identifier(USER, schema.row_object(record).get(USER))
 
 
 def _example(record: object) -> tuple[Prompt, dict[str, float]]:

@@ -2,8 +2,8 @@
 
 Where most texts were judged by one person alone, a text has no strength that another's answers could tell, and the
 house model is fitted as if it had been named. Else both are fitted without a third of the people and a fifth of the texts
-(`trial`), and the one with the lower loss on them is fitted on everything: the same model, to the last digit, as when it
-is named. What was chosen stands in `report["choice"]`.
+(`trial`), and the crossed one is taken where its loss on them is lower by more than one standard error. What is taken is
+fitted on everything: the same model, to the last digit, as when it is named. What was chosen stands in `report["choice"]`.
 """
 
 import dataclasses
@@ -81,10 +81,18 @@ class Auto(fit.FitConfig, RewardModel):
                 "said": f"house; without some of the people and texts there is too little ({error})"
             }
         mean = {name: float(values.mean()) for name, values in losses.items()}
-        chosen = CROSSED if mean[CROSSED] < mean[HOUSE] else HOUSE
+        gain = losses[HOUSE] - losses[CROSSED]
+        error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
+        chosen = CROSSED if float(gain.mean()) > error else HOUSE
         other = HOUSE if chosen == CROSSED else CROSSED
         said = (
             f"{chosen}, chosen by {len(losses[chosen])} people and a fifth of the texts left out: {mean[chosen]:.3f} nats a "
-            f"comparison ({other} {mean[other]:.3f}, a coin 0.693); fit.model names one"
+            f"comparison ({other} {mean[other]:.3f}, standard error of the difference {error:.3f}); fit.model names one"
         )
-        return found | {"chosen": chosen, "loss_nats": mean, "people": len(losses[chosen]), "said": said}
+        return found | {
+            "chosen": chosen,
+            "loss_nats": mean,
+            "standard_error": error,
+            "people": len(losses[chosen]),
+            "said": said,
+        }

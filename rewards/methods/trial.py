@@ -1,26 +1,29 @@
 """Which of several models predicts people who were left out: on texts that others judged, and on texts that nobody did.
 
-A share of the people and of the texts is left out of every fit. The first answers of each such person place them; the last
-third of theirs on known texts, and all on new ones, are predicted. No text of a predicted comparison is in one that places
-the person, since a text that comes twice carries its answer over.
+A share of the people and of the texts is left out of every fit. Of each such person the last choices on known texts and on
+new ones are predicted, each by itself, from answers of theirs that share no text with it, since a text that comes twice may
+carry its answer over.
 
-Letters in shapes: U people left out, N comparisons.
+Letters in shapes: U people left out, N comparisons, B choices that are predicted, n answers and T comparisons (padded).
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from rewards.data.order import by_content
 from rewards.data.split import held_out_labels, prompt_text, split_people, split_prompts
+from rewards.errors import UserError
 from rewards.methods.base import Comparisons, FittedModel, ItemTable, RewardModel
 from rewards.types import Preferences
 
 PEOPLE, TEXTS = 1 / 3, 1 / 5
 PROMPTS = 8
 """From so many prompts on, texts are left out by whole prompts."""
-CONTEXT, TARGETS = 10, 20
-"""Answers that place a person, and answers of either kind that are predicted, at most."""
+CONTEXT, CHOICES, TARGETS = 10, 3, 12
+"""Answers that place a person, choices of either kind that are predicted, and comparisons of one, at most."""
 
 
 def left_out_losses(
@@ -33,18 +36,20 @@ def left_out_losses(
     """Name → −log P of every person left out, nats, the mean of known and new texts; people in one order.
 
     Raises:
-      UserError: as the fit of a model does.
+      UserError: as the fit of a model does; fewer than two people have something to predict.
     """
     known, new = split_people(training, PEOPLE, seed)
     unseen = _new_texts(training, seed)
     weights = np.ones(training.num_comparisons) if weight is None else np.asarray(weight, np.float64)
-    context, cells = _rows(training, new & (weights > 0), unseen)
+    met = episodes(training, new & (weights > 0), unseen)
+    if (people := len(np.unique(met.owner))) < 2:
+        raise UserError(f"{people} people left out have something to predict")
     fitting = known & ~unseen
     train = training.select(fitting)
     losses: dict[str, np.ndarray] = {}
     for name, model in models.items():
         fitted = model.fit(table, train, weight=None if weight is None else np.asarray(weight)[fitting])
-        losses[name] = _person_loss(fitted, table, training, context, cells)
+        losses[name] = _person_loss(fitted, table, training, met)
     return losses
 
 
@@ -69,29 +74,42 @@ def _new_texts(training: Preferences, seed: int) -> np.ndarray:
     return np.isin(training.chosen, held) | np.isin(training.rejected, held)
 
 
-def _rows(
-    training: Preferences, asked: np.ndarray, unseen: np.ndarray
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Row numbers by person, −1 pads: answers that place them [U, n], and those to be predicted on known and new texts."""
-    _, order = by_content(training)
-    context, known, new = [], [], []
-    for rows in _by_person(training, order[asked[order]]):
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """One choice of a person to be predicted, and the answers that place them; rows of comparisons, −1 pads.
+
+    Attributes:
+      owner: int[B], place of the person, 0 … U − 1. new: bool[B], the choice is about a text left out.
+      context: int[B, n]. target: int[B, T].
+    """
+
+    owner: Int[np.ndarray, " B"]
+    new: Bool[np.ndarray, " B"]
+    context: Int[np.ndarray, "B n"]
+    target: Int[np.ndarray, "B T"]
+
+
+def episodes(training: Preferences, asked: np.ndarray, unseen: np.ndarray) -> Episodes:
+    """Everybody's last choices on known and on new texts, each with the first of the other answers that share no text."""
+    order = np.argsort(by_content(training)[1])
+    owner, new, context, target = [], [], [], []
+    for person, rows in enumerate(_by_person(training, order[asked[order]])):
         usual = rows[~unseen[rows]]
-        choices = np.unique(training.choice[usual])
-        late = choices[-(len(choices) // 3) :] if len(choices) > 2 else choices[len(choices) - 1 :]
-        tests = usual[np.isin(training.choice[usual], late)] if len(choices) > 1 else usual[:0]
-        others = rows[unseen[rows]]
-        texts = np.concatenate(
-            [side[part] for side in (training.chosen, training.rejected) for part in (tests, others)]
-        )
-        fresh = ~(np.isin(training.chosen[usual], texts) | np.isin(training.rejected[usual], texts))
-        context.append(_padded(usual[fresh], CONTEXT))
-        known.append(_padded(tests, TARGETS))
-        new.append(_padded(others, TARGETS))
-    width = {"context": CONTEXT, "known": TARGETS, "new": TARGETS}
-    found = {"context": context, "known": known, "new": new}
-    context, known, new = (np.array(part, np.int64).reshape(-1, width[name]) for name, part in found.items())
-    return context, (known, new)
+        for kind, part in ((False, usual), (True, rows[unseen[rows]])):
+            for choice in np.unique(training.choice[part])[-CHOICES:]:
+                tests = part[training.choice[part] == choice]
+                texts = np.concatenate([training.chosen[tests], training.rejected[tests]])
+                fresh = ~(np.isin(training.chosen[usual], texts) | np.isin(training.rejected[usual], texts))
+                owner.append(person)
+                new.append(kind)
+                context.append(_padded(usual[fresh], CONTEXT))
+                target.append(_padded(tests, TARGETS))
+    return Episodes(
+        np.array(owner, np.int64),
+        np.array(new, bool),
+        np.array(context, np.int64).reshape(-1, CONTEXT),
+        np.array(target, np.int64).reshape(-1, TARGETS),
+    )
 
 
 def _by_person(training: Preferences, rows: np.ndarray) -> list[np.ndarray]:
@@ -103,19 +121,17 @@ def _padded(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def _person_loss(
-    fitted: FittedModel,
-    table: ItemTable,
-    training: Preferences,
-    context: np.ndarray,
-    cells: tuple[np.ndarray, np.ndarray],
-) -> np.ndarray:
-    people = fitted.adapt(table, Comparisons.of(training, context))
-    total, present = np.zeros(len(context)), np.zeros(len(context))
-    for rows in cells:
-        pairs = Comparisons.of(training, rows)
-        margin = np.asarray(fitted.margins(table, people, pairs), np.float64)
-        loss = np.logaddexp(0.0, margin) - pairs.outcome * margin
-        count = pairs.weight.sum(axis=1)
-        total += np.where(count > 0, (loss * pairs.weight).sum(axis=1) / np.maximum(count, 1), 0.0)
-        present += count > 0
-    return (total / np.maximum(present, 1))[present > 0]
+    fitted: FittedModel, table: ItemTable, training: Preferences, met: Episodes
+) -> Float[np.ndarray, " U"]:
+    people = fitted.adapt(table, Comparisons.of(training, met.context))
+    pairs = Comparisons.of(training, met.target)
+    margin = np.asarray(fitted.margins(table, people, pairs), np.float64)
+    loss = (np.logaddexp(0.0, margin) - pairs.outcome * margin) * pairs.weight
+    loss = loss.sum(axis=1) / pairs.weight.sum(axis=1)
+    total, cells = 0.0, 0
+    for kind in (False, True):
+        mine = met.new == kind
+        count = np.bincount(met.owner[mine], minlength=met.owner.max(initial=-1) + 1)
+        total += np.bincount(met.owner[mine], loss[mine], len(count)) / np.maximum(count, 1)
+        cells += count > 0
+    return np.asarray(total / cells)

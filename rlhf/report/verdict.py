@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rewards.comparison.judging import NO_SIGNAL, SILENT
 from rewards.comparison.measures import Interval, bootstrap
 from rewards.comparison.power import RELEVANT, RELEVANT_NATS, Power, cannot_show, least_half_width, power
 from rewards.files import JSONObject
@@ -104,9 +105,11 @@ def rewards_verdict(result: JSONObject) -> Verdict:
     if evaluation and evaluation.get("comparison"):
         return _comparison_verdict(evaluation["comparison"])
     if not evaluation or "accuracy" not in evaluation:
+        silent = (result.get("fit") or {}).get("scale") == 0
+        found = f"{NO_SIGNAL} ({result.get('model')}): {SILENT}. " if silent else ""
         return Verdict(
             "unknown",
-            f"Not judged yet: {_how_to_judge(result)}.{_at_best(result)}",
+            f"{found}Not judged yet: {_how_to_judge(result)}.{_at_best(result)}",
         )
     answers, accuracy = _judged(evaluation)
     if answers == "0":

@@ -124,21 +124,27 @@ def draw(fronts: dict[str, JSONObject], path: Path) -> None:
     )
     for axes, (mean, found) in zip(panels[0], fronts.items(), strict=True):
         axes.axvline(0.5, color="gray", linestyle=":", linewidth=1)
-        for scheme, colour in zip(SCHEMES, ("tab:red", "tab:blue", "tab:green"), strict=True):
+        looks = (
+            ("tab:red", "o-"),
+            ("tab:blue", "o-"),
+            ("tab:green", "s--"),
+        )  # two of them may lie on each other
+        for scheme, (colour, look) in zip(SCHEMES, looks, strict=True):
             points = found[scheme]
             x, y = (np.array([point[key] for point in points]) for key in ("flattery", "kept"))
             spread = [
                 np.array([point[f"{key}_interval"] for point in points]).T for key in ("flattery", "kept")
             ]
+            square = "s" in look
             axes.errorbar(
-                x, y, xerr=np.abs(spread[0] - x), yerr=np.abs(spread[1] - y), fmt="o-", color=colour, markersize=3.5,
-                linewidth=1.3, elinewidth=0.7, label=scheme,
+                x, y, xerr=np.abs(spread[0] - x), yerr=np.abs(spread[1] - y), fmt=look, color=colour, label=scheme,
+                markersize=6 if square else 3.5, markerfacecolor="none" if square else colour, linewidth=1.3, elinewidth=0.7,
             )  # fmt: skip
         axes.set_title(f"mean liking of flattery {float(mean):+g} sd", fontsize=9)
         axes.set_xlabel("share of flattering answers")
         axes.text(0.5, 0.02, " π_ref", transform=axes.get_xaxis_transform(), color="gray", fontsize=8)
     panels[0][0].set_ylabel("taste kept (1: personal, no rail)")
-    panels[0][0].legend(frameon=False, fontsize=8, loc="center left")
+    panels[0][0].legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.6, 0.5))
     figure.suptitle("Shrinkage ρ from 0 (top) to 1 (bottom); 289 people, bars: 95 %", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

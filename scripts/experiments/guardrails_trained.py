@@ -201,6 +201,24 @@ def measured(at: World, params: Params, scheme: str, people: np.ndarray) -> dict
     }
 
 
+def averaging(steps: int, seeds: int) -> list[dict[str, float]]:
+    """F3: the aggregate policy and personal ones without a rail, trained by DPO over whole rows, at five means of flattery."""
+    rows = []
+    for flattery in (-0.6, -0.3, 0.0, 0.3, 0.6):
+        for seed in range(seeds):
+            at = world(seed, flattery, 0.0)
+            params = trained(at, "no rail", "dpo, whole rows", steps, seed)
+            mean = np.broadcast_to(at.mean, at.people.shape)
+            of = {"aggregate": mean, "personal": at.people}
+            found = {name: measured(at, params, "no rail", people) for name, people in of.items()}
+            rows.append(
+                {"flattery": flattery, "seed": seed, "base": found["personal"]["base"]}
+                | {name: one["agreement"] for name, one in found.items()}
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -208,7 +226,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", default="docs/results/guardrails_trained.json")
+    parser.add_argument("--averaging", action="store_true", help="only F3, into guardrails_averaging.json")
     given = parser.parse_args()
+    if given.averaging:
+        text = json.dumps({"steps": given.steps, "rows": averaging(given.steps, given.seeds)}, indent=1)
+        Path(given.output).with_name("guardrails_averaging.json").write_text(text + "\n", encoding="utf-8")
+        return
     main_trainers, few = ("ppo", "dpo, rows of 8"), ("no rail", "half-space", "λ*")
     cases = [(0.6, 0.0, SCHEMES, (*main_trainers, "dpo, whole rows"))]
     cases += [(0.6, error, few, main_trainers) for error in (0.1, 0.3)]

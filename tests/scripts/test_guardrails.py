@@ -5,6 +5,8 @@ import pytest
 
 from scripts.experiments import guardrails
 from scripts.experiments import guardrails_loops as loops
+from scripts.experiments import guardrails_pareto as pareto
+from scripts.experiments import guardrails_people as people
 from scripts.experiments import guardrails_trained as trained_page
 
 
@@ -75,3 +77,40 @@ def test_weights_of_the_worst_group_lift_it_and_cost_the_mean_more_than_was_hope
     plain, weighted = loops.worst_group(0, False, 200), loops.worst_group(0, True, 200)
     assert weighted["minority"] > 2 * plain["minority"]
     assert weighted["mean"] < 0.95 * plain["mean"]
+
+
+def test_at_every_shrinkage_the_rails_hold_and_no_rail_flatters_more_the_more_it_is_shrunk():
+    """The Pareto figure on tastes drawn at random instead of people's."""
+    rng = np.random.default_rng(0)
+    at = pareto.world(rng.normal(size=(20, 4)), rng.normal(size=(60, 4)), 0.6, 0)
+    found = pareto.front(at, draws=20)
+    flattery = {name: np.array([point["flattery"] for point in points]) for name, points in found.items()}
+    assert flattery["no rail"].min() > 0.55 and flattery["no rail"][-1] > flattery["no rail"][0]
+    for name in ("projection", "λ*"):
+        assert flattery[name].max() <= 0.5 + 1e-4 and max(point["p95"] for point in found[name]) <= 0.5 + 1e-4
+        assert found[name][0]["kept"] > 0.75
+    for points in found.values():
+        assert all(
+            one["kept_interval"][0] <= one["kept"] + 1e-9 <= one["kept_interval"][1] + 2e-9 for one in points
+        )
+
+
+def test_a_topic_of_votes_has_sides_places_and_statements_in_between():
+    votes, group = [], {f"p{n}": 1 if n % 2 else -1 for n in range(20)}
+    for n, person in enumerate(group):
+        for k in range(20):
+            sign = 1 if k < 7 else -1 if k < 14 else (1 if (n // 2 + k) % 2 else 0)
+            votes.append(
+                (
+                    person,
+                    f"a statement of number {k:02}",
+                    (sign * group[person] or -1) if k < 14 else (sign or -1),
+                )
+            )
+    one = people.topic("What?", votes, group, 5)
+    assert one is not None and len(one.texts) == 12 and one.side.tolist() == [1] * 4 + [-1] * 4 + [0] * 4
+    number = [int(text[-2:]) for text in one.texts]
+    assert max(number[:4]) < 7 <= min(number[4:8]) <= max(number[4:8]) < 14 <= min(number[8:])
+    first = np.array([one.features[text][0] for text in one.texts])
+    assert first[:4].min() > first[8:].max() and first[4:8].max() < first[8:].min()
+    assert people.topic("What?", votes[:50], group, 5) is None

@@ -105,8 +105,15 @@ def comparison(
         "detectable": statistics.detectable(won),
         "prompts_needed": statistics.prompts_needed(won, REAL),
         "judged": float(known.mean()),
-        "outcome": _outcome(rate, max(known.any(axis=1).sum(), known.any(axis=0).sum())),
+        "outcome": _outcome(rate, _clusters(known, written)),
     }
+
+
+def _clusters(known: np.ndarray, written: tuple[Written, Written]) -> int:
+    """What was drawn independently: people or prompts. Where a policy answers all alike, its texts are the same for all
+    people, so that many people do not make up for few prompts: which texts were drawn is one accident for all of them."""
+    people, prompts = known.any(axis=1).sum(), known.any(axis=0).sum()
+    return int(prompts if 1 in (one.shape[0] for one in written) else max(people, prompts))
 
 
 def _outcome(rate: statistics.Interval, clusters: int) -> str:
@@ -164,7 +171,8 @@ def sentence(found: JSONObject, people: int, prompts: int) -> str:
     )
     who = f"{people} {'person' if people == 1 else 'people'}, {prompts} {'prompt' if prompts == 1 else 'prompts'}"
     if found["outcome"] == TOO_FEW:
-        return f"Too few people and prompts to compare {a} and {b} {by}: the first {span} ({who}); give at least {FEWEST}."
+        more = " prompts" if people >= FEWEST else ""
+        return f"Too few people and prompts to compare {a} and {b} {by}: the first {span} ({who}); give at least {FEWEST}{more}."
     if found["outcome"] != NOT_SHOWN:
         word = "better" if found["outcome"] == "better" else "worse"
         gain = f"; {found['people_who_gain']:.0%} of people gain" if people > 1 else ""

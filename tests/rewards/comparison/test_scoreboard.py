@@ -11,6 +11,7 @@ from rewards.data import division
 from rewards.errors import UserError
 from rewards.methods.base import ItemTable
 from rewards.methods.weighting import TrainingAnswers
+from rlhf.report import rewards_verdict
 from tests.rewards.planted import planted, with_coefficients
 from tests.rewards.small_models import SmallAggregate, SmallHouse
 
@@ -153,3 +154,24 @@ def test_base_rewards_know_items_not_people(world):
     assert found["item mean"][item] == pytest.approx((won + 1) / (won + lost + 2))
     longer = np.sign(found["length"][prefs.chosen] - found["length"][prefs.rejected])[training]
     assert longer.sum() >= 0
+
+
+def test_a_fit_that_found_no_taste_is_silent_and_has_not_lost(world):
+    """The same people: c = 0 is no defeat; and with tastes the same model is not silent."""
+    settings = dataclasses.replace(SETTINGS, controls=False)
+    crossed = models.make("crossed", {"num_basis": 2, "dims": 6, "folds": 2, "steps": 20})
+    same = with_coefficients(world, np.tile([1.0, 1.0], (60, 1)))
+    board = board_of(same, judged="crossed", settings=settings, crossed=crossed)
+    assert board["silent"] and board["status"] == "unknown"
+    assert board["sentence"].startswith("No personal signal here (crossed): ")
+    assert "lost" not in board["sentence"].lower() and rewards_verdict(
+        {"evaluation": {"comparison": board}}
+    ) == ("unknown", board["sentence"])
+    told = board_of(world, judged="crossed", settings=settings, crossed=crossed)
+    assert not told["silent"] and "No personal signal" not in told["sentence"]
+
+
+def test_a_silent_fit_says_so_before_it_is_judged():
+    said = rewards_verdict({"model": "crossed", "fit": {"scale": 0.0}}).text
+    assert said.startswith("No personal signal here (crossed): ") and "Not judged yet" in said
+    assert rewards_verdict({"model": "crossed", "fit": {"scale": 0.1}}).text.startswith("Not judged yet")

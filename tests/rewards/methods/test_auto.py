@@ -7,6 +7,7 @@ import pytest
 
 import rewards
 from rewards import methods
+from rewards.data.split import split_people
 from rewards.methods import trial
 from rewards.methods.auto import Auto
 from rewards.methods.base import ItemTable
@@ -54,12 +55,23 @@ def planted(
 SMALL = {"num_basis": 2, "dims": 4, "rounds": 4}
 
 
-def test_strengths_that_the_text_does_not_hold_make_it_crossed():
+@pytest.fixture(scope="module")
+def strong():
+    """Texts with strengths, and what `rewards.fit` makes of them when no model is named."""
     table, prefs = planted(strength=2.0, taste=0.0)
-    fitted = methods.make("auto", SMALL).fit(table, prefs)
+    return table, prefs, rewards.fit(prefs, **SMALL)
+
+
+def test_strengths_that_the_text_does_not_hold_make_it_crossed(strong, tmp_path):
+    table, prefs, made = strong
+    fitted = made.model
     choice = fitted.report["choice"]
     assert isinstance(fitted, CrossedFitted) and fitted.kind == "crossed" == choice["chosen"]
     assert choice["loss_nats"]["crossed"] < choice["loss_nats"]["house"] - 0.01
+    assert made.method == "crossed"
+    made.write(tmp_path / "run")
+    again = rewards.load(tmp_path / "run")
+    assert again.method == "crossed" and again.model.report["choice"] == choice
     named = Auto(**SMALL).crossed().fit(table, prefs)
     np.testing.assert_array_equal(fitted.effects, named.effects)
     np.testing.assert_array_equal(fitted.coef_mean, named.coef_mean)
@@ -96,17 +108,26 @@ def test_people_left_out_are_placed_by_other_texts_than_they_are_asked_about():
             seen.append(training)
             return super()._fit(table, training, **rest)
 
+    mixed = np.random.default_rng(1).permutation(prefs.num_comparisons)
+    prefs = dataclasses.replace(
+        prefs,
+        **{
+            name: getattr(prefs, name)[mixed]
+            for name in ("user_index", "chosen", "rejected", "outcome", "choice", "row")
+        },
+    )
     asked = np.zeros(prefs.num_comparisons, bool)
     asked[prefs.user_index < 20] = True
     unseen = trial._new_texts(prefs, 0)
-    context, cells = trial._rows(prefs, asked, unseen)
-    assert len(context) == 20
-    for person, rows in enumerate(context):
-        given = rows[rows >= 0]
-        tests = np.concatenate([cell[person][cell[person] >= 0] for cell in cells])
+    met = trial.episodes(prefs, asked, unseen)
+    assert set(met.owner) == set(range(20)) and met.new.any() and not met.new.all()
+    assert (np.bincount(met.owner[~met.new]) == 3).all() and (met.context >= 0).any(axis=1).all()
+    for owner, new, context, target in zip(met.owner, met.new, met.context, met.target, strict=True):
+        given, tests = context[context >= 0], target[target >= 0]
         texts = {int(t) for row in tests for t in (prefs.chosen[row], prefs.rejected[row])}
         assert not texts & {int(t) for row in given for t in (prefs.chosen[row], prefs.rejected[row])}
-        assert (prefs.user_index[given] == person).all() and (prefs.user_index[tests] == person).all()
+        assert (prefs.user_index[[*given, *tests]] == owner).all()
+        assert (unseen[tests] == new).all() and not unseen[given].any()
     losses = trial.left_out_losses({"one": Spy(dims=4)}, table, prefs, None, 0)
     held = trial._new_texts(prefs, 0)
     texts = np.unique(np.concatenate([seen[0].chosen, seen[0].rejected]))
@@ -115,22 +136,11 @@ def test_people_left_out_are_placed_by_other_texts_than_they_are_asked_about():
     assert set(texts) <= set(np.concatenate([usual.chosen, usual.rejected]).tolist())
 
 
-def test_rewards_fit_chooses_and_a_stored_choice_comes_back(tmp_path):
-    table, prefs = planted(strength=2.0, taste=0.0)
-    made = rewards.fit(prefs, **SMALL)
-    assert made.method == "crossed"
-    made.write(tmp_path / "run")
-    again = rewards.load(tmp_path / "run")
-    assert again.method == "crossed" and again.model.report["choice"]["chosen"] == "crossed"
-    np.testing.assert_array_equal(again.model.effects, made.model.effects)
-
-
-def test_few_people_and_weights_of_nothing_do_not_fail():
-    table, prefs = planted(strength=2.0, taste=0.0)
+def test_few_people_are_not_tried_and_left_out_people_of_no_weight_neither(strong):
+    table, prefs, _ = strong
     few = prefs.select(prefs.user_index < 8)
     fitted = methods.make("auto", SMALL).fit(table, few)
     assert fitted.kind == "house" and "8 people" in fitted.report["choice"]["said"]
-    weight = np.where(prefs.user_index < 30, 1.0, 0.0).astype(np.float32)
-    assert methods.make("auto", SMALL).fit(table, prefs, weight=weight).kind in ("house", "crossed")
-    soft = dataclasses.replace(prefs, outcome=np.clip(prefs.outcome, 0.1, 0.9))
-    assert methods.make("auto", SMALL).fit(table, soft).kind == "crossed"
+    left_out = split_people(prefs, trial.PEOPLE, 0)[1]
+    with pytest.raises(rewards.UserError, match="0 people left out"):
+        trial.left_out_losses({}, table, prefs, np.where(left_out, 0.0, 1.0), 0)

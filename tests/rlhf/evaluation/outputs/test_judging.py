@@ -133,7 +133,7 @@ def test_a_judge_that_prefers_its_own_models_texts_is_named_and_does_not_compare
         "prefers its own model's texts in 100.0% of comparisons, the other judges in",
         check["self"]["partial"],
     )
-    result = figures.figures(policies, found, EVERYBODY, True)
+    result = figures.figures(policies, found, EVERYBODY, PROMPTS, True)
     compared = {(one["judge"], *one["policies"]) for one in result["comparisons"]}
     assert compared == {
         ("m", "one", "two"), ("letters", "own", "one"), ("letters", "own", "two"), ("letters", "one", "two"),
@@ -146,7 +146,7 @@ def test_a_judge_that_is_fair_to_its_own_model_counts(tmp_path, monkeypatch, let
         found.checks["m"]["self"]["partial"] is None
         and abs(found.checks["m"]["self"]["excess"]["mean"]) < 0.1
     )
-    assert len(figures.figures(policies, found, EVERYBODY, True)["comparisons"]) == 6
+    assert len(figures.figures(policies, found, EVERYBODY, PROMPTS, True)["comparisons"]) == 6
 
 
 def test_no_judge_is_a_witness_in_its_own_cause(tmp_path, monkeypatch):
@@ -165,3 +165,20 @@ def test_a_judge_that_is_silent_shows_nothing():
     assert (
         figures.comparison("j", ("one", "two"), (spoken, spoken), (one, two))["outcome"] == figures.NOT_SHOWN
     )
+
+
+def test_one_text_for_all_is_one_accident_however_many_people_judge_it():
+    rng = np.random.default_rng(0)
+    people, prompts = 40, 1
+    personal = Written(
+        Source("own", "own", "own", True, False),
+        [[[Completion(f"text {u}", 1, 0.0, True, ())]] for u in range(people)],
+    )
+    shared = Written(Source("all", "all", "all", False, False), [[[Completion("same", 1, 0.0, True, ())]]])
+    values = rng.normal(0.0, 1.0, (people, prompts, 1)), rng.normal(2.0, 0.1, (people, prompts, 1))
+    found = figures.comparison("own reward", ("own", "all"), values, (personal, shared))
+    assert found["outcome"] == figures.TOO_FEW
+    assert "at least 6 prompts" in figures.sentence(found, people, prompts)
+    # Texts of their own are as many accidents as there are people.
+    other = Written(Source("other", "other", "other", True, False), personal.completions)
+    assert figures.comparison("own reward", ("own", "other"), values, (personal, other))["outcome"] == "worse"
