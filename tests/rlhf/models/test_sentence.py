@@ -155,6 +155,9 @@ DENSE = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
             lambda old: {"do_lower_case": "no"},
             "do_lower_case: must be true or false, not 'no'",
         ),
+        ("sentence_bert_config.json", lambda old: {"max_sequence": 7}, "max_sequence: 7 is not known"),
+        ("sentence_bert_config.json", lambda old: {"lowercase": True}, "lowercase: True is not known"),
+        ("sentence_bert_config.json", lambda old: {"model_args": {"a": 1}}, "model_args: .* is not known"),
         (
             "config_sentence_transformers.json",
             lambda old: {"default_prompt_name": ["query"]},
