@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards import methods as models
-from rewards.comparison import controls, scoreboard
+from rewards.comparison import controls, judging, scoreboard
 from rewards.data import division
 from rewards.errors import UserError
 from rewards.methods.base import ItemTable
@@ -70,7 +70,13 @@ def test_an_amputated_model_is_caught(world, board):
 def test_identical_people_make_personalisation_lose(world):
     same = with_coefficients(world, np.tile([1.0, 1.0], (60, 1)))
     board = board_of(same, settings=dataclasses.replace(SETTINGS, controls=False))
-    assert not board["helps"] and board["sentence"].startswith("Personalisation lost on this data (small): ")
+    assert not board["helps"] and board["sentence"].startswith(
+        "Unknown: 24 people cannot show a difference below "
+    )
+    sharper = board | {"power": board["power"] | {"detectable": 0.05}}  # as more people would make it
+    assert judging.status(sharper) == "lost"
+    said = judging.sentence(sharper | {"status": "lost"})
+    assert said.startswith("Personalisation lost on this data (small): ")
 
 
 def test_a_model_that_cannot_be_fitted_is_listed_with_its_reason(world):
