@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # With one slash, too: that is what becomes of an address that is taken for a path.
-_CREDENTIALS = re.compile(r"(?<=[A-Za-z]:/)(/?)[^\s/?#'\"]*@")
+_CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9+.-]:/)(/?)[^\s/?#'\"]*@")
 
 
 def printable(text: str) -> str:
@@ -33,6 +33,9 @@ class Shown:
     def write(self, text: str) -> int:
         self.raw.write(printable(text))
         return len(text)
+
+    def close(self) -> None:
+        """A user's function that closes its output does not close ours."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)

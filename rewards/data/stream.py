@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rewards import files, jsonl
+from rewards import files, hashed, jsonl
+from rewards.data import columns as known_columns
 from rewards.data import read, schema
 from rewards.data.schema import RowError
 from rewards.errors import UserError
@@ -50,11 +51,10 @@ class Stream:
         self._bounds = np.cumsum([0, *(len(one) for one in self._files)])
         if not len(self):
             raise UserError(f"{path}: holds no rows; give at least one")
-        if self._names:
-            self._check_columns()
+        self._check_columns()
 
     def _check_columns(self) -> None:
-        """Every column that is named stands in one of the first rows."""
+        """Every column that is named stands in one of the first rows, and no column of theirs misspells one of a comparison."""
         rows = [
             row for index in range(min(len(self), LOOKED_AT)) if isinstance(row := self._row(index), Mapping)
         ]
@@ -64,6 +64,9 @@ class Stream:
                     f"{self.source}: no column {theirs!r} in its first {len(rows)} rows (columns: "
                     f"{', '.join(map(str, rows[0]))}); name the one that holds the {ours}"
                 )
+        names = dict.fromkeys(str(self._names.get(name, name)) for row in rows for name in row)
+        if names.keys() & {"chosen", "rejected"}:
+            known_columns.check_columns(names, "user_id", self.source, people=False)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -167,16 +170,25 @@ class _Lines:
     def __init__(self, file: Path, digest: "hashlib._Hash"):
         self._starts = _starts(file, digest)
         self._handle = os.open(file, os.O_RDONLY)
+        self._file, self._state = file, _state(self._handle)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, number: int) -> bytes:
         begin = int(self._starts[number])
+        if _state(self._handle) != self._state:
+            raise UserError(f"{self._file}: changed while it was read; restore it and run the command again")
         last = number + 1 == len(self._starts)
         end = os.fstat(self._handle).st_size if last else int(self._starts[number + 1])
         text = os.pread(self._handle, end - begin, begin)
         return text.removeprefix(codecs.BOM_UTF8) if number == 0 else text
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of the last change of an open file."""
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns
 
 
 class _Records:
@@ -240,7 +252,7 @@ def _lines_of(file: Path) -> Path:
     status = file.stat()
     identity = files.sha256_json([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
     place = cache_dir() / "streams" / f"{file.stem}-{identity[:16]}.jsonl"
-    if place.is_file():
+    if _whole(place):
         return place
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -248,11 +260,26 @@ def _lines_of(file: Path) -> Path:
         with files.atomic_path(place) as temporary, open(temporary, "w", encoding="utf-8") as out:
             for rows in table.iter_batches(batch_size=4096):
                 out.writelines(
-                    json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows.to_pylist()
+                    json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows.to_pylist()
                 )
+        hashed.write_record(place.with_suffix(".json"), {"content": files.sha256_file(place)})
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{file}: not a readable parquet file, or no room for its rows ({reason}); write it again"
         ) from None
     return place
+
+
+def _whole(place: Path) -> bool:
+    """Whether rows written before are there to the byte; else they are written again."""
+    try:
+        said = hashed.read_record(place.with_suffix(".json"))
+        return place.is_file() and said.get("content") == files.sha256_file(place)
+    except UserError:
+        return False
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for: times and the like as text; bytes as what is no text anywhere."""
+    return {"bytes": len(value)} if isinstance(value, bytes) else str(value)

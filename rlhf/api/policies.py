@@ -184,6 +184,11 @@ class Policy:
         z = None if person is None else self.signal(person)
         tree = jax.tree.map(np.asarray, policy_store.merge_adapters(self.loaded, z))
         base = self.loaded.base
+        if (kept := base.config.kept) in ("int8", "nf4"):
+            _LOG.warning(
+                f"export: trained over a base kept as {kept} (model.base), and merged into the model as it is on disk; what it "
+                "writes may differ from what the policy writes over the codes"
+            )
         raw = read_hf_config(base.directory)
         raw = untied(raw) if base.config.tied and "head" in tree else raw
         return save_hf(directory, tree, raw, base.directory, end_ids=base.tokenizer.eos_ids)

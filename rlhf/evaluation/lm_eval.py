@@ -15,6 +15,7 @@ are those of lm-eval's own Hugging Face model.
 """
 
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -77,10 +78,11 @@ class ChorusLM(TemplateLM):
         self._policy, self.z = loaded, z
         self._generating = (graphdef, params)
         self.tokenizer: Any = loaded.base.tokenizer.hugging_face
-        self.max_length = int(max_length or loaded.base.config.max_positions)
-        text = str(batch_size or 8).partition(":")[0]
-        self.batch_size = 8 if text == "auto" else int(text)
-        self._seed, self._drawn = seed, itertools.count()
+        room = loaded.base.config.max_positions
+        self.max_length = room if max_length is None else _whole("max_length", max_length, 2, room)
+        text = str(8 if batch_size is None else batch_size).partition(":")[0]
+        self.batch_size = 8 if text == "auto" else _whole("batch_size", text, 1, 100_000)
+        self._seed, self._drawn = _whole("seed", seed, 0, 2**32 - 1), itertools.count()
 
     @property
     def eot_token_id(self) -> int:
@@ -210,6 +212,22 @@ class ChorusLM(TemplateLM):
             for number, one in zip(part, written, strict=True):
                 texts[number] = one.text
         return texts
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    """A whole number of --model_args.
+
+    Raises:
+      UserError: it is none, or out of range.
+    """
+    text = str(value)
+    if (
+        isinstance(value, bool)
+        or not re.fullmatch(r"\d{1,12}", text, re.ASCII)
+        or not low <= int(text) <= high
+    ):
+        raise UserError(f"lm-eval: {name} {text!r}: must be a whole number from {low} to {high}")
+    return int(text)
 
 
 def _policy(text: str) -> Policy:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import time
 
+from rewards.errors import UserError
 from rlhf.launch import engine, scripts
 from rlhf.launch.engine import Job, called
 
@@ -12,6 +13,18 @@ _NAMES = {"completing": "running", "configuring": "pending", "timeout": "failed"
 
 
 def text(job: Job, words: list[str]) -> str:
+    """The batch script; sizes and times are as sbatch reads them, two words of its own included.
+
+    Raises:
+      UserError: a size or a time that sbatch would not take.
+    """
+    memory, limit = job.resources.memory, job.resources.time
+    if memory is not None and memory != "0":  # 0: all of the node's
+        if not re.fullmatch(r"[0-9]+[KMGTkmgt]?", memory):
+            raise UserError(f"--memory {memory!r}: no size that sbatch reads; write it as 16G or 500M")
+        engine.bytes_of(memory)
+    if limit is not None and limit.upper() not in ("UNLIMITED", "INFINITE"):
+        engine.seconds_of(limit)
     return scripts.slurm_script(job, words)
 
 

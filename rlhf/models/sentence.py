@@ -47,6 +47,14 @@ _POOLS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
 
+# Of sentence_bert_config.json: written by newer versions of sentence-transformers, with the value that changes nothing.
+_NEUTRAL: JSONObject = {
+    **dict.fromkeys(("model_args", "model_kwargs", "config_args", "config_kwargs"), {}),
+    **dict.fromkeys(("tokenizer_args", "tokenizer_kwargs", "processor_kwargs"), {}),
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
 _WIDTHS = ("word_embedding_dimension", "embedding_dimension")  # the older spelling, the newer one
 
 
@@ -85,6 +93,7 @@ class SentenceEncoder:
         self.pooling = read_pooling(self.directory)
         self.config = bert.BertConfig.from_hf(raw, str(self.directory / "config.json"))
         settings = _object(self.directory / "sentence_bert_config.json")
+        _check_settings(settings, self.directory / "sentence_bert_config.json")
         self._lower = settings.get("do_lower_case") or False
         if not isinstance(self._lower, bool):
             raise UserError(
@@ -255,6 +264,15 @@ def _default_prompt(directory: Path) -> str:
     if not isinstance(prompts, dict) or not isinstance(name, str) or not isinstance(prompts.get(name), str):
         raise UserError(f"{path}: default_prompt_name: {cut(name)} is none of prompts; download it again")
     return prompts[name]
+
+
+def _check_settings(settings: JSONObject, path: Path) -> None:
+    """Refuse what would change the vectors without this encoder knowing it."""
+    for key, value in settings.items():
+        if key not in ("max_seq_length", "do_lower_case") and value not in (_NEUTRAL.get(key, None), None):
+            raise UserError(
+                f"{path}: {key}: {cut(value)} is not known, so what it changes is not computed; use another model"
+            )
 
 
 def _object(path: Path) -> JSONObject:

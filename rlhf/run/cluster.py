@@ -113,10 +113,9 @@ def found(config: MeshConfig) -> Place | None:
             )
     assert coordinator is not None and count is not None and index is not None, "just looked"
     host, _, port = coordinator.rpartition(":")
-    if not (re.fullmatch(r"\S+", host) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
-        raise UserError(
-            f"mesh.coordinator {coordinator}: must be HOST:PORT of process 0, such as 10.0.0.1:8476"
-        )
+    if not (re.fullmatch(_HOST, host) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
+        shown = coordinator.rpartition("@")[2]  # what stands before it may be a password
+        raise UserError(f"mesh.coordinator {shown}: must be HOST:PORT of process 0, such as 10.0.0.1:8476")
     if index >= count:
         raise UserError(
             f"mesh.process {index}: the {count} processes (mesh.processes) are numbered 0 to {count - 1}"
@@ -125,6 +124,7 @@ def found(config: MeshConfig) -> Place | None:
 
 
 _KEYS = ("coordinator", "processes", "process")
+_HOST = r"[\w.-]+|\[[0-9A-Fa-f:.]+(%\w+)?\]"  # a name, IPv4, or IPv6 in brackets
 _MEANT = {
     "coordinator": "HOST:PORT of process 0 (mesh.coordinator, --coordinator)",
     "processes": "how many processes there are (mesh.processes, --processes)",

@@ -229,9 +229,13 @@ class _Guarded:
     def _do(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:
+        except BaseException as error:  # a library's own sys.exit, too
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             self._tracker = None
-            said = " ".join(str(error).split()) or type(error).__name__
+            text = " ".join(str(error).split())
+            kind = "" if text and isinstance(error, Exception) else type(error).__name__
+            said = ": ".join(filter(None, (kind, text)))
             _LOG.warning(
                 f"track {self._name}: {said[:300]}; nothing more goes there, the run and metrics.jsonl go on"
             )

@@ -338,7 +338,8 @@ def _check_values(sweep: Sweep) -> None:
         for key, one in sweep.space.items():
             _check_read(sweep, key, [chosen | {key: value} for chosen in corners for value in one.ends()])
     except UserError as error:
-        raise UserError(f"sweep.{error}") from None
+        own = str(error).partition(" ")[0].rstrip(":") in sweep.space  # else a key of the base configuration
+        raise UserError(f"{'sweep.' if own else ''}{error}") from None
 
 
 def _check_read(sweep: Sweep, key: str, runs: list[JSONObject]) -> None:

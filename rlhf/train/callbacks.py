@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from rewards import hashed
+from rewards import hashed, opening
 from rlhf.mesh import place
 from rlhf.mesh.devices import ONE_DEVICE, described
 from rlhf.run import processes
+from rlhf.run.config.document import parse
+from rlhf.run.directory import CONFIG
 from rlhf.run.metrics import MetricWriter
 from rlhf.run.progress import ProgressLine
 from rlhf.run.system import system_metrics
@@ -213,10 +215,16 @@ class NotFinite(Callback):
             "rows": list(rows),
             "key": self._key,
             "checkpoint": max(done, default=None),
+            "config": self._config(),
         }
         if processes.is_writer():
             hashed.write_record(self._directory / NOT_FINITE, record)
         return f"`chorus replay {self._directory}` says which row and term"
+
+    def _config(self) -> object:
+        """Values of the run's configuration as they stand in its folder; None where there is no such file."""
+        path = self._directory / CONFIG
+        return parse(opening.text(path), CONFIG)[0] if path.is_file() else None
 
 
 def of_user(given: Iterable[object]) -> list[Callback]:

@@ -3,6 +3,7 @@
 No arithmetic, no files.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -16,9 +17,13 @@ from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.run import processes, signals
+from rlhf.run.progress import waiting
 from rlhf.train.callbacks import Callback
 
 _LOG = logging.getLogger("chorus")
+COMPILING = (
+    "compiling and running the first step; with the same shapes later steps and runs do not compile again"
+)
 _NAMED = 4  # metrics in a message
 
 State = TypeVar("State")
@@ -105,22 +110,27 @@ def _loop(
 ) -> State:
     """The steps from `start` on; a signal ends them after a checkpoint of what is done."""
     late: tuple[int, dict[str, jax.Array]] | None = None
-    numbers = Numbers(callbacks, train.max_skips, tokens_per_step, batch_of)
+    numbers = Numbers(callbacks, train.max_skips, tokens_per_step, batch_of, num_steps)
     mark = time.perf_counter()
 
     def settle(number: int) -> None:
         """Metrics and checkpoint of the state after step `number`, the last one finished."""
         if late is not None:
             _report(numbers, *late, mark)
-        for callback in callbacks:
-            callback.checkpoint(number, state)
+        if numbers.made_by(number):
+            for callback in callbacks:
+                callback.checkpoint(number, state)
 
     for number in range(start, num_steps):
         batch = batch_of(number)
         for callback in callbacks:
             callback.before(number, state, batch, step)
+        first = number == start
         try:
-            following, metrics = step(state, batch)
+            with waiting(COMPILING) if first else contextlib.nullcontext():
+                following, metrics = step(state, batch)
+                if first:
+                    jax.block_until_ready(metrics)
         except KeyboardInterrupt:  # long host work inside the step was told to stop waiting
             alone = not processes.several()  # others are inside the step
             if alone and signals.pending() and number > start and not _given_away(state):
@@ -158,6 +168,7 @@ class Numbers:
     Args:
       max_skips: steps in a row that may be left out (`optim.unless_finite`).
       tokens, batch_of: as `run_steps` takes them.
+      num_steps: of the whole run, of which one has to be made.
     """
 
     def __init__(
@@ -166,22 +177,24 @@ class Numbers:
         max_skips: int,
         tokens: int | Callable[[dict[str, float]], float],
         batch_of: Callable[[int], PyTree],
+        num_steps: int,
     ):
         self._callbacks, self._max_skips, self._tokens = callbacks, max_skips, tokens
-        self._batch_of = batch_of
+        self._batch_of, self._num_steps = batch_of, num_steps
         self._skips = 0  # in a row, up to the step that was told last
 
     def tell(self, number: int, values: dict[str, float], seconds: float) -> None:
         """Hand on the metrics of step `number`, which took so many seconds; of a step that was left out, what is finite.
 
         Raises:
-          UserError: a metric is not finite, and the step was made, or too many in a row were not.
+          UserError: a metric is not finite, and the step was made, or too many in a row were not, or all of the run.
         """
         count = self._tokens(values) if callable(self._tokens) else self._tokens
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         self._skips = self._skips + 1 if values.get("train/skipped") else 0
         measured = [name for name in bad if name.startswith("eval/")]  # of a state that was kept
-        if bad and (measured or not self._skips or self._skips > self._max_skips):
+        nothing = self._skips >= self._num_steps  # not one step was made
+        if bad and (measured or not self._skips or self._skips > self._max_skips or nothing):
             self._stop(number, bad)
         if self._skips:
             _LOG.warning(f"step {number}: left out, {_listed(bad)} not finite")
@@ -190,13 +203,18 @@ class Numbers:
         for callback in self._callbacks:
             callback.step(number, values)
 
+    def made_by(self, number: int) -> bool:
+        """Whether one of the steps up to this one was made; else the state is that of the beginning."""
+        return self._skips < number
+
     def _stop(self, number: int, bad: list[str]) -> NoReturn:
         known = isinstance(self._batch_of, Batches)
         rows = self._batch_of.rows(number - 1).tolist() if known else []
         told = [text for one in self._callbacks if (text := one.broken(number, bad, rows)) is not None]
         advice = "lower optimizer.learning_rate or optimizer.max_grad_norm, then start in a new output_dir"
         if self._skips:
-            in_row = f", for {self._skips} steps in a row (train.max_skips {self._max_skips})"
+            which = "in a row" if self._skips < self._num_steps else "of the run, all of them"
+            in_row = f", for {self._skips} steps {which} (train.max_skips {self._max_skips})"
         else:
             in_row, advice = "", f"{advice}; or go on with train.on_nonfinite=skip"
         raise UserError(f"step {number}: {_listed(bad)} not finite{in_row}; {'; '.join([*told, advice])}")

@@ -93,7 +93,9 @@ class _Seat:
     def __init__(self, member: Member):
         self.member, self.measured = member, {}
         self.pruned = False
-        self._numbers = Numbers(member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of)
+        self._numbers = Numbers(
+            member.callbacks, member.max_skips, member.tokens_per_step, member.batch_of, member.num_steps
+        )
         self._begun: list[Callback] = []
         restored = next(filter(None, (one.restore(member.state) for one in member.callbacks)), None)
         self.number, self.state = (0, member.state) if restored is None else restored
@@ -122,8 +124,9 @@ class _Seat:
             self.pruned = True
 
     def checkpoint(self, state: PyTree) -> None:
-        for callback in self.member.callbacks:
-            callback.checkpoint(self.number, state)
+        if self._numbers.made_by(self.number):
+            for callback in self.member.callbacks:
+                callback.checkpoint(self.number, state)
 
     def end(self) -> None:
         """No callback is called after it."""

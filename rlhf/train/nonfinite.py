@@ -31,8 +31,9 @@ from rlhf.policy import store as policy_store
 from rlhf.run import inputs, processes
 from rlhf.run.config.common import MeshConfig
 from rlhf.run.config.describe import schema_of
+from rlhf.run.config.document import parse
 from rlhf.run.config.load import load
-from rlhf.run.directory import CONFIG, INPUTS
+from rlhf.run.directory import CONFIG, INPUTS, first_difference
 from rlhf.train import locate
 from rlhf.train.callbacks import CHECKPOINTS, NOT_FINITE, Callback, key_of
 from rlhf.train.checkpoint import Checkpointer
@@ -112,6 +113,12 @@ def replay(directory: str) -> JSONObject:
         raise UserError(f"{directory}: holds a {kind} run; {', '.join(JOBS)} can be replayed")
     record = hashed.parse_record(run / NOT_FINITE, "run the training's command again", _checked)
     config: Any = load(run / CONFIG, [], schema_of(kind))
+    then, now = record.get("config"), parse(opening.text(run / CONFIG), CONFIG)[0]
+    if isinstance(then, dict) and isinstance(now, dict) and (changed := first_difference(then, now)):
+        raise UserError(
+            f"{run / CONFIG}: {changed[0]}: is another than that of step {record['step']}; restore the file, or run the "
+            "training's command again"
+        )
     with tempfile.TemporaryDirectory(prefix="chorus-replay-") as folder:
         again = Path(folder) / "run"
         config = dataclasses.replace(config, output_dir=str(again), mesh=MeshConfig(), track=())

@@ -37,6 +37,7 @@ import rlhf
 from rlhf.apps import cli
 from scripts.faults.bad_inputs_more import more
 from scripts.faults.bad_inputs_new import newer
+from scripts.faults.bad_inputs_outside import outside
 from tests.rlhf.models.test_chat import HOSTILE
 from tests.rlhf.tiny import write_model
 from tests.test_bad_input import World, snapshot, write
@@ -401,7 +402,17 @@ def edited(world: World, file: str, text: str) -> list[str]:
 
 def attacks() -> list[tuple[str, Make]]:
     """Every bad input."""
-    return [*overrides(), *options(), *documents(), *rows(), *models(), *records(), *more(), *newer()]
+    return [
+        *overrides(),
+        *options(),
+        *documents(),
+        *rows(),
+        *models(),
+        *records(),
+        *more(),
+        *newer(),
+        *outside(),
+    ]
 
 
 def preload() -> None:

@@ -55,6 +55,8 @@ def test_lines_and_letters_stay(text):
         ("ada@home.org", "ada@home.org"),
         ("https://u:p@ss@host", "https://***@host"),
         ("https:/u:PASS@host/v1: no such folder", "https:/***@host/v1: no such folder"),
+        ("s3://key:SECRET@bucket", "s3://***@bucket"),
+        ("postgresql+psycopg2://u:PASS@h/db", "postgresql+psycopg2://***@h/db"),
         ("C:\\x@y and a/b@c:/d", "C:\\x@y and a/b@c:/d"),
     ],
 )

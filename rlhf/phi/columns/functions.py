@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import math
 import numbers
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ Code = Callable[..., object]
 """A user's function."""
 _REMEMBERED: dict[str, Code] = {}
 IMPORT_SECONDS = 600.0
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ def call(function: Code, spec: str, prefs: Preferences, seconds: float = LIMIT_S
         if value is not None and not _finite(value):
             raise UserError(
                 f"function {spec!r}: returned {str(value)[:40]!r} for {place(prefs, first, item)}; "
-                "return a finite number, or None where it has nothing to say"
+                "return a finite number that float32 holds, or None where it has nothing to say"
             )
     return np.array([np.nan if value is None else float(value) for value in result], np.float64)
 
@@ -237,9 +237,10 @@ def _as_list(result: object) -> object:
 
 
 def _finite(value: object) -> bool:
+    """Whether it is a number that stays finite as float32, in which rewards are computed."""
     try:
-        return isinstance(value, numbers.Real) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+        return isinstance(value, numbers.Real) and abs(float(value)) <= _LARGEST
+    except Exception:  # an integer beyond every float, or a number of the user's own that cannot be read
         return False
 
 

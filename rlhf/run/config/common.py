@@ -59,6 +59,10 @@ class MeshConfig:
             raise ValueError(f"{' and '.join(free)} are both -1; give one of them a number of devices")
         if self.processes == 1 and self.process not in (None, 0):
             raise ValueError(f"process {self.process} of processes 1; they are numbered from 0")
+        if self.processes == 1 and self.coordinator is not None:
+            raise ValueError(
+                f"coordinator {self.coordinator.rpartition('@')[2]}: not read with processes 1; remove one"
+            )
         return self
 
     def need_one_process(self, what: str) -> None:

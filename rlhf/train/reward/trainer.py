@@ -9,7 +9,6 @@ policies work as with any other run; the head's own people teach the model only.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from rewards.types import Preferences
 from rlhf.mesh import place
 from rlhf.mesh.devices import under_mesh
 from rlhf.models.adapters import AdapterSpec
+from rlhf.models.hf_values import cut
 from rlhf.models.load import read_hf_config
 from rlhf.phi import fit
 from rlhf.phi.columns.classifier import conversations, pad_of
@@ -56,6 +56,7 @@ from rlhf.train.sft import (
 from rlhf.train.trained import Trained, close, finished, run_callbacks, stored
 
 REWARDS, CLASSIFIER = "rewards", "classifier"
+_WIDEST = 1e6  # margin in logits, as coefficients
 
 
 def run(
@@ -271,8 +272,10 @@ def _margins(column: str | None, prefs: Preferences) -> np.ndarray:
         raise UserError(f"head.margin_column {column!r}: {prefs.source} has no such column; it has {known}")
     values = prefs.columns[column]
     for row, value in zip(prefs.row, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{prefs.source}: row {row}: {column} is {value!r}; give a finite number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_WIDEST <= value <= _WIDEST:
+            raise UserError(
+                f"{prefs.source}: row {row}: {column} is {cut(value)}; give a number from {-_WIDEST:g} to {_WIDEST:g}"
+            )
     return np.array(values, np.float32)
 
 

@@ -158,6 +158,19 @@ def test_what_cannot_be_asked_is_named(world, policy, person, message):
         ChorusLM(policy, person=person)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_length", value) for value in (0, 1, -4, 65, 10**12, "x", 1.5, True)),
+        *(("batch_size", value) for value in (0, -1, "many", 2.5, 10**9)),
+        *(("seed", value) for value in (-1, 2**32, "x", None)),
+    ],
+)
+def test_numbers_of_the_model_are_in_their_range(world, name, value):
+    with pytest.raises(UserError, match=f"lm-eval: {name} '.*': must be a whole number from "):
+        ChorusLM(str(world / "model"), **{name: value})
+
+
 def test_the_command_line_takes_lm_evals_options_and_writes_its_results(
     world, small, tmp_path, monkeypatch, capsys
 ):

@@ -170,6 +170,30 @@ def test_the_configuration_is_read_before_anything_is_submitted(capsys, folder, 
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--time", value) for value in ("1 day", "soon", "1:2:3:4", "0:00", "-1", "\u0663", "1:00\u00a0")),
+        *(("--memory", value) for value in ("16 G", "16GiB", "much", "-1G", "1.5G", "9" * 30)),
+    ],
+)
+def test_a_size_or_time_that_sbatch_would_refuse_is_named(capsys, folder, option, value):
+    assert cli.main(["launch", "slurm", "--dry-run", f"{option}={value}", "--", *PLAN]) == 2
+    assert capsys.readouterr().err.startswith(f"chorus: {option} ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--time", value) for value in ("30", "1:30", "2:00:00", "1-12", "1-0:30:00", "unlimited")),
+        *(("--memory", value) for value in ("0", "1500", "16G", "500M")),
+    ],
+)
+def test_sizes_and_times_of_sbatch_stand_in_the_script(capsys, folder, option, value):
+    line = {"--time": "--time", "--memory": "--mem"}[option]
+    assert f"#SBATCH {line}={value}\n" in told(capsys, "slurm", "--dry-run", f"{option}={value}", "--", *PLAN)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "{}",

@@ -210,6 +210,19 @@ FAILURES = {
 }
 
 
+@pytest.mark.parametrize(
+    "value", ["1e300", "-1e39", "10**400", "float('inf')", "'1'", "1j", "[1.0]", "Broken(1.0)"]
+)
+def test_what_float32_does_not_hold_is_named_with_function_and_row(tmp_path, value):
+    file = tmp_path / "odd.py"
+    broken = "class Broken(float):\n    def __float__(self):\n        return 1 / 0\n"
+    file.write_text(f"{broken}\ndef odd(completions):\n    return [{value}] * len(completions)\n")
+    with pytest.raises(
+        UserError, match=r"^column 'odd': function '.*': returned .* for prompts.jsonl row \d; return"
+    ):
+        reward_of(file, "odd")
+
+
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failing_function_is_one_line_with_column_and_row(functions, name):
     with pytest.raises(UserError, match=FAILURES[name]) as caught:

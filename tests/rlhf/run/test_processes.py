@@ -96,6 +96,10 @@ def test_flags_that_contradict_the_launcher(launched, given, said):
         ({"coordinator": "a:1"}, r"mesh\.processes: missing \(mesh\.coordinator alone"),
         ({"processes": 2, "process": 0}, r"mesh\.coordinator: missing"),
         ({"coordinator": "a", "processes": 2, "process": 0}, r"mesh\.coordinator a: must be HOST:PORT"),
+        *(
+            ({"coordinator": host, "processes": 2, "process": 0}, r"mesh\.coordinator \S*: must be HOST:PORT")
+            for host in ("ada:secret@10.0.0.1:80", "http://a:80", "a/b:80", "[::1:80", "a;b:80")
+        ),
         ({"coordinator": "a:1", "processes": 2, "process": 2}, r"mesh\.process 2: .* numbered 0 to 1"),
     ],
 )

@@ -95,7 +95,25 @@ class Absent(Bad):
         raise OSError("no route")
 
 
-@pytest.mark.parametrize("kind, said", [(Bad, "the server is away"), (Absent, "no route")])
+class Leaving(Bad):
+    def __init__(self, directory, name, mark):
+        raise SystemExit(0)
+
+
+class Interrupting(Bad):
+    def write(self, step, values):
+        raise KeyboardInterrupt("no thread's business")
+
+
+KINDS = [
+    (Bad, "the server is away"),
+    (Absent, "no route"),
+    (Leaving, "SystemExit: 0"),
+    (Interrupting, "KeyboardInterrupt: no thread's business"),
+]
+
+
+@pytest.mark.parametrize("kind, said", KINDS)
 def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, kind, said):
     monkeypatch.setitem(trackers._ELSEWHERE, "wandb", (kind, "json"))
     caplog.set_level(logging.WARNING, logger="chorus")

@@ -83,6 +83,20 @@ def test_a_wrong_sweep_is_named(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ({"no_such_key": 1}, "no_such_key [s.yaml:"),
+        ({"tune": {"lora_rnk": 3}}, "tune.lora_rnk [s.yaml:"),
+        ({"seed": -1}, "seed [s.yaml:"),
+    ],
+)
+def test_a_wrong_key_of_the_base_is_named_as_it_stands(tmp_path, base, named):
+    with pytest.raises(UserError) as error:
+        read_sweep(written(tmp_path, base))
+    assert str(error.value).startswith(named)
+
+
 def test_a_file_without_the_section_is_named(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(BASE))
     with pytest.raises(UserError, match="no section `sweep`"):

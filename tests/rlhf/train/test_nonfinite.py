@@ -149,15 +149,28 @@ def test_the_row_that_spoils_a_step_is_found(world, tmp_path, capsys, monkeypatc
     assert "item" in row["text"]
 
 
-def test_a_replay_with_another_seed_is_refused(world, tmp_path, capsys, monkeypatch):
+def test_a_replay_with_another_configuration_is_refused(world, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     poisoned(monkeypatch, MODULES["sft"], 3)
     assert command(world, "sft", run) == 2
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("seed: 3\n", "seed: 4\n"))
-    capsys.readouterr()
-    assert cli.main(["replay", str(run)]) == 2
-    assert "config.yaml: seed: is another than that of step 3; restore the file" in capsys.readouterr().err
+    written = config.read_text()
+    for key, old, new in (
+        ("seed", "seed: 3\n", "seed: 4\n"),
+        ("optimizer.learning_rate", "learning_rate: 0.01", "learning_rate: 0.02"),
+        ("train.batch_rows", "batch_rows: 2", "batch_rows: 1"),
+        ("tune.lora_rank", "lora_rank: 2", "lora_rank: 4"),
+        ("completions", "completions: chosen", "completions: all"),
+    ):
+        assert old in written
+        config.write_text(written.replace(old, new))
+        capsys.readouterr()
+        assert cli.main(["replay", str(run)]) == 2
+        assert (
+            f"config.yaml: {key}: is another than that of step 3; restore the file" in capsys.readouterr().err
+        )
+    config.write_text(written.replace("on_nonfinite: stop", "on_nonfinite: skip"))  # as a resume may
+    assert cli.main(["replay", str(run)]) == 0
 
 
 def test_a_step_that_is_skipped_is_counted_and_the_run_goes_on(world, tmp_path, capsys, monkeypatch):
@@ -168,6 +181,18 @@ def test_a_step_that_is_skipped_is_counted_and_the_run_goes_on(world, tmp_path, 
     rows = {row["step"]: row for row in read_metrics(run)}
     assert [rows[step]["train/skipped"] for step in (1, 2, 3, 4)] == [0, 0, 1, 0]
     assert "train/loss/total" not in rows[3] and None not in rows[3].values()
+
+
+def test_a_run_of_which_every_step_was_left_out_has_failed(world, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    poisoned(monkeypatch, MODULES["sft"], 1, 2, 3, 4)
+    skipping = ["train.on_nonfinite=skip", "train.max_skips=100"]
+    for _ in range(2):  # the same command again does not finish it either
+        assert command(world, "sft", run, *skipping) == 2
+        assert (
+            "step 4: " in (said := capsys.readouterr().err) and "for 4 steps of the run, all of them" in said
+        )
+        assert not (run / "metrics.json").exists()
 
 
 def test_too_many_skips_in_a_row_stop_the_run_and_a_stopped_run_goes_on_with_skips(

@@ -218,6 +218,15 @@ def test_tastes_are_told_apart_and_end_in_a_reward_run(tmp_path, model, capsys):
             {"head": {"margin_column": "strength"}},
             "row 1: strength is 'much'",
         ),
+        *(
+            (
+                [PAIRS[0] | {"strength": margin}],
+                {"head": {"margin_column": "strength"}},
+                "row 1: strength is ",
+            )
+            for margin in (1e300, -1e7, 10**400, None, True, [1.0])
+        ),
+        (PAIRS, {"mesh": {"processes": 1, "coordinator": "host:1"}}, "coordinator host:1: not read with"),
         (PAIRS, {"head": {"num_basis": 2}}, "column 'user_id' is missing"),
         (PAIRS, {"head": {"pool": "mean"}}, "head.pool mean with head.num_basis 0"),
         (PAIRS, {"head": {"centring": -1}}, "head.centring"),
