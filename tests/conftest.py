@@ -45,7 +45,9 @@ os.fsync = lambda descriptor: None
 threadpoolctl.threadpool_limits(1)  # what a plugin has loaded already
 jax.config.update("jax_debug_key_reuse", True)
 # Tests compile much and compute little. LLVM has far less to read without these; sums may differ in the last digits.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+# From 0.11 on XLA knows the flag no more, and ends the process.
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # SimPO lives in trl.experimental
 
 _CACHE = os.environ.get("CHORUS_CACHE")

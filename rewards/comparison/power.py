@@ -1,14 +1,18 @@
 """What a number of people could have shown: the smallest difference that the test in use finds in four cases of five.
 
-By planted differences. People are drawn whose gains scatter as those that were measured, s = half-width/1.96 · √U · √(U/(U−1));
-each is given a gain of δ, which of T tested choices turns Binomial(T, δ) right; then the test is made as in a report: a
-percentile bootstrap over people, won where the lower end of the 95 % interval lies above 0. The least δ that wins in POWER of
+By planted differences. People are drawn whose gains scatter as those that were measured, s = half-width/q · √U · √(U/(U−1)),
+q the quantile that made the interval;
+each is given a gain of δ, which of T tested choices turns Binomial(T, δ) right; then the test is made as in a report (`measures.
+bootstrap`): Student's interval of few people, percentiles over resampled ones of many, won where its lower end lies above 0.
+The least δ that wins in POWER of
 DRAWS is the answer. No difference below it was excluded by a test that was not won.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from rewards.comparison.measures import FEW, half_width, quantile
 
 POWER = 0.8
 DRAWS, RESAMPLES = 400, 200
@@ -30,7 +34,7 @@ def least_half_width(people: int, choices: int) -> float:
     A person's difference in accuracy then has the variance DISAGREE / choices. A model that never disagreed shows no noise, but
     one that had found something would.
     """
-    return 1.96 * float(np.sqrt(DISAGREE / max(choices, 1) / max(people, 1)))
+    return quantile(people) * float(np.sqrt(DISAGREE / max(choices, 1) / max(people, 1)))
 
 
 class Power(NamedTuple):
@@ -53,17 +57,18 @@ def power(low: float, high: float, people: int, *, choices: int | None = None) -
     """
     if people < 2:
         return Power(people, None)
-    spread = (high - low) / 2 / 1.96 * np.sqrt(people)
+    spread = (high - low) / 2 / quantile(people) * np.sqrt(people)
     if people >= MANY:
         return Power(people, float((1.96 + 0.84) * spread / np.sqrt(people)))
-    spread *= np.sqrt(people / (people - 1))
+    if people >= FEW:  # percentiles see √((U−1)/U) of it
+        spread *= np.sqrt(people / (people - 1))
     highest = 1.0 if choices is not None else float(20 * spread)
     if highest == 0.0:
         return Power(people, 0.0)
     if _wins(highest, spread, people, choices) < POWER:
         return Power(people, None)
     below, above = 0.0, highest
-    while above - below > highest / 256:
+    for _ in range(8):
         middle = (below + above) / 2
         if _wins(middle, spread, people, choices) >= POWER:
             above = middle
@@ -76,12 +81,17 @@ def _wins(delta: float, spread: float, people: int, choices: int | None) -> floa
     """Share of planted worlds in which the test is won; the same random numbers at every δ."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0.0, 1.0, (DRAWS, people)) * spread
-    weights = rng.multinomial(people, np.full(people, 1 / people), RESAMPLES) / people
+    weights = (
+        rng.multinomial(people, np.full(people, 1 / people), RESAMPLES) / people
+    )  # drawn first, whoever they serve
     if choices is None:
         gains = noise + delta
     else:
         gains = noise + (rng.random((DRAWS, people, choices)) < delta).mean(axis=2)
-    low = np.quantile(gains @ weights.T, 0.025, axis=1)
+    if people < FEW:
+        low = gains.mean(axis=1) - half_width(gains)
+    else:
+        low = np.quantile(gains @ weights.T, 0.025, axis=1)
     return float(np.mean(low > 0))
 
 

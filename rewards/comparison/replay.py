@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from rewards.basis import likelihood, users
 from rewards.basis.belief import Belief
-from rewards.comparison.measures import Interval, bootstrap, padded_rows, person_accuracy, person_mean
+from rewards.comparison.measures import SHARES, Interval, bootstrap, padded_rows, person_accuracy, person_mean
 from rewards.errors import UserError
 from rewards.methods.base import Comparisons
 from rewards.people import acquisition, questions
@@ -122,8 +122,8 @@ def cold_start(
     return ColdStart(
         method=method,
         people=replay.people,
-        accuracy={n: bootstrap(values, bootstrap_key) for n, values in accuracy.items()},
-        loss_nats={n: bootstrap(values, bootstrap_key) for n, values in loss.items()},
+        accuracy={n: bootstrap(values, bootstrap_key, within=SHARES) for n, values in accuracy.items()},
+        loss_nats={n: bootstrap(values, bootstrap_key, within=(0.0, np.inf)) for n, values in loss.items()},
         person_accuracy=accuracy,
         coef=after,
         fully_asked={n: int(np.sum(allowed.sum(axis=1) >= n)) for n in counts},
@@ -141,7 +141,7 @@ def pooled_accuracy(
 ) -> Interval:
     """Accuracy of one score for everybody, float[I] over items (such as `fit.fit_pooled`), same people."""
     replay = _Replay.build(prefs, np.asarray(scores, np.float32)[:, None], test_mask, people)
-    return bootstrap(replay.accuracy(np.ones((len(replay.people), 1))), key)
+    return bootstrap(replay.accuracy(np.ones((len(replay.people), 1))), key, within=SHARES)
 
 
 def swap(
@@ -177,9 +177,9 @@ def swap(
         flips += person_mean(flipped, replay.test) / SWAP_DRAWS
     own = replay.accuracy(coef)
     return Swap(
-        own=bootstrap(own, bootstrap_key),
-        swapped=bootstrap(accuracy, bootstrap_key),
-        flip_rate=bootstrap(flips, bootstrap_key),
+        own=bootstrap(own, bootstrap_key, within=SHARES),
+        swapped=bootstrap(accuracy, bootstrap_key, within=SHARES),
+        flip_rate=bootstrap(flips, bootstrap_key, within=SHARES),
         difference=bootstrap(own - accuracy, bootstrap_key),
     )
 

@@ -105,6 +105,7 @@ def _chosen(kind: str, given: JSONObject) -> JSONObject:
         chosen["loss.kind"] = "dpo"
     if kind in ("ppo", "grpo"):
         chosen |= {"rollout.max_new_tokens": 128, "kl.coef": 0.05}
+        chosen["model.remat"] = True  # what is kept for the backward pass of a group is the memory of the run
     if kind == "ppo" and full:
         chosen["critic.backbone"] = "shared"  # the other has adapters over a base that stays
     if kind == "grpo":

@@ -1,6 +1,10 @@
-"""BERT as an encoder: token ids → hidden states that see the whole text.
+"""BERT and MPNet as encoders: token ids → hidden states that see the whole text.
 
     h = LN(word + position + type);   per layer:  h = LN(h + attention(h)),   h = LN(h + W₂ gelu(W₁ h))
+
+MPNet (Song et al. 2020, arXiv 2004.09297) has no types, counts positions from 2 (padding is token and position 1), and adds
+to every
+attention score a number by how far the two tokens are apart (`positions`), the same in all layers.
 
 Shapes: B rows, T tokens, D width, H heads, n layers.
 """
@@ -16,40 +20,68 @@ from safetensors import SafetensorError, safe_open
 
 from rewards.errors import UserError
 from rewards.files import JSONObject
+from rlhf.models import positions
 from rlhf.models.families import MAX_LAYERS, NO_EFFECT
 from rlhf.models.hf_values import Values, cut
 from rlhf.models.layout import SINGLE, HostOrDevice, Tree
 
-_COMPUTED = frozenset(
+_SHARED = frozenset(
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "max_position_embeddings type_vocab_size layer_norm_eps hidden_act".split()
+    "max_position_embeddings layer_norm_eps hidden_act".split()
 )
+_COMPUTED = {"bert": _SHARED | {"type_vocab_size"}, "mpnet": _SHARED}
+_PADDING = 1  # token and position of MPNet
 _NO_EFFECT = NO_EFFECT | {
     "tie_word_embeddings",
     "attention_probs_dropout_prob",
     "hidden_dropout_prob",
     "classifier_dropout",
     "gradient_checkpointing",
+    "bos_token_id",
+    "eos_token_id",
 }
-_NEUTRAL = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_NEUTRAL = {
+    "bert": {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    "mpnet": {
+        "relative_attention_num_buckets": positions.BUCKETS,
+        "is_decoder": False,
+        "pad_token_id": _PADDING,
+    },
+}
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-_IGNORED = ("pooler.", "embeddings.position_ids", "cls.")  # a head, and a buffer of older transformers
-# Of one layer: name in the tree → (name in the file, sizes as letters of the configuration, kernel or not).
+_IGNORED = (
+    "pooler.",
+    "embeddings.position_ids",
+    "cls.",
+    "lm_head.",
+)  # heads, and a buffer of older transformers
+# Of one layer: name in the tree → name in the file.
+_MLP = {"up": "intermediate.dense", "down": "output.dense"}
 _LAYER = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "o": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
+    "bert": {
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+    }
+    | _MLP,
+    "mpnet": {name: f"attention.attn.{name}" for name in "qkvo"} | _MLP,
 }
-_NORMS = {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
+_NORMS = {
+    "bert": {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"},
+    "mpnet": {"attn_norm": "attention.LayerNorm", "mlp_norm": "output.LayerNorm"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """What fixes the computation; frozen, so that it can be static under jit."""
+    """What fixes the computation; frozen, so that it can be static under jit.
 
+    Attributes:
+      family: bert or mpnet. max_positions: the longest text. num_types: 0 where the family has none.
+    """
+
+    family: str
     vocab_size: int
     num_layers: int
     width: int
@@ -67,18 +99,21 @@ class BertConfig:
         Raises:
           UserError: another family, a key that changes the computation and is not known, a value out of range.
         """
-        if raw.get("model_type") != "bert":
+        family = raw.get("model_type")
+        if family not in ("bert", "mpnet"):
             raise UserError(
-                f"{source}: model_type: {cut(raw.get('model_type'))} is no sentence encoder that is supported; use one of "
-                "the family bert, such as all-minilm-l6-v2"
+                f"{source}: model_type: {cut(family)} is no sentence encoder that is supported; use one of "
+                "the families bert and mpnet, such as all-minilm-l6-v2"
             )
-        values = Values(raw, "bert", source)
+        values, neutral = Values(raw, family, source), _NEUTRAL[family]
         for key, value in raw.items():
-            if key in _COMPUTED or key in _NO_EFFECT or value is None or key.startswith("_"):
+            if key in neutral:
+                if value == neutral[key]:
+                    continue
+            elif key in _COMPUTED[family] or key in _NO_EFFECT or value is None or key.startswith("_"):
                 continue
-            if key not in _NEUTRAL or value != _NEUTRAL[key]:
-                only = f"only {_NEUTRAL[key]!r}; " if key in _NEUTRAL else ""
-                raise values.refuse(key, f"{cut(value)} is not supported for bert, {only}use another model")
+            only = f"only {neutral[key]!r}; " if key in neutral else ""
+            raise values.refuse(key, f"{cut(value)} is not supported for {family}, {only}use another model")
         width, heads = values.integer("hidden_size"), values.integer("num_attention_heads")
         if width % heads:
             raise values.refuse("num_attention_heads", f"{heads} does not divide hidden_size {width}")
@@ -87,14 +122,16 @@ class BertConfig:
             raise values.refuse(
                 "hidden_act", f"{cut(activation)} is not supported; use one of {', '.join(_ACTIVATIONS)}"
             )
+        shift = _PADDING + 1 if family == "mpnet" else 0
         return cls(
+            family=family,
             vocab_size=values.integer("vocab_size"),
             num_layers=values.integer("num_hidden_layers", high=MAX_LAYERS),
             width=width,
             num_heads=heads,
             mlp_width=values.integer("intermediate_size"),
-            max_positions=values.integer("max_position_embeddings"),
-            num_types=values.integer("type_vocab_size", default=2),
+            max_positions=values.integer("max_position_embeddings", low=shift + 1) - shift,
+            num_types=0 if family == "mpnet" else values.integer("type_vocab_size", default=2),
             norm_eps=values.number("layer_norm_eps", 1e-12),
             activation=str(activation),
         )
@@ -120,7 +157,9 @@ def load(directory: Path, config: BertConfig) -> Tree:
     }
     with _damage(path), safe_open(path, framework="numpy") as file:
         held = set(file.keys())
-        prefix = "bert." if "bert.embeddings.word_embeddings.weight" in held else ""
+        prefix = f"{config.family}."
+        if f"{prefix}embeddings.word_embeddings.weight" not in held:
+            prefix = ""
         read: set[str] = set()
 
         def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -148,23 +187,26 @@ def load(directory: Path, config: BertConfig) -> Tree:
 
         def layer(number: int) -> Tree:
             stem, parts = f"encoder.layer.{number}", {}
-            for key, name in _LAYER.items():
+            for key, name in _LAYER[config.family].items():
                 kernel = tensor(f"{stem}.{name}.weight", shapes[key])
                 parts[key] = {
                     "kernel": kernel.T,
                     "bias": tensor(f"{stem}.{name}.bias", (shapes[key][0],)),
                 }
-            return parts | {key: norm(f"{stem}.{name}") for key, name in _NORMS.items()}
+            return parts | {key: norm(f"{stem}.{name}") for key, name in _NORMS[config.family].items()}
 
-        sizes = {
-            "word": config.vocab_size,
-            "position": config.max_positions,
-            "token_type": config.num_types,
-        }
+        sizes = {"word": config.vocab_size, "position": config.max_positions}
+        if config.family == "mpnet":
+            sizes["position"] += _PADDING + 1
+        else:
+            sizes["token_type"] = config.num_types
         embeddings = {
             key: tensor(f"embeddings.{key}_embeddings.weight", (size, width)) for key, size in sizes.items()
         }
         tree: Tree = {"embed": embeddings, "embed_norm": norm("embeddings.LayerNorm")}
+        if config.family == "mpnet":
+            shape = (positions.BUCKETS, config.num_heads)
+            tree["relative"] = tensor("encoder.relative_attention_bias.weight", shape)
         layers = [layer(number) for number in range(config.num_layers)]
         tree["layers"] = jax.tree.map(lambda *each: np.stack(each), *layers)
         for name in sorted(held - read):
@@ -176,12 +218,19 @@ def load(directory: Path, config: BertConfig) -> Tree:
 def states(config: BertConfig, params: Tree, tokens: HostOrDevice, real: HostOrDevice) -> jax.Array:
     """Last hidden states float32[B, T, D] of tokens int32[B, T], of which real[B, T] are seen."""
     parts = params["embed"]
-    x = parts["word"][tokens] + parts["position"][: tokens.shape[1]] + parts["token_type"][0]
+    length = tokens.shape[1]
+    if config.family == "mpnet":
+        counted = jnp.asarray(real) & (jnp.asarray(tokens) != _PADDING)
+        x = parts["word"][tokens] + parts["position"][jnp.cumsum(counted, axis=1) * counted + _PADDING]
+        apart = jnp.moveaxis(params["relative"][positions.buckets(length)], -1, 0)
+    else:
+        x = parts["word"][tokens] + parts["position"][:length] + parts["token_type"][0]
+        apart = 0.0
     x = _norm(x, params["embed_norm"], config.norm_eps)
     mask = real[:, None, None, :]
 
     def layer(x: jax.Array, own: Tree) -> tuple[jax.Array, None]:
-        x = _norm(x + _attention(config, own, x, mask), own["attn_norm"], config.norm_eps)
+        x = _norm(x + _attention(config, own, x, mask, apart), own["attn_norm"], config.norm_eps)
         inner = _activated(config.activation, _linear(own["up"], x))
         return _norm(x + _linear(own["down"], inner), own["mlp_norm"], config.norm_eps), None
 
@@ -189,10 +238,13 @@ def states(config: BertConfig, params: Tree, tokens: HostOrDevice, real: HostOrD
         return jax.lax.scan(layer, x, params["layers"])[0]
 
 
-def _attention(config: BertConfig, own: Tree, x: jax.Array, mask: HostOrDevice) -> jax.Array:
+def _attention(
+    config: BertConfig, own: Tree, x: jax.Array, mask: HostOrDevice, apart: jax.Array | float
+) -> jax.Array:
+    """apart: [H, T, T], added to the scores."""
     shape = (*x.shape[:2], config.num_heads, -1)
     query, key, value = (_linear(own[name], x).reshape(shape) for name in "qkv")
-    scores = jnp.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
+    scores = jnp.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1]) + apart
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
     return _linear(own["o"], jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape))
 

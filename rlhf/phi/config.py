@@ -29,7 +29,8 @@ class EncoderConfig:
     kind: Literal["lm", "sentence", "precomputed", "attributes", "columns"] = Field(
         default="lm",
         description="lm: hidden states of model.name; sentence: vectors of the sentence encoder model.name "
-        "(all-minilm-l6-v2, or a directory in the layout of sentence-transformers), which reads the completion "
+        "(all-minilm-l6-v2, all-mpnet-base-v2, or a directory in the layout of sentence-transformers), which reads the "
+        "completion "
         "alone; precomputed: chosen_features, rejected_features; attributes: the numbers of the attributes column; "
         "columns: the rewards of encoder.columns.",
     )

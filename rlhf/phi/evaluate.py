@@ -10,7 +10,7 @@ import numpy as np
 from rewards.basis.fit import fit_pooled
 from rewards.basis.readout import Readout
 from rewards.comparison import compare, replay, scoreboard
-from rewards.comparison.measures import Interval, bootstrap
+from rewards.comparison.measures import SHARES, Interval, bootstrap
 from rewards.data.leak import leak_check
 from rewards.data.split import last_choices
 from rewards.errors import UserError
@@ -173,7 +173,9 @@ def evaluate_people(
         "accuracy": {n: _interval(value) for n, value in chosen.accuracy.items()},
         "accuracy_random": {
             n: _interval(
-                bootstrap(np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key)
+                bootstrap(
+                    np.mean([draw.person_accuracy[n] for draw in random], axis=0), average_key, within=SHARES
+                )
             )
             for n in settings.counts
         },

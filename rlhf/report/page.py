@@ -79,6 +79,13 @@ def number(value: object) -> str:
     return str(value)
 
 
+def measured(value: float | None, unit: str) -> str:
+    """A figure with its unit; shares as percent."""
+    if value is not None and unit == "share":
+        return f"{value:.1%}"
+    return f"{number(value)} {unit}" if unit else number(value)
+
+
 def is_interval(value: object) -> TypeGuard[dict[str, float]]:
     return isinstance(value, dict) and set(value) == {"mean", "low", "high"}
 
@@ -136,6 +143,13 @@ def bars(rows: Iterable[tuple[str, float]]) -> Markup:
 def cards(parts: Iterable[str]) -> Markup:
     shown = list(parts)
     return _PARTS.cards(shown) if shown else Markup("")
+
+
+def sides(answers: Iterable[tuple[str, str, str, str]]) -> Markup:
+    """Answers beside one another; each (whose, what it is worth, what was asked, what was said)."""
+    shown = list(answers)
+    same = len({asked for _, _, asked, _ in shown}) == 1
+    return _PARTS.sides(shown, same)
 
 
 def details(title: str, *parts: str) -> Markup:

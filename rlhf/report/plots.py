@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlhf.report.verdict import NEGLIGIBLE_NATS
 
@@ -234,9 +234,9 @@ def accuracy_curve(
     return svg(draw, height=3.4, label="accuracy against answers")
 
 
-def training_curve(steps: np.ndarray, values: np.ndarray, name: str) -> str:
+def training_curve(steps: np.ndarray, values: np.ndarray, name: str, unit: str = "") -> str:
     """One metric over training: what was logged (thin), and a running mean (thick); gaps where it was not
-    finite.
+    finite. Shares are drawn as percent.
     """
 
     def draw(figure: Figure) -> None:
@@ -251,6 +251,8 @@ def training_curve(steps: np.ndarray, values: np.ndarray, name: str) -> str:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        if unit == "share":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
     return svg(draw, height=1.7, width=3.0, label=name)
 

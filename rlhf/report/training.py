@@ -1,6 +1,9 @@
-"""report.html of `chorus train`: every metric of metrics.jsonl as a curve beside what it means."""
+"""report.html of `chorus train`: what the policy says at the start and at the end, then every metric of metrics.jsonl as a curve
+beside what it means, reward and KL first, the rest grouped by meaning.
+"""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,37 +19,131 @@ _MASS = "train/group_mass"
 _KL = "train/kl_ref_nats"
 _REWARD = "train/reward"
 _SAMPLED = "train/kl_coef"  # only runs that sample their own completions have it
+_SHOWN = 4
+FEW_STEPS = 10  # logged iterations whose ends are single samples of other prompts
+
+GROUPS = {
+    "Reward and distance from the reference": (
+        "train/reward",
+        "train/reward_mean",
+        "train/accuracy",
+        "train/margin",
+        _KL,
+        _SAMPLED,
+    ),
+    "Held out": ("eval/",),
+    "Loss": ("train/loss/",),
+    "Rewards one by one": ("train/reward/", "train/reward_", "train/left_out_share", "train/logged/"),
+    "What is written": (
+        "train/completion",
+        "train/eos_share",
+        "train/token_entropy_nats",
+        _MASS,
+        "train/log_ratio_nats",
+        "train/zero_variance_share",
+    ),
+    "Guardrails and rails": ("train/guard/", "train/rails/"),
+    "Optimiser": (
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/update_norm",
+        "train/param_norm",
+        "train/skipped",
+    ),
+    "How the policy is updated": ("train/",),
+    "Fit": ("fit/",),
+    "Speed": ("perf/",),
+    "Others": ("",),
+}
+"""Title → names of its metrics, in order, or how they begin (those with a slash or underscore at the end); the"
+" first that fits counts."""
 
 
 def write_training_report(
-    directory: Path, metrics_rows: list[JSONObject], findings: Sequence[JSONObject] = ()
+    directory: Path,
+    metrics_rows: list[JSONObject],
+    findings: Sequence[JSONObject] = (),
+    samples: Sequence[JSONObject] = (),
 ) -> None:
     """Write report.html from the lines of metrics.jsonl (`rlhf.run.metrics.read_metrics`).
 
     Args:
       directory: run directory; environment.json and config.yaml there are shown as provenance.
       findings: what went wrong, worst first: name, severity, cause, changes, evidence (`rlhf.train.diagnosis.findings.Finding`).
+      samples: entries of samples.jsonl, of runs that sample their own completions.
     Raises:
       UserError: the page cannot be written.
     """
     names = dict.fromkeys(name for row in metrics_rows for name in row if name not in _NOT_METRICS)
     curves = {name: _series(metrics_rows, name) for name in names}
     sampled = _SAMPLED in names
-    groups = {"eval/": "Held out", "train/": "Training", "fit/": "Fit", "perf/": "Speed"}
-    sections = [_findings_section(findings)]
+    sections = [_findings_section(findings), _samples_section(samples)]
     sections += [
-        page.section(
-            title,
-            page.cards(_card(name, *curves[name], sampled) for name in names if name.startswith(prefix)),
-        )
-        for prefix, title in groups.items()
+        page.section(title, page.cards(_card(name, *curves[name], sampled) for name in members))
+        for title, members in grouped(names).items()
     ]
-    others = [name for name in names if not name.startswith(tuple(groups))]
-    sections.append(
-        page.section("Others", page.cards(_card(name, *curves[name], sampled) for name in others))
-    )
     verdict = _with_findings(_with_held_out(training_verdict(curves), curves), findings)
     page.write_page(Path(directory), "Training", verdict, sections)
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names under the titles of GROUPS, in their order there, then as they came."""
+    found: dict[str, list[tuple[int, str]]] = {title: [] for title in GROUPS}
+    for name in names:
+        title, place = next(
+            (title, place)
+            for title, members in GROUPS.items()
+            for place, member in enumerate(members)
+            if name == member or (member not in _WHOLE and name.startswith(member))
+        )
+        found[title].append((place, name))
+    return {
+        title: [name for _, name in sorted(members, key=lambda one: one[0])]
+        for title, members in found.items()
+    }
+
+
+_WHOLE = frozenset(GROUPS["Reward and distance from the reference"])
+
+
+def _samples_section(samples: Sequence[JSONObject]) -> str:
+    """Answers to prompts at the first and at the last sampling, side by side; the same prompts where there are any."""
+    steps = sorted({int(entry["step"]) for entry in samples})
+    if len(steps) < 2:
+        return ""
+    first, last = (
+        {json.dumps(entry["prompt"]): entry for entry in samples if entry["step"] == step}
+        for step in (steps[0], steps[-1])
+    )
+    both = [key for key in first if key in last]
+    pairs = [(first[key], last[key]) for key in both] or list(
+        zip(first.values(), last.values(), strict=False)
+    )
+    articles = [
+        page.sides(
+            [
+                (
+                    f"step {entry['step']}",
+                    f"reward {page.number(entry['reward'])}",
+                    asked(entry),
+                    entry["completion"],
+                )
+                for entry in pair
+            ]
+        )
+        for pair in pairs[:_SHOWN]
+    ]
+    same = "" if both else " Different prompts were drawn then."
+    note = f"Completions drawn at step {steps[0]} and at step {steps[-1]}; samples.jsonl has more.{same}"
+    return page.section("What it says, before and after", page.paragraph(note, "note"), *articles)
+
+
+def asked(entry: JSONObject) -> str:
+    """The prompt of a sample as text."""
+    prompt = entry["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
 def _findings_section(findings: Sequence[JSONObject]) -> str:
@@ -128,6 +225,8 @@ def _sampled_verdict(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Verdic
     (first, last), (before, after) = _ends(reward), _ends(reward - price)
     nats = _ends(curves[_KL][1])[1]
     moved = f"{first:.4g} to {last:.4g} in {int(steps[-1])} iterations, {nats:.3g} nats from the reference"
+    if len(reward) < FEW_STEPS:
+        return Verdict("unknown", f"Too short to judge: the reward went from {moved}.")
     if last <= first:
         return Verdict("lost", f"The reward did not rise: from {moved}.")
     if after <= before:
@@ -155,14 +254,13 @@ def _card(name: str, steps: np.ndarray, values: np.ndarray, sampled: bool) -> st
     doc = (explained(name) if sampled else None) or METRICS.get(
         name, MetricDoc("Not explained here.", "", "")
     )
-    last = page.number(float(values[-1])) if np.isfinite(values[-1]) else page.number(None)
-    unit = f" {doc.unit}" if doc.unit else ""
-    drawn = plots.training_curve(steps, values, name)
-    wrong = [page.paragraph(f"When something is wrong: {doc.wrong}", "note")] if doc.wrong else []
+    last = page.measured(float(values[-1]) if np.isfinite(values[-1]) else None, doc.unit)
+    drawn = plots.training_curve(steps, values, name, doc.unit)
+    wrong = [page.details("When something is wrong", page.paragraph(doc.wrong, "note"))] if doc.wrong else []
     return page.joined(
         [
             page.heading(name, code=True),
-            page.paragraph(f"at the end {last}{unit}"),
+            page.paragraph(f"at the end {last}"),
             page.figure(drawn),
             page.paragraph(doc.meaning),
             *wrong,

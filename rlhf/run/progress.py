@@ -1,7 +1,10 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere, never silence."""
 
+import contextlib
 import io
+import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -15,6 +18,8 @@ from rlhf.run import processes
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("chorus")
+MINUTE = 60.0
 PATIENCE = 5.0  # seconds of silence that need no explanation
 
 
@@ -102,6 +107,25 @@ class ProgressLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is waited for, at once and then every MINUTE that it lasts, on the logger `chorus`."""
+    over, begun = threading.Event(), time.monotonic()
+    _LOG.info(f"{what} …")
+
+    def speak() -> None:
+        while not over.wait(MINUTE):
+            _LOG.info(f"{what}: {time.monotonic() - begun:.0f} s so far")
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 def watched(pieces: Sequence[T], title: str) -> Iterator[T]:

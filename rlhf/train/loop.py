@@ -3,6 +3,7 @@
 No arithmetic, no files.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -16,9 +17,13 @@ from jaxtyping import PyTree
 
 from rewards.errors import UserError
 from rlhf.run import processes, signals
+from rlhf.run.progress import waiting
 from rlhf.train.callbacks import Callback
 
 _LOG = logging.getLogger("chorus")
+COMPILING = (
+    "compiling and running the first step; with the same shapes later steps and runs do not compile again"
+)
 _NAMED = 4  # metrics in a message
 
 State = TypeVar("State")
@@ -120,8 +125,12 @@ def _loop(
         batch = batch_of(number)
         for callback in callbacks:
             callback.before(number, state, batch, step)
+        first = number == start
         try:
-            following, metrics = step(state, batch)
+            with waiting(COMPILING) if first else contextlib.nullcontext():
+                following, metrics = step(state, batch)
+                if first:
+                    jax.block_until_ready(metrics)
         except KeyboardInterrupt:  # long host work inside the step was told to stop waiting
             alone = not processes.several()  # others are inside the step
             if alone and signals.pending() and number > start and not _given_away(state):

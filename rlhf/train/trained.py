@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from rewards import jsonl
 from rewards.files import JSONObject
 from rlhf.models.adapters import AdapterSpec
 from rlhf.policy import store as policy_store
@@ -19,6 +20,7 @@ from rlhf.train.callbacks import CHECKPOINTS, SHOWN, Callback, Checkpoints, Metr
 from rlhf.train.checkpoint import Checkpointer
 from rlhf.train.config import TrainConfig
 from rlhf.train.diagnosis.detectors import Finding
+from rlhf.train.rl import samples
 from rlhf.train.rl.config import RLTrainConfig
 
 Diagnosis = Callable[[list[JSONObject]], list[Finding]]
@@ -130,6 +132,11 @@ def _closed(job: Run, trained: Trained, diagnose: Diagnosis | None) -> JSONObjec
     return read_result(job.directory)
 
 
+def _samples(path: Path) -> list[JSONObject]:
+    """Whole entries of samples.jsonl; none where there is no such file."""
+    return [entry for _, entry in jsonl.whole_lines(path) if isinstance(entry, dict)]
+
+
 def _last(rows: list[JSONObject]) -> JSONObject:
     """The last step that was made; a step that was left out has not all of its numbers."""
     return next((row for row in reversed(rows) if not row.get("train/skipped")), rows[-1])
@@ -140,5 +147,5 @@ def _write_report(job: Run, diagnose: Diagnosis | None) -> list[JSONObject]:
 
     rows = read_metrics(job.directory)
     findings = [] if diagnose is None else [finding._asdict() for finding in diagnose(rows)]
-    write_training_report(job.directory, rows, findings)
+    write_training_report(job.directory, rows, findings, _samples(job.directory / samples.FILE))
     return rows

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 import rewards
@@ -73,11 +74,8 @@ def served(at: World, scheme: str, share: float) -> np.ndarray:
         )
         return policy(at, np.asarray(projection.project(limits, people.astype(np.float32)), np.float64))
     if scheme == "λ*":
-        price = np.asarray(
-            exact_penalty(
-                np.float32(people @ at.phi.T), np.broadcast_to(at.flatters, (len(people), len(at.phi))), 1.0
-            )
-        )
+        reward = jnp.asarray(people @ at.phi.T, jnp.float32)
+        price = np.asarray(exact_penalty(reward, jnp.broadcast_to(at.flatters, reward.shape), 1.0))
         return policy(at, people, price[:, None])
     return policy(at, people)
 

@@ -24,6 +24,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 import rewards
@@ -58,8 +59,8 @@ class Topic(NamedTuple):
     @property
     def prompts(self) -> tuple[str, str, str]:
         """Without a stance, with the first and with the second."""
-        asked = (f"I am sure of this: {stance} {self.prompt}" for stance in self.stances)
-        return self.prompt, *asked
+        first, second = (f"I am sure of this: {stance} {self.prompt}" for stance in self.stances)
+        return self.prompt, first, second
 
 
 def topic(name: str, votes: list[tuple[str, str, int]], group: dict[str, int], least: int) -> Topic | None:
@@ -225,12 +226,16 @@ def shares(at: Seen, used: np.ndarray, priced: bool) -> np.ndarray:
     for prompt, sign in enumerate((0, 1, -1)):
         echo = np.broadcast_to(at.topic.side * sign > 0, reward.shape)
         log_ref = np.broadcast_to(at.log_ref[prompt], reward.shape)
-        price = (
-            exact_penalty(np.float32(reward), echo, 1.0, np.float32(log_ref))
-            if priced
-            else np.zeros(len(reward))
-        )
-        logits = log_ref + reward - np.asarray(price)[:, None] * echo
+        price = np.zeros(len(reward))
+        if priced:
+            given = (
+                jnp.asarray(reward, jnp.float32),
+                jnp.asarray(echo),
+                1.0,
+                jnp.asarray(log_ref, jnp.float32),
+            )
+            price = np.asarray(exact_penalty(*given))
+        logits = log_ref + reward - price[:, None] * echo
         found.append(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)))
     return np.array(found)
 

@@ -45,8 +45,9 @@ PROBES = {
 
 def turned(prefs: Preferences, size: int, method: str = "pref") -> FittedRewards:
     """Rewards of `size` axes, as many of them named as the basis shows."""
-    settings = {"num_basis": size} if method == "pref" else {}
-    return rewards.fit(prefs, method=method, probes=PROBES, **settings)
+    if method == "pref":
+        return rewards.fit(prefs, method=method, probes=PROBES, num_basis=size)
+    return rewards.fit(prefs, method=method, probes=PROBES)
 
 
 def row(fitted: FittedRewards) -> JSONObject:

@@ -44,6 +44,16 @@ GROUPS = (
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+# What is said before heavy modules are imported, by commands whose own first line comes late.
+_FIRST = {
+    f"chorus {command}": f"loading {what} …"
+    for what, commands in {
+        "the model": ("generate", "export", "evaluate", "probe", "replay"),
+        "the rewards": ("rewards evaluate", "rewards score", "users ask", "users update", "users edit"),
+        "the runs": ("compare", "sweep"),
+    }.items()
+    for command in commands
+}
 _OK, _BUG, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -153,7 +163,7 @@ def entry() -> NoReturn:
     """
     programs.remember()
     try:
-        status = main()
+        status = main(first_words=True)
     except Exception:
         traceback.print_exc()
         status = _BUG
@@ -164,8 +174,12 @@ def entry() -> NoReturn:
     os._exit(status)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print; returns the exit status."""
+def main(argv: Sequence[str] | None = None, *, first_words: bool = False) -> int:
+    """Parse, run, print; returns the exit status.
+
+    Args:
+      first_words: say at once what is waited for, where a command loads for long before it has anything to say.
+    """
     # Libraries speak on stderr in the middle of our lines; a user's own setting wins.
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
@@ -180,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     speak()
     try:
         with signals.handled():
-            execute(parse(sys.argv[1:] if argv is None else argv))
+            args = parse(sys.argv[1:] if argv is None else argv)
+            if first_words and (first := _FIRST.get(getattr(getattr(args, "parser", None), "prog", ""))):
+                print(first, file=sys.stderr, flush=True)
+            execute(args)
         sys.stdout.flush()
         processes.leave(_OK)
         return _OK

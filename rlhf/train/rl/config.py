@@ -148,7 +148,7 @@ class RLTrainConfig:
         default=10,
         ge=0,
         le=1_000_000_000,
-        description="Iterations between entries of samples.jsonl; 0 means none.",
+        description="Iterations between entries of samples.jsonl, which the first and the last have, too; 0 means none.",
     )
     sample_rows: int = Field(
         default=4, ge=1, le=100_000, description="Completions written each time, of different groups."

@@ -40,6 +40,7 @@ class Samples:
             prompts,
         )
         self._every, self._count = config.train.samples_every, config.train.sample_rows
+        self._last = config.train.steps
         self._group, self._opened = config.rollout.completions, False
         self._skip_special_tokens = config.rollout.skip_special_tokens
 
@@ -50,13 +51,13 @@ class Samples:
         rewards: ArrayLike,
         extra: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
-        """Write rows of this iteration if it is its turn (the first and every `samples_every`-th)."""
+        """Write rows of this iteration if it is its turn (the first, every `samples_every`-th, and the last)."""
         step = batch.number + 1
         if not self._opened:
             if processes.is_writer():
                 self._drop_from(batch.number)
             self._opened = True
-        if not self._every or (step % self._every and step != 1):
+        if not self._every or (step % self._every and step not in (1, self._last)):
             return
         groups = rollout.mask.shape[0] // self._group
         chosen = self._group * np.unique(np.linspace(0, groups - 1, min(self._count, groups)).astype(int))

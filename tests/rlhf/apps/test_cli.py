@@ -146,6 +146,16 @@ def test_json_is_last_on_stdout_and_the_rest_goes_to_stderr(monkeypatch, capsys)
     assert json.loads(captured.out) == {"a": None, "b": 1} and captured.err == "working\n"
 
 
+def test_commands_that_load_for_long_say_so_first(monkeypatch, capsys):
+    """Only as a process of their own; their programs are those of the command line."""
+    monkeypatch.setattr(cli, "execute", lambda args: print("said"))
+    words = ["generate", "--model", "m", "--prompt", "x"]
+    assert cli.main(words, first_words=True) == 0
+    assert capsys.readouterr().err == "loading the model …\n"
+    assert cli.main(words) == 0 and capsys.readouterr().err == ""
+    assert {name.removeprefix("chorus ") for name in cli._FIRST} <= set(COMMANDS)
+
+
 def test_what_ends_a_command_decides_its_status(monkeypatch, capsys):
     def ending(error):
         def run(args):
@@ -200,7 +210,9 @@ def test_interrupt_of_the_real_process(tmp_path):
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == b""
-    assert err.decode().strip() == "chorus: interrupted; the same command resumes where it stopped"
+    first, _, last = err.decode().strip().splitlines()
+    assert first == "loading the model …"
+    assert last == "chorus: interrupted; the same command resumes where it stopped"
 
 
 def test_a_terminated_process_cleans_up_like_an_interrupted_one(tmp_path):

@@ -12,24 +12,34 @@ MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
 MAX_TOKENS = 24
 
 
-def write(directory: Path, *, pooling=MEAN, normalise=True, **changes) -> Path:
-    """`changes`: to the configuration of BERT."""
+KINDS = {
+    "bert": (transformers.BertConfig, transformers.BertModel, WORDS),
+    # Padding is token 1.
+    "mpnet": (
+        transformers.MPNetConfig,
+        transformers.MPNetModel,
+        ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *WORDS[4:]],
+    ),
+}
+
+
+def write(directory: Path, *, family="bert", pooling=MEAN, normalise=True, **changes) -> Path:
+    """`changes`: to the configuration of the model."""
+    make_config, make_model, words = KINDS[family]
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS) + 10, max_position_embeddings=40, **{**sizes, **changes}
-    )
+    config = make_config(vocab_size=len(words) + 10, max_position_embeddings=40, **{**sizes, **changes})
     torch.manual_seed(0)
-    model = transformers.BertModel(config).eval()
+    model = make_model(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(("LayerNorm.weight" in name) + 0.3 * torch.randn_like(parameter))
     model.save_pretrained(directory)
     tokenizer = Tokenizer(
-        models.WordPiece({word: n for n, word in enumerate([*WORDS, *"0123456789"])}, unk_token="[UNK]")
+        models.WordPiece({word: n for n, word in enumerate([*words, *"0123456789"])}, unk_token="[UNK]")
     )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(name, WORDS.index(name)) for name in ("[CLS]", "[SEP]")]
+    ends = [(name, words.index(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair=None, special_tokens=ends
     )

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from rewards.errors import UserError
-from rlhf.models import fetch
+from rlhf.models import fetch, positions
 from rlhf.models.config import ModelConfig
 from rlhf.models.load import read_hf_config
 from rlhf.models.sentence import SentenceEncoder, buckets
@@ -65,6 +65,8 @@ def reference(
             {"hidden_act": "relu"},
         ),
         ({"pooling_mode": "mean"}, ("mean",), False, {}),
+        (sentence_files.MEAN, ("mean",), True, {"family": "mpnet"}),
+        ({"pooling_mode_cls_token": True}, ("cls",), False, {"family": "mpnet", "hidden_act": "relu"}),
     ],
 )
 def test_vectors_equal_the_reference(tmp_path, pooling, pools, normalise, changes):
@@ -76,8 +78,18 @@ def test_vectors_equal_the_reference(tmp_path, pooling, pools, normalise, change
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_vector_depends_on_its_text_alone(tmp_path, caplog):
-    encoder = SentenceEncoder(sentence_files.write(tmp_path / "encoder"))
+@pytest.mark.parametrize("length", [1, 9, 514])
+def test_relative_positions_are_those_of_the_reference(length):
+    places = torch.arange(length)
+    expected = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket(
+        places[None, :] - places[:, None]
+    )
+    np.testing.assert_array_equal(positions.buckets(length), expected.numpy())
+
+
+@pytest.mark.parametrize("family", sentence_files.KINDS)
+def test_a_vector_depends_on_its_text_alone(tmp_path, caplog, family):
+    encoder = SentenceEncoder(sentence_files.write(tmp_path / "encoder", family=family))
     together = encoder.embed(TEXTS)
     assert "1 of 7 texts are longer than the 24 tokens" in caplog.text
     for text, vector in zip(TEXTS, together, strict=True):
@@ -192,7 +204,8 @@ def test_it_is_no_language_model(tmp_path):
 
 
 @pytest.mark.download
-def test_the_published_one_equals_the_reference():
-    directory = fetch.fetch("all-minilm-l6-v2")
+@pytest.mark.parametrize(("name", "max_tokens"), [("all-minilm-l6-v2", 256), ("all-mpnet-base-v2", 384)])
+def test_the_published_one_equals_the_reference(name, max_tokens):
+    directory = fetch.fetch(name)
     found = SentenceEncoder(directory).embed(TEXTS)
-    np.testing.assert_allclose(found, reference(directory, max_tokens=256), atol=1e-5)
+    np.testing.assert_allclose(found, reference(directory, max_tokens=max_tokens), atol=1e-5)

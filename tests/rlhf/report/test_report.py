@@ -23,7 +23,7 @@ from rlhf.report import (
     write_training_report,
 )
 from rlhf.report.figures import Enumerated, normalise, summarise_enumerated
-from rlhf.report.training import training_verdict
+from rlhf.report.training import grouped, training_verdict
 from rlhf.run import metric_docs
 
 ROOT = Path(__file__).parents[3]
@@ -138,7 +138,10 @@ def test_a_policy_that_ignores_the_user_is_named_so():
 
 def test_policies_dealt_to_the_wrong_people_lose():
     result, matrix, _, _ = planted()
-    assert evaluation_verdict(result, np.roll(matrix, 1, axis=1)).status == "lost"
+    people, worst = np.arange(len(matrix)), np.argmin(matrix, axis=1)
+    wrong = matrix.copy()
+    wrong[people, people], wrong[people, worst] = matrix[people, worst], matrix[people, people]
+    assert evaluation_verdict(result, wrong).status == "lost"
     worse = evaluation_verdict({}, 1.0 - np.eye(8)).text
     assert "served better by other people's coefficients" in worse
 
@@ -315,6 +318,34 @@ def test_rewards_page(tmp_path):
     assert "Not judged yet" in Page(tmp_path).text and "Person by person" not in Page(tmp_path).text
 
 
+def test_training_page_begins_with_what_is_said_then_reward_and_kl(tmp_path):
+    names = ("perf/step_seconds", "train/clip_share", "train/loss/total", "train/kl_ref_nats", "train/reward")
+    rows = [{"step": step, "train/kl_coef": 0.05} | dict.fromkeys(names, 0.25) for step in (1, 2)]
+    samples = [
+        {"step": step, "prompt": prompt, "completion": f"said at {step} {HOSTILE}", "reward": step / 2}
+        for step in (1, 2)
+        for prompt in ("one?", [{"role": "user", "content": f"two? {HOSTILE}"}])
+    ]
+    write_training_report(tmp_path, rows, (), samples)
+    page = Page(tmp_path)
+    self_contained(page)
+    places = [
+        page.text.index(piece)
+        for piece in (
+            "said at 1",
+            "said at 2",
+            "train/reward",
+            "train/kl_ref_nats",
+            "train/loss/total",
+            "train/clip_share",
+            "perf/step_seconds",
+        )
+    ]
+    assert places == sorted(places) and page.text.count("one?") == 1
+    assert "at the end 25.0%" in page.text and "Too short to judge" in page.text
+    assert sorted(sum(grouped([*names, "novel"]).values(), [])) == sorted([*names, "novel"])
+
+
 def test_training_page_is_small_however_long_the_run(tmp_path):
     steps = range(1, 20_001)
     rng = np.random.default_rng(0)
@@ -467,7 +498,7 @@ def test_every_figure_of_the_results_is_explained():
     rounds = keys_of("rewards/basis/joint.py", "optimise") | keys_of("rewards/basis/fit.py", "run_rounds")
     assert "objective" in rounds and {f"fit/{name}" for name in rounds} - set(metric_docs.FIT) == set()
     nested = {"run_dir", "axes", "candidates", "fit", "swap", "answers", "counts", "lapse", "axis_items"}
-    nested |= {"model", "policy_refusal"}  # words
+    nested |= {"model", "policy_refusal", "choice"}  # words
     by_person = {"person_accuracy", "pooled_person_accuracy"}
     fitted = keys_of("rlhf/phi/fit.py", "_fit_result") | keys_of("rlhf/phi/evaluate.py", "evaluate_people")
     assert "pooled_accuracy" in fitted
