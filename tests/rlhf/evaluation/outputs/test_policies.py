@@ -321,7 +321,7 @@ def test_exact_figures_are_those_of_the_evaluation_of_one_policy(world, prefs, t
         assert new[name] == pytest.approx(old[name], rel=1e-5, abs=1e-6), name
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Exact figures" in page and f"{new['own_reward']:.4g}" in page
-    with pytest.raises(UserError, match="lists no answers to prompt 1"):
+    with pytest.raises(UserError, match="lists no answers to prompt 2"):
         evaluate(
             None,
             given
