@@ -50,8 +50,8 @@ class Auto(fit.FitConfig, RewardModel):
     def _fit(self, table, training, *, weight=None, on_round=None) -> LinearFitted:
         models: dict[str, RewardModel] = {HOUSE: self.house(), CROSSED: self.crossed()}
         choice = self._choice(table, training, weight)
-        _LOG.info(f"model: {choice['said']}")
         fitted = models[choice["chosen"]].fit(table, training, weight=weight, on_round=on_round)
+        _LOG.info(f"model: {choice['said']}")  # what cannot be fitted at all is said alone
         assert isinstance(fitted, LinearFitted)
         return dataclasses.replace(fitted, report=fitted.report | {"choice": choice})
 

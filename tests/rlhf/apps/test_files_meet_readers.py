@@ -58,7 +58,7 @@ def sample_writer(folder, prompts):
     source = types.SimpleNamespace(names=("a",))
     known = types.SimpleNamespace(prompts=prompts, row=np.arange(1, 1 + len(prompts)))
     config = types.SimpleNamespace(
-        train=types.SimpleNamespace(samples_every=1, sample_rows=8),
+        train=types.SimpleNamespace(steps=9, samples_every=1, sample_rows=8),
         rollout=types.SimpleNamespace(completions=1, skip_special_tokens=True),
     )
     return samples.Samples(folder, tokenizer, source, known, config)

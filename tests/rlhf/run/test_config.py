@@ -14,7 +14,7 @@ from rlhf.phi.config import RewardsConfig
 from rlhf.run.config.describe import KINDS, describe, schema_of
 from rlhf.run.config.document import parse
 from rlhf.run.config.load import load, to_dict, to_yaml
-from rlhf.train.config import DPOConfig, SFTConfig, TrainConfig
+from rlhf.train.config import DPOConfig, PairTrainConfig, SFTConfig
 
 DPO = """\
 seed: 1
@@ -72,7 +72,7 @@ def test_lists_become_tuples(write):
 def test_a_mapping_as_override_replaces_the_section(write):
     path = write(DPO + "  log_every: 3\n")
     assert load(path, [], DPOConfig).train.log_every == 3
-    assert load(path, ["train={steps: 5}"], DPOConfig).train == TrainConfig(steps=5)
+    assert load(path, ["train={steps: 5}"], DPOConfig).train == PairTrainConfig(steps=5)
 
 
 @settings(deadline=None)
