@@ -5,12 +5,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Files compile the same tiny programs again and again, in two workers and in processes of their own: one cache for all.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
-)
+from rewards.files import cache_dir
+from rlhf.run.programs import processor
+
+# Files compile the same tiny programs again and again, in two workers and in processes of their own: one cache for all, and for
+# other checkouts on this machine. JAX's key covers the program and the versions.
+COMPILED = cache_dir() / "compiled_by_tests" / processor()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1024**3))
 # Tests compile much and compute little: half the time to compile, slower programs, in every process that a test starts, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Two workers on two cores: threads of OpenBLAS (in every step of SciPy's L-BFGS) and of torch would wait for each other.
