@@ -10,8 +10,7 @@ from rlhf.run.programs import processor
 
 # Files compile the same tiny programs again and again, in two workers and in processes of their own: one cache for all, and for
 # other checkouts on this machine. JAX's key covers the program and the versions.
-COMPILED = cache_dir() / "compiled_by_tests" / processor()
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled_by_tests" / processor()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1024**3))
