@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,10 @@ from rewards.files import cache_dir
 from rlhf.run.programs import processor
 
 # Files compile the same tiny programs again and again, in two workers and in processes of their own: one cache for all, and for
-# other checkouts on this machine. JAX's key covers the program and the versions.
+# other checkouts on this machine. JAX's key covers the program and the versions; what is two weeks old goes (`pytest_configure`).
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled_by_tests" / processor()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1024**3))
 # Tests compile much and compute little: half the time to compile, slower programs, in every process that a test starts, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Two workers on two cores: threads of OpenBLAS (in every step of SciPy's L-BFGS) and of torch would wait for each other.
@@ -60,6 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from rewards.shown import speak
 
     speak()  # as a command does
+    if not hasattr(config, "workerinput"):  # not in each worker
+        old = time.time() - 14 * 24 * 3600
+        for program in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*-cache"):
+            if program.stat().st_mtime < old:
+                program.unlink(missing_ok=True)
     config.addinivalue_line("markers", "real_model: needs a published model; uses the user's own cache")
     config.addinivalue_line("markers", "slow: left to `make test-all`; tests/slow.txt says which")
     config.addinivalue_line("markers", "download: needs the package index; uses the user's own cache")

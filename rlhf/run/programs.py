@@ -23,6 +23,8 @@ SETTINGS = {
 
 def remember() -> None:
     """Let JAX keep compiled programs below the cache folder; before JAX is imported, which reads this from the environment."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # somebody's own folder, which nothing is thrown out of
     folder = cache_dir() / FOLDER / processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -147,14 +147,14 @@ class Trainer:
         try:
             with arguments.training(self.state_at(batch.number), len(batch.index)) as said:
                 given = self.source.reward(rollout, rows)
-                checked = self._checked(rollout, rows)
+                checked = self.checked(rollout, rows)
         except UserError as error:
             raise UserError(f"step {batch.number + 1}: {error}") from None
         left_out = sum(given.left_out.values()) / (len(batch.index) * len(self.source.names))
         metrics = {"train/left_out_share": left_out} | said.means("train")
         return Rewarded(place.sent(place.batch(given.phi)), checked, metrics, said.extra)
 
-    def _checked(self, rollout: Rollout, rows: PromptRows) -> jax.Array | None:
+    def checked(self, rollout: Rollout, rows: PromptRows) -> jax.Array | None:
         """What the checks of guardrails say of completions, float32[B, C]; None without guardrails."""
         if self.config.guardrails is None:
             return None

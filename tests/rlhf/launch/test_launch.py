@@ -77,6 +77,9 @@ def start_now(job):
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
         return "JobState=PENDING" not in shown(job)
 
+    time.sleep(
+        2
+    )  # what starts in the second in which it was requeued is refused: its credential counts as revoked
     wait_for(started)
 
 

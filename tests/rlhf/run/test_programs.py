@@ -55,6 +55,12 @@ def test_what_the_user_has_set_stays(alone, monkeypatch, name):
     assert os.environ[name] == "/elsewhere"
 
 
+def test_nothing_is_thrown_out_of_a_folder_that_is_not_ours(alone, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    programs.remember()
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+
+
 def test_jax_can_be_told_to_keep_none(alone, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
     run()
