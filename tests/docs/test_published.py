@@ -23,7 +23,7 @@ def test_the_ten_lines_on_the_published_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [code] = blocks("README.md")[:1]
     code = code.replace("steps=60", "steps=4, adapter_layers=4")
-    small = 'users={"count": 3}, sampling={"num_samples": 1, "max_new_tokens": 16}'
+    small = 'users={"count": 2}, sampling={"num_samples": 1, "max_new_tokens": 8}'
     code = code.replace("prefs.held_out)", f"prefs.held_out, {small})")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
