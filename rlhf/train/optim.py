@@ -64,13 +64,12 @@ Own = optax.GradientTransformation | None
 
 
 class TrainState(NamedTuple):
-    """What the next step needs: step number, trained arrays, optimiser state, key of the run (None where another holds it); what
-    guardrails remember."""
+    """What the next step needs: step number, trained arrays, optimiser state, key of the run; what guardrails remember."""
 
     step: jax.Array
     params: PyTree
     opt_state: optax.OptState
-    key: jax.Array | None
+    key: jax.Array
     guard: PyTree = None
 
 

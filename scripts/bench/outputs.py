@@ -26,7 +26,7 @@ import rewards
 import rlhf
 from scripts.bench.machine import RESULTS, report
 from tests.rlhf import tiny
-from tests.rlhf.api.world import FIT, table
+from tests.rlhf.api.world import table
 
 TOKENS = 8
 
@@ -35,7 +35,9 @@ def build(root: Path, people: int, prompts: int) -> None:
     """model/, rewards/ of so many people, two policies a/ and b/, prompts.txt."""
     model = tiny.write_model(root / "model")
     prefs = rewards.read(table(people * 4 // 3))  # a fifth of them is held out
-    rewards.fit(prefs.training, encoder=rlhf.encoder(model), **FIT).save(root / "rewards")
+    rewards.fit(prefs.training, encoder=rlhf.encoder(str(model)), num_basis=2, dims=4, rounds=3).save(
+        root / "rewards"
+    )
     fitted = rewards.load(root / "rewards")
     trained = rlhf.train_dpo(model, prefs.training, rewards=fitted, steps=1, learning_rate=1e-2, lora_rank=2)
     rng = np.random.default_rng(0)

@@ -248,7 +248,8 @@ def _update(
     found, metrics = ready.found, ready.metrics
     shuffle = rollouts.iteration_keys(state.key, state.iteration).shuffle
     # Its key is not read again; without it no step that is left out chooses between keys (members side by side).
-    start = optim.TrainState(state.step, state.params, state.opt_state, None)
+    # The key stays with the iteration: nothing is drawn in an update.
+    start = optim.TrainState(state.step, state.params, state.opt_state, None)  # pyright: ignore[reportArgumentType]
     trained, steps = _epochs(start, ready.whole, frozen, ready.kl_price, shuffle, settings, program, extra)
     kl_nats = metrics["train/kl_ref_nats"]
     kl_coef = next_kl_coef(settings.kl, state.kl_coef, kl_nats, completions=rollout.mask.shape[0])
