@@ -64,10 +64,9 @@ def divide(sizes: np.ndarray, most: int) -> list[Widths]:
     for cut in reversed(cuts):
         ends.append(lengths[taken - 1])
         taken = cut[taken - 1]
-    within = [rounded[rounded[:, 0] <= end].max(axis=0) for end in reversed(ends)]
-    return [
-        Widths(int(end), int(size[1]), int(size[2])) for end, size in zip(reversed(ends), within, strict=True)
-    ]
+    ends.reverse()
+    within = [rounded[rounded[:, 0] <= end].max(axis=0) for end in ends]
+    return [Widths(int(end), int(size[1]), int(size[2])) for end, size in zip(ends, within, strict=True)]
 
 
 def fitting(widths: Sequence[Widths], nodes: np.ndarray) -> Widths:

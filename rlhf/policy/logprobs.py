@@ -220,14 +220,14 @@ def similar(
 ) -> Iterator[tuple[np.ndarray, PackedRows]]:
     """Every row in `chunks`, as (row numbers, rows): in their order and whole, or sorted by length and cut to `widths`."""
     num_rows = len(rows.tokens)
-    nodes = None if widths is None else lengths.used(rows)[:, 0]
-    ordered = np.arange(num_rows) if nodes is None else np.argsort(nodes, kind="stable")
-    for index in chunks(num_rows, size, title):
-        chosen = ordered[index]
-        part = rows.take(chosen)
-        if widths is not None and nodes is not None:
-            part = lengths.trimmed(part, lengths.fitting(widths, nodes[chosen]))
-        yield chosen, part
+    if widths is None:
+        yield from ((index, rows.take(index)) for index in chunks(num_rows, size, title))
+        return
+    nodes = lengths.used(rows)[:, 0]
+    ordered = np.argsort(nodes, kind="stable")
+    for places in chunks(num_rows, size, title):
+        index = ordered[places]
+        yield index, lengths.trimmed(rows.take(index), lengths.fitting(widths, nodes[index]))
 
 
 def all_logprobs(

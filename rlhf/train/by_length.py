@@ -24,14 +24,18 @@ MUCH = 0.5
 
 def widths(config: DPOConfig | RewardTrainConfig, packed: PackedRows) -> list[Widths] | None:
     """To what rows are padded; None where all are padded to the longest."""
-    if config.train.length_buckets == 1:
-        return None
-    return lengths.divide(lengths.used(packed), config.train.length_buckets)
+    return _widths(config, lengths.used(packed))
+
+
+def _widths(config: DPOConfig | RewardTrainConfig, sizes: np.ndarray) -> list[Widths] | None:
+    buckets = config.train.length_buckets
+    return None if buckets == 1 else lengths.divide(sizes, buckets)
 
 
 def batches(config: DPOConfig | RewardTrainConfig, data: PyTree, packed: PackedRows) -> Batches:
     """As `rlhf.train.sft.batches` of `data`, whose rows `packed` are; grouped by length where the configuration says so."""
-    sizes, wide = lengths.used(packed), widths(config, packed)
+    sizes = lengths.used(packed)
+    wide = _widths(config, sizes)
     if wide is None:
         lost = lengths.padding(sizes[:, 0], packed.tokens.shape[1])
         if lost > MUCH:
